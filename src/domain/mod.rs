@@ -1,0 +1,13 @@
+//! The pure core: what lightd knows and decides, without doing anything.
+//!
+//! Everything above imports this, and this imports nothing of ours. It holds no socket, no file, no
+//! clock and no lock: time comes in as a value, decisions go out as values. That is why each rule in
+//! here can be tested by playing sequences against it.
+
+pub(crate) mod event;
+pub(crate) mod ids;
+pub(crate) mod observed;
+pub(crate) mod path;
+pub(crate) mod spec;
+pub(crate) mod template;
+pub(crate) mod units;

@@ -1,0 +1,73 @@
+//! Durations and sizes as people write them in requests and in the configuration.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// Bytes in one MB as the contract counts them.
+pub(crate) const MIB: u64 = 1 << 20;
+
+/// A length of time written with units: `30s`, `15m`, `1h30m`, `7d`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Span(pub(crate) Duration);
+
+/// Why a text is no [`Span`].
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("must be a length of time with units, such as 30s, 15m, 1h30m or 7d")]
+pub(crate) struct InvalidSpan;
+
+impl Span {
+    /// Reads sums of whole numbers with the units `d`, `h`, `m`, `s` and `ms`.
+    pub(crate) fn parse(text: &str) -> Result<Self, InvalidSpan> {
+        let known = ["d", "h", "m", "s", "ms"];
+        let units = text.split(|c: char| c.is_ascii_digit()).filter(|unit| !unit.is_empty());
+        let starts_with_digit = text.bytes().next().is_some_and(|b| b.is_ascii_digit());
+        if !starts_with_digit || units.into_iter().any(|unit| !known.contains(&unit)) {
+            return Err(InvalidSpan);
+        }
+        humantime::parse_duration(text).map(Self).map_err(|_| InvalidSpan)
+    }
+}
+
+impl<'de> Deserialize<'de> for Span {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(from)?;
+        Self::parse(&text).map_err(serde::de::Error::custom)
+    }
+}
+
+impl Serialize for Span {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(&humantime::format_duration(self.0))
+    }
+}
+
+/// A moment as the contract writes it: whole seconds since 1970-01-01 UTC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub(crate) struct UnixSeconds(pub(crate) i64);
+
+impl UnixSeconds {
+    pub(crate) fn now() -> Self {
+        Self(jiff::Timestamp::now().as_second())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spans_read_as_the_contract_writes_them() {
+        let seconds = |text| Span::parse(text).map(|span| span.0.as_secs());
+        assert_eq!(seconds("30s"), Ok(30));
+        assert_eq!(seconds("15m"), Ok(900));
+        assert_eq!(seconds("1h30m"), Ok(5400));
+        assert_eq!(seconds("7d"), Ok(604_800));
+        for bad in
+            ["", "90", "1 week", "1w", "-1s", "s", "1h30", "abc", "1s ", "99999999999999999999d"]
+        {
+            assert_eq!(Span::parse(bad), Err(InvalidSpan), "{bad:?}");
+        }
+    }
+}
