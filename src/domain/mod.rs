@@ -6,8 +6,10 @@
 
 pub(crate) mod event;
 pub(crate) mod ids;
+pub(crate) mod lifecycle;
 pub(crate) mod observed;
 pub(crate) mod path;
+pub(crate) mod restart;
 pub(crate) mod spec;
 pub(crate) mod template;
 pub(crate) mod units;

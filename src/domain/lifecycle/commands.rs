@@ -1,0 +1,339 @@
+//! Wishes: the rows of the table in the module above.
+
+use super::{AfterStop, Answer, Command, Denied, Effect, Machine, Phase, Policy, Rest, Uptime};
+
+type Decision = Result<(Answer, Vec<Effect>), Denied>;
+
+fn accept(effects: Vec<Effect>) -> Decision {
+    Ok((Answer::Accepted, effects))
+}
+
+fn satisfied() -> Decision {
+    Ok((Answer::Satisfied, Vec::new()))
+}
+
+impl Machine {
+    /// Decides on a wish. A denied one has changed nothing.
+    pub(crate) fn command(&mut self, command: Command, policy: Policy, now: Uptime) -> Decision {
+        if matches!(self.phase, Phase::Deleting) {
+            return match command {
+                Command::Delete | Command::Kill => satisfied(),
+                Command::Start
+                | Command::Stop
+                | Command::Restart
+                | Command::Pause
+                | Command::Resume
+                | Command::Reinstall
+                | Command::Rebind
+                | Command::Suspend
+                | Command::Unsuspend => Err(Denied::Deleting),
+            };
+        }
+        if matches!(command, Command::Start | Command::Stop | Command::Restart | Command::Kill) {
+            self.restarts.reset();
+        }
+        match command {
+            Command::Start => self.start(),
+            Command::Stop => self.stop(policy, now),
+            Command::Restart => self.restart(policy, now),
+            Command::Kill => self.kill(now),
+            Command::Pause => self.pause(),
+            Command::Resume => self.resume(),
+            Command::Reinstall => self.reinstall(policy, now),
+            Command::Rebind => self.rebind(policy, now),
+            Command::Suspend => self.suspend(policy, now),
+            Command::Unsuspend => self.unsuspend(),
+            Command::Delete => {
+                self.phase = Phase::Deleting;
+                accept(vec![self.emit("deleting"), Effect::Remove])
+            }
+        }
+    }
+
+    fn start(&mut self) -> Decision {
+        match &mut self.phase {
+            Phase::Offline | Phase::Crashed { .. } => accept(self.begin_start(false)),
+            Phase::Failed { .. } => Err(Denied::Failed),
+            Phase::Suspended { .. } => Err(Denied::Suspended),
+            Phase::Installing { .. } => Err(Denied::Installing),
+            Phase::Starting { .. } | Phase::Running { .. } => satisfied(),
+            Phase::Paused { run, .. } => accept(vec![Effect::Unpause { run: *run }]),
+            Phase::Stopping { next, .. } => match next {
+                AfterStop::Rest => {
+                    *next = AfterStop::Start;
+                    self.wanted_up = true;
+                    accept(Vec::new())
+                }
+                AfterStop::Start | AfterStop::Rebind => satisfied(),
+                AfterStop::Reinstall => Err(Denied::Installing),
+                AfterStop::Suspend => Err(Denied::Suspended),
+            },
+            Phase::Rebinding { rest: Rest::Offline, start_after, .. } => {
+                *start_after = true;
+                self.wanted_up = true;
+                accept(Vec::new())
+            }
+            Phase::Rebinding { rest: Rest::Failed(_), .. } => Err(Denied::Failed),
+            Phase::Rebinding { rest: Rest::Suspended { .. }, .. } => Err(Denied::Suspended),
+            Phase::Deleting => Err(Denied::Deleting),
+        }
+    }
+
+    fn stop(&mut self, policy: Policy, now: Uptime) -> Decision {
+        match &mut self.phase {
+            Phase::Offline | Phase::Failed { .. } | Phase::Suspended { .. } => satisfied(),
+            Phase::Crashed { .. } => {
+                self.phase = Phase::Offline;
+                self.wanted_up = false;
+                accept(vec![self.emit("stopped")])
+            }
+            Phase::Installing { .. } => Err(Denied::Installing),
+            Phase::Starting { .. } | Phase::Running { .. } | Phase::Paused { .. } => {
+                accept(self.begin_stop(AfterStop::Rest, policy, now))
+            }
+            Phase::Stopping { next, .. } => {
+                if *next == AfterStop::Start {
+                    *next = AfterStop::Rest;
+                }
+                self.wanted_up = false;
+                satisfied()
+            }
+            Phase::Rebinding { start_after, .. } => {
+                *start_after = false;
+                self.wanted_up = false;
+                accept(Vec::new())
+            }
+            Phase::Deleting => Err(Denied::Deleting),
+        }
+    }
+
+    fn restart(&mut self, policy: Policy, now: Uptime) -> Decision {
+        match &self.phase {
+            Phase::Offline | Phase::Crashed { .. } => accept(self.begin_start(false)),
+            Phase::Starting { .. } | Phase::Running { .. } | Phase::Paused { .. } => {
+                accept(self.begin_stop(AfterStop::Start, policy, now))
+            }
+            Phase::Stopping { next: AfterStop::Start, .. } => satisfied(),
+            Phase::Stopping { .. } => Err(Denied::Stopping),
+            Phase::Failed { .. } => Err(Denied::Failed),
+            Phase::Suspended { .. } => Err(Denied::Suspended),
+            Phase::Installing { .. } => Err(Denied::Installing),
+            Phase::Rebinding { .. } => Err(Denied::Rebinding),
+            Phase::Deleting => Err(Denied::Deleting),
+        }
+    }
+
+    fn kill(&mut self, now: Uptime) -> Decision {
+        match &mut self.phase {
+            Phase::Offline | Phase::Failed { .. } | Phase::Suspended { .. } | Phase::Deleting => {
+                satisfied()
+            }
+            Phase::Crashed { .. } => {
+                self.phase = Phase::Offline;
+                self.wanted_up = false;
+                accept(vec![self.emit("stopped")])
+            }
+            Phase::Installing { run, suspend_after } => {
+                let (run, suspend_after) = (*run, *suspend_after);
+                let reason = "the installation was aborted".to_owned();
+                let mut effects = vec![Effect::AbortInstall { run }];
+                effects.extend(self.install_failed(reason, suspend_after));
+                accept(effects)
+            }
+            Phase::Starting { run, .. } | Phase::Running { run } | Phase::Paused { run, .. } => {
+                let run = *run;
+                let mut effects = self.end_trial();
+                self.wanted_up = false;
+                self.phase =
+                    Phase::Stopping { run, next: AfterStop::Rest, killed: true, kill_at: now };
+                effects.extend([self.emit("stopping"), Effect::Kill { run }]);
+                accept(effects)
+            }
+            Phase::Stopping { run, next, killed, .. } => {
+                let run = *run;
+                *killed = true;
+                if *next == AfterStop::Start {
+                    *next = AfterStop::Rest;
+                    self.wanted_up = false;
+                }
+                accept(vec![Effect::Kill { run }])
+            }
+            Phase::Rebinding { start_after, .. } => {
+                *start_after = false;
+                self.wanted_up = false;
+                accept(Vec::new())
+            }
+        }
+    }
+
+    fn pause(&mut self) -> Decision {
+        match &self.phase {
+            Phase::Running { run } => accept(vec![Effect::Pause { run: *run }]),
+            Phase::Paused { .. } => satisfied(),
+            other => Err(not_running(other)),
+        }
+    }
+
+    fn resume(&mut self) -> Decision {
+        match &self.phase {
+            Phase::Paused { run, .. } => accept(vec![Effect::Unpause { run: *run }]),
+            Phase::Running { .. } => satisfied(),
+            other => Err(not_running(other)),
+        }
+    }
+
+    fn reinstall(&mut self, policy: Policy, now: Uptime) -> Decision {
+        match &mut self.phase {
+            Phase::Offline | Phase::Crashed { .. } | Phase::Failed { .. } => {
+                accept(self.begin_install())
+            }
+            Phase::Suspended { .. } => Err(Denied::Suspended),
+            Phase::Installing { .. } => Err(Denied::Installing),
+            Phase::Starting { .. } | Phase::Running { .. } | Phase::Paused { .. } => {
+                accept(self.begin_stop(AfterStop::Reinstall, policy, now))
+            }
+            Phase::Stopping { next, .. } => match next {
+                AfterStop::Rest | AfterStop::Start | AfterStop::Reinstall => {
+                    *next = AfterStop::Reinstall;
+                    self.wanted_up = false;
+                    accept(Vec::new())
+                }
+                AfterStop::Rebind => Err(Denied::Rebinding),
+                AfterStop::Suspend => Err(Denied::Suspended),
+            },
+            Phase::Rebinding { .. } => Err(Denied::Rebinding),
+            Phase::Deleting => Err(Denied::Deleting),
+        }
+    }
+
+    fn rebind(&mut self, policy: Policy, now: Uptime) -> Decision {
+        let rest = match &self.phase {
+            Phase::Offline | Phase::Crashed { .. } => Rest::Offline,
+            Phase::Failed { reason } => Rest::Failed(reason.clone()),
+            Phase::Suspended { failed } => Rest::Suspended { failed: failed.clone() },
+            Phase::Starting { .. } | Phase::Running { .. } | Phase::Paused { .. } => {
+                return accept(self.begin_stop(AfterStop::Rebind, policy, now));
+            }
+            Phase::Stopping { .. } => return Err(Denied::Stopping),
+            Phase::Installing { .. } => return Err(Denied::Installing),
+            Phase::Rebinding { .. } => return Err(Denied::Rebinding),
+            Phase::Deleting => return Err(Denied::Deleting),
+        };
+        // A workload that waits for its restart after a crash is started by the rebind instead.
+        let start_after = matches!(self.phase, Phase::Crashed { .. });
+        self.phase = Phase::Rebinding { undo: false, start_after, rest };
+        accept(vec![Effect::Rebind])
+    }
+
+    fn suspend(&mut self, policy: Policy, now: Uptime) -> Decision {
+        match &mut self.phase {
+            Phase::Offline | Phase::Crashed { .. } => {
+                self.phase = Phase::Suspended { failed: None };
+                self.wanted_up = false;
+                accept(vec![self.emit("suspended")])
+            }
+            Phase::Failed { reason } => {
+                let failed = Some(std::mem::take(reason));
+                self.phase = Phase::Suspended { failed };
+                accept(vec![self.emit("suspended")])
+            }
+            Phase::Suspended { .. } => satisfied(),
+            Phase::Installing { suspend_after, .. } => {
+                *suspend_after = true;
+                accept(Vec::new())
+            }
+            Phase::Starting { .. } | Phase::Running { .. } | Phase::Paused { .. } => {
+                accept(self.begin_stop(AfterStop::Suspend, policy, now))
+            }
+            Phase::Stopping { next: AfterStop::Rebind, .. } => Err(Denied::Rebinding),
+            Phase::Stopping { next, .. } => {
+                *next = AfterStop::Suspend;
+                self.wanted_up = false;
+                accept(Vec::new())
+            }
+            Phase::Rebinding { rest, start_after, .. } => {
+                *rest = match std::mem::replace(rest, Rest::Offline) {
+                    Rest::Offline => Rest::Suspended { failed: None },
+                    Rest::Failed(reason) => Rest::Suspended { failed: Some(reason) },
+                    suspended @ Rest::Suspended { .. } => suspended,
+                };
+                *start_after = false;
+                self.wanted_up = false;
+                accept(vec![self.emit("suspended")])
+            }
+            Phase::Deleting => Err(Denied::Deleting),
+        }
+    }
+
+    fn unsuspend(&mut self) -> Decision {
+        match &mut self.phase {
+            Phase::Suspended { failed } => {
+                let (phase, name) = match failed.take() {
+                    Some(reason) => (Phase::Failed { reason }, "failed"),
+                    None => (Phase::Offline, "stopped"),
+                };
+                self.phase = phase;
+                accept(vec![self.emit(name)])
+            }
+            Phase::Installing { suspend_after, .. } => {
+                *suspend_after = false;
+                satisfied()
+            }
+            Phase::Stopping { next, .. } if *next == AfterStop::Suspend => {
+                *next = AfterStop::Rest;
+                accept(Vec::new())
+            }
+            Phase::Rebinding { rest, .. } => {
+                *rest = match std::mem::replace(rest, Rest::Offline) {
+                    Rest::Suspended { failed: Some(reason) } => Rest::Failed(reason),
+                    Rest::Suspended { failed: None } => Rest::Offline,
+                    other => other,
+                };
+                satisfied()
+            }
+            Phase::Offline
+            | Phase::Crashed { .. }
+            | Phase::Failed { .. }
+            | Phase::Starting { .. }
+            | Phase::Running { .. }
+            | Phase::Paused { .. }
+            | Phase::Stopping { .. } => satisfied(),
+            Phase::Deleting => Err(Denied::Deleting),
+        }
+    }
+
+    /// Begins to end the live run.
+    fn begin_stop(&mut self, next: AfterStop, policy: Policy, now: Uptime) -> Vec<Effect> {
+        let Some(run) = self.live_run() else { return Vec::new() };
+        let mut effects = self.end_trial();
+        let unpause = matches!(self.phase, Phase::Paused { .. });
+        self.wanted_up = matches!(next, AfterStop::Start | AfterStop::Rebind);
+        self.phase = Phase::Stopping { run, next, killed: false, kill_at: now + policy.stop_grace };
+        effects.extend([self.emit("stopping"), Effect::Stop { run, unpause }]);
+        effects
+    }
+
+    /// Whoever ends a trial start by hand has decided: the new ports stay.
+    fn end_trial(&self) -> Vec<Effect> {
+        match self.phase {
+            Phase::Starting { trial: true, .. } => vec![Effect::FinishRebind],
+            _ => Vec::new(),
+        }
+    }
+}
+
+fn not_running(phase: &Phase) -> Denied {
+    match phase {
+        Phase::Starting { .. } => Denied::Starting,
+        Phase::Stopping { .. } => Denied::Stopping,
+        Phase::Installing { .. } => Denied::Installing,
+        Phase::Suspended { .. } => Denied::Suspended,
+        Phase::Rebinding { .. } => Denied::Rebinding,
+        Phase::Deleting => Denied::Deleting,
+        Phase::Failed { .. }
+        | Phase::Offline
+        | Phase::Crashed { .. }
+        | Phase::Running { .. }
+        | Phase::Paused { .. } => Denied::NotRunning,
+    }
+}

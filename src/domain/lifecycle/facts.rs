@@ -1,0 +1,394 @@
+//! Facts: what happened, and what follows from it in each phase.
+
+use super::{AfterStop, Effect, Fact, Machine, Phase, Policy, Rest, Uptime};
+use crate::domain::event::StateEvent;
+use crate::domain::ids::RunId;
+use crate::domain::observed::{Exit, Observed, ObservedStatus};
+use crate::domain::restart::CrashPolicy;
+
+impl Machine {
+    /// Takes in what happened. A fact about an earlier run, or one the phase already contains, has no
+    /// effects.
+    pub(crate) fn fact(&mut self, fact: Fact, policy: Policy, now: Uptime) -> Vec<Effect> {
+        match fact {
+            Fact::InstallEnded { run, result } => self.install_ended(run, result),
+            Fact::Started { run, ready } => self.started(run, ready),
+            Fact::StartFailed { run, reason } => self.start_failed(run, reason),
+            Fact::Ready { run } => self.ready(run),
+            Fact::Exited { run, exit } => self.exited(run, exit, policy, now),
+            Fact::Vanished { run } => self.vanished(run),
+            Fact::Paused { run } => self.paused(run),
+            Fact::Resumed { run } => self.resumed(run),
+            Fact::Rebound => self.rebound(),
+            Fact::RebindFailed { reason } => self.rebind_failed(reason),
+            Fact::Removed => match self.phase {
+                Phase::Deleting => vec![Effect::Forget],
+                _ => Vec::new(),
+            },
+            Fact::Seen { observed, engine_was_away } => {
+                self.seen(observed, engine_was_away, policy, now)
+            }
+            Fact::Woke => self.woke(now),
+        }
+    }
+
+    /// Takes up a stored machine again: what was under way when lightd ended is done again from the
+    /// phase alone. Called once, with the first successful look at the engine.
+    pub(crate) fn boot(
+        &mut self,
+        observed: Option<Observed>,
+        engine_was_away: bool,
+        policy: Policy,
+        now: Uptime,
+    ) -> Vec<Effect> {
+        let running = observed.as_ref().is_some_and(|seen| {
+            matches!(seen.status, ObservedStatus::Running | ObservedStatus::Paused)
+        });
+        match &mut self.phase {
+            Phase::Installing { run, .. } => vec![Effect::Install { run: *run }],
+            Phase::Deleting => vec![Effect::Remove],
+            Phase::Rebinding { undo: false, .. } => vec![Effect::Rebind],
+            Phase::Rebinding { undo: true, .. } => vec![Effect::UndoRebind],
+            Phase::Starting { run, launched: false, .. } if !running => {
+                vec![Effect::Start { run: *run }]
+            }
+            Phase::Starting { run, launched, .. } if running => {
+                *launched = true;
+                vec![Effect::Attach { run: *run }]
+            }
+            Phase::Running { run } | Phase::Paused { run, .. } if running => {
+                let run = *run;
+                let mut effects = vec![Effect::Attach { run }];
+                effects.extend(self.seen(observed, engine_was_away, policy, now));
+                effects
+            }
+            Phase::Stopping { run, killed, kill_at, .. } if running => {
+                let run = *run;
+                *kill_at = now + policy.stop_grace;
+                let end = if *killed {
+                    Effect::Kill { run }
+                } else {
+                    Effect::Stop { run, unpause: true }
+                };
+                vec![Effect::Attach { run }, end]
+            }
+            Phase::Crashed { .. } => self.crash_again(policy, now),
+            _ => self.seen(observed, engine_was_away, policy, now),
+        }
+    }
+
+    fn install_ended(&mut self, of: RunId, result: Result<(), String>) -> Vec<Effect> {
+        let Phase::Installing { run, suspend_after } = self.phase else { return Vec::new() };
+        if run != of {
+            return Vec::new();
+        }
+        match result {
+            Err(reason) => self.install_failed(reason, suspend_after),
+            Ok(()) => {
+                self.phase = Phase::Offline;
+                let mut effects = vec![self.emit("ready")];
+                if suspend_after {
+                    self.phase = Phase::Suspended { failed: None };
+                    effects.push(self.emit("suspended"));
+                }
+                effects
+            }
+        }
+    }
+
+    pub(super) fn install_failed(&mut self, reason: String, suspend_after: bool) -> Vec<Effect> {
+        let mut effects =
+            vec![Effect::Say(format!("installation failed: {reason}")), self.emit("failed")];
+        if suspend_after {
+            self.phase = Phase::Suspended { failed: Some(reason) };
+            effects.push(self.emit("suspended"));
+        } else {
+            self.phase = Phase::Failed { reason };
+        }
+        effects
+    }
+
+    fn started(&mut self, of: RunId, ready: bool) -> Vec<Effect> {
+        let Phase::Starting { run, launched, trial } = &mut self.phase else { return Vec::new() };
+        if *run != of || *launched {
+            return Vec::new();
+        }
+        *launched = true;
+        let mut effects = Vec::new();
+        if std::mem::take(trial) {
+            effects.push(Effect::FinishRebind);
+        }
+        if ready {
+            effects.extend(self.ready(of));
+        }
+        effects
+    }
+
+    fn ready(&mut self, of: RunId) -> Vec<Effect> {
+        match self.phase {
+            Phase::Starting { run, trial, .. } if run == of => {
+                self.phase = Phase::Running { run };
+                let mut effects = vec![self.emit("running")];
+                if trial {
+                    effects.push(Effect::FinishRebind);
+                }
+                effects
+            }
+            Phase::Paused { run, ref mut ready } if run == of => {
+                *ready = true;
+                Vec::new()
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    fn start_failed(&mut self, of: RunId, reason: String) -> Vec<Effect> {
+        if self.live_run() != Some(of) {
+            return Vec::new();
+        }
+        let say = Effect::Say(format!("the start failed: {reason}"));
+        match &self.phase {
+            Phase::Starting { trial: true, .. } => {
+                self.phase =
+                    Phase::Rebinding { undo: true, start_after: true, rest: Rest::Offline };
+                vec![say, self.emit("stopped"), Effect::UndoRebind]
+            }
+            Phase::Stopping { next, .. } => {
+                let next = next.clone();
+                let mut effects = vec![say];
+                effects.extend(self.after_stop(next));
+                effects
+            }
+            _ => {
+                self.phase = Phase::Offline;
+                self.wanted_up = false;
+                vec![say, self.emit("stopped")]
+            }
+        }
+    }
+
+    fn exited(&mut self, of: RunId, exit: Exit, policy: Policy, now: Uptime) -> Vec<Effect> {
+        if self.live_run() != Some(of) {
+            return Vec::new();
+        }
+        self.last_exit = Some(exit);
+        let mut effects = vec![Effect::Emit(StateEvent {
+            name: "exit",
+            run: of,
+            exit_code: Some(exit.code),
+            oom_killed: Some(exit.oom_killed),
+        })];
+        match &self.phase {
+            Phase::Stopping { next, .. } => {
+                let next = next.clone();
+                effects.extend(self.after_stop(next));
+            }
+            phase => {
+                // A trial that ran and ended stood long enough: the engine took its ports.
+                if matches!(phase, Phase::Starting { trial: true, .. }) {
+                    effects.push(Effect::FinishRebind);
+                }
+                effects.extend(self.ended_by_itself(exit, policy, now));
+            }
+        }
+        effects
+    }
+
+    fn ended_by_itself(&mut self, exit: Exit, policy: Policy, now: Uptime) -> Vec<Effect> {
+        let crashed = exit.code != 0 || exit.oom_killed;
+        if crashed && policy.crash == CrashPolicy::Restart {
+            return self.crash_again(policy, now);
+        }
+        self.phase = Phase::Offline;
+        self.wanted_up = false;
+        vec![self.emit("stopped")]
+    }
+
+    fn crash_again(&mut self, policy: Policy, now: Uptime) -> Vec<Effect> {
+        let delay = match policy.crash {
+            CrashPolicy::Restart => self.restarts.crashed(now),
+            CrashPolicy::StayDown => None,
+        };
+        match delay {
+            Some(delay) => {
+                self.phase = Phase::Crashed { restart_at: now + delay };
+                let seconds = delay.as_secs();
+                vec![
+                    self.emit("stopped"),
+                    Effect::Say(format!("it crashed; the next start is in {seconds} s")),
+                ]
+            }
+            None => {
+                self.phase = Phase::Offline;
+                self.wanted_up = false;
+                vec![
+                    self.emit("stopped"),
+                    Effect::Say("it crashed too often and stays down".to_owned()),
+                ]
+            }
+        }
+    }
+
+    fn after_stop(&mut self, next: AfterStop) -> Vec<Effect> {
+        self.phase = Phase::Offline;
+        let mut effects = vec![self.emit("stopped")];
+        match next {
+            AfterStop::Rest => {}
+            AfterStop::Start => effects.extend(self.begin_start(false)),
+            AfterStop::Reinstall => effects.extend(self.begin_install()),
+            AfterStop::Rebind => {
+                self.phase =
+                    Phase::Rebinding { undo: false, start_after: true, rest: Rest::Offline };
+                effects.push(Effect::Rebind);
+            }
+            AfterStop::Suspend => {
+                self.phase = Phase::Suspended { failed: None };
+                effects.push(self.emit("suspended"));
+            }
+        }
+        effects
+    }
+
+    fn vanished(&mut self, of: RunId) -> Vec<Effect> {
+        if self.live_run() != Some(of) {
+            return Vec::new();
+        }
+        let say =
+            Effect::Say("Docker has lost the container; the next start makes it anew".to_owned());
+        let mut effects = vec![say];
+        match &self.phase {
+            Phase::Stopping { next, .. } => {
+                let next = next.clone();
+                effects.extend(self.after_stop(next));
+            }
+            _ => {
+                self.phase = Phase::Offline;
+                self.wanted_up = false;
+                effects.push(self.emit("stopped"));
+            }
+        }
+        effects
+    }
+
+    fn paused(&mut self, of: RunId) -> Vec<Effect> {
+        let ready = match self.phase {
+            Phase::Running { run } if run == of => true,
+            Phase::Starting { run, launched: true, .. } if run == of => false,
+            _ => return Vec::new(),
+        };
+        self.phase = Phase::Paused { run: of, ready };
+        vec![self.emit("paused")]
+    }
+
+    fn resumed(&mut self, of: RunId) -> Vec<Effect> {
+        let Phase::Paused { run, ready } = self.phase else { return Vec::new() };
+        if run != of {
+            return Vec::new();
+        }
+        if ready {
+            self.phase = Phase::Running { run };
+            vec![self.emit("running")]
+        } else {
+            self.phase = Phase::Starting { run, launched: true, trial: false };
+            vec![self.emit("starting")]
+        }
+    }
+
+    fn rebound(&mut self) -> Vec<Effect> {
+        let Phase::Rebinding { undo, start_after, rest } = &self.phase else { return Vec::new() };
+        let (undo, start_after, rest) = (*undo, *start_after, rest.clone());
+        self.phase = Phase::from(rest.clone());
+        let startable = start_after && rest == Rest::Offline;
+        match (undo, startable) {
+            (false, true) => self.begin_start(true),
+            (true, true) => self.begin_start(false),
+            (false, false) => vec![Effect::FinishRebind],
+            (true, false) => Vec::new(),
+        }
+    }
+
+    fn rebind_failed(&mut self, reason: String) -> Vec<Effect> {
+        let Phase::Rebinding { undo, .. } = &mut self.phase else { return Vec::new() };
+        let first_failure = !std::mem::replace(undo, true);
+        let mut effects = vec![Effect::Say(format!("changing the ports failed: {reason}"))];
+        if first_failure {
+            effects.push(Effect::UndoRebind);
+        } else {
+            // Undoing only puts names back; the next start makes the container anew from the old ports.
+            effects.extend(self.rebound());
+        }
+        effects
+    }
+
+    fn seen(
+        &mut self,
+        observed: Option<Observed>,
+        engine_was_away: bool,
+        policy: Policy,
+        now: Uptime,
+    ) -> Vec<Effect> {
+        let launched = !matches!(self.phase, Phase::Starting { launched: false, .. });
+        match (self.live_run(), observed) {
+            (Some(_), _) if !launched => Vec::new(),
+            (Some(run), None) => self.vanished(run),
+            (Some(run), Some(seen)) => match seen.status {
+                ObservedStatus::Running => self.resumed(run),
+                ObservedStatus::Paused => self.paused(run),
+                // Made anew behind our back and never started.
+                ObservedStatus::Created => self.vanished(run),
+                ObservedStatus::Exited(exit) => {
+                    self.seen_exited(run, exit, engine_was_away, policy, now)
+                }
+            },
+            (None, Some(seen)) => match (&self.phase, seen.status) {
+                (
+                    Phase::Offline
+                    | Phase::Crashed { .. }
+                    | Phase::Suspended { .. }
+                    | Phase::Failed { .. },
+                    ObservedStatus::Running | ObservedStatus::Paused,
+                ) => vec![
+                    Effect::Say("it was running although it should not; it is stopped".to_owned()),
+                    Effect::Kill { run: self.run },
+                ],
+                _ => Vec::new(),
+            },
+            (None, None) => Vec::new(),
+        }
+    }
+
+    /// An exit that nobody watched. If the engine was away, it or the host ended the workload: what was
+    /// meant to run is started again, and not counted as a crash.
+    fn seen_exited(
+        &mut self,
+        run: RunId,
+        exit: Exit,
+        engine_was_away: bool,
+        policy: Policy,
+        now: Uptime,
+    ) -> Vec<Effect> {
+        let stopping = matches!(self.phase, Phase::Stopping { .. });
+        if engine_was_away && !stopping {
+            let mut effects =
+                vec![Effect::Say("the engine had ended it; it is started again".to_owned())];
+            effects.extend(self.begin_start(false));
+            return effects;
+        }
+        self.exited(run, exit, policy, now)
+    }
+
+    fn woke(&mut self, now: Uptime) -> Vec<Effect> {
+        match &mut self.phase {
+            Phase::Stopping { run, killed, kill_at, .. } if !*killed && *kill_at <= now => {
+                *killed = true;
+                let run = *run;
+                vec![
+                    Effect::Say("it did not stop in time and is killed".to_owned()),
+                    Effect::Kill { run },
+                ]
+            }
+            Phase::Crashed { restart_at } if *restart_at <= now => self.begin_start(false),
+            _ => Vec::new(),
+        }
+    }
+}

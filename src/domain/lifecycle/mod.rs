@@ -1,0 +1,409 @@
+//! The life of one container as a pure machine: a phase, a wish or a fact comes in, effects go out.
+//!
+//! The owner task (`supervisor::task`) holds one [`Machine`] per container, feeds it everything that
+//! happens and carries out what it answers. Nothing in here waits, asks or remembers more than the
+//! phase, so each rule can be tested by playing sequences.
+//!
+//! Invariants: every fact names its run, and a fact about an earlier run changes nothing; a wish that is
+//! refused changes nothing; the phase stored before an effect runs is enough to carry on after a crash
+//! at any point ([`Machine::boot`]).
+//!
+//! What each wish does in each phase (A accepted, I satisfied already, D denied):
+//!
+//! | | Offline | Crashed | Failed | Suspended | Installing | Starting | Running | Paused | Stopping | Rebinding | Deleting |
+//! |---|---|---|---|---|---|---|---|---|---|---|---|
+//! | start | A | A | D | D | D | I | I | A, unpauses | A, after it | A, after it | D |
+//! | stop | I | A, no restart | I | I | D | A | A | A | I, no restart | A, no start after | D |
+//! | restart | A | A | D | D | D | A | A | A | D | D | D |
+//! | kill | I | A, no restart | I | I | A, aborts | A | A | A | A | A, no start after | I |
+//! | pause | D | D | D | D | D | D | A | I | D | D | D |
+//! | resume | D | D | D | D | D | D | I | A | D | D | D |
+//! | reinstall | A | A | A | D | D | A, stops first | A, stops first | A, stops first | A, after it | D | D |
+//! | rebind | A | A | A | A | D | A, stops, starts again | A | A | D | D | D |
+//! | suspend | A | A | A | I | A, after it | A, stops first | A, stops first | A, stops first | A, after it | A, after it | D |
+//! | unsuspend | I | I | I | A | I | I | I | I | A | I | D |
+//! | delete | A | A | A | A | A | A | A | A | A | A | I |
+
+mod commands;
+mod facts;
+#[cfg(test)]
+mod model;
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::event::StateEvent;
+use super::ids::RunId;
+use super::observed::{Exit, Observed};
+use super::restart::{CrashPolicy, RestartHistory};
+
+/// Time since the process began; deadlines are compared with it and are not stored.
+pub(crate) type Uptime = Duration;
+
+/// What a container is doing.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "name", rename_all = "snake_case")]
+pub(crate) enum Phase {
+    Installing {
+        run: RunId,
+        suspend_after: bool,
+    },
+    /// The install failed, for this reason; only a reinstall leads on.
+    Failed {
+        reason: String,
+    },
+    Offline,
+    /// Ended by itself with an error and waits to be started again.
+    Crashed {
+        #[serde(skip)]
+        restart_at: Uptime,
+    },
+    /// Suspended by the panel; `failed` is kept for when it ends.
+    Suspended {
+        failed: Option<String>,
+    },
+    Starting {
+        run: RunId,
+        /// The engine has started it; what is missing is the workload's own word that it is up.
+        launched: bool,
+        /// The first start after a rebind: until it stands, the old container is kept aside.
+        trial: bool,
+    },
+    Running {
+        run: RunId,
+    },
+    Paused {
+        run: RunId,
+        ready: bool,
+    },
+    Stopping {
+        run: RunId,
+        next: AfterStop,
+        killed: bool,
+        #[serde(skip)]
+        kill_at: Uptime,
+    },
+    /// The Docker container is being replaced by one with other ports (or put back).
+    Rebinding {
+        undo: bool,
+        start_after: bool,
+        rest: Rest,
+    },
+    Deleting,
+}
+
+/// What follows once a run has ended on request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum AfterStop {
+    Rest,
+    Start,
+    Reinstall,
+    Rebind,
+    Suspend,
+}
+
+/// A phase to come back to in which nothing runs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Rest {
+    Offline,
+    Failed(String),
+    Suspended { failed: Option<String> },
+}
+
+/// A wish from outside. What it carries beside its name (an image, ports) is the owner task's to store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Command {
+    Start,
+    Stop,
+    Restart,
+    Kill,
+    Pause,
+    Resume,
+    Reinstall,
+    Rebind,
+    Suspend,
+    Unsuspend,
+    Delete,
+}
+
+/// Why the present phase forbids a wish.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Denied {
+    #[error("the container is being installed")]
+    Installing,
+    #[error("the container's installation failed; reinstall it first")]
+    Failed,
+    #[error("the container is suspended")]
+    Suspended,
+    #[error("the container is starting")]
+    Starting,
+    #[error("the container is stopping")]
+    Stopping,
+    #[error("the container's ports are being changed")]
+    Rebinding,
+    #[error("the container is not running")]
+    NotRunning,
+    #[error("the container is being deleted")]
+    Deleting,
+}
+
+/// Something that happened. Each names the run it is about.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Fact {
+    InstallEnded {
+        run: RunId,
+        result: Result<(), String>,
+    },
+    /// The engine has started the workload. `ready`: nothing more is waited for.
+    Started {
+        run: RunId,
+        ready: bool,
+    },
+    StartFailed {
+        run: RunId,
+        reason: String,
+    },
+    /// The workload's output said that it is up.
+    Ready {
+        run: RunId,
+    },
+    Exited {
+        run: RunId,
+        exit: Exit,
+    },
+    /// The engine positively knows no such container any more.
+    Vanished {
+        run: RunId,
+    },
+    Paused {
+        run: RunId,
+    },
+    Resumed {
+        run: RunId,
+    },
+    /// The new Docker container stands (or the old one is back, after an undo).
+    Rebound,
+    RebindFailed {
+        reason: String,
+    },
+    Removed,
+    /// A successful look at the engine that nothing has overtaken. `engine_was_away`: the engine was out
+    /// of reach or restarted since the last one, and may have ended what ran.
+    Seen {
+        observed: Option<Observed>,
+        engine_was_away: bool,
+    },
+    /// The time of [`Machine::wake_at`] has come.
+    Woke,
+}
+
+/// What the owner task does in answer, in order.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Effect {
+    /// Run the install from where the engine's containers show it to be.
+    Install {
+        run: RunId,
+    },
+    AbortInstall {
+        run: RunId,
+    },
+    /// Create the Docker container if needed, attach, start.
+    Start {
+        run: RunId,
+    },
+    /// Follow a run that is under way already.
+    Attach {
+        run: RunId,
+    },
+    /// Ask the workload to end, as its stop policy says.
+    Stop {
+        run: RunId,
+        unpause: bool,
+    },
+    /// End it, and report the exit.
+    Kill {
+        run: RunId,
+    },
+    Pause {
+        run: RunId,
+    },
+    Unpause {
+        run: RunId,
+    },
+    Rebind,
+    UndoRebind,
+    /// Make the new ports the container's own and drop what was kept aside.
+    FinishRebind,
+    Remove,
+    /// The container is gone: drop its row and end the owner task.
+    Forget,
+    Emit(StateEvent),
+    /// A sentence for the people at the console.
+    Say(String),
+}
+
+/// What the owner does with a wish that was not denied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Answer {
+    Accepted,
+    /// Nothing to do: it is so already.
+    Satisfied,
+}
+
+/// What of the specification the machine's decisions depend on.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Policy {
+    pub(crate) stop_grace: Duration,
+    pub(crate) crash: CrashPolicy,
+}
+
+/// The machine: what is stored of a container's life, and the rules to change it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Machine {
+    phase: Phase,
+    /// The latest run; the next one is one more.
+    run: RunId,
+    /// Whether it was last asked to run rather than to rest.
+    wanted_up: bool,
+    last_exit: Option<Exit>,
+    #[serde(default)]
+    restarts: RestartHistory,
+}
+
+impl Machine {
+    /// A container that was just asked for, and the effect that begins its install.
+    pub(crate) fn install() -> (Self, Vec<Effect>) {
+        let mut machine = Self {
+            phase: Phase::Offline,
+            run: RunId::default(),
+            wanted_up: false,
+            last_exit: None,
+            restarts: RestartHistory::default(),
+        };
+        let effects = machine.begin_install();
+        (machine, effects)
+    }
+
+    pub(crate) fn phase(&self) -> &Phase {
+        &self.phase
+    }
+
+    pub(crate) fn last_run(&self) -> RunId {
+        self.run
+    }
+
+    pub(crate) fn wanted_up(&self) -> bool {
+        self.wanted_up
+    }
+
+    pub(crate) fn last_exit(&self) -> Option<Exit> {
+        self.last_exit
+    }
+
+    /// The run whose process the engine has or is about to have, unless it is an install.
+    pub(crate) fn live_run(&self) -> Option<RunId> {
+        match &self.phase {
+            Phase::Starting { run, .. }
+            | Phase::Running { run }
+            | Phase::Paused { run, .. }
+            | Phase::Stopping { run, .. } => Some(*run),
+            Phase::Installing { .. }
+            | Phase::Failed { .. }
+            | Phase::Offline
+            | Phase::Crashed { .. }
+            | Phase::Suspended { .. }
+            | Phase::Rebinding { .. }
+            | Phase::Deleting => None,
+        }
+    }
+
+    /// When to come back with [`Fact::Woke`] if nothing happens before.
+    pub(crate) fn wake_at(&self) -> Option<Uptime> {
+        match &self.phase {
+            Phase::Stopping { killed: false, kill_at, .. } => Some(*kill_at),
+            Phase::Crashed { restart_at } => Some(*restart_at),
+            _ => None,
+        }
+    }
+
+    fn begin_install(&mut self) -> Vec<Effect> {
+        self.run = self.run.next();
+        self.wanted_up = false;
+        self.last_exit = None;
+        self.phase = Phase::Installing { run: self.run, suspend_after: false };
+        vec![self.emit("installing"), Effect::Install { run: self.run }]
+    }
+
+    fn begin_start(&mut self, trial: bool) -> Vec<Effect> {
+        self.run = self.run.next();
+        self.wanted_up = true;
+        self.last_exit = None;
+        self.phase = Phase::Starting { run: self.run, launched: false, trial };
+        vec![self.emit("starting"), Effect::Start { run: self.run }]
+    }
+
+    fn emit(&self, name: &'static str) -> Effect {
+        Effect::Emit(StateEvent { name, run: self.run, exit_code: None, oom_killed: None })
+    }
+}
+
+impl Phase {
+    /// The state's name on the wire; `unknown` is not a phase but the owner's mark upon it.
+    pub(crate) fn state_name(&self) -> &'static str {
+        match self {
+            Self::Installing { .. } => "installing",
+            Self::Failed { .. } => "failed",
+            Self::Offline | Self::Crashed { .. } | Self::Rebinding { rest: Rest::Offline, .. } => {
+                "offline"
+            }
+            Self::Rebinding { rest: Rest::Failed(_), .. } => "failed",
+            Self::Suspended { .. } | Self::Rebinding { rest: Rest::Suspended { .. }, .. } => {
+                "suspended"
+            }
+            Self::Starting { .. } => "starting",
+            Self::Running { .. } => "running",
+            Self::Paused { .. } => "paused",
+            Self::Stopping { .. } => "stopping",
+            Self::Deleting => "deleting",
+        }
+    }
+
+    /// Whether the installation stands, failed or is under way.
+    pub(crate) fn install_state(&self) -> &'static str {
+        match self {
+            Self::Installing { .. } => "installing",
+            Self::Failed { .. }
+            | Self::Suspended { failed: Some(_) }
+            | Self::Rebinding {
+                rest: Rest::Failed(_) | Rest::Suspended { failed: Some(_) }, ..
+            } => "failed",
+            _ => "ready",
+        }
+    }
+
+    /// Why the installation failed.
+    pub(crate) fn install_error(&self) -> Option<&str> {
+        match self {
+            Self::Failed { reason }
+            | Self::Suspended { failed: Some(reason) }
+            | Self::Rebinding {
+                rest: Rest::Failed(reason) | Rest::Suspended { failed: Some(reason) },
+                ..
+            } => Some(reason),
+            _ => None,
+        }
+    }
+}
+
+impl From<Rest> for Phase {
+    fn from(rest: Rest) -> Self {
+        match rest {
+            Rest::Offline => Self::Offline,
+            Rest::Failed(reason) => Self::Failed { reason },
+            Rest::Suspended { failed } => Self::Suspended { failed },
+        }
+    }
+}

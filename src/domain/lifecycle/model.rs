@@ -1,0 +1,332 @@
+//! The machine played against random sequences, and the rules that are easiest to break by name.
+
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::domain::observed::ObservedStatus;
+
+const POLICY: Policy = Policy { stop_grace: Duration::from_secs(30), crash: CrashPolicy::Restart };
+const DOWN: Policy = Policy { stop_grace: Duration::from_secs(30), crash: CrashPolicy::StayDown };
+const NOW: Uptime = Duration::from_secs(1000);
+
+fn exit(code: i64) -> Exit {
+    Exit { code, oom_killed: false }
+}
+
+fn installed() -> Machine {
+    let (mut machine, _) = Machine::install();
+    let run = machine.last_run();
+    machine.fact(Fact::InstallEnded { run, result: Ok(()) }, POLICY, NOW);
+    assert_eq!(machine.phase, Phase::Offline);
+    machine
+}
+
+fn running() -> (Machine, RunId) {
+    let mut machine = installed();
+    machine.command(Command::Start, POLICY, NOW).unwrap();
+    let run = machine.last_run();
+    machine.fact(Fact::Started { run, ready: true }, POLICY, NOW);
+    assert_eq!(machine.phase, Phase::Running { run });
+    (machine, run)
+}
+
+fn seen(status: ObservedStatus) -> Option<Observed> {
+    Some(Observed { docker_id: "d".to_owned(), status, pid: None, started_at: None, tty: false })
+}
+
+fn has_kill(effects: &[Effect]) -> bool {
+    effects.iter().any(|effect| matches!(effect, Effect::Kill { .. }))
+}
+
+#[test]
+fn late_exit_of_an_earlier_run_is_ignored() {
+    let (mut machine, first) = running();
+    machine.command(Command::Restart, POLICY, NOW).unwrap();
+    machine.fact(Fact::Exited { run: first, exit: exit(0) }, POLICY, NOW);
+    let second = machine.last_run();
+    assert_eq!(second, first.next());
+    assert_eq!(machine.fact(Fact::Exited { run: first, exit: exit(1) }, POLICY, NOW), []);
+    assert_eq!(machine.live_run(), Some(second));
+}
+
+#[test]
+fn stop_is_killed_after_grace_and_not_before() {
+    let (mut machine, run) = running();
+    machine.command(Command::Stop, POLICY, NOW).unwrap();
+    assert_eq!(machine.wake_at(), Some(NOW + POLICY.stop_grace));
+    assert_eq!(machine.fact(Fact::Woke, POLICY, NOW + Duration::from_secs(29)), []);
+    let effects = machine.fact(Fact::Woke, POLICY, NOW + POLICY.stop_grace);
+    assert!(effects.contains(&Effect::Kill { run }), "{effects:?}");
+    assert_eq!(machine.wake_at(), None, "it is killed once");
+}
+
+#[test]
+fn a_look_before_the_launch_says_nothing_about_the_new_run() {
+    let mut machine = installed();
+    machine.command(Command::Start, POLICY, NOW).unwrap();
+    let look =
+        Fact::Seen { observed: seen(ObservedStatus::Exited(exit(0))), engine_was_away: false };
+    assert_eq!(machine.fact(look, POLICY, NOW), []);
+    assert!(matches!(machine.phase, Phase::Starting { .. }));
+}
+
+#[test]
+fn what_the_engine_ended_is_started_again_without_a_crash() {
+    let (mut machine, run) = running();
+    let look =
+        Fact::Seen { observed: seen(ObservedStatus::Exited(exit(137))), engine_was_away: true };
+    let effects = machine.fact(look, DOWN, NOW);
+    assert!(effects.contains(&Effect::Start { run: run.next() }), "{effects:?}");
+}
+
+#[test]
+fn a_crash_restarts_within_its_budget_and_then_stays_down() {
+    let (mut machine, _) = running();
+    for _ in 0..crate::domain::restart::BUDGET {
+        let run = machine.last_run();
+        machine.fact(Fact::Exited { run, exit: exit(1) }, POLICY, NOW);
+        assert!(matches!(machine.phase, Phase::Crashed { .. }));
+        machine.fact(Fact::Woke, POLICY, NOW + Duration::from_secs(60));
+        let run = machine.last_run();
+        machine.fact(Fact::Started { run, ready: true }, POLICY, NOW);
+    }
+    let run = machine.last_run();
+    machine.fact(Fact::Exited { run, exit: exit(1) }, POLICY, NOW);
+    assert_eq!(machine.phase, Phase::Offline);
+}
+
+#[test]
+fn a_rebind_of_a_running_container_is_undone_when_the_start_fails() {
+    let (mut machine, run) = running();
+    machine.command(Command::Rebind, POLICY, NOW).unwrap();
+    let effects = machine.fact(Fact::Exited { run, exit: exit(0) }, POLICY, NOW);
+    assert!(effects.contains(&Effect::Rebind), "{effects:?}");
+    machine.fact(Fact::Rebound, POLICY, NOW);
+    let trial = machine.last_run();
+    let effects = machine.fact(
+        Fact::StartFailed { run: trial, reason: "port taken".to_owned() },
+        POLICY,
+        NOW,
+    );
+    assert!(effects.contains(&Effect::UndoRebind), "{effects:?}");
+    let effects = machine.fact(Fact::Rebound, POLICY, NOW);
+    assert!(effects.contains(&Effect::Start { run: trial.next() }), "{effects:?}");
+    let effects = machine.fact(Fact::Started { run: trial.next(), ready: true }, POLICY, NOW);
+    assert!(!effects.contains(&Effect::FinishRebind), "the old ports stay: {effects:?}");
+}
+
+#[test]
+fn a_reinstall_while_running_stops_first() {
+    let (mut machine, run) = running();
+    machine.command(Command::Reinstall, POLICY, NOW).unwrap();
+    assert!(matches!(machine.phase, Phase::Stopping { next: AfterStop::Reinstall, .. }));
+    let effects = machine.fact(Fact::Exited { run, exit: exit(0) }, POLICY, NOW);
+    assert!(effects.contains(&Effect::Install { run: run.next() }), "{effects:?}");
+    assert!(machine.command(Command::Start, POLICY, NOW).is_err());
+}
+
+#[test]
+fn a_stray_that_runs_while_offline_is_killed() {
+    let mut machine = installed();
+    let look = Fact::Seen { observed: seen(ObservedStatus::Running), engine_was_away: false };
+    assert!(has_kill(&machine.fact(look, POLICY, NOW)));
+    assert_eq!(machine.phase, Phase::Offline);
+}
+
+#[test]
+fn stored_machines_read_back_as_they_were() {
+    let (machine, _) = running();
+    let text = serde_json::to_string(&machine).unwrap();
+    assert_eq!(serde_json::from_str::<Machine>(&text).unwrap(), machine);
+}
+
+fn any_command() -> impl Strategy<Value = Command> {
+    prop_oneof![
+        Just(Command::Start),
+        Just(Command::Stop),
+        Just(Command::Restart),
+        Just(Command::Kill),
+        Just(Command::Pause),
+        Just(Command::Resume),
+        Just(Command::Reinstall),
+        Just(Command::Rebind),
+        Just(Command::Suspend),
+        Just(Command::Unsuspend),
+    ]
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Command(Command),
+    /// The n-th pending effect ends, well or badly.
+    Finish {
+        which: usize,
+        well: bool,
+    },
+    WorkloadExits(i64),
+    Look {
+        running: bool,
+        away: bool,
+    },
+    TimePasses(u64),
+    Reboot {
+        running: bool,
+    },
+}
+
+fn any_step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        4 => any_command().prop_map(Step::Command),
+        4 => (0..4usize, any::<bool>()).prop_map(|(which, well)| Step::Finish { which, well }),
+        1 => (0..3i64).prop_map(Step::WorkloadExits),
+        1 => (any::<bool>(), any::<bool>()).prop_map(|(running, away)| Step::Look { running, away }),
+        1 => (0..100u64).prop_map(Step::TimePasses),
+        1 => any::<bool>().prop_map(|running| Step::Reboot { running }),
+    ]
+}
+
+/// What an effect's child task would report.
+fn report(effect: &Effect, well: bool) -> Vec<Fact> {
+    let failed = || "it failed".to_owned();
+    match effect {
+        Effect::Install { run } => {
+            vec![Fact::InstallEnded {
+                run: *run,
+                result: if well { Ok(()) } else { Err(failed()) },
+            }]
+        }
+        Effect::Start { run } if well => vec![Fact::Started { run: *run, ready: true }],
+        Effect::Start { run } => vec![Fact::StartFailed { run: *run, reason: failed() }],
+        Effect::Stop { run, .. } if well => vec![Fact::Exited { run: *run, exit: exit(0) }],
+        Effect::Kill { run } => vec![Fact::Exited { run: *run, exit: exit(137) }],
+        Effect::Pause { run } => vec![Fact::Paused { run: *run }],
+        Effect::Unpause { run } => vec![Fact::Resumed { run: *run }],
+        Effect::Rebind | Effect::UndoRebind if well => vec![Fact::Rebound],
+        Effect::Rebind | Effect::UndoRebind => vec![Fact::RebindFailed { reason: failed() }],
+        Effect::Remove => vec![Fact::Removed],
+        Effect::Stop { .. }
+        | Effect::Attach { .. }
+        | Effect::AbortInstall { .. }
+        | Effect::FinishRebind
+        | Effect::Forget
+        | Effect::Emit(_)
+        | Effect::Say(_) => Vec::new(),
+    }
+}
+
+struct World {
+    machine: Machine,
+    pending: Vec<Effect>,
+    now: Uptime,
+}
+
+impl World {
+    fn take(&mut self, effects: Vec<Effect>) {
+        let waits = |effect: &Effect| !report(effect, true).is_empty();
+        self.pending.extend(effects.into_iter().filter(waits));
+    }
+
+    fn play(&mut self, step: Step) {
+        match step {
+            Step::Command(command) => {
+                let before = self.machine.clone();
+                match self.machine.command(command, POLICY, self.now) {
+                    Ok((_, effects)) => self.take(effects),
+                    Err(_) => {
+                        let unchanged =
+                            Machine { restarts: before.restarts, ..self.machine.clone() };
+                        assert_eq!(unchanged, before, "a denied wish changed something");
+                    }
+                }
+            }
+            Step::Finish { which, well } if which < self.pending.len() => {
+                let effect = self.pending.remove(which);
+                for fact in report(&effect, well) {
+                    let effects = self.machine.fact(fact, POLICY, self.now);
+                    self.take(effects);
+                }
+            }
+            Step::Finish { .. } => {}
+            Step::WorkloadExits(code) => {
+                if let Some(run) = self.machine.live_run() {
+                    let effects =
+                        self.machine.fact(Fact::Exited { run, exit: exit(code) }, POLICY, self.now);
+                    self.take(effects);
+                }
+            }
+            Step::Look { running, away } => {
+                let observed = look(running);
+                let effects = self.machine.fact(
+                    Fact::Seen { observed, engine_was_away: away },
+                    POLICY,
+                    self.now,
+                );
+                self.take(effects);
+            }
+            Step::TimePasses(seconds) => {
+                self.now += Duration::from_secs(seconds);
+                let effects = self.machine.fact(Fact::Woke, POLICY, self.now);
+                self.take(effects);
+            }
+            Step::Reboot { running } => {
+                self.pending.clear();
+                let text = serde_json::to_string(&self.machine).expect("it serialises");
+                self.machine = serde_json::from_str(&text).expect("it reads back");
+                let effects = self.machine.boot(look(running), false, POLICY, self.now);
+                self.take(effects);
+            }
+        }
+    }
+
+    /// Lets everything pending end well, until nothing is.
+    fn settle(&mut self) {
+        for _ in 0..200 {
+            if let Some(at) = self.machine.wake_at() {
+                self.now = self.now.max(at);
+                let effects = self.machine.fact(Fact::Woke, POLICY, self.now);
+                self.take(effects);
+            }
+            if self.pending.is_empty() {
+                return;
+            }
+            self.play(Step::Finish { which: 0, well: true });
+        }
+        panic!("it does not come to rest: {:?}, pending {:?}", self.machine, self.pending);
+    }
+}
+
+fn look(running: bool) -> Option<Observed> {
+    seen(if running { ObservedStatus::Running } else { ObservedStatus::Exited(exit(0)) })
+}
+
+proptest! {
+    /// Whatever happens, in whatever order: the machine comes to rest in a phase that waits for nobody,
+    /// runs never go back, and delete gets through.
+    #[test]
+    fn any_sequence_settles_and_delete_gets_through(steps in prop::collection::vec(any_step(), 1..60)) {
+        let (machine, effects) = Machine::install();
+        let mut world = World { machine, pending: Vec::new(), now: NOW };
+        world.take(effects);
+        let mut last_run = RunId::default();
+        for step in steps {
+            world.play(step);
+            prop_assert!(world.machine.last_run() >= last_run);
+            last_run = world.machine.last_run();
+            if let Some(run) = world.machine.live_run() {
+                prop_assert_eq!(run, last_run);
+            }
+        }
+        world.settle();
+        let at_rest = matches!(
+            world.machine.phase,
+            Phase::Failed { .. } | Phase::Offline | Phase::Suspended { .. } | Phase::Running { .. } | Phase::Paused { .. }
+                | Phase::Starting { launched: true, .. }
+        );
+        prop_assert!(at_rest, "{:?}", world.machine);
+        let effects = world.machine.command(Command::Delete, POLICY, world.now).map(|(_, effects)| effects);
+        prop_assert!(effects.is_ok_and(|effects| effects.contains(&Effect::Remove)));
+        prop_assert_eq!(world.machine.fact(Fact::Removed, POLICY, world.now), vec![Effect::Forget]);
+    }
+}
