@@ -14,7 +14,8 @@ use super::task::BootLook;
 use crate::domain::ids::ContainerId;
 use crate::engine::{EngineError, Hint, Ours, labels};
 use crate::network::isolation::IsolationError;
-use crate::store::{ContainerFilter, StoreError};
+use crate::store::StoreError;
+use crate::store::containers::ContainerFilter;
 use crate::util::backoff::Backoff;
 use crate::util::chain::Chain;
 

@@ -55,7 +55,7 @@ impl Ctx {
         let mut skip: Vec<Option<usize>> = vec![None; lines.len()];
         let mut gap = false;
         for (stream, ours) in
-            [(Stream::Stdout, ConsoleStream::Stdout), (Stream::Stderr, ConsoleStream::Stderr)]
+            [(Stream::Stdout, ConsoleStream::Out), (Stream::Stderr, ConsoleStream::Err)]
         {
             let of_stream: Vec<usize> =
                 (0..lines.len()).filter(|&index| lines[index].stream == stream).collect();

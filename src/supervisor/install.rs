@@ -5,10 +5,12 @@
 //! ended is judged by its exit code; only one that never began is begun. Failure leaves the volume as
 //! the script left it, removes the install container, and says the reason.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::credentials;
 use super::effects::Ctx;
 use super::install_log::InstallLog;
 use super::run::{LaunchError, console_stream};
@@ -17,8 +19,9 @@ use super::workload::{self, INSTALL_FILE, Places, install_name};
 use crate::domain::ids::RunId;
 use crate::domain::lifecycle::Fact;
 use crate::domain::observed::{Exit, ObservedStatus};
-use crate::engine::{Attached, CommitConfig, EngineError, Ours, PullProgress, RegistryAuth, labels};
-use crate::files::FileError;
+use crate::engine::{Attached, EngineError, Ours, PullProgress, RegistryAuth, labels};
+use crate::files::{FileError, Owner};
+use crate::util::chain::Chain;
 
 /// Between two progress messages of a pull.
 const PROGRESS_EVERY: Duration = Duration::from_secs(1);
@@ -53,7 +56,7 @@ impl Ctx {
         let result = match self.try_install(run).await {
             Ok(()) => Ok(()),
             Err(error) => {
-                tracing::warn!(container.id = %self.snapshot.id, run.id = %run, error = %crate::util::chain::Chain(&error), "an install failed");
+                tracing::warn!(container.id = %self.snapshot.id, run.id = %run, error = %Chain(&error), "an install failed");
                 Err(error.to_string())
             }
         };
@@ -62,7 +65,8 @@ impl Ctx {
     }
 
     async fn try_install(&self, run: RunId) -> Result<(), InstallError> {
-        let left = self.services.insist(|| self.ours_named(&install_name(&self.snapshot.id))).await?;
+        let name = install_name(&self.snapshot.id);
+        let left = self.services.insist(|| self.ours_named(&name)).await?;
         let of_this_run =
             |left: &Ours| left.labels.get(labels::RUN).is_some_and(|of| *of == run.to_string());
         let under_way = match left {
@@ -87,13 +91,13 @@ impl Ctx {
         let spec = &self.snapshot.spec;
         let install_image = spec.install_image.iter().filter(|_| spec.install_script.is_some());
         for image in std::iter::once(&spec.image).chain(install_image) {
-            let auth = self.registry_auth()?;
+            let auth = self.registry_auth().await?;
             self.say(format!("getting the image {image}"));
             let services = &self.services;
             services
                 .insist(|| {
                     let mut progress = Progress::new(self);
-                    services.engine.ensure_image(image, auth.clone(), move |step| progress.show(&step))
+                    services.engine.ensure(image, auth.clone(), move |step| progress.show(&step))
                 })
                 .await
                 .map_err(InstallError::Image)?;
@@ -101,14 +105,18 @@ impl Ctx {
         Ok(())
     }
 
-    fn registry_auth(&self) -> Result<Option<RegistryAuth>, InstallError> {
-        let Some(sealed) = &self.sealed_auth else { return Ok(None) };
-        let aad = super::auth_context(&self.snapshot.id);
-        let opened = self.services.sealer.open(&aad, sealed).map_err(|error| {
-            tracing::error!(container.id = %self.snapshot.id, error = %crate::util::chain::Chain(&error), "cannot open the registry's credentials");
-            InstallError::Credentials
-        })?;
-        serde_json::from_slice(&opened).map(Some).map_err(|_| InstallError::Credentials)
+    async fn registry_auth(&self) -> Result<Option<RegistryAuth>, InstallError> {
+        let Some(sealed) = self.sealed_auth.clone() else { return Ok(None) };
+        let (services, id) = (Arc::clone(&self.services), self.snapshot.id.clone());
+        let open = move || credentials::open(&services.sealer, &id, &sealed);
+        match tokio::task::spawn_blocking(open).await {
+            Ok(Ok(Some(auth))) => Ok(Some(auth)),
+            Ok(Err(error)) => {
+                tracing::error!(container.id = %self.snapshot.id, error = %Chain(&error), "cannot open a registry's credentials");
+                Err(InstallError::Credentials)
+            }
+            Ok(Ok(None)) | Err(_) => Err(InstallError::Credentials),
+        }
     }
 
     /// Runs the script, or follows it where it runs; the image it left behind, if it is to be kept.
@@ -122,7 +130,7 @@ impl Ctx {
         let docker_id = match under_way {
             Some(docker_id) => docker_id,
             None => {
-                self.services.isolation.check().map_err(LaunchError::Isolation)?;
+                self.services.isolated().await.map_err(LaunchError::NotIsolated)?;
                 self.write_data(INSTALL_FILE, script.to_owned()).await?;
                 self.services.insist(|| self.create_install(script)).await?
             }
@@ -226,7 +234,7 @@ impl Ctx {
         let (uid, gid) = self.services.settings().owner;
         self.services
             .files
-            .run(self.snapshot.spec.volume_id, move |volume| volume.chown_all(uid, gid))
+            .run(self.snapshot.spec.volume_id, move |volume| volume.chown_all(Owner { uid, gid }))
             .await
             .map_err(InstallError::Volume)
     }
@@ -245,9 +253,8 @@ impl Ctx {
         }
         self.say("keeping what the install script changed in the image");
         let repository = workload::own_image_repository(&self.snapshot.id);
-        let config = CommitConfig { base_image: self.snapshot.spec.image.clone() };
         let tag = format!("run{run}");
-        self.services.insist(|| engine.commit(docker_id, &repository, &tag, &config)).await?;
+        self.services.insist(|| engine.commit(docker_id, &repository, &tag)).await?;
         Ok(Some(format!("{repository}:{tag}")))
     }
 
@@ -258,7 +265,7 @@ impl Ctx {
         let mut built = self.clone();
         let mut snapshot = (*self.snapshot).clone();
         snapshot.own_image.clone_from(&own_image);
-        built.snapshot = std::sync::Arc::new(snapshot);
+        built.snapshot = Arc::new(snapshot);
         self.report(Report::Installed { own_image }).await;
         self.services
             .insist(|| async {
@@ -287,7 +294,10 @@ impl Progress {
     fn show(&mut self, step: &PullProgress) {
         if self.last.is_none_or(|last| last.elapsed() >= PROGRESS_EVERY) {
             self.last = Some(Instant::now());
-            self.ctx.say(step.to_string());
+            let PullProgress { status, layers, layers_done, downloaded_bytes, total_bytes } = step;
+            self.ctx.say(format!(
+                "{status}: {layers_done} of {layers} layers, {downloaded_bytes} of {total_bytes} bytes"
+            ));
         }
     }
 }

@@ -14,6 +14,7 @@
 
 mod admission;
 mod boot;
+mod credentials;
 mod effects;
 mod gap;
 mod install;
@@ -41,7 +42,8 @@ use crate::domain::stats::Sample;
 use crate::domain::units::UnixSeconds;
 use crate::console::{Console, InputError};
 use crate::engine::{EngineError, ExecRequest, ExecResult};
-use crate::store::{PortRequest, StoreError};
+use crate::store::StoreError;
+use crate::store::ports::PortRequest;
 
 pub(crate) use registry::{CreateContainer, CreateError, Registry};
 pub(crate) use services::{Services, Settings};
@@ -192,6 +194,8 @@ impl ContainerHandle {
         let request = ExecRequest {
             cmd: command,
             user: Some(self.services.settings().user.clone()),
+            working_dir: None,
+            env: Vec::new(),
             deadline,
             output_max_bytes: EXEC_OUTPUT_MAX_BYTES,
         };
@@ -220,9 +224,4 @@ pub(crate) enum ExecError {
     EngineUnavailable,
     #[error("cannot run the command")]
     Engine(#[source] EngineError),
-}
-
-/// What a container's sealed credentials are bound to.
-fn auth_context(id: &ContainerId) -> Vec<u8> {
-    format!("{id}/registry_auth").into_bytes()
 }

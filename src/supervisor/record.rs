@@ -15,7 +15,9 @@ use crate::domain::panel_update::{PanelUpdate, PowerState};
 use crate::domain::spec::{ContainerSpec, PortBinding};
 use crate::domain::units::UnixSeconds;
 use crate::network::pool;
-use crate::store::{ContainerRow, ContainerState, PortRequest, Store, StoreError, Tx};
+use crate::store::containers::{ContainerRow, ContainerState};
+use crate::store::ports::PortRequest;
+use crate::store::{Store, StoreError, Tx};
 
 /// What the owner task knows of its container and keeps in the store.
 #[derive(Clone, Debug)]

@@ -10,6 +10,7 @@ use std::time::Duration;
 use tokio::sync::{broadcast, mpsc, watch};
 use tokio::task::JoinSet;
 
+use super::credentials;
 use super::record::{Record, stored_json};
 use super::services::Services;
 use super::shared::Shared;
@@ -23,7 +24,9 @@ use crate::domain::spec::{ContainerSpec, Problem};
 use crate::domain::units::UnixSeconds;
 use crate::engine::RegistryAuth;
 use crate::network::pool;
-use crate::store::{ContainerRow, ContainerState, NewContainer, PortRequest, StoreError};
+use crate::store::StoreError;
+use crate::store::containers::{ContainerRow, ContainerState, NewContainer};
+use crate::store::ports::PortRequest;
 use crate::util::chain::Chain;
 
 const URGENT: usize = 4;
@@ -121,11 +124,8 @@ impl Registry {
 
     async fn seal(&self, new: &CreateContainer) -> Result<Option<Vec<u8>>, CreateError> {
         let Some(auth) = new.registry_auth.clone() else { return Ok(None) };
-        let (services, aad) = (Arc::clone(&self.services), super::auth_context(&new.id));
-        let seal = move || {
-            let text = serde_json::to_vec(&auth.exposed()).unwrap_or_default();
-            services.sealer.seal(&aad, &text)
-        };
+        let (services, id) = (Arc::clone(&self.services), new.id.clone());
+        let seal = move || credentials::seal(&services.sealer, &id, auth);
         match tokio::task::spawn_blocking(seal).await {
             Ok(sealed) => sealed.map(Some).map_err(CreateError::Seal),
             Err(_) => Err(CreateError::Stopping),

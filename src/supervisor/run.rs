@@ -96,7 +96,7 @@ impl Ctx {
     async fn launch(&self, again: bool) -> Result<(String, Attached), LaunchError> {
         let services = &self.services;
         let _slot = services.start_slots.acquire().await.map_err(|_| LaunchError::Stopping)?;
-        services.isolation.check().map_err(LaunchError::Isolation)?;
+        services.isolated().await.map_err(LaunchError::NotIsolated)?;
         self.write_data(ENTRYPOINT_FILE, workload::entrypoint(&self.snapshot.spec, &self.snapshot.ports)).await?;
         let docker_id = self.ensure_workload(again).await?;
         // Attached before it starts, so that not a byte is missed.
@@ -249,7 +249,7 @@ impl Ctx {
 
     /// Takes from the engine's log what passed while nobody was attached. Returns whether the start
     /// pattern was seen in the run so far.
-    async fn fill_gap(&self, run: RunId, docker_id: &str, mut readiness: Option<&mut Readiness>) -> bool {
+    pub(super) async fn fill_gap(&self, run: RunId, docker_id: &str, mut readiness: Option<&mut Readiness>) -> bool {
         match self.read_gap(run, docker_id, &mut readiness).await {
             Ok(ready) => ready,
             Err(error) => {
@@ -263,8 +263,8 @@ impl Ctx {
 
 pub(super) fn console_stream(stream: Stream) -> ConsoleStream {
     match stream {
-        Stream::Stdout => ConsoleStream::Stdout,
-        Stream::Stderr => ConsoleStream::Stderr,
+        Stream::Stdout => ConsoleStream::Out,
+        Stream::Stderr => ConsoleStream::Err,
     }
 }
 
@@ -273,8 +273,8 @@ pub(super) fn console_stream(stream: Stream) -> ConsoleStream {
 pub(super) enum LaunchError {
     #[error(transparent)]
     Engine(#[from] EngineError),
-    #[error("the network isolation does not stand")]
-    Isolation(#[source] crate::network::isolation::IsolationError),
+    #[error("containers cannot be isolated: {0}")]
+    NotIsolated(String),
     #[error("cannot write {name}")]
     Write { name: &'static str, source: std::io::Error },
     #[error("lightd is stopping")]
@@ -286,9 +286,8 @@ impl LaunchError {
     pub(super) fn reason(&self) -> String {
         match self {
             Self::Engine(error) => error.reason(),
-            Self::Isolation(error) => format!("{self}: {error}"),
             Self::Write { source, .. } => format!("{self}: {source}"),
-            Self::Stopping => self.to_string(),
+            Self::NotIsolated(_) | Self::Stopping => self.to_string(),
         }
     }
 }

@@ -16,7 +16,7 @@ use crate::domain::ids::ContainerId;
 use crate::domain::spec::NodeCapacity;
 use crate::engine::{Engine, EngineError, Health, LogCap};
 use crate::files::Files;
-use crate::network::isolation::Isolation;
+use crate::network::isolation::{Isolation, IsolationStatus};
 use crate::store::Store;
 use crate::util::backoff::Backoff;
 use crate::util::secret::Sealer;
@@ -84,6 +84,16 @@ impl Services {
         // The sender lives in the engine that we hold: it cannot be gone.
         if health.wait_for(Health::is_reachable).await.is_err() {
             std::future::pending::<()>().await;
+        }
+    }
+
+    /// Waits until it is known whether containers can be isolated; the reason if they cannot.
+    pub(crate) async fn isolated(&self) -> Result<(), String> {
+        let mut status = self.isolation.status();
+        match status.wait_for(|status| *status != IsolationStatus::NotYet).await.as_deref() {
+            Ok(IsolationStatus::Failed { why }) => Err(why.clone()),
+            Ok(_) => Ok(()),
+            Err(_) => Err("lightd is stopping".to_owned()),
         }
     }
 

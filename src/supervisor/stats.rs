@@ -50,7 +50,7 @@ impl<'a> Sampler<'a> {
             Duration::from_secs(u64::try_from(seconds).unwrap_or(0))
         };
         let group = Cgroup::find(pid)?;
-        let mut meter = Meter::starting(cgroup::moment_ago(age()));
+        let mut meter = Meter::starting(cgroup::now().saturating_sub(age()));
         let mut text = Vec::new();
         let stats = &self.ctx.shared.stats;
         loop {

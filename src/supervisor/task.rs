@@ -137,7 +137,8 @@ impl Owner {
         if self.booted && matches!(self.record.machine.phase(), Phase::Installing { .. }) {
             self.carry_out(vec![Effect::Install { run: self.record.machine.last_run() }]).await;
         }
-        self.note_health(&health.borrow_and_update().clone()).await;
+        let now = health.borrow_and_update().clone();
+        self.note_health(&now).await;
         loop {
             let wake_at = self.wake_at();
             tokio::select! {

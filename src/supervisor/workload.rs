@@ -173,8 +173,8 @@ pub(super) fn is_in_root_file_system(path: &str) -> bool {
     // What the engine itself makes: mount points, the folders above them and its own small files.
     const MADE_BY_ENGINE: &[&str] =
         &["/home", "/mnt", "/app", "/etc", "/etc/hosts", "/etc/hostname", "/etc/resolv.conf", "/etc/mtab", "/sbin", "/sbin/docker-init", "/.dockerenv"];
-    let within = |root: &&str| path == **root || path.strip_prefix(**root).is_some_and(|rest| rest.starts_with('/'));
-    !NOT_KEPT.iter().any(within) && !MADE_BY_ENGINE.contains(&path)
+    let within = |root: &str| path.strip_prefix(root).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+    !NOT_KEPT.iter().any(|root| within(root)) && !MADE_BY_ENGINE.contains(&path)
 }
 
 /// The command line that the script's first line asks for, `/bin/sh` without one.
