@@ -2,5 +2,6 @@
 #![allow(dead_code)]
 
 mod domain;
+mod files;
 
 mod util;
