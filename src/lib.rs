@@ -1,6 +1,7 @@
 //! lightd: other people's servers, in Docker containers, on one machine.
 #![allow(dead_code)]
 
+mod config;
 mod domain;
 mod store;
 
