@@ -17,6 +17,7 @@
 //! A caller that goes away while its closure is queued does not stop it.
 
 pub(crate) mod audit;
+pub(crate) mod bindings;
 pub(crate) mod containers;
 pub(crate) mod error;
 mod migrate;

@@ -172,7 +172,10 @@ fn in_savepoint<T>(
         .map_err(|error| error.during(op));
     let end = if outcome.is_ok() { "RELEASE one" } else { "ROLLBACK TO one; RELEASE one" };
     match statement(connection, end) {
-        Ok(()) => (outcome, tx.outbox_grew.get()),
+        Ok(()) => {
+            let outbox_grew = outcome.is_ok() && tx.outbox_grew.get();
+            (outcome, outbox_grew)
+        }
         Err(lost) => (outcome.and_then(|_| Err(lost.during(op))), false),
     }
 }
