@@ -1,0 +1,3 @@
+//! What containers reach and what reaches them.
+
+pub(crate) mod pool;
