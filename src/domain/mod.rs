@@ -8,6 +8,8 @@ pub(crate) mod event;
 pub(crate) mod ids;
 pub(crate) mod observed;
 pub(crate) mod path;
+pub(crate) mod readiness;
 pub(crate) mod spec;
+pub(crate) mod stats;
 pub(crate) mod template;
 pub(crate) mod units;
