@@ -2,9 +2,14 @@
 #![allow(dead_code)]
 
 mod access;
+mod cgroup;
 mod config;
+mod console;
 mod domain;
+mod engine;
 mod files;
 mod network;
+mod panel;
 mod store;
+mod supervisor;
 mod util;
