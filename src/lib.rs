@@ -2,5 +2,7 @@
 #![allow(dead_code)]
 
 mod domain;
+mod engine;
+mod network;
 
 mod util;
