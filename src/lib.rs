@@ -2,9 +2,13 @@
 #![allow(dead_code)]
 
 mod access;
+mod cli;
 mod config;
 mod domain;
 mod network;
+mod panel;
+mod shutdown;
 mod store;
+mod telemetry;
 
 mod util;

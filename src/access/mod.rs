@@ -10,7 +10,6 @@
 
 mod grant;
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{broadcast, watch};
