@@ -148,7 +148,7 @@ impl Drop for NoEcho {
     fn drop(&mut self) {
         use rustix::termios::{OptionalActions, tcsetattr};
         // The process is about to end; there is nobody to tell.
-        let _ = tcsetattr(io::stdin(), OptionalActions::Now, &self.before);
+        tcsetattr(io::stdin(), OptionalActions::Now, &self.before).ok();
     }
 }
 

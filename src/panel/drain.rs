@@ -128,7 +128,8 @@ async fn note(store: &Store, row: &OutboxRow, outcome: Outcome) -> Result<(), St
             tracing::debug!(error = %Chain(&error), server = %row.server, "an update waits");
             let now = UnixSeconds::now();
             let delay = BACKOFF.delay(row.attempts.saturating_add(1)).as_secs().max(1);
-            let next = not_before.unwrap_or(UnixSeconds(now.0.saturating_add_unsigned(delay)));
+            let next =
+                not_before.unwrap_or_else(|| UnixSeconds(now.0.saturating_add_unsigned(delay)));
             store.write("postpone an update", move |tx| tx.postpone(sequence, next)).await
         }
     }
