@@ -3,6 +3,7 @@
 
 mod access;
 mod cgroup;
+mod cli;
 mod config;
 mod console;
 mod domain;
@@ -10,6 +11,8 @@ mod engine;
 mod files;
 mod network;
 mod panel;
+mod shutdown;
 mod store;
 mod supervisor;
+mod telemetry;
 mod util;

@@ -8,15 +8,14 @@
 //! token is found by the digest that is stored. A token that is good for one use is taken by deleting
 //! its row, which only one of two requests can do.
 
-mod grant;
+pub(crate) mod grant;
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{broadcast, watch};
 
-pub(crate) use self::grant::{Ended, Grant};
-use crate::domain::access::{Principal, Scope, TOKEN_PREFIX, TokenId, is_token};
+pub(crate) use self::grant::Grant;
+use crate::domain::access::{Scope, TOKEN_PREFIX, TokenId, is_token};
 use crate::domain::units::{Span, UnixSeconds};
 use crate::store::tokens::{NewToken, TokenRow};
 use crate::store::{Store, StoreError};
@@ -161,7 +160,7 @@ impl Access {
     pub(crate) async fn revoke(&self, id: TokenId) -> Result<(), AccessError> {
         self.store.write("revoke a token", move |tx| tx.delete_token(id)).await?;
         // Nobody may be connected at all.
-        let _ = self.revoked.send(id);
+        self.revoked.send(id).ok();
         Ok(())
     }
 }

@@ -1,5 +1,6 @@
+use super::grant::Ended;
 use super::*;
-use crate::domain::access::Permission;
+use crate::domain::access::{Permission, Principal};
 use crate::domain::ids::ContainerId;
 use crate::store::testing::open;
 

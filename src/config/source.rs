@@ -71,33 +71,48 @@ impl Source {
 
     /// The environment variable that sets this key, if one does.
     pub(crate) fn env_override(&self, key: &str) -> Option<String> {
-        let wanted = key.to_ascii_uppercase().replace('.', "__");
-        let set = self.env.iter().any(|(name, _)| *name == wanted);
-        set.then(|| format!("{ENV_PREFIX}{wanted}"))
+        self.env_value(key).map(|_| format!("{ENV_PREFIX}{}", variable_of(key)))
+    }
+
+    /// What the environment sets this key to.
+    pub(crate) fn env_value(&self, key: &str) -> Option<&str> {
+        let wanted = variable_of(key);
+        self.env.iter().find(|(name, _)| *name == wanted).map(|(_, value)| value.as_str())
+    }
+
+    /// The file's content, without a look at what it means.
+    pub(crate) fn read_json(&self) -> Result<Value, ConfigError> {
+        self.parse_json(&self.read()?)
+    }
+
+    /// Makes the file if there is none.
+    pub(crate) fn ensure_exists(&self) -> Result<(), ConfigError> {
+        match self.read() {
+            Err(ConfigError::Missing { .. }) => self.create().map(drop),
+            other => other.map(drop),
+        }
     }
 
     /// Reads and validates. Never writes.
     pub(crate) fn load(&self) -> Result<Config, ConfigError> {
-        self.resolve(&self.read()?)
+        self.resolve(self.read_json()?)
     }
 
     /// Reads and validates for a start: makes the file if there is none, and the node's token if it has
     /// none yet (as in a copy of the example).
     pub(crate) fn load_or_create(&self) -> Result<Config, ConfigError> {
-        let text = match self.read() {
-            Err(ConfigError::Missing { .. }) => self.create()?,
-            other => other?,
-        };
-        let mut file = self.parse_json(&text)?;
-        let token = file.pointer("/authorization/token").and_then(Value::as_str).unwrap_or("");
-        if token.is_empty() && self.env_override("authorization.token").is_none() {
-            // A token of the wrong type is a problem to report, not one to overwrite.
-            if file.pointer("/authorization/token").is_none_or(|token| token == "") {
-                edit::set_text(&self.path, "authorization", "token", &new_token())?;
-                file = self.parse_json(&self.read()?)?;
-            }
+        self.ensure_exists()?;
+        let mut file = self.read_json()?;
+        // A token of the wrong type is a problem to report, not one to overwrite.
+        let has_none = file.pointer("/authorization/token").is_none_or(|token| token == "");
+        if has_none
+            && file.get("authorization").is_none_or(Value::is_object)
+            && self.env_override("authorization.token").is_none()
+        {
+            edit::set_text(&self.path, "authorization", "token", &new_token())?;
+            file = self.read_json()?;
         }
-        self.resolve_value(file)
+        self.resolve(file)
     }
 
     fn create(&self) -> Result<String, ConfigError> {
@@ -126,11 +141,7 @@ impl Source {
             .map_err(|source| ConfigError::NotJson { path: self.path.clone(), source })
     }
 
-    fn resolve(&self, text: &str) -> Result<Config, ConfigError> {
-        self.resolve_value(self.parse_json(text)?)
-    }
-
-    fn resolve_value(&self, mut value: Value) -> Result<Config, ConfigError> {
+    fn resolve(&self, mut value: Value) -> Result<Config, ConfigError> {
         let mut problems = Vec::new();
         let mut origins = HashMap::new();
         self.apply_env(&mut value, &mut origins, &mut problems);
@@ -201,6 +212,10 @@ impl Source {
         let enabled = flags.disable_auth.map(|disabled| (!disabled).into());
         put("authorization.enabled", "--disable-auth", enabled);
     }
+}
+
+fn variable_of(key: &str) -> String {
+    key.to_ascii_uppercase().replace('.', "__")
 }
 
 /// A random token of the node.

@@ -7,6 +7,8 @@
 //! Both halves share one socket. Closing only its writing side would end the output as well (a quirk of
 //! the engine), so there is no way to do that: the socket closes when both halves are gone.
 
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -98,6 +100,32 @@ impl OutputStream {
 pub(crate) struct AttachedInput {
     socket: Arc<UnixStream>,
     target: String,
+}
+
+/// A workload that does not read its input stops the writing after some 64 KiB. Shutting it down does
+/// nothing: the engine would take that for the end of the output as well.
+impl tokio::io::AsyncWrite for AttachedInput {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            ready!(self.socket.poll_write_ready(cx))?;
+            match self.socket.try_write(bytes) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                written => return Poll::Ready(written),
+            }
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
 }
 
 impl AttachedInput {

@@ -82,7 +82,7 @@ impl Writer {
                     Err(lost) => outcome.and_then(|_| Err(lost.during(op))),
                 };
                 // The caller may be gone; what it asked for was done all the same.
-                let _ = reply.send(outcome);
+                reply.send(outcome).ok();
             };
             Done { answer: Box::new(answer), outbox_grew }
         });
@@ -143,7 +143,7 @@ fn transaction(connection: &Connection, batch: Vec<Job>) -> (Vec<Done>, Result<(
     let committed = state.and_then(|()| statement(connection, "COMMIT"));
     if committed.is_err() && !connection.is_autocommit() {
         // Reported by `statement`; the next BEGIN fails if this did not help.
-        let _ = statement(connection, "ROLLBACK");
+        statement(connection, "ROLLBACK").ok();
     }
     (done, committed)
 }

@@ -155,14 +155,14 @@ impl Record {
                 self.spec = Arc::new(spec.clone());
             }
             Some(Change::Ports(wanted)) => {
-                let rebound = tx.rebind_ports(&self.id, wanted, now, pool::host_has_free)?;
+                let rebound = tx.rebind_ports(&self.id, wanted, now, pool::is_bindable)?;
                 self.previous_ports.get_or_insert(rebound.old);
                 self.ports = rebound.new.into();
             }
             Some(Change::UndoPorts) => {
                 if let Some(previous) = self.previous_ports.take() {
                     let wanted: Vec<_> = previous.iter().copied().map(PortRequest::from).collect();
-                    tx.rebind_ports(&self.id, &wanted, now, pool::host_has_free)?;
+                    tx.rebind_ports(&self.id, &wanted, now, pool::is_bindable)?;
                     tx.release_kept_ports(&self.id)?;
                     self.ports = previous.into();
                 }

@@ -165,7 +165,7 @@ impl Registry {
         self.services
             .store
             .write("store a container", move |tx| {
-                tx.insert_container(&row, now, pool::host_has_free)?;
+                tx.insert_container(&row, now, pool::is_bindable)?;
                 if panel {
                     tx.enqueue_update(&row.id, &crate::domain::panel_update::PanelUpdate::Installing, now)?;
                 }
