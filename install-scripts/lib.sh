@@ -187,7 +187,9 @@ ensure_engine() {
     engine_answers && return 0
     have dockerd || die "there is no Docker engine: nothing answers at $docker_socket, and dockerd is not installed." \
         "apt-get install docker.io iptables, or Docker's own packages; then run this again."
-    if [ -d /run/systemd/system ] && have systemctl; then
+    if is_running /var/run/docker.pid dockerd; then
+        say "Waiting for the dockerd that is there (pid $(read_pid /var/run/docker.pid))"
+    elif [ -d /run/systemd/system ] && have systemctl; then
         say "Starting Docker: systemctl start docker"
         as_root systemctl start docker || die "systemd could not start Docker." "See: journalctl -u docker -n 50"
     else
