@@ -26,7 +26,7 @@ use crate::engine::RegistryAuth;
 use crate::network::pool;
 use crate::store::StoreError;
 use crate::store::containers::{ContainerRow, ContainerState, NewContainer};
-use crate::store::ports::PortRequest;
+use crate::store::bindings::PortRequest;
 use crate::util::chain::Chain;
 
 const URGENT: usize = 4;
