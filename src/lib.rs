@@ -2,5 +2,6 @@
 #![allow(dead_code)]
 
 mod domain;
+mod store;
 
 mod util;

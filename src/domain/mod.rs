@@ -4,10 +4,12 @@
 //! clock and no lock: time comes in as a value, decisions go out as values. That is why each rule in
 //! here can be tested by playing sequences against it.
 
+pub(crate) mod access;
 pub(crate) mod event;
 pub(crate) mod ids;
 pub(crate) mod lifecycle;
 pub(crate) mod observed;
+pub(crate) mod panel_update;
 pub(crate) mod path;
 pub(crate) mod restart;
 pub(crate) mod spec;

@@ -1,4 +1,6 @@
 //! Small tools without an opinion on servers or containers.
 
+pub(crate) mod atomic_file;
 pub(crate) mod backoff;
 pub(crate) mod chain;
+pub(crate) mod secret;

@@ -1,0 +1,132 @@
+//! What can go wrong in the store, told apart as callers need it.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use crate::domain::ids::{ContainerId, VolumeId};
+use crate::domain::spec::HostPort;
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StoreError {
+    #[error("cannot open the store {path}")]
+    Open { path: PathBuf, source: rusqlite::Error },
+    #[error("cannot make the store {path}")]
+    Create { path: PathBuf, source: std::io::Error },
+    #[error("the store {path} is in use by another lightd")]
+    Locked { path: PathBuf },
+    #[error(
+        "the store {path} was written by a newer lightd (schema {found}, this one knows {known})"
+    )]
+    NewerSchema { path: PathBuf, found: i64, known: i64 },
+    #[error("cannot bring the store {path} to schema {version}")]
+    Migrate { path: PathBuf, version: i64, source: rusqlite::Error },
+
+    /// The queue of writes is full; the caller may try again.
+    #[error("the store is busy")]
+    Busy,
+    #[error("the store is closed")]
+    Closed,
+    #[error("the store failed to {op}")]
+    Sql { op: &'static str, source: rusqlite::Error },
+    #[error("the store holds a {what} that cannot be read")]
+    Decode { what: &'static str, source: Box<dyn std::error::Error + Send + Sync> },
+    #[error("a transaction panicked: {op}")]
+    Panicked { op: &'static str },
+
+    #[error("container {0} exists already")]
+    ContainerExists(ContainerId),
+    #[error("there is no container {0}")]
+    NoSuchContainer(ContainerId),
+    #[error("there is no volume {0}")]
+    NoSuchVolume(VolumeId),
+    #[error("volume {volume} is in use by container {by}")]
+    VolumeInUse { volume: VolumeId, by: ContainerId },
+
+    #[error("Port already exists in pool")]
+    PortExists(HostPort),
+    /// A wildcard address and a particular one, for the same number and protocol.
+    #[error("{} overlaps with {}, which is in the pool already", show(.asked), show(.existing))]
+    PortOverlaps { asked: HostPort, existing: HostPort },
+    #[error("{} is not in the pool", show(.0))]
+    PortNotInPool(HostPort),
+    #[error("{} is in use by container {by}", show(.port))]
+    PortInUse { port: HostPort, by: ContainerId },
+    #[error("{} is marked as in use", show(.0))]
+    PortMarked(HostPort),
+    #[error("{} is reserved", show(.0))]
+    PortLeased(HostPort),
+    #[error("{} is asked for twice", show(.0))]
+    PortTwice(HostPort),
+    #[error("No available ports in pool")]
+    NoFreePort { wanted: usize, found: usize },
+
+    #[error("there is no such token")]
+    NoSuchToken,
+    #[error("there is no parked update {0}")]
+    NoSuchUpdate(i64),
+}
+
+/// An error's kind, as the edge needs it for an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum StoreErrorKind {
+    NotFound,
+    Conflict,
+    Busy,
+    Internal,
+}
+
+impl StoreError {
+    pub(crate) fn kind(&self) -> StoreErrorKind {
+        match self {
+            Self::NoSuchContainer(_)
+            | Self::NoSuchVolume(_)
+            | Self::PortNotInPool(_)
+            | Self::NoFreePort { .. }
+            | Self::NoSuchToken
+            | Self::NoSuchUpdate(_) => StoreErrorKind::NotFound,
+            Self::ContainerExists(_)
+            | Self::VolumeInUse { .. }
+            | Self::PortExists(_)
+            | Self::PortOverlaps { .. }
+            | Self::PortInUse { .. }
+            | Self::PortMarked(_)
+            | Self::PortLeased(_)
+            | Self::PortTwice(_) => StoreErrorKind::Conflict,
+            Self::Busy | Self::Closed => StoreErrorKind::Busy,
+            Self::Open { .. }
+            | Self::Create { .. }
+            | Self::Locked { .. }
+            | Self::NewerSchema { .. }
+            | Self::Migrate { .. }
+            | Self::Sql { .. }
+            | Self::Decode { .. }
+            | Self::Panicked { .. } => StoreErrorKind::Internal,
+        }
+    }
+
+    /// A stored value that is not what this program writes.
+    pub(super) fn decode(
+        what: &'static str,
+        why: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> Self {
+        Self::Decode { what, source: why.into() }
+    }
+
+    /// Names the operation in an error that a single statement could not name.
+    pub(super) fn during(self, op: &'static str) -> Self {
+        match self {
+            Self::Sql { source, .. } => Self::Sql { op, source },
+            other => other,
+        }
+    }
+}
+
+fn show(port: &HostPort) -> String {
+    format!("port {}/{}", SocketAddr::new(port.ip, port.port), port.protocol.as_str())
+}
+
+impl From<rusqlite::Error> for StoreError {
+    fn from(source: rusqlite::Error) -> Self {
+        Self::Sql { op: "run a statement", source }
+    }
+}

@@ -1,0 +1,450 @@
+use std::sync::Arc;
+
+use super::containers::ContainerFilter;
+use super::ports::{NotDeleted, PortFilter, PortRequest};
+use super::testing::*;
+use super::*;
+use crate::domain::panel_update::{PanelUpdate, PowerState};
+use crate::domain::spec::{HostPort, PortBinding, Protocol};
+use crate::domain::units::UnixSeconds;
+
+fn free(_: HostPort) -> bool {
+    true
+}
+
+async fn insert(
+    store: &Store,
+    name: &str,
+    volume: crate::domain::ids::VolumeId,
+    ports: &[PortRequest],
+) -> Result<Vec<PortBinding>, StoreError> {
+    let new = new_container(name, volume, ports);
+    store.write("insert", move |tx| tx.insert_container(&new, NOW, free)).await
+}
+
+async fn in_use(store: &Store) -> Vec<u16> {
+    let filter = PortFilter { in_use: Some(true), ..PortFilter::default() };
+    let ports = store.read("list", move |rx| rx.ports(filter, NOW)).await.unwrap();
+    ports.into_iter().map(|port| port.host.port).collect()
+}
+
+#[tokio::test]
+async fn a_store_keeps_its_node_id_and_is_private() {
+    use std::os::unix::fs::MetadataExt;
+    let (folder, store) = open();
+    let (path, id) = (folder.path().join("lightd.db"), store.node_id());
+    add_volume(&store).await;
+    for name in ["lightd.db", "lightd.db-wal"] {
+        let mode = std::fs::metadata(folder.path().join(name)).unwrap().mode();
+        assert_eq!(mode & 0o077, 0, "{name}");
+    }
+    assert!(matches!(Store::open(&path), Err(StoreError::Locked { .. })));
+    store.close();
+    assert!(matches!(store.write("x", |_| Ok(())).await, Err(StoreError::Closed)));
+    drop(store);
+    let again = Store::open(&path).unwrap();
+    assert_eq!(again.node_id(), id);
+    assert_eq!(again.read("list", |rx| rx.volumes()).await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn a_newer_schema_is_refused() {
+    let (folder, store) = open();
+    let path = folder.path().join("lightd.db");
+    store.close();
+    drop(store);
+    Connection::open(&path).unwrap().pragma_update(None, "user_version", 99).unwrap();
+    let error = Store::open(&path).unwrap_err();
+    assert!(matches!(error, StoreError::NewerSchema { found: 99, .. }), "{error}");
+}
+
+#[tokio::test]
+async fn a_failed_or_panicked_closure_changes_nothing_and_the_writer_lives() {
+    let (_folder, store) = open();
+    let bad = store
+        .write("fail", |tx| {
+            tx.add_ports("127.0.0.1".parse().unwrap(), 1..=3, Protocol::Tcp)?;
+            Err::<(), _>(StoreError::NoSuchToken)
+        })
+        .await;
+    assert!(matches!(bad, Err(StoreError::NoSuchToken)));
+    let panicked = store
+        .write("panic", |tx| {
+            tx.add_ports("127.0.0.1".parse().unwrap(), 1..=3, Protocol::Tcp)?;
+            if tx.container_exists(&id("x"))? { Ok(()) } else { panic!("on purpose") }
+        })
+        .await;
+    assert!(matches!(panicked, Err(StoreError::Panicked { op: "panic" })));
+    let ports = store.read("list", |rx| rx.ports(PortFilter::default(), NOW)).await.unwrap();
+    assert_eq!(ports, []);
+}
+
+#[tokio::test]
+async fn a_full_queue_is_busy_and_not_a_wait() {
+    let (_folder, store) = open();
+    let (release, held) = std::sync::mpsc::channel::<()>();
+    let (begun_in, begun) = tokio::sync::oneshot::channel();
+    let blocker = store.write("block", move |_| {
+        begun_in.send(()).unwrap();
+        held.recv().unwrap();
+        Ok(())
+    });
+    let mut blocker = Box::pin(blocker);
+    tokio::select! { _ = &mut blocker => panic!("not blocked"), it = begun => it.unwrap() }
+    let mut waiting = Vec::new();
+    let busy = loop {
+        let mut write = Box::pin(store.write("wait", |_| Ok(())));
+        match futures_util::poll!(&mut write) {
+            std::task::Poll::Ready(result) => break result,
+            std::task::Poll::Pending => waiting.push(write),
+        }
+        assert!(waiting.len() <= 1000, "the queue has no end");
+    };
+    assert!(matches!(busy, Err(StoreError::Busy)));
+    release.send(()).unwrap();
+    blocker.await.unwrap();
+    for write in waiting {
+        write.await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_container_comes_back_as_it_was_stored() {
+    let (_folder, store) = open();
+    let volume = add_volume(&store).await;
+    add_ports(&store, "0.0.0.0", 7000, 7002).await;
+    let asked = [named("0.0.0.0", 7002), named("0.0.0.0", 7000)];
+    insert(&store, "a", volume, &asked).await.unwrap();
+    let row = store.read("get", |rx| rx.container(&id("a"))).await.unwrap();
+    let new = new_container("a", volume, &[]);
+    assert_eq!((row.spec, row.state), (new.spec.clone(), new.state));
+    assert_eq!(row.registry_auth_sealed, Some(vec![1, 2, 3]));
+    let ports: Vec<u16> = row.ports.iter().map(|binding| binding.host.port).collect();
+    assert_eq!(ports, [7002, 7000], "in the order asked for");
+
+    let mut spec = new.spec;
+    spec.startup_command = "false".to_owned();
+    let mut state = state();
+    state.phase = "running".to_owned();
+    state.docker_id = Some("abc".to_owned());
+    let saved = (spec.clone(), state.clone());
+    store
+        .write("save", move |tx| {
+            tx.update_spec(&id("a"), &spec, later(1))?;
+            tx.save_state(&id("a"), &state, later(2))?;
+            tx.enqueue_update(&id("a"), &PanelUpdate::Ready, NOW)
+        })
+        .await
+        .unwrap();
+    let row = store.read("get", |rx| rx.container(&id("a"))).await.unwrap();
+    assert_eq!((row.spec, row.state), saved);
+    assert_eq!((row.created_at, row.updated_at), (NOW, later(2)));
+    assert_eq!(store.read("heads", |rx| rx.outbox_heads(9)).await.unwrap().len(), 1);
+    let filter = ContainerFilter { phase: Some("running".to_owned()), ..Default::default() };
+    assert_eq!(store.read("list", move |rx| rx.containers(&filter)).await.unwrap().len(), 1);
+    let filter = ContainerFilter { after: Some(id("a")), ..Default::default() };
+    assert_eq!(store.read("list", move |rx| rx.containers(&filter)).await.unwrap().len(), 0);
+}
+
+#[tokio::test]
+async fn what_a_container_needs_is_checked_with_its_insertion() {
+    let (_folder, store) = open();
+    let volume = add_volume(&store).await;
+    add_ports(&store, "0.0.0.0", 7000, 7009).await;
+    let stranger = crate::domain::ids::VolumeId::random();
+    let refused = insert(&store, "a", stranger, &[]).await;
+    assert!(matches!(refused, Err(StoreError::NoSuchVolume(_))));
+    insert(&store, "a", volume, &[named("0.0.0.0", 7000)]).await.unwrap();
+    let refused = insert(&store, "a", volume, &[]).await;
+    assert!(matches!(refused, Err(StoreError::ContainerExists(_))));
+    let refused = insert(&store, "b", volume, &[any(), named("0.0.0.0", 7000)]).await;
+    assert!(matches!(refused, Err(StoreError::PortInUse { by, .. }) if by == id("a")));
+    let refused = insert(&store, "b", volume, &[named("0.0.0.0", 1)]).await;
+    assert!(matches!(refused, Err(StoreError::PortNotInPool(_))));
+    let refused = insert(&store, "b", volume, &[named("0.0.0.0", 7001); 2]).await;
+    assert!(matches!(refused, Err(StoreError::PortTwice(_))));
+    store.write("mark", |tx| tx.mark_port(tcp("0.0.0.0", 7002), true, NOW)).await.unwrap();
+    let refused = insert(&store, "b", volume, &[named("0.0.0.0", 7002)]).await;
+    assert!(matches!(refused, Err(StoreError::PortMarked(_))));
+    assert_eq!(in_use(&store).await, [7000, 7002]);
+    assert!(!store.read("get", |rx| rx.container_exists(&id("b"))).await.unwrap());
+    let refused = store.write("delete", move |tx| tx.delete_volume(volume)).await;
+    assert!(matches!(refused, Err(StoreError::VolumeInUse { by, .. }) if by == id("a")));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn fifty_at_once_for_five_ports_have_five_winners() {
+    let (_folder, store) = open();
+    let volume = add_volume(&store).await;
+    add_ports(&store, "0.0.0.0", 7000, 7004).await;
+    let mut tasks = tokio::task::JoinSet::new();
+    for n in 0..50_u16 {
+        let store = store.clone();
+        tasks.spawn(async move {
+            let port = if n % 2 == 0 { named("0.0.0.0", 7000 + n % 5) } else { any() };
+            insert(&store, &format!("c{n}"), volume, &[port]).await
+        });
+    }
+    let mut won: Vec<u16> = Vec::new();
+    while let Some(done) = tasks.join_next().await {
+        match done.unwrap() {
+            Ok(ports) => won.push(ports[0].host.port),
+            Err(StoreError::PortInUse { .. } | StoreError::NoFreePort { .. }) => {}
+            Err(other) => panic!("{other}"),
+        }
+    }
+    won.sort_unstable();
+    assert_eq!(won, [7000, 7001, 7002, 7003, 7004]);
+    let rows = store.read("list", |rx| rx.containers(&ContainerFilter::default())).await.unwrap();
+    assert_eq!(rows.len(), 5);
+}
+
+#[tokio::test]
+async fn a_deleted_container_holds_nothing() {
+    let (_folder, store) = open();
+    let volume = add_volume(&store).await;
+    add_ports(&store, "0.0.0.0", 7000, 7001).await;
+    insert(&store, "a", volume, &[any()]).await.unwrap();
+    let rebind = |tx: &Tx<'_>| tx.rebind_ports(&id("a"), &[any()], NOW, free);
+    store.write("rebind", rebind).await.unwrap();
+    assert_eq!(in_use(&store).await.len(), 2, "the old one is kept too");
+    store.write("delete", |tx| tx.delete_container(&id("a"))).await.unwrap();
+    assert_eq!(in_use(&store).await, [] as [u16; 0]);
+    let again = store.write("delete", |tx| tx.delete_container(&id("a"))).await;
+    assert!(matches!(again, Err(StoreError::NoSuchContainer(_))));
+    store.write("delete", move |tx| tx.delete_volume(volume)).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_rebind_can_be_finished_or_undone() {
+    let (_folder, store) = open();
+    let volume = add_volume(&store).await;
+    add_ports(&store, "0.0.0.0", 7000, 7002).await;
+    insert(&store, "a", volume, &[named("0.0.0.0", 7000)]).await.unwrap();
+    insert(&store, "b", volume, &[named("0.0.0.0", 7001)]).await.unwrap();
+
+    let taken = store
+        .write("rebind", |tx| tx.rebind_ports(&id("a"), &[named("0.0.0.0", 7001)], NOW, free))
+        .await;
+    assert!(matches!(taken, Err(StoreError::PortInUse { .. })));
+    assert_eq!(in_use(&store).await, [7000, 7001]);
+
+    let to_7002 = |tx: &Tx<'_>| tx.rebind_ports(&id("a"), &[named("0.0.0.0", 7002)], NOW, free);
+    let rebound = store.write("rebind", to_7002).await.unwrap();
+    let thief = insert(&store, "c", volume, &[named("0.0.0.0", 7000)]).await;
+    assert!(matches!(thief, Err(StoreError::PortInUse { .. })), "kept for an undo");
+    let old: Vec<PortRequest> = rebound.old.iter().map(|&binding| binding.into()).collect();
+    store
+        .write("undo", move |tx| {
+            tx.rebind_ports(&id("a"), &old, NOW, free)?;
+            tx.release_kept_ports(&id("a"))
+        })
+        .await
+        .unwrap();
+    assert_eq!(in_use(&store).await, [7000, 7001]);
+
+    store.write("rebind", to_7002).await.unwrap();
+    store.write("finish", |tx| tx.release_kept_ports(&id("a"))).await.unwrap();
+    assert_eq!(in_use(&store).await, [7001, 7002]);
+    let row = store.read("get", |rx| rx.container(&id("a"))).await.unwrap();
+    assert_eq!(row.ports.iter().map(|p| p.host.port).collect::<Vec<_>>(), [7002]);
+}
+
+#[tokio::test]
+async fn addresses_that_meet_on_the_host_exclude_each_other() {
+    let (_folder, store) = open();
+    let add = |ip: &'static str, port: u16, protocol| {
+        let store = store.clone();
+        async move {
+            let ip = ip.parse().unwrap();
+            store.write("add", move |tx| tx.add_ports(ip, port..=port, protocol)).await
+        }
+    };
+    use Protocol::{Tcp, Udp};
+    add("0.0.0.0", 1, Tcp).await.unwrap();
+    let again = add("0.0.0.0", 1, Tcp).await.unwrap_err();
+    assert_eq!(again.to_string(), "Port already exists in pool");
+    for clash in ["127.0.0.1", "::", "::ffff:127.0.0.1"] {
+        let refused = add(clash, 1, Tcp).await;
+        assert!(matches!(refused, Err(StoreError::PortOverlaps { .. })), "{clash}");
+    }
+    add("0.0.0.0", 1, Udp).await.unwrap();
+    add("::1", 1, Tcp).await.unwrap();
+    add("127.0.0.1", 2, Tcp).await.unwrap();
+    add("127.0.0.2", 2, Tcp).await.unwrap();
+    for clash in ["0.0.0.0", "::"] {
+        assert!(matches!(add(clash, 2, Tcp).await, Err(StoreError::PortOverlaps { .. })));
+    }
+    let range =
+        store.write("add", |tx| tx.add_ports("127.0.0.1".parse().unwrap(), 1..=9, Tcp)).await;
+    assert!(matches!(range, Err(StoreError::PortOverlaps { .. })), "all of a range or nothing");
+    let all = store.read("list", |rx| rx.ports(PortFilter::default(), NOW)).await.unwrap();
+    assert_eq!(all.len(), 5);
+}
+
+#[tokio::test]
+async fn marks_and_deletions_respect_the_holder() {
+    let (_folder, store) = open();
+    let volume = add_volume(&store).await;
+    add_ports(&store, "0.0.0.0", 7000, 7002).await;
+    insert(&store, "a", volume, &[named("0.0.0.0", 7000)]).await.unwrap();
+    let held = tcp("0.0.0.0", 7000);
+    let unmark = store.write("mark", move |tx| tx.mark_port(held, false, NOW)).await;
+    assert!(matches!(unmark, Err(StoreError::PortInUse { .. })));
+    let delete = store.write("delete", move |tx| tx.delete_port(held, NOW)).await;
+    assert!(matches!(delete, Err(StoreError::PortInUse { .. })));
+    let marked = tcp("0.0.0.0", 7001);
+    store.write("mark", move |tx| tx.mark_port(marked, true, NOW)).await.unwrap();
+    let all = [held, marked, tcp("0.0.0.0", 7002), tcp("0.0.0.0", 1)];
+    let bulk = store.write("delete", move |tx| tx.delete_ports(&all, NOW)).await.unwrap();
+    assert_eq!(bulk.deleted, 1);
+    let kept: Vec<NotDeleted> = bulk.kept.into_iter().map(|(_, why)| why).collect();
+    assert_eq!(kept, [NotDeleted::InUse, NotDeleted::InUse, NotDeleted::NotInPool]);
+}
+
+#[tokio::test]
+async fn a_lease_keeps_ports_until_it_ends_or_they_are_bound() {
+    let (_folder, store) = open();
+    let volume = add_volume(&store).await;
+    add_ports(&store, "0.0.0.0", 7000, 7001).await;
+    add_ports(&store, "127.0.0.1", 7003, 7005).await;
+    let lease = |count, contiguous, now| {
+        let store = store.clone();
+        async move {
+            let until = UnixSeconds(now + 30);
+            let now = UnixSeconds(now);
+            store
+                .write("lease", move |tx| {
+                    tx.lease_ports(count, Protocol::Tcp, contiguous, until, now, free)
+                })
+                .await
+        }
+    };
+    let none = lease(4, true, NOW.0).await;
+    assert!(matches!(none, Err(StoreError::NoFreePort { wanted: 4, .. })));
+    let row = lease(3, true, NOW.0).await.unwrap();
+    let numbers: Vec<u16> = row.ports.iter().map(|port| port.port).collect();
+    assert_eq!(numbers, [7003, 7004, 7005]);
+    let rest = lease(2, false, NOW.0).await.unwrap();
+    let none = lease(1, false, NOW.0).await;
+    assert!(matches!(none, Err(StoreError::NoFreePort { .. })));
+    let chosen = insert(&store, "a", volume, &[any()]).await;
+    assert!(matches!(chosen, Err(StoreError::NoFreePort { .. })), "leased ports are not chosen");
+    let mine = PortRequest { ip: None, ..named("0.0.0.0", rest.ports[0].port) };
+    insert(&store, "a", volume, &[mine]).await.unwrap();
+    assert_eq!(lease(4, false, NOW.0 + 30).await.unwrap().ports.len(), 4, "after its time");
+}
+
+#[tokio::test]
+async fn the_host_is_asked_before_a_port_is_chosen() {
+    let (_folder, store) = open();
+    let volume = add_volume(&store).await;
+    add_ports(&store, "0.0.0.0", 7000, 7005).await;
+    fn only_7003(port: HostPort) -> bool {
+        port.port == 7003
+    }
+    let new = new_container("a", volume, &[any()]);
+    let insert = move |tx: &Tx<'_>| tx.insert_container(&new, NOW, only_7003);
+    let ports = store.write("insert", insert).await.unwrap();
+    assert_eq!(ports[0].host.port, 7003);
+    let new = new_container("b", volume, &[any()]);
+    let insert = move |tx: &Tx<'_>| tx.insert_container(&new, NOW, only_7003);
+    assert!(matches!(store.write("insert", insert).await, Err(StoreError::NoFreePort { .. })));
+}
+
+#[tokio::test]
+async fn updates_are_numbered_per_server_for_ever() {
+    let (_folder, store) = open();
+    let (a, b) = (id("a"), id("b"));
+    store
+        .write("enqueue", move |tx| {
+            tx.enqueue_update(&a, &PanelUpdate::Installing, NOW)?;
+            tx.enqueue_update(&b, &PanelUpdate::Installing, NOW)?;
+            tx.enqueue_update(&a, &PanelUpdate::Ready, NOW)
+        })
+        .await
+        .unwrap();
+    let heads = store.read("heads", |rx| rx.outbox_heads(9)).await.unwrap();
+    let numbers: Vec<(&str, i64)> =
+        heads.iter().map(|row| (row.server.as_str(), row.server_sequence)).collect();
+    assert_eq!(numbers, [("a", 1), ("b", 1)]);
+    let first = heads[0].sequence;
+    store
+        .write("deliver", move |tx| {
+            tx.delivered(first)?;
+            tx.park(first + 1, "404")?;
+            tx.park(first + 2, "404")?;
+            tx.enqueue_update(&id("a"), &PanelUpdate::Power(PowerState::Running), NOW)
+        })
+        .await
+        .unwrap();
+    let heads = store.read("heads", |rx| rx.outbox_heads(9)).await.unwrap();
+    assert_eq!(heads.len(), 1);
+    assert_eq!(heads[0].server_sequence, 3);
+    let depth = store.read("depth", |rx| rx.outbox_depth()).await.unwrap();
+    assert_eq!((depth.waiting, depth.parked), (1, 2));
+    store.write("unpark", move |tx| tx.unpark(first + 2)).await.unwrap();
+    let heads = store.read("heads", |rx| rx.outbox_heads(9)).await.unwrap();
+    assert_eq!(heads[0].server_sequence, 2, "back in its old place");
+    let parked = store.read("parked", |rx| rx.parked(9)).await.unwrap();
+    assert_eq!(parked.len(), 1);
+}
+
+#[tokio::test]
+async fn power_states_are_thinned_out_and_results_are_not() {
+    let (_folder, store) = open();
+    store
+        .write("enqueue", move |tx| {
+            tx.enqueue_update(&id("a"), &PanelUpdate::Installing, NOW)?;
+            for _ in 0..300 {
+                tx.enqueue_update(&id("a"), &PanelUpdate::Power(PowerState::Running), NOW)?;
+            }
+            Ok(())
+        })
+        .await
+        .unwrap();
+    let depth = store.read("depth", |rx| rx.outbox_depth()).await.unwrap();
+    assert_eq!(depth.waiting, 257);
+    let heads = store.read("heads", |rx| rx.outbox_heads(9)).await.unwrap();
+    assert_eq!(heads[0].server_sequence, 1);
+}
+
+#[tokio::test]
+async fn the_outbox_says_when_it_grew_and_only_then() {
+    let (_folder, store) = open();
+    let grew: Arc<Notify> = store.outbox_grew();
+    store.write("none", |_| Ok(())).await.unwrap();
+    let failed = store
+        .write("fail", |tx| {
+            tx.enqueue_update(&id("a"), &PanelUpdate::Ready, NOW)?;
+            Err::<(), _>(StoreError::NoSuchToken)
+        })
+        .await;
+    assert!(failed.is_err());
+    let mut waiting = Box::pin(grew.notified());
+    assert!(futures_util::poll!(&mut waiting).is_pending());
+    store.write("grow", |tx| tx.enqueue_update(&id("a"), &PanelUpdate::Ready, NOW)).await.unwrap();
+    let told = tokio::time::timeout(Duration::from_secs(5), waiting).await;
+    told.expect("not told within 5 s");
+}
+
+#[tokio::test]
+async fn the_audit_log_is_newest_first() {
+    let (_folder, store) = open();
+    let entry = |action: &str, container: Option<&str>| audit::AuditEntry {
+        actor: "node".to_owned(),
+        action: action.to_owned(),
+        container: container.map(str::to_owned),
+        remote_addr: None,
+        detail: None,
+    };
+    let entries = [entry("start", Some("a")), entry("stop", Some("b")), entry("kill", Some("a"))];
+    let record = move |tx: &Tx<'_>| entries.iter().try_for_each(|entry| tx.record(entry, NOW));
+    store.write("record", record).await.unwrap();
+    let log = store.read("audit", |rx| rx.audit(Some("a"), None, 10)).await.unwrap();
+    let actions: Vec<&str> = log.iter().map(|record| record.action.as_str()).collect();
+    assert_eq!(actions, ["kill", "start"]);
+    let before = log[0].id;
+    let log = store.read("audit", move |rx| rx.audit(None, Some(before), 1)).await.unwrap();
+    assert_eq!(log[0].action, "stop");
+}

@@ -1,0 +1,111 @@
+//! Volumes as the store knows them; their files are elsewhere.
+
+use rusqlite::{OptionalExtension, Row};
+
+use super::error::StoreError;
+use super::{Read, Tx, from_sql, to_sql};
+use crate::domain::ids::{ContainerId, VolumeId};
+use crate::domain::units::UnixSeconds;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct VolumeRow {
+    pub(crate) id: VolumeId,
+    pub(crate) name: Option<String>,
+    /// The most it may hold; `None` is no limit.
+    pub(crate) size_bytes: Option<u64>,
+    pub(crate) created_at: UnixSeconds,
+}
+
+const COLUMNS: &str = "SELECT id, name, size_bytes, created_at FROM volumes";
+
+impl Tx<'_> {
+    pub(crate) fn insert_volume(&self, volume: &VolumeRow) -> Result<(), StoreError> {
+        self.connection
+            .prepare_cached(
+                "INSERT INTO volumes (id, name, size_bytes, created_at) VALUES (?1, ?2, ?3, ?4)",
+            )?
+            .execute((
+                volume.id.to_string(),
+                &volume.name,
+                volume.size_bytes.map(to_sql),
+                volume.created_at.0,
+            ))?;
+        Ok(())
+    }
+
+    pub(crate) fn resize_volume(
+        &self,
+        id: VolumeId,
+        size_bytes: Option<u64>,
+    ) -> Result<(), StoreError> {
+        let changed = self
+            .connection
+            .prepare_cached("UPDATE volumes SET size_bytes = ?2 WHERE id = ?1")?
+            .execute((id.to_string(), size_bytes.map(to_sql)))?;
+        if changed == 0 { Err(StoreError::NoSuchVolume(id)) } else { Ok(()) }
+    }
+
+    /// Refused while a container uses it. The caller removes the files afterwards: a folder without a
+    /// row can be swept, a row without its folder would be a broken promise.
+    pub(crate) fn delete_volume(&self, id: VolumeId) -> Result<(), StoreError> {
+        if let Some(by) = self.containers_of_volume(id)?.into_iter().next() {
+            return Err(StoreError::VolumeInUse { volume: id, by });
+        }
+        let changed = self
+            .connection
+            .prepare_cached("DELETE FROM volumes WHERE id = ?1")?
+            .execute([id.to_string()])?;
+        if changed == 0 { Err(StoreError::NoSuchVolume(id)) } else { Ok(()) }
+    }
+}
+
+impl Read<'_> {
+    pub(crate) fn volume(&self, id: VolumeId) -> Result<VolumeRow, StoreError> {
+        self.connection
+            .prepare_cached(&format!("{COLUMNS} WHERE id = ?1"))?
+            .query_row([id.to_string()], |row| Ok(volume_of(row)))
+            .optional()?
+            .unwrap_or(Err(StoreError::NoSuchVolume(id)))
+    }
+
+    pub(crate) fn volumes(&self) -> Result<Vec<VolumeRow>, StoreError> {
+        let mut statement =
+            self.connection.prepare_cached(&format!("{COLUMNS} ORDER BY created_at, id"))?;
+        let mut rows = statement.query([])?;
+        let mut found = Vec::new();
+        while let Some(row) = rows.next()? {
+            found.push(volume_of(row)?);
+        }
+        Ok(found)
+    }
+
+    /// The containers that use a volume.
+    pub(crate) fn containers_of_volume(
+        &self,
+        id: VolumeId,
+    ) -> Result<Vec<ContainerId>, StoreError> {
+        let mut statement = self
+            .connection
+            .prepare_cached("SELECT id FROM containers WHERE volume_id = ?1 ORDER BY id")?;
+        let mut rows = statement.query([id.to_string()])?;
+        let mut found = Vec::new();
+        while let Some(row) = rows.next()? {
+            found.push(container_id(&row.get::<_, String>(0)?)?);
+        }
+        Ok(found)
+    }
+}
+
+fn volume_of(row: &Row<'_>) -> Result<VolumeRow, StoreError> {
+    let id: String = row.get(0)?;
+    Ok(VolumeRow {
+        id: VolumeId::parse(&id).ok_or_else(|| StoreError::decode("volume id", id))?,
+        name: row.get(1)?,
+        size_bytes: row.get::<_, Option<i64>>(2)?.map(from_sql),
+        created_at: UnixSeconds(row.get(3)?),
+    })
+}
+
+pub(super) fn container_id(text: &str) -> Result<ContainerId, StoreError> {
+    ContainerId::parse(text).map_err(|why| StoreError::decode("container id", why))
+}
