@@ -38,6 +38,43 @@ pub(crate) struct ContainerSpec {
     pub(crate) read_only: bool,
 }
 
+/// Changes to a specification; what is `None` stays.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct SpecPatch {
+    pub(crate) startup_command: Option<String>,
+    /// `Some(None)` removes the pattern.
+    pub(crate) start_pattern: Option<Option<String>>,
+    /// Merged into the environment; `None` removes a variable.
+    pub(crate) env: BTreeMap<String, Option<String>>,
+    pub(crate) stop: Option<StopPolicy>,
+    /// Replaces all labels.
+    pub(crate) labels: Option<BTreeMap<String, String>>,
+    pub(crate) limits: Option<Limits>,
+    pub(crate) restart_on_crash: Option<bool>,
+    pub(crate) autostart: Option<bool>,
+}
+
+impl SpecPatch {
+    /// The specification with these changes.
+    pub(crate) fn apply(&self, to: &ContainerSpec) -> ContainerSpec {
+        let mut spec = to.clone();
+        spec.startup_command = self.startup_command.clone().unwrap_or(spec.startup_command);
+        spec.start_pattern = self.start_pattern.clone().unwrap_or(spec.start_pattern);
+        for (name, value) in &self.env {
+            match value {
+                Some(value) => spec.env.insert(name.clone(), value.clone()),
+                None => spec.env.remove(name),
+            };
+        }
+        spec.stop = self.stop.clone().unwrap_or(spec.stop);
+        spec.labels = self.labels.clone().unwrap_or(spec.labels);
+        spec.limits = self.limits.unwrap_or(spec.limits);
+        spec.restart_on_crash = self.restart_on_crash.unwrap_or(spec.restart_on_crash);
+        spec.autostart = self.autostart.unwrap_or(spec.autostart);
+        spec
+    }
+}
+
 /// What a container may use. `None` is the node's default, or no limit where the node has none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]

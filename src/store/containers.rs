@@ -6,8 +6,9 @@
 
 use rusqlite::{OptionalExtension, Row};
 
+use super::bindings::PortRequest;
 use super::error::StoreError;
-use super::ports::{PortRequest, Probe};
+use super::ports::Probe;
 use super::volumes::container_id;
 use super::{Read, Tx, from_sql, to_sql};
 use crate::domain::ids::{ContainerId, RunId};

@@ -17,6 +17,7 @@
 //! A caller that goes away while its closure is queued does not stop it.
 
 pub(crate) mod audit;
+pub(crate) mod bindings;
 pub(crate) mod containers;
 pub(crate) mod error;
 mod migrate;
@@ -86,8 +87,12 @@ impl Store {
     pub(crate) fn open(path: &Path) -> Result<Self, StoreError> {
         let lock = create_files(path)?;
         let mut connection = connect(path)?;
+        // A new store need not wait for the disk: the first write that anyone counts on takes what was
+        // before it along.
+        connection.pragma_update(None, "synchronous", "NORMAL")?;
         migrate::migrate(&mut connection, path)?;
         let node_id = node_id(&connection)?;
+        connection.pragma_update(None, "synchronous", "FULL")?;
         let writer = Writer::start(connection)
             .map_err(|source| StoreError::Create { path: path.to_owned(), source })?;
         Ok(Self {

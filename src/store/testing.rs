@@ -5,8 +5,8 @@ use std::net::IpAddr;
 use tempfile::TempDir;
 
 use super::Store;
+use super::bindings::PortRequest;
 use super::containers::{ContainerState, NewContainer};
-use super::ports::PortRequest;
 use super::volumes::VolumeRow;
 use crate::domain::ids::{ContainerId, RunId, VolumeId};
 use crate::domain::spec::{ContainerSpec, HostPort, Limits, Protocol, StopPolicy};

@@ -1,7 +1,8 @@
 use std::sync::Arc;
 
+use super::bindings::PortRequest;
 use super::containers::ContainerFilter;
-use super::ports::{NotDeleted, PortFilter, PortRequest};
+use super::ports::{NotDeleted, PortFilter};
 use super::testing::*;
 use super::*;
 use crate::domain::panel_update::{PanelUpdate, PowerState};

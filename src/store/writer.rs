@@ -82,7 +82,7 @@ impl Writer {
                     Err(lost) => outcome.and_then(|_| Err(lost.during(op))),
                 };
                 // The caller may be gone; what it asked for was done all the same.
-                let _ = reply.send(outcome);
+                reply.send(outcome).ok();
             };
             Done { answer: Box::new(answer), outbox_grew }
         });
@@ -143,7 +143,7 @@ fn transaction(connection: &Connection, batch: Vec<Job>) -> (Vec<Done>, Result<(
     let committed = state.and_then(|()| statement(connection, "COMMIT"));
     if committed.is_err() && !connection.is_autocommit() {
         // Reported by `statement`; the next BEGIN fails if this did not help.
-        let _ = statement(connection, "ROLLBACK");
+        statement(connection, "ROLLBACK").ok();
     }
     (done, committed)
 }
@@ -172,7 +172,10 @@ fn in_savepoint<T>(
         .map_err(|error| error.during(op));
     let end = if outcome.is_ok() { "RELEASE one" } else { "ROLLBACK TO one; RELEASE one" };
     match statement(connection, end) {
-        Ok(()) => (outcome, tx.outbox_grew.get()),
+        Ok(()) => {
+            let outbox_grew = outcome.is_ok() && tx.outbox_grew.get();
+            (outcome, outbox_grew)
+        }
         Err(lost) => (outcome.and_then(|_| Err(lost.during(op))), false),
     }
 }

@@ -15,7 +15,7 @@ pub(crate) fn write(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     let temporary = Temporary::create(path, content, mode)?;
     if let Ok(old) = fs::symlink_metadata(path) {
         // Only root may give files away; anyone else already owns what they may replace.
-        let _ = std::os::unix::fs::chown(&temporary.path, Some(old.uid()), Some(old.gid()));
+        std::os::unix::fs::chown(&temporary.path, Some(old.uid()), Some(old.gid())).ok();
     }
     fs::rename(&temporary.path, path)?;
     temporary.renamed();
@@ -57,7 +57,7 @@ impl Temporary {
 impl Drop for Temporary {
     fn drop(&mut self) {
         // Nothing more can be done about a file that cannot be removed either.
-        let _ = fs::remove_file(&self.path);
+        fs::remove_file(&self.path).ok();
     }
 }
 

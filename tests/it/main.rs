@@ -1,1 +1,3 @@
+#![allow(dead_code, reason = "the tests that use the support code are not there yet")]
 
+mod support;

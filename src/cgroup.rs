@@ -1,0 +1,391 @@
+//! A container's counters, read from the kernel: control groups of version 1 and 2, and the network
+//! devices of its first process.
+//!
+//! The supervisor finds a [`Cgroup`] once per run and reads it as often as it likes; a reading is a
+//! handful of small files without a disk behind them. Nothing is kept open, because a few hundred
+//! containers would use up this process's files. Failure: a group that is no more is
+//! [`CgroupError::Gone`], the normal end of a run; anything else says that this kernel shows its
+//! counters elsewhere, and the engine has to be asked.
+//!
+//! Only the control group is the container's for sure. The process id may have been given to another
+//! process after the exit, so it is read after the group was seen to exist.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::domain::stats::Counters;
+
+/// When the clock of all readings was first looked at; it showed [`EPOCH_SHOWS`] then, so that it can
+/// show earlier moments as well.
+static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);
+const EPOCH_SHOWS: Duration = Duration::from_secs(24 * 3600);
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CgroupError {
+    /// The run is over.
+    #[error("the control group is gone")]
+    Gone,
+    #[error("process {pid} is in no control group with the counters that are needed")]
+    NotFound { pid: u32 },
+    #[error("cannot read {}", path.display())]
+    Read { path: PathBuf, source: io::Error },
+    #[error("{} does not hold what it should", path.display())]
+    Format { path: PathBuf },
+}
+
+/// Where the counters of one run are.
+#[derive(Debug)]
+pub(crate) struct Cgroup {
+    files: Files,
+    network: PathBuf,
+    machine_memory_bytes: u64,
+}
+
+#[derive(Debug)]
+enum Files {
+    V1 { cpu: PathBuf, memory: Memory, block: Option<PathBuf>, pids: Option<PathBuf> },
+    V2 { cpu: PathBuf, memory: Memory, block: PathBuf, pids: PathBuf },
+}
+
+#[derive(Debug)]
+struct Memory {
+    usage: PathBuf,
+    stat: PathBuf,
+    limit: PathBuf,
+    oom: PathBuf,
+}
+
+/// The present moment on the clock of all readings.
+pub(crate) fn now() -> Duration {
+    EPOCH_SHOWS + EPOCH.elapsed()
+}
+
+impl Cgroup {
+    /// Finds the control groups of a container by its first process. Reads a few files.
+    pub(crate) fn find(pid: u32) -> Result<Self, CgroupError> {
+        let mut text = Vec::new();
+        let groups = read(Path::new(&format!("/proc/{pid}/cgroup")), &mut text)?.to_owned();
+        let mounts = read(Path::new("/proc/self/mountinfo"), &mut text)?.to_owned();
+        let meminfo = Path::new("/proc/meminfo");
+        let kib = field(read(meminfo, &mut text)?, "MemTotal:").ok_or_else(|| bad(meminfo))?;
+        Ok(Self {
+            files: Files::locate(&groups, &mounts).ok_or(CgroupError::NotFound { pid })?,
+            network: PathBuf::from(format!("/proc/{pid}/net/dev")),
+            machine_memory_bytes: kib.saturating_mul(1024),
+        })
+    }
+
+    /// Reads the counters. `text` is a buffer to use again.
+    pub(crate) fn read(&self, text: &mut Vec<u8>) -> Result<Counters, CgroupError> {
+        let mut counters = Counters { taken_at: now(), ..Counters::default() };
+        let memory = match &self.files {
+            Files::V1 { cpu, memory, block, pids } => {
+                counters.cpu_ns = number(cpu, text)?;
+                if let Some(pids) = pids {
+                    counters.pids = optional(number(pids, text))?.unwrap_or(0);
+                }
+                if let Some(block) = block {
+                    let block = optional(read(block, text))?.map(block_v1);
+                    (counters.block_read, counters.block_write) = block.unwrap_or_default();
+                }
+                memory
+            }
+            Files::V2 { cpu, memory, block, pids } => {
+                let micros = field(read(cpu, text)?, "usage_usec").ok_or_else(|| bad(cpu))?;
+                counters.cpu_ns = micros.saturating_mul(1000);
+                counters.pids = optional(number(pids, text))?.unwrap_or(0);
+                let block = optional(read(block, text))?.map(block_v2);
+                (counters.block_read, counters.block_write) = block.unwrap_or_default();
+                memory
+            }
+        };
+        self.read_memory(memory, text, &mut counters)?;
+        let network = read(&self.network, text)?;
+        (counters.network_rx, counters.network_tx) = network_totals(network);
+        Ok(counters)
+    }
+
+    fn read_memory(
+        &self,
+        files: &Memory,
+        text: &mut Vec<u8>,
+        counters: &mut Counters,
+    ) -> Result<(), CgroupError> {
+        let usage = number(&files.usage, text)?;
+        let cache = inactive_file(read(&files.stat, text)?).ok_or_else(|| bad(&files.stat))?;
+        counters.memory_bytes = usage.saturating_sub(cache);
+        // Without a limit, version 2 says "max" and version 1 a number beyond all machines.
+        let limit = read(&files.limit, text)?.trim().parse().unwrap_or(u64::MAX);
+        counters.memory_limit_bytes = limit.min(self.machine_memory_bytes);
+        counters.oom_kills = field(read(&files.oom, text)?, "oom_kill").unwrap_or(0);
+        Ok(())
+    }
+}
+
+impl Files {
+    /// Finds the files by the texts of `/proc/<pid>/cgroup` and `/proc/self/mountinfo`.
+    fn locate(groups: &str, mounts: &str) -> Option<Self> {
+        let dir = |controller| group_dir(groups, mounts, controller);
+        let Some(memory) = dir("memory") else { return Self::locate_v2(&dir("")?) };
+        let in_memory = |name| memory.join(name);
+        Some(Self::V1 {
+            cpu: dir("cpuacct")?.join("cpuacct.usage"),
+            memory: Memory {
+                usage: in_memory("memory.usage_in_bytes"),
+                stat: in_memory("memory.stat"),
+                limit: in_memory("memory.limit_in_bytes"),
+                oom: in_memory("memory.oom_control"),
+            },
+            block: dir("blkio").map(|dir| dir.join("blkio.throttle.io_service_bytes_recursive")),
+            pids: dir("pids").map(|dir| dir.join("pids.current")),
+        })
+    }
+
+    fn locate_v2(dir: &Path) -> Option<Self> {
+        Some(Self::V2 {
+            cpu: dir.join("cpu.stat"),
+            memory: Memory {
+                usage: dir.join("memory.current"),
+                stat: dir.join("memory.stat"),
+                limit: dir.join("memory.max"),
+                oom: dir.join("memory.events"),
+            },
+            block: dir.join("io.stat"),
+            pids: dir.join("pids.current"),
+        })
+    }
+}
+
+/// The folder of a process's group under a controller of version 1, or, for "", under version 2.
+fn group_dir(groups: &str, mounts: &str, controller: &str) -> Option<PathBuf> {
+    let group = groups.lines().find_map(|line| {
+        let (_, rest) = line.split_once(':')?;
+        let (controllers, path) = rest.split_once(':')?;
+        controllers.split(',').any(|name| name == controller).then_some(path)
+    })?;
+    mounts.lines().find_map(|line| mounted_group(line, controller, group))
+}
+
+/// The folder of `group`, if the line of `mountinfo` is the mount of its hierarchy and holds it.
+fn mounted_group(line: &str, controller: &str, group: &str) -> Option<PathBuf> {
+    let (left, right) = line.split_once(" - ")?;
+    let mut left = left.split(' ').skip(3);
+    let (root, point) = (unescaped(left.next()?), unescaped(left.next()?));
+    let mut right = right.split(' ');
+    let (kind, options) = (right.next()?, right.nth(1)?);
+    let is_it = match controller {
+        "" => kind == "cgroup2",
+        name => kind == "cgroup" && options.split(',').any(|option| option == name),
+    };
+    let below = Path::new(group).strip_prefix(&root).ok()?;
+    let inside = !below.components().any(|part| part == std::path::Component::ParentDir);
+    (is_it && inside).then(|| Path::new(&point).join(below))
+}
+
+/// Spaces and the like are written as octal numbers in `mountinfo`.
+fn unescaped(path: &str) -> String {
+    [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")]
+        .iter()
+        .fold(path.to_owned(), |path, (escape, character)| path.replace(escape, character))
+}
+
+fn read<'a>(path: &Path, text: &'a mut Vec<u8>) -> Result<&'a str, CgroupError> {
+    text.clear();
+    let result = File::open(path).and_then(|mut file| file.read_to_end(text));
+    result.map_err(|source| read_error(path, source))?;
+    std::str::from_utf8(text).map_err(|_| bad(path))
+}
+
+fn read_error(path: &Path, source: io::Error) -> CgroupError {
+    use rustix::io::Errno;
+    let gone = [Errno::NOENT, Errno::NODEV, Errno::SRCH, Errno::INVAL];
+    match source.raw_os_error() {
+        // The last two are what the files of a process that ended answer.
+        Some(code) if gone.iter().any(|errno| errno.raw_os_error() == code) => CgroupError::Gone,
+        _ => CgroupError::Read { path: path.to_owned(), source },
+    }
+}
+
+fn bad(path: &Path) -> CgroupError {
+    CgroupError::Format { path: path.to_owned() }
+}
+
+fn number(path: &Path, text: &mut Vec<u8>) -> Result<u64, CgroupError> {
+    read(path, text)?.trim().parse().map_err(|_| bad(path))
+}
+
+/// A controller that is not switched on, or older than a file, lacks it though the group is there.
+fn optional<T>(result: Result<T, CgroupError>) -> Result<Option<T>, CgroupError> {
+    match result {
+        Err(CgroupError::Gone) => Ok(None),
+        result => result.map(Some),
+    }
+}
+
+/// The number behind a name, in files of "name number" lines.
+fn field(text: &str, name: &str) -> Option<u64> {
+    text.lines().find_map(|line| {
+        let mut words = line.split_ascii_whitespace();
+        (words.next()? == name).then(|| words.next())??.parse().ok()
+    })
+}
+
+/// Page cache that could be dropped at once: version 1 counts it with what is below the group.
+fn inactive_file(text: &str) -> Option<u64> {
+    field(text, "total_inactive_file").or_else(|| field(text, "inactive_file"))
+}
+
+/// Bytes read and written, from lines such as `8:0 Read 4096`.
+fn block_v1(text: &str) -> (u64, u64) {
+    let total = |direction: &str| {
+        let amounts = text.lines().filter_map(|line| {
+            let mut words = line.split_ascii_whitespace().skip(1);
+            (words.next()? == direction).then(|| words.next())??.parse::<u64>().ok()
+        });
+        amounts.sum()
+    };
+    (total("Read"), total("Write"))
+}
+
+/// Bytes read and written, from lines such as `8:0 rbytes=4096 wbytes=0 rios=1 wios=0`.
+fn block_v2(text: &str) -> (u64, u64) {
+    let total = |key: &str| {
+        let words = text.split_ascii_whitespace();
+        words.filter_map(|word| word.strip_prefix(key)?.parse::<u64>().ok()).sum()
+    };
+    (total("rbytes="), total("wbytes="))
+}
+
+/// Bytes received and sent on all devices but the loopback one, from the text of `net/dev`.
+fn network_totals(text: &str) -> (u64, u64) {
+    let devices = text.lines().filter_map(|line| {
+        let (name, numbers) = line.split_once(':')?;
+        let mut numbers = numbers.split_ascii_whitespace();
+        let received: u64 = numbers.next()?.parse().ok()?;
+        let sent: u64 = numbers.nth(7)?.parse().ok()?;
+        (name.trim() != "lo").then_some((received, sent))
+    });
+    devices.fold((0, 0), |total, device| (total.0 + device.0, total.1 + device.1))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    const MOUNTS_V1: &str = "\
+31 23 0:28 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755
+33 31 0:30 / /sys/fs/cgroup/cpu,cpuacct rw,relatime shared:9 - cgroup cgroup rw,cpu,cpuacct
+35 31 0:32 /outer /mnt/my\\040memory rw,relatime - cgroup cgroup rw,memory
+39 31 0:36 / /sys/fs/cgroup/pids rw,relatime - cgroup cgroup rw,pids
+41 31 0:38 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw
+";
+    const GROUPS_V1: &str = "\
+9:name=systemd:/docker/abc
+8:pids:/docker/abc
+4:memory:/outer/docker/abc
+2:cpu,cpuacct:/docker/abc
+0::/docker/abc
+";
+
+    #[test]
+    fn version_1_groups_are_found_by_controller() {
+        let Some(Files::V1 { cpu, memory, block, pids }) = Files::locate(GROUPS_V1, MOUNTS_V1)
+        else {
+            panic!("not found");
+        };
+        assert_eq!(cpu, Path::new("/sys/fs/cgroup/cpu,cpuacct/docker/abc/cpuacct.usage"));
+        assert_eq!(memory.stat, Path::new("/mnt/my memory/docker/abc/memory.stat"));
+        assert_eq!(pids.unwrap(), Path::new("/sys/fs/cgroup/pids/docker/abc/pids.current"));
+        assert_eq!(block, None);
+    }
+
+    #[test]
+    fn version_2_groups_are_found() {
+        let mounts = "30 23 0:26 / /sys/fs/cgroup rw shared:4 - cgroup2 cgroup2 rw,nsdelegate\n";
+        let groups = "0::/system.slice/docker-abc.scope\n";
+        let Some(Files::V2 { cpu, .. }) = Files::locate(groups, mounts) else {
+            panic!("not found");
+        };
+        assert_eq!(cpu, Path::new("/sys/fs/cgroup/system.slice/docker-abc.scope/cpu.stat"));
+        assert!(Files::locate("0::/../outside\n", mounts).is_none());
+        assert!(Files::locate(groups, "").is_none());
+    }
+
+    #[test]
+    fn files_of_both_versions_are_understood() {
+        let v1 = "cache 5\ninactive_file 1\ntotal_inactive_file 40960\n";
+        assert_eq!(inactive_file(v1), Some(40960));
+        assert_eq!(inactive_file("anon 1\nfile 2\ninactive_file 8192\n"), Some(8192));
+        assert_eq!(inactive_file("anon 1\n"), None);
+        assert_eq!(field("usage_usec 1500\nuser_usec 1000\n", "usage_usec"), Some(1500));
+        assert_eq!(field("low 0\noom 3\noom_kill 2\n", "oom_kill"), Some(2));
+        assert_eq!(field("oom_kill_disable 1\nunder_oom 0\noom_kill 4\n", "oom_kill"), Some(4));
+        let v1 = "8:0 Read 10\n8:0 Write 20\n8:0 Sync 5\n8:16 Read 1\n8:16 Write 2\nTotal 33\n";
+        assert_eq!(block_v1(v1), (11, 22));
+        assert_eq!(block_v1("Total 0\n"), (0, 0));
+        let v2 = "8:0 rbytes=10 wbytes=20 rios=1 wios=2 dbytes=0 dios=0\n8:16 rbytes=1 wbytes=2\n";
+        assert_eq!(block_v2(v2), (11, 22));
+        let devices = "\
+Inter-|   Receive                        |  Transmit
+ face |bytes    packets errs drop fifo frame compressed multicast|bytes    packets errs
+    lo:     999       0    0    0    0     0          0         0      999       0    0    0
+  eth0:     200       2    0    0    0     0          0         0      100       1    0    0
+  eth1:2000000000       2    0    0    0     0          0         0      1       1    0    0
+";
+        assert_eq!(network_totals(devices), (2_000_000_200, 101));
+    }
+
+    /// A container of the real engine that is removed in the end.
+    struct Container(String);
+
+    impl Container {
+        fn run(script: &str) -> Self {
+            let args = ["run", "-d", "--memory=64m", "lt-bb:1", "sh", "-c", script];
+            Self(docker(&args))
+        }
+
+        fn pid(&self) -> u32 {
+            docker(&["inspect", "-f", "{{.State.Pid}}", &self.0]).parse().unwrap()
+        }
+    }
+
+    impl Drop for Container {
+        fn drop(&mut self) {
+            docker(&["rm", "-f", &self.0]);
+        }
+    }
+
+    fn docker(args: &[&str]) -> String {
+        let output = Command::new("docker").args(args).output().unwrap();
+        assert!(output.status.success(), "docker {args:?}: {output:?}");
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    }
+
+    #[test]
+    fn a_running_container_is_read_until_it_is_gone() {
+        let container = Container::run("cat /dev/zero | cat > /dev/null");
+        let cgroup = Cgroup::find(container.pid()).unwrap();
+        let mut text = Vec::new();
+        let first = cgroup.read(&mut text).unwrap();
+        let mut last = first;
+        let deadline = first.taken_at + Duration::from_secs(20);
+        while last.cpu_ns < first.cpu_ns + 50_000_000 || last.pids < 3 {
+            assert!(last.taken_at < deadline, "the container does nothing: {last:?}");
+            last = cgroup.read(&mut text).unwrap();
+        }
+        assert_eq!(last.memory_limit_bytes, 64 << 20);
+        assert!((1..64 << 20).contains(&last.memory_bytes), "{last:?}");
+        assert_eq!(last.oom_kills, 0);
+
+        docker(&["kill", &container.0]);
+        docker(&["wait", &container.0]);
+        assert!(matches!(cgroup.read(&mut text), Err(CgroupError::Gone)));
+    }
+}

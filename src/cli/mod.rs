@@ -1,0 +1,159 @@
+//! The command line: what may be said, and the verbs that need no running daemon.
+//!
+//! Without a verb lightd serves. Each verb writes its answer to standard output and what went wrong to
+//! standard error; 2 is the exit code of a refused request, as it is of a line that cannot be read.
+
+pub(crate) mod check_config;
+pub(crate) mod completions;
+pub(crate) mod secrets;
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::config::source::{Overrides, Source};
+
+/// Runs other people's servers in Docker containers on this machine.
+#[derive(Debug, Parser)]
+#[command(name = "lightd", version, args_conflicts_with_subcommands = false)]
+pub(crate) struct Cli {
+    /// The configuration file [default: ./config.json, else /etc/lightd/config.json]
+    #[arg(long, value_name = "FILE", global = true, env = "LIGHTD_CONFIG")]
+    pub(crate) config: Option<PathBuf>,
+
+    /// Print the node's token, or give the node a new one: random, or read from standard input
+    #[arg(long, value_name = "ACTION")]
+    pub(crate) token: Option<TokenAction>,
+
+    #[command(flatten)]
+    pub(crate) serve: ServeArgs,
+
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum TokenAction {
+    /// Print the present token
+    What,
+    /// Make a random one
+    Reset,
+    /// Ask for one
+    Set,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum AdminKeyAction {
+    /// Print the present key
+    What,
+    /// Make a random one
+    Reset,
+}
+
+/// What a start takes from the command line, over file and environment.
+#[derive(Clone, Debug, Default, Args)]
+pub(crate) struct ServeArgs {
+    /// The port to listen on
+    #[arg(long)]
+    port: Option<u16>,
+
+    /// The address to listen on
+    #[arg(long, value_name = "ADDRESS")]
+    host: Option<IpAddr>,
+
+    /// Serve HTTPS
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true,
+          default_missing_value = "true")]
+    enable_tls: Option<bool>,
+
+    /// The certificate chain, PEM
+    #[arg(long, value_name = "FILE")]
+    tls_cert: Option<PathBuf>,
+
+    /// The certificate's key, PEM
+    #[arg(long, value_name = "FILE")]
+    tls_key: Option<PathBuf>,
+
+    /// Let anyone in who reaches the port; implies --host 127.0.0.1 and is refused with any other
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true,
+          default_missing_value = "true")]
+    disable_auth: Option<bool>,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Check engine, storage, ports, clock and limits, and say how to mend what is wrong
+    Doctor,
+    /// Attach this terminal to a container's console
+    Console {
+        /// The container's id
+        id: String,
+    },
+    /// List this node's containers
+    Ps,
+    /// Print a completion script
+    Completions { shell: clap_complete::Shell },
+    /// Check the configuration and print what counts, with secrets masked
+    CheckConfig,
+    /// Print the admin key, or make a new one
+    AdminKey { action: AdminKeyAction },
+}
+
+impl Cli {
+    /// Where this process's configuration comes from.
+    pub(crate) fn source(&self) -> Source {
+        let args = self.serve.clone();
+        let overrides = Overrides {
+            port: args.port,
+            host: args.host,
+            enable_tls: args.enable_tls,
+            tls_cert: args.tls_cert,
+            tls_key: args.tls_key,
+            disable_auth: args.disable_auth,
+        };
+        Source::new(Source::find(self.config.clone()), std::env::vars_os(), overrides)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(line.split_whitespace())
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn flags_are_read_with_and_without_a_value() {
+        let serve = |line| parse(line).unwrap().serve;
+        assert_eq!(serve("lightd").disable_auth, None);
+        assert_eq!(serve("lightd --disable-auth").disable_auth, Some(true));
+        assert_eq!(serve("lightd --disable-auth=false").disable_auth, Some(false));
+        let all = serve("lightd --enable-tls=true --tls-cert=c --tls-key k --port=1 --host ::1");
+        assert_eq!(all.enable_tls, Some(true));
+        assert_eq!((all.port, all.host), (Some(1), Some("::1".parse().unwrap())));
+        assert!(parse("lightd --disable-auth=perhaps").is_err());
+    }
+
+    #[test]
+    fn verbs_are_read() {
+        assert_eq!(parse("lightd --token what").unwrap().token, Some(TokenAction::What));
+        assert_eq!(parse("lightd --token=set").unwrap().token, Some(TokenAction::Set));
+        assert!(parse("lightd --token").is_err());
+        let cli = parse("lightd admin-key reset --config x").unwrap();
+        assert!(matches!(cli.command, Some(Command::AdminKey { action: AdminKeyAction::Reset })));
+        assert_eq!(cli.config, Some("x".into()));
+        assert!(matches!(
+            parse("lightd console a").unwrap().command,
+            Some(Command::Console { .. })
+        ));
+        assert!(parse("lightd nonsense").is_err());
+    }
+}

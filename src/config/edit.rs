@@ -1,0 +1,116 @@
+//! Changes one value in a configuration file and leaves the rest as it is written, order included.
+
+use std::fmt;
+use std::path::Path;
+
+use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde::ser::{Serialize, SerializeMap, Serializer};
+use serde_json::Value;
+
+use super::error::ConfigError;
+use super::source::read_text;
+use crate::util::atomic_file;
+
+/// Sets `section.key` to a text: atomically, readable by the owner only. A link to the real file
+/// stays a link.
+pub(crate) fn set_text(
+    path: &Path,
+    section: &str,
+    key: &str,
+    value: &str,
+) -> Result<(), ConfigError> {
+    let failed = |source| ConfigError::Write { path: path.to_owned(), source };
+    let mut document: Node = serde_json::from_str(&read_text(path)?)
+        .map_err(|source| ConfigError::NotJson { path: path.to_owned(), source })?;
+    let leaf = Node::Leaf(value.into());
+    let set = document.entry(section).and_then(|section| section.entry(key)).map(|at| *at = leaf);
+    set.ok_or_else(|| failed(std::io::Error::other(format!("{section} is no object"))))?;
+    let mut text = serde_json::to_string_pretty(&document).map_err(|why| failed(why.into()))?;
+    text.push('\n');
+    let real = path.canonicalize().map_err(failed)?;
+    atomic_file::write(&real, text.as_bytes(), 0o600).map_err(failed)
+}
+
+/// JSON whose objects keep the order in which their keys were written.
+enum Node {
+    Leaf(Value),
+    List(Vec<Node>),
+    Object(Vec<(String, Node)>),
+}
+
+impl Node {
+    /// The value of a key, made if it is missing; `None` where this is no object.
+    fn entry(&mut self, key: &str) -> Option<&mut Node> {
+        let Self::Object(entries) = self else { return None };
+        let at = match entries.iter().position(|(name, _)| name == key) {
+            Some(at) => at,
+            None => {
+                entries.push((key.to_owned(), Self::Object(Vec::new())));
+                entries.len() - 1
+            }
+        };
+        Some(&mut entries[at].1)
+    }
+}
+
+impl Serialize for Node {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Leaf(value) => value.serialize(to),
+            Self::List(nodes) => nodes.serialize(to),
+            Self::Object(entries) => {
+                let mut map = to.serialize_map(Some(entries.len()))?;
+                for (key, node) in entries {
+                    map.serialize_entry(key, node)?;
+                }
+                map.end()
+            }
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Node {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct Any;
+        impl<'de> Visitor<'de> for Any {
+            type Value = Node;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("JSON")
+            }
+            fn visit_bool<E: de::Error>(self, value: bool) -> Result<Node, E> {
+                Ok(Node::Leaf(value.into()))
+            }
+            fn visit_i64<E: de::Error>(self, value: i64) -> Result<Node, E> {
+                Ok(Node::Leaf(value.into()))
+            }
+            fn visit_u64<E: de::Error>(self, value: u64) -> Result<Node, E> {
+                Ok(Node::Leaf(value.into()))
+            }
+            fn visit_f64<E: de::Error>(self, value: f64) -> Result<Node, E> {
+                Ok(Node::Leaf(value.into()))
+            }
+            fn visit_str<E: de::Error>(self, value: &str) -> Result<Node, E> {
+                Ok(Node::Leaf(value.into()))
+            }
+            fn visit_unit<E: de::Error>(self) -> Result<Node, E> {
+                Ok(Node::Leaf(Value::Null))
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Node, A::Error> {
+                let mut nodes = Vec::new();
+                while let Some(node) = seq.next_element()? {
+                    nodes.push(node);
+                }
+                Ok(Node::List(nodes))
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Node, A::Error> {
+                let mut entries = Vec::new();
+                while let Some(entry) = map.next_entry()? {
+                    entries.push(entry);
+                }
+                Ok(Node::Object(entries))
+            }
+        }
+        from.deserialize_any(Any)
+    }
+}

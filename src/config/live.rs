@@ -1,0 +1,119 @@
+//! The configuration of a running daemon.
+//!
+//! One value, swapped whole: by [`Live::reload`], and, for the node's token alone, by
+//! [`Live::watch_file`], which looks at the file twice a second, so that `--token reset` counts within
+//! a second and a half-edited file never does more than that. An invalid file changes nothing.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use serde_json::Value;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::reload::{Changes, compare};
+use super::source::{Source, read_text};
+use super::{Config, ConfigError};
+use crate::domain::access::is_token;
+use crate::util::chain::Chain;
+use crate::util::secret::Secret;
+
+const POLL_INTERVAL: Duration = Duration::from_millis(500);
+
+#[derive(Debug)]
+pub(crate) struct Live {
+    source: Source,
+    started_with: Arc<Config>,
+    current: watch::Sender<Arc<Config>>,
+    /// Two reloads at once would compare against the same past.
+    reloading: Mutex<()>,
+}
+
+impl Live {
+    pub(crate) fn new(source: Source, config: Config) -> Self {
+        let config = Arc::new(config);
+        let (current, _) = watch::channel(Arc::clone(&config));
+        Self { source, started_with: config, current, reloading: Mutex::new(()) }
+    }
+
+    pub(crate) fn current(&self) -> Arc<Config> {
+        self.current.borrow().clone()
+    }
+
+    pub(crate) fn subscribe(&self) -> watch::Receiver<Arc<Config>> {
+        self.current.subscribe()
+    }
+
+    /// Reads file, environment and command line again, and swaps the result in. Blocking, briefly.
+    pub(crate) fn reload(&self) -> Result<Changes, ConfigError> {
+        let _one_at_a_time = self.reloading.lock().unwrap_or_else(PoisonError::into_inner);
+        let new = self.source.load()?;
+        let changes = compare(&self.started_with, &self.current(), &new);
+        self.current.send_replace(Arc::new(new));
+        Ok(changes)
+    }
+
+    /// Takes over the node's token whenever the file has another one, until cancelled.
+    pub(crate) async fn watch_file(&self, cancel: CancellationToken) {
+        let mut seen = Signature::of(self.source.path());
+        let mut tick = tokio::time::interval(POLL_INTERVAL);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        // The file may have changed between the start's reading and the first signature.
+        self.take_over_token();
+        loop {
+            tokio::select! {
+                () = cancel.cancelled() => return,
+                _ = tick.tick() => {}
+            }
+            let now = Signature::of(self.source.path());
+            if now != seen {
+                seen = now;
+                self.take_over_token();
+            }
+        }
+    }
+
+    fn take_over_token(&self) {
+        if self.source.env_override("authorization.token").is_some() {
+            return;
+        }
+        let _one_at_a_time = self.reloading.lock().unwrap_or_else(PoisonError::into_inner);
+        let token = match token_in(self.source.path()) {
+            Ok(Some(token)) => token,
+            Ok(None) => {
+                tracing::warn!("the configuration file has no well-formed token; keeping the old");
+                return;
+            }
+            Err(why) => {
+                tracing::warn!(error = %Chain(&why), "the token in the configuration stays as it is");
+                return;
+            }
+        };
+        let current = self.current();
+        if current.authorization.token != token {
+            self.current.send_replace(Arc::new(current.with_token(token)));
+            tracing::info!("the node's token has changed");
+        }
+    }
+}
+
+/// The node's token as it stands in the file, if it is one.
+fn token_in(path: &Path) -> Result<Option<Secret>, ConfigError> {
+    let file: Value = serde_json::from_str(&read_text(path)?)
+        .map_err(|source| ConfigError::NotJson { path: path.to_owned(), source })?;
+    let token = file.pointer("/authorization/token").and_then(Value::as_str);
+    Ok(token.filter(|token| is_token(token)).map(Secret::new))
+}
+
+/// What changes when a file is replaced or written to.
+#[derive(PartialEq, Eq)]
+struct Signature(Option<(u64, u64, i64, i64)>);
+
+impl Signature {
+    fn of(path: &Path) -> Self {
+        let read = std::fs::metadata(path).ok();
+        Self(read.map(|file| (file.ino(), file.size(), file.mtime(), file.mtime_nsec())))
+    }
+}

@@ -1,0 +1,204 @@
+//! What the operator decides: read, checked as a whole, and handed out in parts.
+//!
+//! ```text
+//!   config.json < LIGHTD_… < command line --> raw (shape, defaults) --> Config (meaning)
+//!                       Source                     raw.rs                validate.rs
+//! ```
+//!
+//! A [`Config`] that exists is valid; a configuration that is not stops the start, or leaves a running
+//! daemon as it was, with every problem named. Each part of lightd gets its own small struct by value;
+//! only the composition root sees the whole. [`live::Live`] holds the present one and swaps it whole.
+
+pub(crate) mod edit;
+pub(crate) mod error;
+pub(crate) mod live;
+pub(crate) mod raw;
+pub(crate) mod reload;
+pub(crate) mod source;
+mod validate;
+
+use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ipnet::{IpNet, Ipv4Net};
+use url::Url;
+
+pub(crate) use self::error::ConfigError;
+pub(crate) use self::raw::{Firewall, LogFormat, LogLevel};
+use crate::domain::spec::Protocol;
+use crate::util::secret::Secret;
+
+#[derive(Clone, Debug)]
+pub(crate) struct Config {
+    pub(crate) server: Server,
+    pub(crate) authorization: Authorization,
+    pub(crate) docker: Docker,
+    pub(crate) storage: Storage,
+    pub(crate) network: Network,
+    pub(crate) limits: DefaultLimits,
+    pub(crate) install: Install,
+    pub(crate) console: Console,
+    pub(crate) archives: Archives,
+    pub(crate) remote: Remote,
+    pub(crate) ssh: SocketAddr,
+    pub(crate) dialects: Dialects,
+    pub(crate) log: Log,
+    /// What all of the above was made from; shown, and compared at a reload.
+    raw: raw::Raw,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Server {
+    pub(crate) address: SocketAddr,
+    pub(crate) tls: Option<TlsFiles>,
+    pub(crate) max_body_bytes: usize,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct TlsFiles {
+    pub(crate) cert: PathBuf,
+    pub(crate) key: PathBuf,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Authorization {
+    pub(crate) enabled: bool,
+    /// Well-formed while authorization is enabled.
+    pub(crate) token: Secret,
+    /// Empty: nobody has it.
+    pub(crate) admin_key: Secret,
+    /// As browsers send them: `https://panel.example`. Empty: no list.
+    pub(crate) allowed_origins: Vec<String>,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Docker {
+    pub(crate) socket_path: PathBuf,
+    pub(crate) user: RunAs,
+    /// Absolute, without `..`.
+    pub(crate) allowed_mounts: Vec<PathBuf>,
+    /// `None`: the store's random id.
+    pub(crate) node: Option<String>,
+}
+
+/// The user that workloads run as and that owns their files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct RunAs {
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+}
+
+/// Absolute paths.
+#[derive(Clone, Debug)]
+pub(crate) struct Storage {
+    pub(crate) base_path: PathBuf,
+    pub(crate) volumes_path: PathBuf,
+    pub(crate) containers_path: PathBuf,
+}
+
+impl Storage {
+    pub(crate) fn store_path(&self) -> PathBuf {
+        self.base_path.join("lightd.db")
+    }
+
+    pub(crate) fn secret_key_path(&self) -> PathBuf {
+        self.base_path.join("secret.key")
+    }
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Network {
+    pub(crate) ports: Vec<PortSeed>,
+    pub(crate) subnets: Ipv4Net,
+    pub(crate) bridge: String,
+    pub(crate) firewall: Firewall,
+    pub(crate) allow_host: Vec<HostService>,
+    pub(crate) allow_private: Vec<IpNet>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct PortSeed {
+    pub(crate) ip: IpAddr,
+    pub(crate) ports: RangeInclusive<u16>,
+    pub(crate) protocol: Protocol,
+}
+
+/// A port of the host that containers may reach.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct HostService {
+    pub(crate) port: u16,
+    pub(crate) protocol: Protocol,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct DefaultLimits {
+    pub(crate) pids: u64,
+    pub(crate) log_max_bytes: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Install {
+    pub(crate) timeout: Duration,
+    pub(crate) max_image_bytes: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Console {
+    pub(crate) ring_bytes: usize,
+    pub(crate) journal_bytes: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Archives {
+    pub(crate) max_entries: u64,
+    pub(crate) max_bytes: u64,
+    pub(crate) max_ratio: u64,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Remote {
+    /// `None`: there is no panel to tell.
+    pub(crate) panel: Option<RemotePanel>,
+    pub(crate) power_events: bool,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct RemotePanel {
+    pub(crate) url: Url,
+    pub(crate) token: Secret,
+    pub(crate) health_interval: Duration,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Dialects {
+    pub(crate) sessions: bool,
+    pub(crate) sandboxes: bool,
+    pub(crate) environments: bool,
+    pub(crate) images: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Log {
+    pub(crate) format: LogFormat,
+    pub(crate) level: LogLevel,
+}
+
+impl Config {
+    /// The whole configuration with its secrets masked, for people.
+    pub(crate) fn masked(&self) -> serde_json::Value {
+        serde_json::to_value(&self.raw).expect("invariant: the configuration is JSON")
+    }
+
+    /// This configuration with another node token.
+    fn with_token(&self, token: Secret) -> Self {
+        let mut changed = self.clone();
+        changed.raw.authorization.token = token.clone();
+        changed.authorization.token = token;
+        changed
+    }
+}
+
+#[cfg(test)]
+mod tests;

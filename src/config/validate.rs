@@ -1,0 +1,334 @@
+//! From the written configuration to one that means something.
+//!
+//! Each value that does not is reported under its key and stands in as something harmless, so that the
+//! check goes on to the next; the result is used only if nothing was reported.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Component, Path, PathBuf};
+use std::time::Duration;
+
+use ipnet::{IpNet, Ipv4Net};
+use url::Url;
+
+use super::error::ConfigProblem;
+use super::raw::{self, Raw};
+use super::{
+    Archives, Authorization, Config, Console, DefaultLimits, Dialects, Docker, HostService,
+    Install, Log, Network, PortSeed, Remote, RemotePanel, RunAs, Server, Storage, TlsFiles,
+};
+use crate::domain::access;
+use crate::domain::spec::Protocol;
+use crate::util::secret::Secret;
+
+/// The most ports that one entry may put into the pool.
+const SEED_MAX: usize = 10_000;
+const INTERFACE_NAME_MAX: usize = 15;
+
+struct Check<'p> {
+    problems: &'p mut Vec<ConfigProblem>,
+}
+
+impl Check<'_> {
+    fn say(&mut self, key: &str, message: impl Into<String>) {
+        let message = message.into();
+        self.problems.push(ConfigProblem { key: key.to_owned(), origin: None, message });
+    }
+
+    /// The value, or what stands in for it.
+    fn or<T>(&mut self, key: &str, value: Result<T, String>, stand_in: T) -> T {
+        value.unwrap_or_else(|message| {
+            self.say(key, message);
+            stand_in
+        })
+    }
+
+    fn each<T, F>(&mut self, key: &str, texts: &[String], read: F) -> Vec<T>
+    where
+        F: Fn(&str) -> Result<T, String>,
+    {
+        let mut values = Vec::with_capacity(texts.len());
+        for (index, text) in texts.iter().enumerate() {
+            match read(text) {
+                Ok(value) => values.push(value),
+                Err(message) => self.say(&format!("{key}[{index}]"), message),
+            }
+        }
+        values
+    }
+
+    fn within(&mut self, key: &str, value: u64, least: u64, most: u64) -> u64 {
+        if !(least..=most).contains(&value) {
+            self.say(key, format!("must be between {least} and {most}, not {value}"));
+        }
+        value
+    }
+
+    fn span(&mut self, key: &str, value: Duration, least: &str, most: &str) -> Duration {
+        let bound = |text| humantime::parse_duration(text).unwrap_or_default();
+        if value < bound(least) || value > bound(most) {
+            self.say(key, format!("must be between {least} and {most}"));
+        }
+        value
+    }
+}
+
+pub(super) fn validate(raw: Raw, problems: &mut Vec<ConfigProblem>) -> Config {
+    let mut check = Check { problems };
+    let server = server(&raw.server, &mut check);
+    Config {
+        authorization: authorization(&raw.authorization, server.address.ip(), &mut check),
+        server,
+        docker: docker(&raw.docker, &mut check),
+        storage: storage(&raw.storage, &mut check),
+        network: network(&raw.network, &mut check),
+        limits: DefaultLimits {
+            pids: check.within("limits.pids", raw.limits.pids, 1, 1 << 22),
+            log_max_bytes: check.within(
+                "limits.log_max_bytes",
+                raw.limits.log_max_bytes,
+                64 << 10,
+                1 << 40,
+            ),
+        },
+        install: Install {
+            timeout: check.span("install.timeout", raw.install.timeout.0, "1s", "7d"),
+            max_image_bytes: raw.install.max_image_bytes,
+        },
+        console: console(&raw.console, &mut check),
+        archives: Archives {
+            max_entries: check.within("archives.max_entries", raw.archives.max_entries, 1, 1 << 32),
+            max_bytes: check.within("archives.max_bytes", raw.archives.max_bytes, 1, 1 << 50),
+            max_ratio: check.within("archives.max_ratio", raw.archives.max_ratio, 1, 1 << 20),
+        },
+        remote: remote(&raw.remote, &mut check),
+        ssh: SocketAddr::new(address("ssh.host", &raw.ssh.host, &mut check), raw.ssh.port),
+        dialects: Dialects {
+            sessions: raw.dialects.sessions.enabled,
+            sandboxes: raw.dialects.sandboxes.enabled,
+            environments: raw.dialects.environments.enabled,
+            images: raw.dialects.images.enabled,
+        },
+        log: Log { format: raw.log.format, level: raw.log.level },
+        raw,
+    }
+}
+
+fn server(raw: &raw::Server, check: &mut Check<'_>) -> Server {
+    let tls = raw.tls.enabled.then(|| {
+        for (key, path) in [("server.tls.cert", &raw.tls.cert), ("server.tls.key", &raw.tls.key)] {
+            if !path.is_file() {
+                check.say(key, "must be the path of a PEM file while server.tls.enabled is true");
+            }
+        }
+        TlsFiles { cert: raw.tls.cert.clone(), key: raw.tls.key.clone() }
+    });
+    let max_body = check.within("server.max_body_bytes", raw.max_body_bytes, 1 << 10, 1 << 30);
+    Server {
+        address: SocketAddr::new(address("server.host", &raw.host, check), raw.port),
+        tls,
+        max_body_bytes: usize::try_from(max_body).unwrap_or(usize::MAX),
+    }
+}
+
+fn address(key: &str, text: &str, check: &mut Check<'_>) -> IpAddr {
+    let read = text.parse().map_err(|_| {
+        "must be an IP address of this machine, such as 127.0.0.1, 0.0.0.0 or ::".to_owned()
+    });
+    check.or(key, read, Ipv4Addr::LOCALHOST.into())
+}
+
+fn authorization(raw: &raw::Authorization, host: IpAddr, check: &mut Check<'_>) -> Authorization {
+    if raw.enabled {
+        if !access::is_token(raw.token.expose()) {
+            check.say("authorization.token", access::TOKEN_FORMAT);
+        }
+    } else if host != IpAddr::from(Ipv4Addr::LOCALHOST) {
+        check.say(
+            "authorization.enabled",
+            "may be false only while server.host is 127.0.0.1: anyone who reaches the port could do \
+             everything",
+        );
+    }
+    let key = raw.admin_key.expose();
+    if !key.is_empty() && (key.len() < 20 || !is_header_text(key)) {
+        check.say("authorization.admin_key", "must have at least 20 plain characters, or none");
+    }
+    Authorization {
+        enabled: raw.enabled,
+        token: raw.token.clone(),
+        admin_key: raw.admin_key.clone(),
+        allowed_origins: check.each("authorization.allowed_origins", &raw.allowed_origins, origin),
+    }
+}
+
+fn origin(text: &str) -> Result<String, String> {
+    let url = Url::parse(text).ok().filter(|url| {
+        matches!(url.scheme(), "http" | "https")
+            && url.path() == "/"
+            && url.query().is_none()
+            && url.fragment().is_none()
+            && url.username().is_empty()
+    });
+    url.map(|url| url.origin().ascii_serialization())
+        .ok_or_else(|| "must be an origin, such as https://panel.example".to_owned())
+}
+
+fn docker(raw: &raw::Docker, check: &mut Check<'_>) -> Docker {
+    let user = run_as(&raw.user)
+        .ok_or_else(|| "must be the numbers of a user and a group, such as 988:988".to_owned());
+    let mut allowed_mounts = Vec::new();
+    for (index, path) in raw.allowed_mounts.iter().enumerate() {
+        if path.is_absolute() && !path.components().any(|part| part == Component::ParentDir) {
+            allowed_mounts.push(path.clone());
+        } else {
+            check.say(
+                &format!("docker.allowed_mounts[{index}]"),
+                "must be an absolute path without '..'",
+            );
+        }
+    }
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"_.-".contains(&b);
+    if raw.node.len() > 63 || !raw.node.bytes().all(plain) {
+        check.say("docker.node", "must have at most 63 characters of A-Z a-z 0-9 _ . -");
+    }
+    if !raw.socket_path.is_absolute() {
+        check.say("docker.socket_path", "must be an absolute path");
+    }
+    Docker {
+        socket_path: raw.socket_path.clone(),
+        user: check.or("docker.user", user, RunAs { uid: 988, gid: 988 }),
+        allowed_mounts,
+        node: Some(raw.node.clone()).filter(|node| !node.is_empty()),
+    }
+}
+
+fn run_as(text: &str) -> Option<RunAs> {
+    let (uid, gid) = text.split_once(':')?;
+    // The highest number means "leave it" to chown.
+    let id = |text: &str| text.parse().ok().filter(|id| *id != u32::MAX);
+    Some(RunAs { uid: id(uid)?, gid: id(gid)? })
+}
+
+fn storage(raw: &raw::Storage, check: &mut Check<'_>) -> Storage {
+    let mut absolute = |key: &str, path: &Path| -> PathBuf {
+        let made = std::path::absolute(path).map_err(|why| format!("must be a path: {why}"));
+        check.or(key, made, PathBuf::new())
+    };
+    let base_path = absolute("storage.base_path", &raw.base_path);
+    let mut below = |key: &str, path: &Option<PathBuf>, name: &str| {
+        path.as_ref().map_or_else(|| base_path.join(name), |path| absolute(key, path))
+    };
+    Storage {
+        volumes_path: below("storage.volumes_path", &raw.volumes_path, "volumes"),
+        containers_path: below("storage.containers_path", &raw.containers_path, "containers"),
+        base_path,
+    }
+}
+
+fn network(raw: &raw::Network, check: &mut Check<'_>) -> Network {
+    let subnets = raw
+        .subnets
+        .parse::<Ipv4Net>()
+        .ok()
+        .filter(|net| (8..=24).contains(&net.prefix_len()) && net.trunc() == *net)
+        .ok_or_else(|| "must be an IPv4 network of /8 to /24, such as 10.86.0.0/16".to_owned());
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"_.-".contains(&b);
+    let bridge = &raw.bridge;
+    let has_a_letter_first = bridge.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric());
+    if !has_a_letter_first || bridge.len() > INTERFACE_NAME_MAX || !bridge.bytes().all(plain) {
+        check.say(
+            "network.bridge",
+            "must be the name of a network interface: 1 to 15 characters of A-Z a-z 0-9 _ . -",
+        );
+    }
+    let mut ports = Vec::new();
+    for (index, entry) in raw.ports.iter().enumerate() {
+        match seed(entry) {
+            Ok(seed) => ports.push(seed),
+            Err(message) => check.say(&format!("network.ports[{index}]"), message),
+        }
+    }
+    Network {
+        ports,
+        subnets: check.or("network.subnets", subnets, Ipv4Net::default()),
+        bridge: bridge.clone(),
+        firewall: raw.firewall,
+        allow_host: check.each("network.allow_host", &raw.allow_host, host_service),
+        allow_private: check.each("network.allow_private", &raw.allow_private, private_net),
+    }
+}
+
+fn seed(raw: &raw::PortSeed) -> Result<PortSeed, String> {
+    let ports = match (raw.port, raw.from, raw.to) {
+        (Some(port), None, None) => port..=port,
+        (None, Some(from), Some(to)) => from..=to,
+        _ => return Err("must have either port, or from and to".to_owned()),
+    };
+    if *ports.start() == 0 || ports.is_empty() || ports.len() > SEED_MAX {
+        return Err(format!("must be 1 to {SEED_MAX} ports between 1 and 65535"));
+    }
+    Ok(PortSeed { ip: raw.ip, ports, protocol: raw.protocol })
+}
+
+fn host_service(text: &str) -> Result<HostService, String> {
+    let (port, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
+    let port = port.parse().ok().filter(|port| *port != 0);
+    port.zip(Protocol::parse(protocol))
+        .map(|(port, protocol)| HostService { port, protocol })
+        .ok_or_else(|| "must be a port of this host, such as 5432, 5432/tcp or 53/udp".to_owned())
+}
+
+fn private_net(text: &str) -> Result<IpNet, String> {
+    text.parse::<IpNet>()
+        .or_else(|_| text.parse::<IpAddr>().map(IpNet::from))
+        .map_err(|_| "must be a network or an address, such as 192.168.1.0/24".to_owned())
+}
+
+fn console(raw: &raw::Console, check: &mut Check<'_>) -> Console {
+    let ring = check.within("console.ring_bytes", raw.ring_bytes, 16 << 10, 64 << 20);
+    Console {
+        ring_bytes: usize::try_from(ring).unwrap_or(usize::MAX),
+        journal_bytes: check.within("console.journal_bytes", raw.journal_bytes, 64 << 10, 1 << 40),
+    }
+}
+
+fn remote(raw: &raw::Remote, check: &mut Check<'_>) -> Remote {
+    let health_interval = check.span("remote.health_interval", raw.health_interval.0, "1s", "1h");
+    if !raw.enabled {
+        return Remote { panel: None, power_events: raw.power_events };
+    }
+    let url = panel_url(&raw.url);
+    if let Err(message) = &url {
+        check.say("remote.url", message);
+    }
+    let token: &Secret = &raw.token;
+    if token.is_empty() || !is_header_text(token.expose()) {
+        check.say("remote.token", "must be set, in plain characters, while remote.enabled is true");
+    }
+    let panel = url.ok().map(|url| RemotePanel { url, token: token.clone(), health_interval });
+    Remote { panel, power_events: raw.power_events }
+}
+
+fn panel_url(text: &str) -> Result<Url, String> {
+    let is_plain = |url: &Url| {
+        matches!(url.scheme(), "http" | "https")
+            && url.has_host()
+            && url.query().is_none()
+            && url.fragment().is_none()
+    };
+    let url = Url::parse(text).ok().filter(is_plain).ok_or_else(|| {
+        "must be the panel's address while remote.enabled is true, such as \
+         https://panel.example/api"
+            .to_owned()
+    })?;
+    // It is shown where the configuration is shown.
+    if url.username().is_empty() && url.password().is_none() {
+        Ok(url)
+    } else {
+        Err("must not hold a user name or password; the panel is told remote.token".to_owned())
+    }
+}
+
+fn is_header_text(text: &str) -> bool {
+    text.bytes().all(|b| b.is_ascii_graphic())
+}

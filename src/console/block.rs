@@ -1,0 +1,169 @@
+//! Runs of numbered lines, as they lie in memory and go out to readers.
+//!
+//! The console is one stream of bytes with a line structure; a [`Position`] is a place in it. A
+//! [`Block`] is a piece of the stream that never changes again: either whole lines that each end with
+//! `\n` (the first may be the rest of a line whose beginning was shown earlier), or one piece of a
+//! single line without its end. That rule is what lets a block be cut at any line without an index.
+
+use std::borrow::Cow;
+use std::sync::{Arc, OnceLock};
+
+use bytes::Bytes;
+
+use crate::domain::ids::RunId;
+
+/// Text is handed on in pieces of about this size; a line is not cut for it.
+pub(super) const BLOCK_BYTES: usize = 32 * 1024;
+
+/// A place in the stream: so many bytes into the line of that number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Position {
+    pub(super) line: u64,
+    pub(super) offset: u32,
+}
+
+impl Position {
+    /// The beginning of a line.
+    pub(super) const fn line(line: u64) -> Self {
+        Self { line, offset: 0 }
+    }
+
+    /// How many lines a reader at `self` misses that has to go on at `next`. The rest of a line it
+    /// has seen the beginning of does not count: such a line also ends when its run does.
+    pub(super) fn lines_until(self, next: Self) -> u64 {
+        let first_unseen = self.line + u64::from(self.offset > 0);
+        next.line.saturating_sub(first_unseen)
+    }
+}
+
+/// An unchanging piece of the console, shared by all who read it.
+#[derive(Debug)]
+pub(crate) struct Block {
+    pub(super) start: Position,
+    pub(super) end: Position,
+    run: RunId,
+    bytes: Bytes,
+    frame: OnceLock<Bytes>,
+}
+
+impl Block {
+    pub(super) fn new(start: Position, end: Position, run: RunId, bytes: Bytes) -> Self {
+        Self { start, end, run, bytes, frame: OnceLock::new() }
+    }
+
+    pub(crate) fn run(&self) -> RunId {
+        self.run
+    }
+
+    pub(crate) fn first_seq(&self) -> u64 {
+        self.start.line
+    }
+
+    /// The number of the last line in here, which is the forming one if the block is partial.
+    pub(crate) fn last_seq(&self) -> u64 {
+        if self.is_partial() { self.end.line } else { self.end.line - 1 }
+    }
+
+    /// Whether this is text of a line that is still forming.
+    pub(crate) fn is_partial(&self) -> bool {
+        self.end.offset > 0
+    }
+
+    /// The text, with what is no UTF-8 replaced.
+    pub(crate) fn text(&self) -> Cow<'_, str> {
+        String::from_utf8_lossy(&self.bytes)
+    }
+
+    /// The lines with their numbers and line ends.
+    pub(crate) fn lines(&self) -> impl Iterator<Item = (u64, &[u8])> {
+        (self.start.line..).zip(self.bytes.split_inclusive(|&b| b == b'\n'))
+    }
+
+    /// The text as a `console` event, in JSON and thus valid UTF-8. Made when first asked for and
+    /// shared from then on, so that a thousand readers cost one serialisation.
+    pub(crate) fn frame(&self) -> Bytes {
+        self.frame.get_or_init(|| self.serialise()).clone()
+    }
+
+    fn serialise(&self) -> Bytes {
+        let mut frame = Vec::with_capacity(self.bytes.len() + self.bytes.len() / 8 + 64);
+        frame.extend_from_slice(br#"{"event":"console","data":"#);
+        serde_json::to_writer(&mut frame, &self.text())
+            .expect("invariant: a string always serialises into memory");
+        frame.extend_from_slice(br#","seq":"#);
+        frame.extend_from_slice(self.last_seq().to_string().as_bytes());
+        if self.is_partial() {
+            frame.extend_from_slice(br#","partial":true"#);
+        }
+        frame.push(b'}');
+        frame.into()
+    }
+
+    /// The part from `from` on; the block itself, shared, where that is all of it.
+    pub(super) fn since(self: &Arc<Self>, from: Position) -> Arc<Self> {
+        if from <= self.start {
+            return Arc::clone(self);
+        }
+        Arc::new(self.rest(from))
+    }
+
+    /// The part from `from`, which lies inside the block, on.
+    pub(super) fn rest(&self, from: Position) -> Self {
+        let skipped = self.bytes_before(from).min(self.bytes.len());
+        Self::new(from, self.end, self.run, self.bytes.slice(skipped..))
+    }
+
+    fn bytes_before(&self, from: Position) -> usize {
+        let offset = |bytes: u32| usize::try_from(bytes).unwrap_or(usize::MAX);
+        if from.line == self.start.line {
+            return offset(from.offset - self.start.offset);
+        }
+        let whole_lines = usize::try_from(from.line - self.start.line).unwrap_or(usize::MAX);
+        let before: usize = self.lines().take(whole_lines).map(|(_, line)| line.len()).sum();
+        before + offset(from.offset)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.bytes.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn block(start: Position, end: Position, text: &'static str) -> Arc<Block> {
+        Arc::new(Block::new(start, end, RunId(1), Bytes::from_static(text.as_bytes())))
+    }
+
+    #[test]
+    fn frames_are_the_contracts_events_and_are_made_once() {
+        let lines = block(Position::line(7), Position::line(9), "a \"quoted\"\u{1b}[0m\r\nb\n");
+        let frame: serde_json::Value = serde_json::from_slice(&lines.frame()).unwrap();
+        assert_eq!(
+            frame,
+            serde_json::json!({
+                "event": "console", "data": "a \"quoted\"\u{1b}[0m\r\nb\n", "seq": 8
+            })
+        );
+        assert_eq!(lines.frame().as_ptr(), lines.frame().as_ptr());
+
+        let prompt = block(Position { line: 9, offset: 2 }, Position { line: 9, offset: 4 }, "> ");
+        let frame: serde_json::Value = serde_json::from_slice(&prompt.frame()).unwrap();
+        assert_eq!(
+            frame,
+            serde_json::json!({ "event": "console", "data": "> ", "seq": 9, "partial": true })
+        );
+    }
+
+    #[test]
+    fn a_block_is_cut_at_any_line_and_offset() {
+        let all = block(Position { line: 3, offset: 2 }, Position::line(6), "c\ndef\nghi\n");
+        let from = |line, offset| all.since(Position { line, offset }).text().into_owned();
+        assert_eq!(from(1, 0), "c\ndef\nghi\n");
+        assert_eq!(from(3, 2), "c\ndef\nghi\n");
+        assert_eq!(from(4, 0), "def\nghi\n");
+        assert_eq!(from(4, 2), "f\nghi\n");
+        assert_eq!(from(5, 0), "ghi\n");
+    }
+}

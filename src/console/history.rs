@@ -1,0 +1,121 @@
+//! Finite looks back: the last lines, those after a number, those of a run, those that match.
+
+use std::collections::VecDeque;
+
+use regex::bytes::Regex;
+
+use super::{Console, Cursor, Delivery, Start};
+use crate::domain::ids::RunId;
+
+/// A look back never holds more text than this.
+const HISTORY_BYTES: usize = 1024 * 1024;
+
+/// Which lines are wanted.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Query<'a> {
+    /// At most so many: the first ones behind `since` where that is given, otherwise the last ones.
+    pub(crate) lines: usize,
+    pub(crate) since: Option<u64>,
+    pub(crate) run: Option<RunId>,
+    /// Matched against each line without its line end.
+    pub(crate) grep: Option<&'a Regex>,
+}
+
+/// The lines that were found. A line that is still forming is not among them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct History {
+    pub(crate) text: String,
+    /// The number to ask on from.
+    pub(crate) last_seq: u64,
+    /// Lines behind `since` that are nowhere any more.
+    pub(crate) lines_lost: u64,
+}
+
+impl Console {
+    /// Looks back. Matching and runs are looked for in everything that is kept, piece by piece.
+    pub(crate) async fn history(&self, query: Query<'_>) -> History {
+        let last_line = self.last_line();
+        let lines = u64::try_from(query.lines).unwrap_or(u64::MAX);
+        let start = match query.since {
+            Some(seq) => Start::Since(seq),
+            None if query.run.is_none() && query.grep.is_none() => Start::Tail(lines),
+            None => Start::Since(0),
+        };
+        let mut found = Found::default();
+        let mut cursor = self.cursor(start);
+        let complete = found.collect(&mut cursor, &query, last_line).await;
+        History {
+            last_seq: if complete { last_line } else { found.last_seq },
+            lines_lost: if query.since.is_some() { found.lines_lost } else { 0 },
+            text: found.into_text(),
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Found {
+    lines: VecDeque<Vec<u8>>,
+    bytes: usize,
+    last_seq: u64,
+    lines_lost: u64,
+}
+
+impl Found {
+    /// Collects up to `last_line`, which was the last when the question was asked; false if there was
+    /// no room for all.
+    async fn collect(&mut self, cursor: &mut Cursor, query: &Query<'_>, last_line: u64) -> bool {
+        while let Some(delivery) = cursor.next_at_hand().await {
+            let block = match delivery {
+                Delivery::Gap { lines_lost } => {
+                    self.lines_lost += lines_lost;
+                    continue;
+                }
+                Delivery::Lines(block) => block,
+            };
+            if block.is_partial() || block.first_seq() > last_line {
+                break;
+            }
+            if query.run.is_some_and(|run| run != block.run()) {
+                continue;
+            }
+            for (seq, line) in block.lines().take_while(|(seq, _)| *seq <= last_line) {
+                if query.grep.is_none_or(|grep| grep.is_match(without_end(line)))
+                    && !self.add(line, query)
+                {
+                    return false;
+                }
+                self.last_seq = seq;
+            }
+        }
+        true
+    }
+
+    /// Adds a line; false if it is one too many.
+    fn add(&mut self, line: &[u8], query: &Query<'_>) -> bool {
+        let full = |found: &Self| {
+            found.lines.len() >= query.lines
+                || (found.bytes + line.len() > HISTORY_BYTES && !found.lines.is_empty())
+        };
+        while full(self) {
+            if query.since.is_some() {
+                return false;
+            }
+            let Some(oldest) = self.lines.pop_front() else { return true };
+            self.bytes -= oldest.len();
+        }
+        self.bytes += line.len();
+        self.lines.push_back(line.to_vec());
+        true
+    }
+
+    fn into_text(self) -> String {
+        let mut bytes = Vec::with_capacity(self.bytes);
+        self.lines.iter().for_each(|line| bytes.extend_from_slice(line));
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+}
+
+fn without_end(line: &[u8]) -> &[u8] {
+    let line = line.strip_suffix(b"\n").unwrap_or(line);
+    line.strip_suffix(b"\r").unwrap_or(line)
+}

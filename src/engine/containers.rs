@@ -1,0 +1,385 @@
+//! Containers: create, change, look at, wait for, remove.
+//!
+//! What is asked for twice is granted twice: starting what runs and stopping, killing or removing what
+//! is not there are `Ok`. A look that failed is an error and never "not there".
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use bollard::errors::Error as VendorError;
+use bollard::models::{ChangeType, ContainerInspectResponse, ContainerSummaryStateEnum};
+use bollard::query_parameters::{
+    CommitContainerOptionsBuilder, CreateContainerOptionsBuilder, InspectContainerOptions,
+    InspectContainerOptionsBuilder, KillContainerOptionsBuilder, ListContainersOptionsBuilder,
+    RemoveContainerOptionsBuilder, RenameContainerOptionsBuilder, StartContainerOptions,
+    WaitContainerOptions,
+};
+use futures_util::StreamExt;
+
+use super::error::{EngineError, EngineErrorKind};
+use super::op::{self, Op};
+use super::request::{CreateRequest, Created};
+use super::{Engine, Fault, container_target, convert, images, labels};
+use crate::domain::observed::{Exit, Observed, ObservedStatus};
+use crate::domain::spec::Limits;
+
+/// One of our containers, as the engine lists it.
+#[derive(Clone, Debug)]
+pub(crate) struct Ours {
+    pub(crate) docker_id: String,
+    pub(crate) name: String,
+    pub(crate) labels: HashMap<String, String>,
+    /// Running or paused.
+    pub(crate) is_up: bool,
+}
+
+/// A look with what is seldom needed.
+#[derive(Clone, Debug)]
+pub(crate) struct Details {
+    pub(crate) observed: Observed,
+    pub(crate) name: String,
+    pub(crate) image_id: String,
+    pub(crate) labels: HashMap<String, String>,
+    /// The address in the network it was created in, while it runs.
+    pub(crate) address: Option<IpAddr>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ChangedPath {
+    pub(crate) path: String,
+    pub(crate) kind: ChangeKind,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ChangeKind {
+    Modified,
+    Added,
+    Deleted,
+}
+
+impl Engine {
+    pub(crate) async fn create(&self, request: &CreateRequest) -> Result<Created, EngineError> {
+        images::check_reference(op::CREATE, &request.image)?;
+        let options = CreateContainerOptionsBuilder::new().name(&request.name).build();
+        let body = convert::create_body(request, self.node());
+        let made = self
+            .call_container(op::CREATE, &request.name, |docker| async move {
+                docker.create_container(Some(options), body).await
+            })
+            .await?;
+        Ok(Created { docker_id: made.id, warnings: made.warnings })
+    }
+
+    /// `Ok` as well if it runs already.
+    pub(crate) async fn start(&self, id: &str) -> Result<(), EngineError> {
+        self.call_container(op::START, id, |docker| async move {
+            docker.start_container(id, None::<StartContainerOptions>).await
+        })
+        .await
+    }
+
+    /// Sends a signal, by its name; `Ok` as well if nothing runs or nothing is there.
+    pub(crate) async fn kill(&self, id: &str, signal: &str) -> Result<(), EngineError> {
+        let options = KillContainerOptionsBuilder::new().signal(signal).build();
+        let sent = self
+            .call_container(op::KILL, id, |docker| async move {
+                docker.kill_container(id, Some(options)).await
+            })
+            .await;
+        match sent {
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    EngineErrorKind::NotFound | EngineErrorKind::Conflict
+                ) =>
+            {
+                Ok(())
+            }
+            sent => sent,
+        }
+    }
+
+    /// `Ok` as well if it is paused already.
+    pub(crate) async fn pause(&self, id: &str) -> Result<(), EngineError> {
+        let done = self
+            .call_container(op::PAUSE, id, |docker| async move { docker.pause_container(id).await })
+            .await;
+        self.unless_already(id, done, ObservedStatus::Paused).await
+    }
+
+    /// `Ok` as well if it runs already.
+    pub(crate) async fn unpause(&self, id: &str) -> Result<(), EngineError> {
+        let done =
+            self.call_container(op::UNPAUSE, id, |docker| async move {
+                docker.unpause_container(id).await
+            })
+            .await;
+        self.unless_already(id, done, ObservedStatus::Running).await
+    }
+
+    /// The engine refuses to make a state that is there already, with another status each time.
+    async fn unless_already(
+        &self,
+        id: &str,
+        done: Result<(), EngineError>,
+        wanted: ObservedStatus,
+    ) -> Result<(), EngineError> {
+        match done {
+            Err(error) if !error.is_away() && error.kind() != EngineErrorKind::NotFound => {
+                let seen = self.inspect(id).await?;
+                if seen.is_some_and(|seen| seen.status == wanted) { Ok(()) } else { Err(error) }
+            }
+            done => done,
+        }
+    }
+
+    /// Removes it with its anonymous volumes, also while it runs; `Ok` means that it is gone.
+    pub(crate) async fn remove(&self, id: &str) -> Result<(), EngineError> {
+        let options = RemoveContainerOptionsBuilder::new().force(true).v(true).build();
+        let removed = self
+            .call_container(op::REMOVE, id, |docker| async move {
+                docker.remove_container(id, Some(options)).await
+            })
+            .await;
+        match removed {
+            Err(error) if error.kind() == EngineErrorKind::NotFound => Ok(()),
+            // Somebody else's removal is under way.
+            Err(error) if error.kind() == EngineErrorKind::Conflict => {
+                self.wait_until_gone(id, error).await
+            }
+            removed => removed,
+        }
+    }
+
+    async fn wait_until_gone(&self, id: &str, refusal: EngineError) -> Result<(), EngineError> {
+        let gone = async {
+            while self.inspect(id).await?.is_some() {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+            Ok(())
+        };
+        tokio::time::timeout(op::REMOVE.deadline, gone).await.unwrap_or(Err(refusal))
+    }
+
+    /// `Ok` as well if it has that name already.
+    pub(crate) async fn rename(&self, id: &str, new_name: &str) -> Result<(), EngineError> {
+        container_target(op::RENAME, new_name)?;
+        let options = RenameContainerOptionsBuilder::new().name(new_name).build();
+        let renamed = self
+            .call_container(op::RENAME, id, |docker| async move {
+                docker.rename_container(id, options).await
+            })
+            .await;
+        match renamed {
+            Err(error)
+                if matches!(error.kind(), EngineErrorKind::Conflict | EngineErrorKind::Invalid) =>
+            {
+                let seen = self.inspect_details(id).await?;
+                if seen.is_some_and(|seen| seen.name == new_name) { Ok(()) } else { Err(error) }
+            }
+            renamed => renamed,
+        }
+    }
+
+    /// Changes the limits that are `Some`, live. What is `None` stays as it is.
+    pub(crate) async fn update_limits(&self, id: &str, limits: &Limits) -> Result<(), EngineError> {
+        let body = convert::update_body(limits);
+        self.call_container(op::UPDATE, id, |docker| async move {
+            docker.update_container(id, body).await
+        })
+        .await
+    }
+
+    /// `Ok(None)` means that the engine says it is not there.
+    pub(crate) async fn inspect(&self, id: &str) -> Result<Option<Observed>, EngineError> {
+        match self.look_at(op::INSPECT, id, None).await? {
+            Some(found) => Ok(Some(observed(id, &found)?)),
+            None => Ok(None),
+        }
+    }
+
+    /// As [`Engine::inspect`], with image, labels and address.
+    pub(crate) async fn inspect_details(&self, id: &str) -> Result<Option<Details>, EngineError> {
+        let Some(found) = self.look_at(op::INSPECT, id, None).await? else { return Ok(None) };
+        let network = found.host_config.as_ref().and_then(|host| host.network_mode.as_deref());
+        let address = network.and_then(|network| convert::address(&found, network));
+        Ok(Some(Details {
+            observed: observed(id, &found)?,
+            address,
+            name: without_slash(found.name.unwrap_or_default()),
+            image_id: found.image.unwrap_or_default(),
+            labels: found.config.and_then(|config| config.labels).unwrap_or_default(),
+        }))
+    }
+
+    async fn look_at(
+        &self,
+        op: Op,
+        id: &str,
+        options: Option<InspectContainerOptions>,
+    ) -> Result<Option<ContainerInspectResponse>, EngineError> {
+        let found =
+            self.call_container(op, id, |docker| async move {
+                docker.inspect_container(id, options).await
+            })
+            .await;
+        match found {
+            Ok(found) => Ok(Some(found)),
+            Err(error) if error.kind() == EngineErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Waits, for as long as it takes, until the container is seen to have exited. A connection that
+    /// breaks meanwhile is an error and never an exit.
+    pub(crate) async fn wait(&self, id: &str) -> Result<Exit, EngineError> {
+        loop {
+            let code = self.wait_once(id).await?;
+            let Some(seen) = self.inspect(id).await? else {
+                return Ok(Exit { code, oom_killed: false });
+            };
+            match seen.status {
+                ObservedStatus::Exited(exit) => return Ok(self.with_cause(&seen, exit).await),
+                // It began to run again between the two questions.
+                ObservedStatus::Running | ObservedStatus::Paused => {}
+                ObservedStatus::Created => {
+                    let why = "it was never started";
+                    return Err(self.wait_failed(id, EngineErrorKind::Conflict, why));
+                }
+            }
+        }
+    }
+
+    /// Under load the engine records an exit before it learns that the kernel ran out of memory, and
+    /// its record stays wrong; its events have it.
+    async fn with_cause(&self, seen: &Observed, exit: Exit) -> Exit {
+        const KILLED: i64 = 128 + 9;
+        if exit.oom_killed || exit.code != KILLED {
+            return exit;
+        }
+        let since = seen.started_at.unwrap_or_default();
+        // The exit is a fact all the same where the events cannot be had.
+        let oom_killed = self.was_out_of_memory(&seen.docker_id, since).await.unwrap_or(false);
+        Exit { oom_killed, ..exit }
+    }
+
+    async fn wait_once(&self, id: &str) -> Result<i64, EngineError> {
+        let target = container_target(op::WAIT, id)?;
+        let failed =
+            |error| self.noted(EngineError::new(op::WAIT, target.clone(), Fault::Vendor(error)));
+        let docker = self.docker(op::WAIT).map_err(failed)?;
+        let mut answers = std::pin::pin!(docker.wait_container(id, None::<WaitContainerOptions>));
+        match answers.next().await {
+            Some(Ok(answer)) if answer.status_code >= 0 => Ok(answer.status_code),
+            // The library's way to say "exited with a code other than 0".
+            Some(Err(VendorError::DockerContainerWaitError { code, .. })) => Ok(code),
+            Some(Err(error)) => Err(failed(error)),
+            Some(Ok(_)) | None => {
+                let why = "the engine stopped waiting";
+                Err(self.wait_failed(id, EngineErrorKind::Unreachable, why))
+            }
+        }
+    }
+
+    fn wait_failed(&self, id: &str, kind: EngineErrorKind, why: &str) -> EngineError {
+        self.noted(EngineError::said(op::WAIT, format!("container {id}"), kind, why))
+    }
+
+    /// All containers with this node's label, running or not.
+    pub(crate) async fn list_ours(&self) -> Result<Vec<Ours>, EngineError> {
+        let options = ListContainersOptionsBuilder::new()
+            .all(true)
+            .filters(&labels::filter(labels::NODE, self.node()))
+            .build();
+        let found = self
+            .call(op::LIST, "containers", |docker| async move {
+                docker.list_containers(Some(options)).await
+            })
+            .await?;
+        let ours = found.into_iter().filter_map(|found| {
+            Some(Ours {
+                docker_id: found.id?,
+                name: without_slash(found.names.unwrap_or_default().into_iter().next()?),
+                labels: found.labels.unwrap_or_default(),
+                is_up: matches!(
+                    found.state,
+                    Some(ContainerSummaryStateEnum::RUNNING | ContainerSummaryStateEnum::PAUSED)
+                ),
+            })
+        });
+        Ok(ours.collect())
+    }
+
+    /// Where the container's root file system differs from its image. Mount points are always among
+    /// them.
+    pub(crate) async fn changed_paths(&self, id: &str) -> Result<Vec<ChangedPath>, EngineError> {
+        let found =
+            self.call_container(op::MEASURE, id, |docker| async move {
+                docker.container_changes(id).await
+            })
+            .await?;
+        let changed = found.unwrap_or_default().into_iter().map(|change| ChangedPath {
+            path: change.path,
+            kind: match change.kind {
+                ChangeType::_0 => ChangeKind::Modified,
+                ChangeType::_1 => ChangeKind::Added,
+                ChangeType::_2 => ChangeKind::Deleted,
+            },
+        });
+        Ok(changed.collect())
+    }
+
+    /// Bytes in the container's writable layer; `Ok(None)` if the container is not there.
+    pub(crate) async fn size_rw(&self, id: &str) -> Result<Option<u64>, EngineError> {
+        let options = InspectContainerOptionsBuilder::new().size(true).build();
+        let found = self.look_at(op::MEASURE, id, Some(options)).await?;
+        Ok(found.map(|found| found.size_rw.and_then(|n| u64::try_from(n).ok()).unwrap_or(0)))
+    }
+
+    /// Makes an image of the container's root file system and returns its id. The image is configured
+    /// as the container's own image is: nothing that was set for this one container lives on in it.
+    pub(crate) async fn commit(
+        &self,
+        id: &str,
+        repo: &str,
+        tag: &str,
+    ) -> Result<String, EngineError> {
+        images::check_reference(op::COMMIT, &format!("{repo}:{tag}"))?;
+        let Some(found) = self.look_at(op::COMMIT, id, None).await? else {
+            let kind = EngineErrorKind::NotFound;
+            return Err(EngineError::said(
+                op::COMMIT,
+                format!("container {id}"),
+                kind,
+                "not there",
+            ));
+        };
+        let base = self.image_config(&found.image.unwrap_or_default()).await?;
+        let config = convert::commit_config(&base, &found.config.unwrap_or_default(), self.node());
+        let options = CommitContainerOptionsBuilder::new()
+            .container(id)
+            .repo(repo)
+            .tag(tag)
+            .pause(true)
+            .build();
+        let made = self
+            .call_container(op::COMMIT, id, |docker| async move {
+                docker.commit_container(options, config).await
+            })
+            .await?;
+        Ok(made.id)
+    }
+}
+
+fn observed(id: &str, found: &ContainerInspectResponse) -> Result<Observed, EngineError> {
+    convert::observed(found).ok_or_else(|| {
+        let target = format!("container {id}");
+        let kind = EngineErrorKind::Internal;
+        EngineError::said(op::INSPECT, target, kind, "the engine's answer has no state")
+    })
+}
+
+fn without_slash(name: String) -> String {
+    name.strip_prefix('/').map(str::to_owned).unwrap_or(name)
+}

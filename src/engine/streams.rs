@@ -1,0 +1,158 @@
+//! Attaching to a container: all it writes from now on, and a way to its standard input.
+//!
+//! Attach before the start and nothing is lost. What is attached must be read: after about a megabyte
+//! unread the engine makes the workload wait. The end of the output says only that this connection
+//! ended; whether the container did is for [`Engine::wait`] and [`Engine::inspect`] to say.
+//!
+//! Both halves share one socket. Closing only its writing side would end the output as well (a quirk of
+//! the engine), so there is no way to do that: the socket closes when both halves are gone.
+
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use hyper::Method;
+use tokio::net::UnixStream;
+
+use super::error::{EngineError, Fault};
+use super::frames::{Chunk, Decoder};
+use super::op::{self, Op};
+use super::raw::{RawRequest, Upgraded, broke, garbled};
+use super::{Engine, container_target};
+
+/// What one read takes at most, and how large the shared buffers are.
+const READ_BYTES: usize = 64 * 1024;
+/// A new buffer is begun when less room than this is left: small reads must not cost a buffer each.
+const READ_LEAST_BYTES: usize = 8 * 1024;
+
+#[derive(Debug)]
+pub(crate) struct Attached {
+    pub(crate) output: OutputStream,
+    pub(crate) input: AttachedInput,
+}
+
+impl Engine {
+    /// `tty` must be what the container was made with; the engine's answer does not tell.
+    pub(crate) async fn attach(&self, id: &str, tty: bool) -> Result<Attached, EngineError> {
+        let target = container_target(op::ATTACH, id)?;
+        let request = RawRequest {
+            op: op::ATTACH,
+            target: target.clone(),
+            method: Method::POST,
+            path: format!("/containers/{id}/attach?stream=1&stdin=1&stdout=1&stderr=1"),
+            body: Bytes::new(),
+        };
+        let upgraded = self.upgraded(request).await?;
+        let input = AttachedInput { socket: Arc::clone(&upgraded.socket), target: target.clone() };
+        Ok(Attached { output: OutputStream::new(op::ATTACH, target, upgraded, tty), input })
+    }
+}
+
+/// A container's output as it comes.
+#[derive(Debug)]
+pub(crate) struct OutputStream {
+    op: Op,
+    target: String,
+    socket: Arc<UnixStream>,
+    buffer: BytesMut,
+    decoder: Decoder,
+}
+
+impl OutputStream {
+    pub(super) fn new(op: Op, target: String, upgraded: Upgraded, tty: bool) -> Self {
+        let Upgraded { socket, read } = upgraded;
+        Self { op, target, socket, buffer: read, decoder: Decoder::new(tty) }
+    }
+
+    /// The next piece of output; `Ok(None)` at the end of the connection. Safe to cancel.
+    pub(crate) async fn next(&mut self) -> Result<Option<Chunk>, EngineError> {
+        loop {
+            let chunk = self.decoder.next(&mut self.buffer);
+            match chunk.map_err(|why| garbled(self.op, &self.target, why))? {
+                Some(chunk) => return Ok(Some(chunk)),
+                None if self.read().await? == 0 => return Ok(None),
+                None => {}
+            }
+        }
+    }
+
+    /// Reads once; 0 bytes are the end.
+    async fn read(&mut self) -> Result<usize, EngineError> {
+        if self.buffer.capacity() - self.buffer.len() < READ_LEAST_BYTES {
+            self.buffer.reserve(READ_BYTES);
+        }
+        loop {
+            let readable = self.socket.readable().await;
+            match readable.and_then(|()| self.socket.try_read_buf(&mut self.buffer)) {
+                Ok(read) => return Ok(read),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(broke(self.op, &self.target, Fault::Io(error))),
+            }
+        }
+    }
+}
+
+/// The way to a container's standard input. Dropping it closes nothing.
+#[derive(Debug)]
+pub(crate) struct AttachedInput {
+    socket: Arc<UnixStream>,
+    target: String,
+}
+
+/// A workload that does not read its input stops the writing after some 64 KiB. Shutting it down does
+/// nothing: the engine would take that for the end of the output as well.
+impl tokio::io::AsyncWrite for AttachedInput {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            ready!(self.socket.poll_write_ready(cx))?;
+            match self.socket.try_write(bytes) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                written => return Poll::Ready(written),
+            }
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AttachedInput {
+    /// Writes all of it. A workload that does not read its input stops this after some 64 KiB; when the
+    /// deadline comes then, or the call is cancelled, some of the bytes may have gone in.
+    pub(crate) async fn write_all(
+        &mut self,
+        bytes: &[u8],
+        deadline: Duration,
+    ) -> Result<(), EngineError> {
+        let fault = match tokio::time::timeout(deadline, self.write(bytes)).await {
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(error)) => Fault::Io(error),
+            Err(_) => Fault::Late(deadline),
+        };
+        Err(broke(op::INPUT, &self.target, fault))
+    }
+
+    async fn write(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            self.socket.writable().await?;
+            match self.socket.try_write(bytes) {
+                Ok(written) => bytes = &bytes[written..],
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,201 @@
+//! Reading and writing one file's content.
+//!
+//! A write is made beside and renamed in: whoever reads sees the old content or the new, and whatever
+//! breaks off (the sender, the disk, the daemon) leaves the old. What is put in place is flushed to
+//! disk before, and its folder after, the rename.
+
+use std::ffi::CStr;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::PoisonError;
+
+use rustix::fs::{FileType, Mode, OFlags, Stat as RawStat};
+use rustix::io::Errno;
+
+use super::error::{During, FileError, refuse_reserved, shown};
+use super::resolve::{
+    DIRECTORY, HANDLE_ONLY, Resolver, give_to, kind_of, proc_path, read_handle, same_file,
+    stat_name,
+};
+use super::staging::Staging;
+use super::volume::{Place, Stat, Volume, rename_to_new};
+use crate::domain::path::{InvalidPath, RelPath};
+
+pub(super) const CHUNK_BYTES: usize = 64 * 1024;
+const DEFAULT_MODE: u32 = 0o644;
+/// The name of the one thing made in a staging folder.
+pub(super) const STAGED: &CStr = c"new";
+
+/// What a write expects to find.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct WriteMode {
+    /// Refuse to replace anything.
+    pub(crate) create_only: bool,
+    /// Replace only the content with this [`Stat::etag`].
+    pub(crate) if_match: Option<String>,
+}
+
+impl Volume {
+    /// Opens a regular file for reading; links are followed while they stay inside.
+    pub(crate) fn open_read(&self, path: &RelPath) -> Result<(File, Stat), FileError> {
+        refuse_reserved(path)?;
+        if path.is_root() {
+            return Err(InvalidPath::Empty.into());
+        }
+        let handle = self.resolver.open(self.root(), path, HANDLE_ONLY).during("read", path)?;
+        let (file, raw) = read_handle(&handle).during("read", path)?;
+        Ok((file, Stat::of(&raw)))
+    }
+
+    /// Makes `content` the content of the file at `path`, in whole or not at all. Missing folders are
+    /// made, a replaced file's permissions stay. Returns the number of bytes.
+    pub(crate) fn write_atomic(
+        &self,
+        path: &RelPath,
+        content: &mut dyn Read,
+        mode: &WriteMode,
+    ) -> Result<u64, FileError> {
+        let target = self.place_with_parents(path)?;
+        let real;
+        let target = match self.behind_link(&target, path)? {
+            None => target,
+            Some((dir, behind)) => {
+                real = behind;
+                let (_, name) = real.split_last().ok_or(InvalidPath::Empty)?;
+                Place { dir, name }
+            }
+        };
+        // Known refusals come before the sender's gigabytes.
+        let old = self.check_target(&target, path, mode)?;
+        let staging = Staging::new(self.root())?;
+        let mut file = new_file(&staging).during("write", path)?;
+        let size = receive(content, &mut file, path)?;
+        let bits = old.map_or(DEFAULT_MODE, |old| old.st_mode & 0o777);
+        self.finish_file(&file, bits).during("write", path)?;
+        drop(file);
+        self.commit(&staging, &target, path, mode)?;
+        Ok(size)
+    }
+
+    /// Renames a finished file from its staging folder into place.
+    pub(super) fn commit(
+        &self,
+        staging: &Staging<'_>,
+        target: &Place<'_>,
+        path: &RelPath,
+        mode: &WriteMode,
+    ) -> Result<(), FileError> {
+        {
+            let _held = self.commit.lock().unwrap_or_else(PoisonError::into_inner);
+            self.check_target(target, path, mode)?;
+            if mode.create_only {
+                rename_to_new(staging.dir(), STAGED, &target.dir, target.name)
+            } else {
+                rustix::fs::renameat(staging.dir(), STAGED, &target.dir, target.name)
+            }
+            .during("write", path)?;
+        }
+        rustix::fs::fsync(&target.dir).during("write", path)
+    }
+
+    /// Permissions, owner and safety on disk for a file that is complete.
+    pub(super) fn finish_file(&self, file: &File, mode: u32) -> Result<(), Errno> {
+        give_to(self.owner, file)?;
+        rustix::fs::fchmod(file, Mode::from_raw_mode(mode & 0o777))?;
+        rustix::fs::fsync(file)
+    }
+
+    /// Refuses destinations that a file cannot replace or that are not what the caller expects.
+    pub(super) fn check_target(
+        &self,
+        target: &Place<'_>,
+        path: &RelPath,
+        mode: &WriteMode,
+    ) -> Result<Option<RawStat>, FileError> {
+        let old = match stat_name(&target.dir, target.name) {
+            Ok(old) => Some(old),
+            Err(Errno::NOENT) => None,
+            Err(errno) => return Err(errno).during("write", path),
+        };
+        match old.as_ref().map(kind_of) {
+            Some(_) if mode.create_only => {
+                return Err(FileError::AlreadyExists { path: shown(path) });
+            }
+            None | Some(FileType::RegularFile) => {}
+            Some(FileType::Directory) => return Err(FileError::NotAFile { path: shown(path) }),
+            // Looked through once already: it has become a link since.
+            Some(FileType::Symlink) => return Err(FileError::Busy { path: shown(path) }),
+            Some(_) => return Err(FileError::Special { path: shown(path) }),
+        }
+        if let Some(tag) = &mode.if_match
+            && old.as_ref().map(|old| Stat::of(old).etag).as_ref() != Some(tag)
+        {
+            return Err(FileError::PreconditionFailed { path: shown(path) });
+        }
+        Ok(old)
+    }
+
+    /// Where a write to a link goes: the kernel resolves the link, and the place it names is believed
+    /// only if, opened without following anything, it holds that very file.
+    fn behind_link(
+        &self,
+        target: &Place<'_>,
+        path: &RelPath,
+    ) -> Result<Option<(OwnedFd, RelPath)>, FileError> {
+        let is_link = stat_name(&target.dir, target.name)
+            .is_ok_and(|stat| kind_of(&stat) == FileType::Symlink);
+        if !is_link {
+            return Ok(None);
+        }
+        let file = self.resolver.open(self.root(), path, HANDLE_ONLY).during("write", path)?;
+        let moved = || FileError::Busy { path: shown(path) };
+        let real = self.path_of(&file).ok_or_else(moved)?;
+        let (parent, name) = real.split_last().ok_or_else(moved)?;
+        let dir = Resolver::Steps.open(self.root(), &parent, DIRECTORY).during("write", path)?;
+        let named = stat_name(&dir, name).during("write", path)?;
+        if !same_file(&named, &rustix::fs::fstat(&file).during("write", path)?) {
+            return Err(moved());
+        }
+        refuse_reserved(&real)?;
+        Ok(Some((dir, real)))
+    }
+
+    /// What the kernel calls an open file, counted from the volume's root. A hint only: names move.
+    fn path_of(&self, file: &OwnedFd) -> Option<RelPath> {
+        let full = std::fs::read_link(proc_path(file)).ok()?;
+        let root = std::fs::read_link(proc_path(&self.root)).ok()?;
+        let below = full.strip_prefix(root).ok()?;
+        RelPath::parse_non_empty(below.to_str()?).ok()
+    }
+}
+
+/// The file made in a staging folder, readable by nobody else until it is finished.
+pub(super) fn new_file(staging: &Staging<'_>) -> Result<File, Errno> {
+    create_new(staging.dir(), STAGED)
+}
+
+pub(super) fn create_new(dir: impl AsFd, name: impl rustix::path::Arg) -> Result<File, Errno> {
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::openat(dir, name, flags, Mode::from_raw_mode(0o600)).map(File::from)
+}
+
+fn receive(content: &mut dyn Read, file: &mut File, path: &RelPath) -> Result<u64, FileError> {
+    let mut buffer = vec![0; CHUNK_BYTES];
+    let mut size = 0;
+    loop {
+        let count = match content.read(&mut buffer) {
+            Ok(0) => return Ok(size),
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => {
+                return Err(match error.downcast::<FileError>() {
+                    Ok(ours) => ours,
+                    Err(source) => FileError::Input { path: shown(path), source },
+                });
+            }
+        };
+        file.write_all(&buffer[..count]).during("write", path)?;
+        size += count as u64;
+    }
+}

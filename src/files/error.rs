@@ -1,0 +1,132 @@
+//! What can go wrong with a volume's files, as callers need to tell it apart.
+//!
+//! Every `Display` text is fit for the outside: it names paths inside the volume and nothing of the
+//! host. What the kernel said stands in the source, for the log.
+
+use std::fmt::Display;
+use std::io;
+
+use rustix::io::Errno;
+
+use crate::domain::ids::VolumeId;
+use crate::domain::path::{InvalidPath, RelPath};
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum FileError {
+    #[error("there is no volume {volume}")]
+    NoVolume { volume: VolumeId },
+    #[error("{path} does not exist")]
+    NotFound { path: String },
+    #[error("{path} already exists")]
+    AlreadyExists { path: String },
+    #[error("{path} is a folder, a file is needed here")]
+    NotAFile { path: String },
+    #[error("{path} is not a folder")]
+    NotADirectory { path: String },
+    #[error("{path} is neither a file nor a folder")]
+    Special { path: String },
+    #[error("{path} leads outside the volume")]
+    Escape { path: String },
+    #[error(transparent)]
+    InvalidPath(#[from] InvalidPath),
+    #[error("{path}: names that begin with .lightd- are reserved")]
+    Reserved { path: String },
+    #[error("{path} cannot be put into itself")]
+    IntoItself { path: String },
+    #[error("{path} is nested too deeply")]
+    TooDeep { path: String },
+    #[error("{pattern} is not a pattern that can be understood")]
+    InvalidPattern { pattern: String },
+    #[error("the cursor does not belong to a listing")]
+    InvalidCursor,
+    #[error("there is no space left for {path}")]
+    NoSpace { path: String },
+    #[error("the archive exceeds the limit on {what}")]
+    ArchiveLimit { what: &'static str },
+    #[error("the archive is damaged or unsafe: {reason}")]
+    ArchiveCorrupt { reason: String },
+    #[error("the archive cannot be read: {reason}")]
+    UnsupportedArchive { reason: String },
+    #[error("the operation was cancelled")]
+    Cancelled,
+    #[error("{path} was changed meanwhile")]
+    PreconditionFailed { path: String },
+    #[error("{path} is in use or was moved meanwhile")]
+    Busy { path: String },
+    #[error("too many operations are running")]
+    TooManyOperations,
+    /// The caller's reader failed, not the volume.
+    #[error("the data for {path} broke off")]
+    Input { path: String, source: io::Error },
+    #[error("cannot {op} {path}")]
+    Io { op: &'static str, path: String, source: io::Error },
+}
+
+impl FileError {
+    pub(super) fn from_errno(op: &'static str, path: &dyn Display, errno: Errno) -> Self {
+        let path = shown(path);
+        match errno {
+            Errno::NOENT => Self::NotFound { path },
+            Errno::EXIST | Errno::NOTEMPTY => Self::AlreadyExists { path },
+            Errno::ISDIR => Self::NotAFile { path },
+            Errno::NOTDIR => Self::NotADirectory { path },
+            Errno::NXIO | Errno::NODEV => Self::Special { path },
+            Errno::XDEV | Errno::LOOP => Self::Escape { path },
+            Errno::NAMETOOLONG => Self::InvalidPath(InvalidPath::NameTooLong),
+            Errno::NOSPC | Errno::DQUOT => Self::NoSpace { path },
+            Errno::BUSY | Errno::AGAIN | Errno::TXTBSY => Self::Busy { path },
+            _ => Self::Io { op, path, source: errno.into() },
+        }
+    }
+
+    /// Sorts an error of a reader or writer chain. Our own errors travel through such chains wrapped
+    /// by [`FileError::into_io`] and come out as they were.
+    pub(super) fn from_io(op: &'static str, path: &dyn Display, error: io::Error) -> Self {
+        match error.downcast::<FileError>() {
+            Ok(ours) => ours,
+            Err(error) => match Errno::from_io_error(&error) {
+                Some(errno) => Self::from_errno(op, path, errno),
+                None => Self::Io { op, path: shown(path), source: error },
+            },
+        }
+    }
+
+    pub(super) fn into_io(self) -> io::Error {
+        io::Error::other(self)
+    }
+
+    pub(super) fn corrupt(reason: impl Into<String>) -> Self {
+        Self::ArchiveCorrupt { reason: reason.into() }
+    }
+}
+
+/// A path as people read it; the root has no name of its own.
+pub(super) fn shown(path: &dyn Display) -> String {
+    let text = path.to_string();
+    if text.is_empty() { "the volume's root".to_owned() } else { text }
+}
+
+/// Adds to a kernel error what was tried on what.
+pub(super) trait During<T> {
+    fn during(self, op: &'static str, path: &dyn Display) -> Result<T, FileError>;
+}
+
+impl<T> During<T> for Result<T, Errno> {
+    fn during(self, op: &'static str, path: &dyn Display) -> Result<T, FileError> {
+        self.map_err(|errno| FileError::from_errno(op, path, errno))
+    }
+}
+
+impl<T> During<T> for io::Result<T> {
+    fn during(self, op: &'static str, path: &dyn Display) -> Result<T, FileError> {
+        self.map_err(|error| FileError::from_io(op, path, error))
+    }
+}
+
+/// Refuses paths that name our own temporary files.
+pub(super) fn refuse_reserved(path: &RelPath) -> Result<(), FileError> {
+    if path.names().any(|name| super::staging::is_reserved(name.as_bytes())) {
+        return Err(FileError::Reserved { path: shown(path) });
+    }
+    Ok(())
+}

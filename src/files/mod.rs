@@ -1,0 +1,265 @@
+//! Everything that happens inside volumes.
+//!
+//! [`Files`] holds the folder that all volumes lie in and is what the rest of lightd talks to: it makes,
+//! finds and removes volumes, and runs work on one of them off the async threads, so much at a time.
+//! [`Volume`] is one open volume; `operation` keeps work that outlives a request.
+//!
+//! Invariant: nothing outside a volume's folder is ever read, changed or listed through this module,
+//! whatever a container does to its files meanwhile. A failed call leaves what was there, and what a
+//! crash leaves half-made has a name of its own ([`Files::sweep`] removes it at the next start).
+//!
+//! ```text
+//!   Files::run -- lane --> blocking thread -- resolve (openat2) --> Volume -- *at calls --> kernel
+//! ```
+
+pub(crate) mod archive;
+pub(crate) mod content;
+mod error;
+pub(crate) mod operation;
+mod progress;
+mod resolve;
+mod staging;
+mod tree;
+pub(crate) mod volume;
+mod walk;
+
+#[cfg(test)]
+mod tests;
+
+use std::ffi::CStr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use tokio::sync::Semaphore;
+
+pub(crate) use archive::ArchiveLimits;
+pub(crate) use error::FileError;
+pub(crate) use progress::Progress;
+pub(crate) use resolve::Owner;
+pub(crate) use volume::Volume;
+
+use crate::domain::ids::VolumeId;
+use crate::domain::path::RelPath;
+use error::During;
+use resolve::{Resolver, make_folder, open_folder};
+use staging::{is_dot, is_reserved, remove_tree};
+
+const DELETING_PREFIX: &str = ".deleting-";
+
+/// What kind of work waits in which queue, so that a slow upload or a large archive never keeps
+/// anyone from listing a folder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Lane {
+    /// Answers at once: lists, small reads, renames.
+    Quick,
+    /// Lasts as long as its client sends.
+    Transfer,
+    /// Reads or writes whole trees.
+    Heavy,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct FilesOptions {
+    pub(crate) volumes_path: PathBuf,
+    /// Whom everything in volumes belongs to.
+    pub(crate) owner: Option<(u32, u32)>,
+    pub(crate) limits: ArchiveLimits,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Files(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    volumes: OwnedFd,
+    volumes_path: PathBuf,
+    resolver: Resolver,
+    owner: Option<Owner>,
+    limits: ArchiveLimits,
+    commit: Arc<Mutex<()>>,
+    quick: Arc<Semaphore>,
+    transfer: Arc<Semaphore>,
+    heavy: Arc<Semaphore>,
+}
+
+impl Files {
+    /// Opens the folder of all volumes, making it if it is missing. Blocks briefly.
+    pub(crate) fn new(options: FilesOptions) -> Result<Self, FileError> {
+        let FilesOptions { volumes_path, owner, limits } = options;
+        let volumes = open_volumes(&volumes_path).during("open", &"the folder of volumes")?;
+        Ok(Self(Arc::new(Inner {
+            volumes,
+            volumes_path,
+            resolver: Resolver::detect(),
+            owner: owner.map(|(uid, gid)| Owner { uid, gid }),
+            limits,
+            commit: Arc::default(),
+            quick: Arc::new(Semaphore::new(16)),
+            transfer: Arc::new(Semaphore::new(64)),
+            heavy: Arc::new(Semaphore::new(4)),
+        })))
+    }
+
+    /// Where a volume lies on the host, for the engine to mount. Never opened by this path.
+    pub(crate) fn volume_path(&self, volume: VolumeId) -> PathBuf {
+        self.0.volumes_path.join(volume.to_string())
+    }
+
+    /// Runs quick work on a volume. Once started it goes on to its end, also if the caller is gone.
+    pub(crate) async fn run<T: Send + 'static>(
+        &self,
+        volume: VolumeId,
+        work: impl FnOnce(&Volume) -> Result<T, FileError> + Send + 'static,
+    ) -> Result<T, FileError> {
+        self.run_in(Lane::Quick, volume, work).await
+    }
+
+    /// As [`Files::run`], in the queue for its kind of work.
+    pub(crate) async fn run_in<T: Send + 'static>(
+        &self,
+        lane: Lane,
+        volume: VolumeId,
+        work: impl FnOnce(&Volume) -> Result<T, FileError> + Send + 'static,
+    ) -> Result<T, FileError> {
+        self.blocking(lane, move |inner| work(&inner.open(volume)?)).await
+    }
+
+    /// Makes a volume's folder and says where it is.
+    pub(crate) async fn create_volume(&self, volume: VolumeId) -> Result<PathBuf, FileError> {
+        let name = volume.to_string();
+        self.blocking(Lane::Quick, move |inner| {
+            make_folder(inner.volumes.as_fd(), name.as_str(), inner.owner).during("make", &name)?;
+            rustix::fs::fsync(&inner.volumes).during("make", &name)
+        })
+        .await?;
+        Ok(self.volume_path(volume))
+    }
+
+    /// Removes a volume with everything in it; one that is gone already is as good. It is renamed
+    /// first, so that a crash on the way leaves garbage and never half a volume.
+    pub(crate) async fn remove_volume(&self, volume: VolumeId) -> Result<(), FileError> {
+        let name = volume.to_string();
+        self.blocking(Lane::Heavy, move |inner| {
+            let aside = format!("{DELETING_PREFIX}{name}-{:08x}", rand::random::<u32>());
+            match rustix::fs::renameat(&inner.volumes, &name, &inner.volumes, &aside) {
+                Err(Errno::NOENT) => return Ok(()),
+                outcome => outcome.during("remove", &name)?,
+            }
+            remove_tree(inner.volumes.as_fd(), aside.as_str(), &Progress::default())
+                .during("remove", &name)
+        })
+        .await
+    }
+
+    /// Removes what a crash has left: volumes on their way out and temporary folders in the others.
+    /// Only for the start, before any other work.
+    pub(crate) async fn sweep(&self) -> Result<(), FileError> {
+        self.blocking(Lane::Heavy, |inner| {
+            for_each_name(&inner.volumes, |name| {
+                if name.to_bytes().starts_with(DELETING_PREFIX.as_bytes()) {
+                    return remove_tree(inner.volumes.as_fd(), name, &Progress::default());
+                }
+                let is_volume = name.to_str().is_ok_and(|name| VolumeId::parse(name).is_some());
+                if !is_volume {
+                    return Ok(());
+                }
+                match open_folder(inner.volumes.as_fd(), name) {
+                    Ok(volume) => sweep_volume(&volume),
+                    Err(_) => Ok(()),
+                }
+            })
+            .during("sweep", &"the folder of volumes")
+        })
+        .await
+    }
+
+    async fn blocking<T: Send + 'static>(
+        &self,
+        lane: Lane,
+        work: impl FnOnce(&Inner) -> Result<T, FileError> + Send + 'static,
+    ) -> Result<T, FileError> {
+        let lane = match lane {
+            Lane::Quick => &self.0.quick,
+            Lane::Transfer => &self.0.transfer,
+            Lane::Heavy => &self.0.heavy,
+        };
+        let permit = Arc::clone(lane).acquire_owned().await;
+        let permit = permit.expect("invariant: no lane is ever closed");
+        let inner = Arc::clone(&self.0);
+        let task = tokio::task::spawn_blocking(move || {
+            // The permit lives as long as the work, not as long as whoever waits for it.
+            let _permit = permit;
+            work(&inner)
+        });
+        match task.await {
+            Ok(outcome) => outcome,
+            Err(error) => match error.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                // The runtime is going down.
+                Err(_) => Err(FileError::Cancelled),
+            },
+        }
+    }
+}
+
+impl Inner {
+    fn open(&self, volume: VolumeId) -> Result<Volume, FileError> {
+        let name = RelPath::parse_non_empty(&volume.to_string())?;
+        // By steps, because a volume that is a link to elsewhere is none.
+        let root = Resolver::Steps.open(self.volumes.as_fd(), &name, resolve::DIRECTORY);
+        let root = match root {
+            Err(Errno::NOENT) => return Err(FileError::NoVolume { volume }),
+            root => root.during("open", &name)?,
+        };
+        Ok(Volume {
+            root,
+            resolver: self.resolver,
+            owner: self.owner,
+            limits: self.limits,
+            commit: Arc::clone(&self.commit),
+        })
+    }
+}
+
+fn open_volumes(path: &std::path::Path) -> Result<OwnedFd, Errno> {
+    if !path.is_dir() {
+        if let Some(parent) = path.parent() {
+            std::fs::create_dir_all(parent)
+                .map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?;
+        }
+        // Volumes hold what tenants wrote, set-user-id programs among it: other users of the host
+        // may pass through for mounts, but not look around.
+        match rustix::fs::mkdir(path, Mode::from_raw_mode(0o711)) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::open(path, flags, Mode::empty())
+}
+
+fn sweep_volume(volume: &OwnedFd) -> Result<(), Errno> {
+    for_each_name(volume, |name| {
+        if is_reserved(name.to_bytes()) {
+            remove_tree(volume.as_fd(), name, &Progress::default())
+        } else {
+            Ok(())
+        }
+    })
+}
+
+fn for_each_name(
+    dir: &OwnedFd,
+    mut each: impl FnMut(&CStr) -> Result<(), Errno>,
+) -> Result<(), Errno> {
+    for entry in rustix::fs::Dir::read_from(dir)? {
+        let entry = entry?;
+        if !is_dot(entry.file_name()) {
+            each(entry.file_name())?;
+        }
+    }
+    Ok(())
+}

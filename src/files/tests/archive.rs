@@ -1,0 +1,510 @@
+use std::io::Write as _;
+use std::process::Command;
+
+use proptest::prelude::*;
+
+use super::super::archive::ArchiveFormat;
+use super::super::archive::pack::{PackRequest, Packed};
+use super::super::archive::unpack::Unpacked;
+use super::tree::plant;
+use super::*;
+use crate::files::Progress;
+
+const FORMATS: [ArchiveFormat; 4] =
+    [ArchiveFormat::Zip, ArchiveFormat::Tar, ArchiveFormat::TarGz, ArchiveFormat::TarBz2];
+
+fn request(format: ArchiveFormat, output: &str) -> PackRequest {
+    PackRequest {
+        format,
+        output: rel(output),
+        paths: Vec::new(),
+        base: rel(""),
+        ignore: Vec::new(),
+        level: None,
+        overwrite: false,
+    }
+}
+
+impl Scratch {
+    fn pack(&self, request: &PackRequest) -> Result<Packed, FileError> {
+        self.volume.pack(request, &Progress::default())
+    }
+
+    fn unpack(&self, archive: &str, destination: &str) -> Result<Unpacked, FileError> {
+        self.volume.unpack(&rel(archive), &rel(destination), &Progress::default())
+    }
+
+    /// Unpacks what must be refused, and checks that nothing has come of it.
+    fn refuses(&self, what: &str, archive: &[u8]) -> FileError {
+        put(&self.path("archive"), archive);
+        let before = (self.snapshot(""), snapshot(&self.outside()));
+        for destination in ["", "new"] {
+            let outcome = self.unpack("archive", destination);
+            assert!(outcome.is_err(), "{what} was unpacked: {outcome:?}");
+        }
+        assert!((self.snapshot(""), snapshot(&self.outside())) == before, "{what} left something");
+        self.unpack("archive", "").expect_err("refused")
+    }
+}
+
+#[test]
+fn every_format_brings_back_what_was_packed() {
+    for format in FORMATS {
+        let scratch = Scratch::new();
+        plant(&scratch, "source");
+        let mut packing = request(format, "out/archive");
+        packing.base = rel("source");
+        let packed = scratch.pack(&packing).expect("pack");
+        let meta = fs::metadata(scratch.path("out/archive")).expect("stat");
+        assert_eq!((meta.len(), meta.mode() & 0o7777), (packed.size, 0o644), "{format:?}");
+        let unpacked = scratch.unpack("out/archive", "back/here").expect("unpack");
+        assert_eq!((packed.entries, unpacked.skipped), (unpacked.entries, 0), "{format:?}");
+        assert_eq!(scratch.snapshot("back/here"), scratch.snapshot("source"), "{format:?}");
+        if is_root() {
+            for path in ["back", "back/here/bin/run", "back/here/dangling", "back/here/empty/dir"] {
+                let meta = fs::symlink_metadata(scratch.path(path)).expect("stat");
+                assert_eq!((meta.uid(), meta.gid()), (4321, 4321), "{path}");
+            }
+        }
+    }
+}
+
+#[test]
+fn an_archive_takes_what_was_asked_for_and_never_itself() {
+    let scratch = Scratch::new();
+    for path in ["a/keep", "a/drop.log", "b/x", "b/cache/y", "c"] {
+        put(&scratch.path(path), path.as_bytes());
+    }
+    rustix::fs::mkfifoat(&scratch.volume.root, "a/pipe", Mode::from_raw_mode(0o600)).expect("fifo");
+    let mut packing = request(ArchiveFormat::Tar, "a/archive.tar");
+    packing.paths = vec![rel("a"), rel("b")];
+    packing.ignore = vec!["*.log".to_owned(), "cache/".to_owned()];
+    let packed = scratch.pack(&packing).expect("pack");
+    assert_eq!((packed.entries, packed.skipped), (4, 1));
+    let again = scratch.pack(&packing);
+    assert!(matches!(again, Err(FileError::AlreadyExists { .. })), "{again:?}");
+    packing.overwrite = true;
+    assert_eq!(scratch.pack(&packing).expect("replace"), packed, "it took itself in");
+    scratch.unpack("a/archive.tar", "back").expect("unpack");
+    let back = scratch.snapshot("back");
+    assert_eq!(back.keys().collect::<Vec<_>>(), ["a", "a/keep", "b", "b/x"]);
+    packing.base = rel("a");
+    assert!(scratch.pack(&packing).is_err(), "b does not lie in a");
+    packing.paths = vec![rel("missing")];
+    packing.base = rel("");
+    let missing = scratch.pack(&packing);
+    assert!(matches!(missing, Err(FileError::NotFound { .. })), "{missing:?}");
+}
+
+#[test]
+fn damaged_archives_leave_nothing_in_any_format() {
+    for format in FORMATS {
+        let scratch = Scratch::new();
+        plant(&scratch, "source");
+        scratch.pack(&request(format, "whole")).expect("pack");
+        let whole = scratch.read("whole");
+        fs::remove_file(scratch.path("whole")).expect("remove");
+        let length = whole.len();
+        for cut in [1, 7, 500, 512, 513, 1023, 1024, length / 3, length / 2, length - 1] {
+            let what = format!("{format:?} without its last {cut} bytes");
+            // A tar's end is two zero blocks, of which one is enough to know.
+            if format == ArchiveFormat::Tar && cut == 512 {
+                continue;
+            }
+            scratch.refuses(&what, &whole[..length - cut]);
+        }
+        scratch
+            .refuses(&format!("{format:?} with more after it"), &[&whole, &b"more"[..]].concat());
+        let mut bent = whole.clone();
+        bent[length / 2] ^= 0x10;
+        if format != ArchiveFormat::Tar {
+            let error = scratch.refuses(&format!("{format:?} with a bit turned"), &bent);
+            assert!(matches!(error, FileError::ArchiveCorrupt { .. }), "{format:?}: {error:?}");
+        }
+    }
+    let scratch = Scratch::new();
+    let mut tar = raw_tar(&[("a", b'0', "", b"data")]);
+    tar[3] = b'x';
+    scratch.refuses("a tar with a wrong checksum", &tar);
+}
+
+#[test]
+fn the_format_is_told_by_content() {
+    let scratch = Scratch::new();
+    for nothing in [&b""[..], b"hello", b"PK\x03\x04", b"\x1f\x8b\x08", b"BZh9", &[7; 600]] {
+        scratch.refuses("no archive", nothing);
+    }
+    let gz = |data: &[u8]| {
+        let mut gz = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        gz.write_all(data).expect("gzip");
+        gz.finish().expect("gzip")
+    };
+    let error = scratch.refuses("a compressed text", &gz(&[b'x'; 2000]));
+    assert!(matches!(error, FileError::UnsupportedArchive { .. }), "{error:?}");
+    let tar = raw_tar(&[("a", b'0', "", &[b'a'; 3000])]);
+    // What parallel compressors write: one stream of several members.
+    put(&scratch.path("members.zip"), &[gz(&tar[..700]), gz(&tar[700..])].concat());
+    assert_eq!(scratch.unpack("members.zip", "m").expect("unpack").entries, 1);
+    assert_eq!(scratch.read("m/a"), [b'a'; 3000]);
+    put(&scratch.path("empty"), &[0; 1024]);
+    assert_eq!(scratch.unpack("empty", "e").expect("unpack").entries, 0);
+    assert!(scratch.path("e").is_dir());
+}
+
+/// A tar made by hand, so that it can say what no packer would: name, type, link target, data.
+fn raw_tar(entries: &[(&str, u8, &str, &[u8])]) -> Vec<u8> {
+    let mut tar = Vec::new();
+    for (name, kind, link, data) in entries {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(data.len() as u64);
+        header.set_mode(0o6755);
+        header.set_mtime(1);
+        header.set_entry_type(tar::EntryType::new(*kind));
+        header.as_old_mut().name[..name.len()].copy_from_slice(name.as_bytes());
+        header.as_old_mut().linkname[..link.len()].copy_from_slice(link.as_bytes());
+        header.set_cksum();
+        tar.extend_from_slice(header.as_bytes());
+        tar.extend_from_slice(data);
+        tar.resize(tar.len().next_multiple_of(512), 0);
+    }
+    tar.resize(tar.len() + 1024, 0);
+    tar
+}
+
+fn raw_zip(entries: &[(&str, u32, &[u8])]) -> Vec<u8> {
+    let mut zip = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
+    for (name, mode, data) in entries {
+        let options = zip::write::SimpleFileOptions::default().external_attributes(mode << 16);
+        zip.start_file(*name, options).expect("start");
+        zip.write_all(data).expect("write");
+    }
+    zip.finish().expect("finish").into_inner()
+}
+
+#[test]
+fn tars_that_want_out_are_refused() {
+    let scratch = Scratch::new();
+    let long = format!("{}x", "d/".repeat(49));
+    for (what, entries) in [
+        ("a parent reference", vec![("../evil", b'0', "", &b"x"[..])]),
+        ("a parent reference in the middle", vec![("a/../../evil", b'0', "", b"x")]),
+        ("a Windows drive", vec![(r"C:\evil", b'0', "", b"x")]),
+        ("a reserved name", vec![(".lightd-staging-1/x", b'0', "", b"x")]),
+        ("no name", vec![("", b'0', "", b"x")]),
+        ("a file through a link", vec![("l", b'2', "d", b""), ("l/x", b'0', "", b"x")]),
+        (
+            "a file through an outward link",
+            vec![("l", b'2', "../outside", b""), ("l/x", b'0', "", b"x")],
+        ),
+        ("a folder through a link", vec![("l", b'2', "d", b""), ("l/x/", b'5', "", b"")]),
+        ("a hard link to the host", vec![("h", b'1', "/etc/passwd", b"")]),
+        ("a hard link upwards", vec![("h", b'1', "../outside/secret", b"")]),
+        (
+            "a hard link through a link",
+            vec![("d/f", b'0', "", b"x"), ("l", b'2', "d", b""), ("h", b'1', "l/f", b"")],
+        ),
+        ("a hard link to a link", vec![("l", b'2', "x", b""), ("h", b'1', "l", b"")]),
+        ("a hard link to itself", vec![("h", b'0', "", b"x"), ("h", b'1', "h", b"")]),
+        ("a file over a folder", vec![("d/x", b'0', "", b"x"), ("d", b'0', "", b"x")]),
+        ("a folder over a file", vec![("d", b'0', "", b"x"), ("d/x", b'0', "", b"x")]),
+        ("a sparse file", vec![("s", b'S', "", b"x")]),
+        ("too deep a path", vec![(&long, b'0', "", b"x"), (&long, b'0', "", b"x")]),
+    ] {
+        let error = match what {
+            "too deep a path" => {
+                let limits = ArchiveLimits { max_depth: 40, ..ArchiveLimits::default() };
+                Scratch::with(Resolver::detect(), limits).refuses(what, &raw_tar(&entries))
+            }
+            _ => scratch.refuses(what, &raw_tar(&entries)),
+        };
+        drop(error);
+    }
+}
+
+#[test]
+fn what_is_harmless_is_made_harmless() {
+    let scratch = Scratch::new();
+    let tar = raw_tar(&[
+        ("./", b'5', "", b""),
+        ("/abs/file", b'0', "", b"abs"),
+        ("dev", b'3', "", b""),
+        ("block", b'4', "", b""),
+        ("pipe", b'6', "", b""),
+        ("out", b'2', "../../outside", b""),
+        ("etc", b'2', "/etc", b""),
+        ("in", b'2', "abs/file", b""),
+        ("twice", b'0', "", b"first"),
+        ("twice", b'0', "", b"second"),
+        ("hard", b'1', "abs/file", b""),
+        ("old-style-folder/", b'0', "", b""),
+    ]);
+    put(&scratch.path("archive"), &tar);
+    let unpacked = scratch.unpack("archive", "new").expect("unpack");
+    assert_eq!(unpacked, Unpacked { entries: 12, skipped: 5 });
+    let tree = scratch.snapshot("new");
+    let names: Vec<_> = tree.keys().map(String::as_str).collect();
+    assert_eq!(names, ["abs", "abs/file", "hard", "in", "old-style-folder", "twice"]);
+    assert_eq!(tree["twice"], ('f', 0o755, 1, b"second".to_vec()));
+    let meta = |path| fs::metadata(scratch.path(path)).expect("stat");
+    assert_eq!(meta("new/hard").ino(), meta("new/abs/file").ino());
+}
+
+#[test]
+fn zips_that_want_out_are_refused() {
+    let scratch = Scratch::new();
+    for (what, entries) in [
+        ("a parent reference", vec![("../evil", 0o100_644, &b"x"[..])]),
+        ("backslashes upwards", vec![(r"a\..\..\evil", 0o100_644, b"x")]),
+        ("a file through a link", vec![("l", 0o120_777, b"d"), ("l/x", 0o100_644, b"x")]),
+        (
+            "a file through an outward link",
+            vec![("l", 0o120_777, b"/etc"), ("l/x", 0o100_644, b"x")],
+        ),
+    ] {
+        scratch.refuses(what, &raw_zip(&entries));
+    }
+    let zip = raw_zip(&[
+        ("pipe", 0o010_644, b""),
+        ("out", 0o120_777, b"/etc/passwd"),
+        ("set", 0o106_755, b"x"),
+        ("/abs", 0o100_600, b"x"),
+    ]);
+    put(&scratch.path("archive"), &zip);
+    let unpacked = scratch.unpack("archive", "new").expect("unpack");
+    assert_eq!(unpacked, Unpacked { entries: 4, skipped: 2 });
+    let modes: Vec<_> =
+        scratch.snapshot("new").into_iter().map(|(name, entry)| (name, entry.1)).collect();
+    assert_eq!(modes, [("abs".to_owned(), 0o600), ("set".to_owned(), 0o755)]);
+}
+
+#[test]
+fn bombs_are_stopped_by_what_they_write() {
+    let zeros = vec![0_u8; 80 << 20];
+    let bomb = |format| {
+        let scratch = Scratch::new();
+        put(&scratch.path("zeros"), &zeros);
+        scratch.pack(&request(format, "bomb")).expect("pack");
+        scratch.read("bomb")
+    };
+    for format in [ArchiveFormat::Zip, ArchiveFormat::TarGz, ArchiveFormat::TarBz2] {
+        let bomb = bomb(format);
+        for (what, limits) in [
+            ("ratio", ArchiveLimits { max_ratio: 5, ..ArchiveLimits::default() }),
+            ("size", ArchiveLimits { max_total_bytes: 1 << 20, ..ArchiveLimits::default() }),
+        ] {
+            let scratch = Scratch::with(Resolver::detect(), limits);
+            let error = scratch.refuses(what, &bomb);
+            assert!(matches!(error, FileError::ArchiveLimit { .. }), "{format:?}: {error:?}");
+        }
+    }
+    let many: Vec<String> = (0..50).map(|number| format!("f{number}")).collect();
+    let tar: Vec<_> = many.iter().map(|name| (name.as_str(), b'0', "", &b""[..])).collect();
+    let zip: Vec<_> = many.iter().map(|name| (name.as_str(), 0o100_644, &b""[..])).collect();
+    let limits = ArchiveLimits { max_entries: 49, ..ArchiveLimits::default() };
+    let scratch = Scratch::with(Resolver::detect(), limits);
+    for archive in [raw_tar(&tar), raw_zip(&zip)] {
+        let error = scratch.refuses("too many entries", &archive);
+        assert!(matches!(error, FileError::ArchiveLimit { .. }), "{error:?}");
+    }
+}
+
+#[test]
+fn long_headers_and_long_ends_are_not_read_into_memory() {
+    let scratch = Scratch::new();
+    for kind in [b'L', b'K', b'x', b'g'] {
+        let archive = raw_tar(&[("h", kind, "", &[b'n'; 70_000]), ("f", b'0', "", b"")]);
+        let error = scratch.refuses("a long header", &archive);
+        assert!(matches!(error, FileError::ArchiveLimit { .. }), "{error:?}");
+    }
+    let mut archive = raw_tar(&[("f", b'0', "", b"")]);
+    archive.resize(archive.len() + (17 << 20), 0);
+    let error = scratch.refuses("a long end", &archive);
+    assert!(matches!(error, FileError::ArchiveLimit { .. }), "{error:?}");
+    for records in ["no number", "5 a=b", "99 path=x\n", "11 path=x\n", "9 size=x\n", "0 \n"] {
+        let archive = raw_tar(&[("h", b'x', "", records.as_bytes()), ("f", b'0', "", b"")]);
+        scratch.refuses(records, &archive);
+    }
+    let records = b"12 path=pax\n20 mtime=1600000.75\n9 size=3\n";
+    put(&scratch.path("pax.tar"), &raw_tar(&[("h", b'x', "", records), ("f", b'0', "", b"abc")]));
+    scratch.unpack("pax.tar", "p").expect("unpack");
+    assert_eq!(scratch.snapshot("p")["pax"], ('f', 0o755, 1_600_000, b"abc".to_vec()));
+}
+
+#[test]
+fn an_archive_is_merged_into_a_folder_that_is_there() {
+    let scratch = Scratch::new();
+    put(&scratch.path("source/both/new"), b"new");
+    put(&scratch.path("source/both/same"), b"new");
+    put(&scratch.path("source/only/new"), b"new");
+    std::os::unix::fs::symlink("both/new", scratch.path("source/link")).expect("symlink");
+    let mut packing = request(ArchiveFormat::TarGz, "a.tar.gz");
+    packing.base = rel("source");
+    scratch.pack(&packing).expect("pack");
+    put(&scratch.path("there/both/old"), b"old");
+    put(&scratch.path("there/both/same"), b"old");
+    let secret = scratch.outside().join("secret");
+    std::os::unix::fs::symlink(&secret, scratch.path("there/link")).expect("symlink");
+    scratch.unpack("a.tar.gz", "there").expect("unpack");
+    let tree = scratch.snapshot("there");
+    let contents: Vec<_> = tree.iter().map(|(name, entry)| (name.as_str(), &*entry.3)).collect();
+    assert_eq!(
+        contents,
+        [
+            ("both", &b""[..]),
+            ("both/new", b"new"),
+            ("both/old", b"old"),
+            ("both/same", b"new"),
+            ("link", b"both/new"),
+            ("only", b""),
+            ("only/new", b"new"),
+        ]
+    );
+    assert_eq!(fs::read(secret).expect("secret"), b"secret");
+}
+
+#[test]
+fn a_merge_across_kinds_is_refused_before_anything_moves() {
+    let scratch = Scratch::new();
+    let archive =
+        raw_tar(&[("a", b'0', "", b"new"), ("m/x", b'0', "", b"new"), ("z", b'0', "", b"new")]);
+    for (what, path) in [("a file", "there/z/file"), ("a folder", "there/m")] {
+        put(&scratch.path(path), b"old");
+        put(&scratch.path("archive.tar"), &archive);
+        let before = scratch.snapshot("");
+        let outcome = scratch.unpack("archive.tar", "there");
+        let is_refused =
+            matches!(outcome, Err(FileError::NotAFile { .. } | FileError::NotADirectory { .. }));
+        assert!(is_refused, "{what}: {outcome:?}");
+        assert_eq!(scratch.snapshot(""), before, "{what}");
+        fs::remove_dir_all(scratch.path("there")).expect("remove");
+    }
+    put(&scratch.path("a-file"), b"");
+    let outcome = scratch.unpack("archive.tar", "a-file");
+    assert!(matches!(outcome, Err(FileError::NotADirectory { .. })), "{outcome:?}");
+}
+
+#[test]
+fn a_cancel_leaves_nothing_half_made() {
+    let scratch = Scratch::new();
+    plant(&scratch, "source");
+    scratch.pack(&request(ArchiveFormat::Tar, "a.tar")).expect("pack");
+    let before = scratch.snapshot("");
+    let progress = Progress::default();
+    progress.cancel();
+    let packing = scratch.volume.pack(&request(ArchiveFormat::Zip, "b.zip"), &progress);
+    assert!(matches!(packing, Err(FileError::Cancelled)), "{packing:?}");
+    let unpacking = scratch.volume.unpack(&rel("a.tar"), &rel("new"), &progress);
+    assert!(matches!(unpacking, Err(FileError::Cancelled)), "{unpacking:?}");
+    assert_eq!(scratch.snapshot(""), before);
+}
+
+fn run(command: &mut Command) {
+    let output = command.output().expect("run");
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn system_tar_reads_what_is_packed_and_writes_what_is_unpacked() {
+    let scratch = Scratch::new();
+    plant(&scratch, "source");
+    fs::hard_link(scratch.path("source/bin/run"), scratch.path("source/bin/alias")).expect("link");
+    let want = scratch.snapshot("source");
+    for (format, flag) in [(ArchiveFormat::Tar, "-xpf"), (ArchiveFormat::TarGz, "-xpzf")] {
+        let name = format!("packed.{}", format.as_str());
+        let mut packing = request(format, &name);
+        packing.base = rel("source");
+        scratch.pack(&packing).expect("pack");
+        let to = scratch.dir.path().join(format!("system-{}", format.as_str()));
+        fs::create_dir(&to).expect("mkdir");
+        run(Command::new("tar").arg(flag).arg(scratch.path(&name)).arg("-C").arg(&to));
+        assert_eq!(snapshot(&to), want, "{format:?}");
+    }
+    for (number, style) in ["gnu", "pax", "ustar"].into_iter().enumerate() {
+        let archive = scratch.path(&format!("system-{style}"));
+        let mut tar = Command::new("tar");
+        tar.arg(format!("--format={style}")).arg("-cf").arg(&archive).arg("-C");
+        tar.arg(scratch.path("source"));
+        if style == "ustar" {
+            // The format has no room for the longest names.
+            tar.arg("--exclude=long");
+        }
+        run(tar.arg("."));
+        let to = format!("back-{number}");
+        let unpacked = scratch.unpack(&format!("system-{style}"), &to).expect("unpack");
+        assert_eq!(unpacked.skipped, 0);
+        let want: Tree = want
+            .iter()
+            .filter(|(name, _)| style != "ustar" || !name.starts_with("long"))
+            .map(|(name, entry)| (name.clone(), entry.clone()))
+            .collect();
+        assert_eq!(scratch.snapshot(&to), want, "{style}");
+    }
+}
+
+/// One thing in a random tree.
+#[derive(Clone, Debug)]
+enum Planted {
+    Folder,
+    File(Vec<u8>, bool),
+    Link(String),
+}
+
+fn trees() -> impl Strategy<Value = Vec<(Vec<String>, Planted)>> {
+    let name = prop_oneof!["[a-c]", "[ a-z0-9'*ü名#~-]{1,12}", "[x-z]{90,130}"]
+        .prop_map(|name| name.trim().to_owned() + "_");
+    let thing = prop_oneof![
+        Just(Planted::Folder),
+        (proptest::collection::vec(any::<u8>(), 0..3000), any::<bool>())
+            .prop_map(|(data, is_program)| Planted::File(data, is_program)),
+        "[a-z]{1,8}(/[a-z]{1,8}){0,40}".prop_map(Planted::Link),
+    ];
+    let path = proptest::collection::vec(name, 1..4);
+    proptest::collection::vec((path, thing), 0..12)
+}
+
+fn plant_random(root: &Path, things: &[(Vec<String>, Planted)]) {
+    fs::create_dir_all(root).expect("mkdir");
+    for (names, thing) in things {
+        let path = root.join(names.join("/"));
+        // Where two of the random paths clash, the first stays.
+        if path.symlink_metadata().is_ok()
+            || path.parent().is_some_and(|parent| fs::create_dir_all(parent).is_err())
+        {
+            continue;
+        }
+        match thing {
+            Planted::Folder => fs::create_dir(&path).expect("mkdir"),
+            Planted::File(data, is_program) => {
+                put(&path, data);
+                set_mode(&path, if *is_program { 0o755 } else { 0o640 });
+            }
+            Planted::Link(target) => {
+                std::os::unix::fs::symlink(target, &path).expect("symlink");
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+    #[test]
+    fn random_trees_come_back_as_they_were(things in trees(), pick in 0_usize..4) {
+        let scratch = Scratch::new();
+        plant_random(&scratch.path("source"), &things);
+        let mut packing = request(FORMATS[pick], "archive");
+        packing.base = rel("source");
+        scratch.pack(&packing).expect("pack");
+        scratch.unpack("archive", "back").expect("unpack");
+        prop_assert_eq!(scratch.snapshot("back"), scratch.snapshot("source"));
+    }
+
+    #[test]
+    fn random_bytes_never_panic_nor_leave_anything(
+        start in prop_oneof![Just(&b"PK\x03\x04"[..]), Just(&b"PK\x05\x06"[..]),
+            Just(&b"\x1f\x8b\x08"[..]), Just(&b"BZh9"[..]), Just(&b""[..])],
+        rest in proptest::collection::vec(any::<u8>(), 0..2000),
+    ) {
+        let scratch = Scratch::new();
+        scratch.refuses("noise", &[start, &rest, b"!"].concat());
+    }
+}

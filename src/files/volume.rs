@@ -1,0 +1,365 @@
+//! One open volume: an owned handle on its folder, the only door to what is inside.
+//!
+//! Every call takes a [`RelPath`] and resolves it below the handle (`resolve`). What a call does to the
+//! last name of a path it does on the handle of the folder that holds it, so a link under that name is
+//! itself the object and never the way to another. A failed call leaves what was there.
+
+use std::cmp::Ordering;
+use std::collections::BinaryHeap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use rustix::fs::{FileType, Mode, OFlags, RenameFlags, Stat as RawStat};
+use rustix::io::Errno;
+use rustix::path::Arg;
+
+use super::archive::ArchiveLimits;
+use super::error::{During, FileError, refuse_reserved, shown};
+use super::progress::Progress;
+use super::resolve::{DIRECTORY, HANDLE_ONLY, Owner, Resolver, kind_of, proc_path, stat_name};
+use super::staging::{Staging, is_dot, is_reserved};
+use crate::domain::path::{InvalidPath, RelPath};
+use crate::domain::units::UnixSeconds;
+
+/// The most entries one page of a listing holds.
+pub(crate) const MAX_PAGE: usize = 10_000;
+
+#[derive(Debug)]
+pub(crate) struct Volume {
+    pub(super) root: OwnedFd,
+    pub(super) resolver: Resolver,
+    pub(super) owner: Option<Owner>,
+    pub(super) limits: ArchiveLimits,
+    /// Held from the last look at a destination to the rename over it, so that of two writers with
+    /// the same `If-Match` one loses.
+    pub(super) commit: Arc<Mutex<()>>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    File,
+    Directory,
+    Symlink,
+    /// A FIFO, socket or device: listed, never opened.
+    Other,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Stat {
+    pub(crate) kind: Kind,
+    pub(crate) size: u64,
+    pub(crate) mode: u32,
+    pub(crate) modified_at: UnixSeconds,
+    /// Changes with every write; equal tags mean equal content.
+    pub(crate) etag: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Entry {
+    pub(crate) name: String,
+    pub(crate) stat: Stat,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Page {
+    pub(crate) limit: usize,
+    pub(crate) cursor: Option<String>,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Listing {
+    pub(crate) entries: Vec<Entry>,
+    /// Where the next page begins; `None` on the last one.
+    pub(crate) next: Option<String>,
+}
+
+/// A name and the open folder that holds it.
+pub(super) struct Place<'p> {
+    pub(super) dir: OwnedFd,
+    pub(super) name: &'p str,
+}
+
+impl Stat {
+    pub(super) fn of(raw: &RawStat) -> Self {
+        let kind = match kind_of(raw) {
+            FileType::RegularFile => Kind::File,
+            FileType::Directory => Kind::Directory,
+            FileType::Symlink => Kind::Symlink,
+            _ => Kind::Other,
+        };
+        let etag = format!(
+            "{:x}-{:x}-{:x}.{:x}",
+            raw.st_ino, raw.st_size, raw.st_mtime, raw.st_mtime_nsec
+        );
+        Self {
+            kind,
+            size: size_of_file(raw),
+            mode: raw.st_mode & 0o7777,
+            modified_at: UnixSeconds(raw.st_mtime),
+            etag,
+        }
+    }
+}
+
+pub(super) fn size_of_file(raw: &RawStat) -> u64 {
+    u64::try_from(raw.st_size).unwrap_or(0)
+}
+
+impl Volume {
+    pub(super) fn root(&self) -> BorrowedFd<'_> {
+        self.root.as_fd()
+    }
+
+    /// Opens the folder `path`, following links that stay inside.
+    pub(super) fn open_dir(&self, path: &RelPath) -> Result<OwnedFd, FileError> {
+        refuse_reserved(path)?;
+        self.resolver.open(self.root(), path, DIRECTORY).during("open", path)
+    }
+
+    /// The folder that holds `path`, which must exist, and the last name.
+    pub(super) fn place<'p>(&self, path: &'p RelPath) -> Result<Place<'p>, FileError> {
+        refuse_reserved(path)?;
+        let (parent, name) = path.split_last().ok_or(InvalidPath::Empty)?;
+        let dir = self.resolver.open(self.root(), &parent, DIRECTORY).during("open", &parent)?;
+        Ok(Place { dir, name })
+    }
+
+    /// As [`Volume::place`], making the folders that are missing.
+    pub(super) fn place_with_parents<'p>(&self, path: &'p RelPath) -> Result<Place<'p>, FileError> {
+        refuse_reserved(path)?;
+        let (parent, name) = path.split_last().ok_or(InvalidPath::Empty)?;
+        let dir = self.resolver.open_or_make(self.root(), &parent, self.owner)?;
+        Ok(Place { dir, name })
+    }
+
+    /// What is at `path`; links are followed while they stay inside.
+    pub(crate) fn stat(&self, path: &RelPath) -> Result<Stat, FileError> {
+        refuse_reserved(path)?;
+        let handle = self.resolver.open(self.root(), path, HANDLE_ONLY).during("look at", path)?;
+        Ok(Stat::of(&rustix::fs::fstat(&handle).during("look at", path)?))
+    }
+
+    /// Lists a folder: folders first, then by name. Takes memory for one page, however large the
+    /// folder is.
+    pub(crate) fn list(&self, path: &RelPath, page: &Page) -> Result<Listing, FileError> {
+        let dir = self.open_dir(path)?;
+        let after = page.cursor.as_deref().map(SortKey::from_cursor).transpose()?;
+        let limit = page.limit.clamp(1, MAX_PAGE);
+        let mut keys = first_names(&dir, after.as_ref(), limit + 1).during("list", path)?;
+        let has_more = keys.len() > limit;
+        keys.truncate(limit);
+        let next = if has_more { keys.last().map(SortKey::to_cursor) } else { None };
+        let mut entries = Vec::with_capacity(keys.len());
+        for key in keys {
+            match stat_name(&dir, key.name.as_slice()) {
+                Ok(raw) => entries.push(Entry {
+                    name: String::from_utf8_lossy(&key.name).into_owned(),
+                    stat: Stat::of(&raw),
+                }),
+                Err(Errno::NOENT) => {}
+                Err(errno) => return Err(errno).during("list", path),
+            }
+        }
+        Ok(Listing { entries, next })
+    }
+
+    /// Makes a folder and its parents; one that exists is as good.
+    pub(crate) fn mkdir_all(&self, path: &RelPath) -> Result<(), FileError> {
+        refuse_reserved(path)?;
+        self.resolver.open_or_make(self.root(), path, self.owner).map(drop)
+    }
+
+    /// Sets the permission bits; set-user-id, set-group-id and sticky bits fall away.
+    pub(crate) fn chmod(&self, path: &RelPath, mode: u32) -> Result<(), FileError> {
+        let place = self.place(path)?;
+        let flags = HANDLE_ONLY | OFlags::NOFOLLOW;
+        let handle = rustix::fs::openat(&place.dir, place.name, flags, Mode::empty())
+            .during("change the mode of", path)?;
+        let raw = rustix::fs::fstat(&handle).during("change the mode of", path)?;
+        if !matches!(kind_of(&raw), FileType::RegularFile | FileType::Directory) {
+            return Err(FileError::Special { path: shown(path) });
+        }
+        rustix::fs::chmod(proc_path(&handle), Mode::from_raw_mode(mode & 0o777))
+            .during("change the mode of", path)
+    }
+
+    /// Moves a file or folder. With `overwrite` what was at `to` is replaced, folders in whole.
+    pub(crate) fn rename(
+        &self,
+        from: &RelPath,
+        to: &RelPath,
+        overwrite: bool,
+    ) -> Result<(), FileError> {
+        let source = self.place(from)?;
+        stat_name(&source.dir, source.name).during("move", from)?;
+        if from == to {
+            return Ok(());
+        }
+        if from.is_within(to) || to.is_within(from) {
+            return Err(FileError::IntoItself { path: shown(from) });
+        }
+        let target = self.place_with_parents(to)?;
+        self.settle((source.dir.as_fd(), source.name), (&target, to), overwrite)
+    }
+
+    /// Removes files, links and whole trees; links are not followed. Each path is checked before the
+    /// first one goes, and each vanishes at once. Returns how many of the paths were removed.
+    pub(crate) fn delete(&self, paths: &[RelPath], progress: &Progress) -> Result<u64, FileError> {
+        for path in paths {
+            let place = self.place(path)?;
+            stat_name(&place.dir, place.name).during("delete", path)?;
+        }
+        let mut deleted = 0;
+        for path in paths {
+            progress.check()?;
+            match self.delete_one(path, progress) {
+                Ok(()) => deleted += 1,
+                // An earlier path of the list, or the workload, took it along.
+                Err(FileError::NotFound { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(deleted)
+    }
+
+    fn delete_one(&self, path: &RelPath, progress: &Progress) -> Result<(), FileError> {
+        let place = self.place(path)?;
+        match rustix::fs::unlinkat(&place.dir, place.name, rustix::fs::AtFlags::empty()) {
+            Err(Errno::ISDIR) => {}
+            outcome => return outcome.during("delete", path),
+        }
+        let staging = Staging::new(self.root())?;
+        rustix::fs::renameat(&place.dir, place.name, staging.dir(), "old")
+            .during("delete", path)?;
+        staging.clear(progress).during("delete", path)
+    }
+
+    /// Puts what was made or moved in its place by one rename.
+    pub(super) fn settle(
+        &self,
+        (from_dir, from_name): (BorrowedFd<'_>, impl Arg + Copy),
+        (target, to): (&Place<'_>, &RelPath),
+        overwrite: bool,
+    ) -> Result<(), FileError> {
+        match rename_to_new(from_dir, from_name, &target.dir, target.name) {
+            Err(Errno::EXIST) if overwrite => {}
+            Err(Errno::INVAL) => return Err(FileError::IntoItself { path: shown(to) }),
+            outcome => return outcome.during("move to", to),
+        }
+        let new = stat_name(from_dir, from_name).during("move to", to)?;
+        let old = stat_name(&target.dir, target.name).during("move to", to)?;
+        match (kind_of(&new), kind_of(&old)) {
+            (FileType::Directory, FileType::Directory) => {
+                self.replace_folder((from_dir, from_name), (target, to))
+            }
+            (FileType::Directory, _) => Err(FileError::NotADirectory { path: shown(to) }),
+            (_, FileType::Directory) => Err(FileError::NotAFile { path: shown(to) }),
+            _ => rustix::fs::renameat(from_dir, from_name, &target.dir, target.name)
+                .during("move to", to),
+        }
+    }
+
+    fn replace_folder(
+        &self,
+        (from_dir, from_name): (BorrowedFd<'_>, impl Arg + Copy),
+        (target, to): (&Place<'_>, &RelPath),
+    ) -> Result<(), FileError> {
+        let aside = Staging::new(self.root())?;
+        rustix::fs::renameat(&target.dir, target.name, aside.dir(), "old").during("replace", to)?;
+        let moved = rename_to_new(from_dir, from_name, &target.dir, target.name);
+        if moved.is_err() {
+            rustix::fs::renameat(aside.dir(), "old", &target.dir, target.name)
+                .during("put back", to)?;
+        }
+        moved.during("move to", to)
+    }
+}
+
+/// Renames without replacing anything.
+pub(super) fn rename_to_new(
+    from_dir: BorrowedFd<'_>,
+    from_name: impl Arg + Copy,
+    to_dir: &OwnedFd,
+    to_name: &str,
+) -> Result<(), Errno> {
+    let flags = RenameFlags::NOREPLACE;
+    match rustix::fs::renameat_with(from_dir, from_name, to_dir, to_name, flags) {
+        // The file system or the kernel does not know the flag.
+        Err(Errno::INVAL | Errno::NOSYS) => match stat_name(to_dir, to_name) {
+            Ok(_) => Err(Errno::EXIST),
+            Err(Errno::NOENT) => rustix::fs::renameat(from_dir, from_name, to_dir, to_name),
+            Err(errno) => Err(errno),
+        },
+        outcome => outcome,
+    }
+}
+
+/// Where an entry stands in a listing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct SortKey {
+    is_folder: bool,
+    name: Vec<u8>,
+}
+
+impl Ord for SortKey {
+    fn cmp(&self, other: &Self) -> Ordering {
+        other.is_folder.cmp(&self.is_folder).then_with(|| self.name.cmp(&other.name))
+    }
+}
+
+impl PartialOrd for SortKey {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl SortKey {
+    fn to_cursor(&self) -> String {
+        let mark = if self.is_folder { b"d" } else { b"f" };
+        URL_SAFE_NO_PAD.encode([mark.as_slice(), &self.name].concat())
+    }
+
+    fn from_cursor(cursor: &str) -> Result<Self, FileError> {
+        let bytes = URL_SAFE_NO_PAD.decode(cursor).map_err(|_| FileError::InvalidCursor)?;
+        match bytes.split_first() {
+            Some((b'd', name)) => Ok(Self { is_folder: true, name: name.to_vec() }),
+            Some((b'f', name)) => Ok(Self { is_folder: false, name: name.to_vec() }),
+            _ => Err(FileError::InvalidCursor),
+        }
+    }
+}
+
+/// The first `count` names after `after`, in order.
+fn first_names(
+    dir: &OwnedFd,
+    after: Option<&SortKey>,
+    count: usize,
+) -> Result<Vec<SortKey>, Errno> {
+    let mut first = BinaryHeap::new();
+    for entry in rustix::fs::Dir::read_from(dir)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if is_dot(name) || is_reserved(name.to_bytes()) {
+            continue;
+        }
+        let kind = match entry.file_type() {
+            FileType::Unknown => match stat_name(dir, name) {
+                Ok(raw) => kind_of(&raw),
+                Err(Errno::NOENT) => continue,
+                Err(errno) => return Err(errno),
+            },
+            known => known,
+        };
+        let is_folder = kind == FileType::Directory;
+        let key = SortKey { is_folder, name: name.to_bytes().to_vec() };
+        if after.is_none_or(|after| key > *after) {
+            first.push(key);
+            if first.len() > count {
+                first.pop();
+            }
+        }
+    }
+    Ok(first.into_sorted_vec())
+}

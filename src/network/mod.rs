@@ -1,0 +1,11 @@
+//! What a container may reach, and by which ports it is reached.
+//!
+//! [`pool`] hands out the ports of this host; [`isolation`] keeps lightd's bridge and its firewall
+//! standing; [`firewall`] says what the rules are.
+
+pub(crate) mod firewall;
+pub(crate) mod isolation;
+pub(crate) mod pool;
+
+#[cfg(test)]
+mod tests;

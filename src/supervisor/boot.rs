@@ -1,0 +1,146 @@
+//! After a start of lightd: rows and the engine's containers are compared, and each owner is told what
+//! there is of its container. What is under way is adopted, what was begun is finished or undone, what
+//! belongs to nobody is reported and left alone.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use tokio::sync::broadcast;
+use tokio_util::sync::CancellationToken;
+
+use super::registry::Registry;
+use super::record::Record;
+use super::task::BootLook;
+use crate::domain::ids::ContainerId;
+use crate::engine::{EngineError, Hint, Ours, labels};
+use crate::network::isolation::IsolationError;
+use crate::store::StoreError;
+use crate::store::containers::ContainerFilter;
+use crate::util::backoff::Backoff;
+use crate::util::chain::Chain;
+
+const AGAIN: Backoff =
+    Backoff { first: std::time::Duration::from_millis(300), longest: std::time::Duration::from_secs(5) };
+
+#[derive(Debug, thiserror::Error)]
+enum BootError {
+    #[error("cannot set up the containers' network")]
+    Isolation(#[source] IsolationError),
+    #[error("cannot list the engine's containers")]
+    Engine(#[source] EngineError),
+}
+
+impl Registry {
+    /// Reads all rows and starts their owners, which answer with what was stored until the engine has
+    /// been looked over.
+    pub(crate) async fn load(self: &Arc<Self>) -> Result<usize, StoreError> {
+        let rows = self
+            .services()
+            .store
+            .read("read the containers", |read| read.containers(&ContainerFilter::default()))
+            .await?;
+        let count = rows.len();
+        for row in rows {
+            let id = row.id.clone();
+            match Record::from_row(row) {
+                Ok(record) => {
+                    if let Err(error) = self.adopt(record, false).await {
+                        tracing::error!(container.id = %id, %error, "a container's folder cannot be opened; it is left alone");
+                    }
+                }
+                Err(error) => {
+                    tracing::error!(container.id = %id, %error, "a container's row cannot be read; it is left alone");
+                }
+            }
+        }
+        Ok(count)
+    }
+
+    /// Waits for the engine, tells every owner what it has, and from then on passes on its hints.
+    pub(crate) async fn run(self: Arc<Self>, host_was_restarted: bool, stop: CancellationToken) {
+        let (hints, mut hinted) = broadcast::channel(256);
+        let engine = self.services().engine.clone();
+        let work = async {
+            self.boot(host_was_restarted).await;
+            tokio::join!(engine.watch_events(hints, stop.clone()), self.pass_on(&mut hinted));
+        };
+        tokio::select! {
+            () = work => {}
+            () = stop.cancelled() => {}
+        }
+    }
+
+    async fn boot(&self, host_was_restarted: bool) {
+        let mut failures = 0;
+        loop {
+            self.services().engine_back().await;
+            match self.look_over().await {
+                Ok(ours) => return self.tell_all(ours, host_was_restarted).await,
+                Err(error) => {
+                    failures += 1;
+                    tracing::warn!(error = %Chain(&error), "the engine cannot be looked over yet");
+                    tokio::time::sleep(AGAIN.delay(failures)).await;
+                }
+            }
+        }
+    }
+
+    async fn look_over(&self) -> Result<HashMap<ContainerId, Ours>, BootError> {
+        // Containers that run are judged even where the network cannot be set up; a start is refused
+        // then, each with its reason.
+        if let Err(error) = self.services().isolation.ensure().await {
+            match &error {
+                IsolationError::Bridge(engine) if engine.is_away() => return Err(BootError::Isolation(error)),
+                _ => tracing::error!(error = %Chain(&error), "containers cannot be isolated; none is started"),
+            }
+        }
+        let ours = self.services().engine.list_ours().await.map_err(BootError::Engine)?;
+        let mut workloads = HashMap::new();
+        for found in ours {
+            let id = found.labels.get(labels::CONTAINER).and_then(|id| ContainerId::parse(id).ok());
+            let Some(id) = id.filter(|id| self.get(id).is_some()) else {
+                tracing::warn!(docker.id = found.docker_id, docker.name = found.name, "a container in the engine belongs to no row; it is left alone");
+                continue;
+            };
+            if found.name == id.docker_name() {
+                workloads.insert(id, found);
+            }
+        }
+        Ok(workloads)
+    }
+
+    async fn tell_all(&self, mut workloads: HashMap<ContainerId, Ours>, engine_was_away: bool) {
+        for handle in self.list() {
+            let seen = match workloads.remove(handle.id()) {
+                None => None,
+                Some(found) => {
+                    let engine = &self.services().engine;
+                    match self.services().insist(|| engine.inspect(&found.docker_id)).await {
+                        Ok(seen) => seen,
+                        Err(error) => {
+                            tracing::error!(container.id = %handle.id(), error = %Chain(&error), "cannot look at a container");
+                            continue;
+                        }
+                    }
+                }
+            };
+            self.tell_boot(handle.id(), BootLook { seen, engine_was_away });
+        }
+        tracing::info!("all containers are taken up");
+    }
+
+    async fn pass_on(&self, hinted: &mut broadcast::Receiver<Hint>) {
+        loop {
+            match hinted.recv().await {
+                Ok(Hint::LookAtAll) | Err(broadcast::error::RecvError::Lagged(_)) => self.hint_all(),
+                Ok(Hint::Container { container: Some(container), .. }) => {
+                    if let Ok(id) = ContainerId::parse(&container) {
+                        self.hint(&id);
+                    }
+                }
+                Ok(Hint::Container { .. }) => {}
+                Err(broadcast::error::RecvError::Closed) => return,
+            }
+        }
+    }
+}

@@ -1,0 +1,263 @@
+//! Effects on the engine, each a child task of the owner; what comes of one goes back as a report.
+//!
+//! Each may be repeated: after a crash of lightd the stored phase asks for it again. One that has to
+//! happen in the end (a kill, a removal) waits for an engine that is away and tries until it is done;
+//! the owner ends it by aborting the task.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
+use super::services::Services;
+use super::task::Report;
+use super::workload::{aside_name, install_name};
+use super::{Reply, Shared, Snapshot};
+use crate::domain::event::SignalKind;
+use crate::domain::ids::RunId;
+use crate::domain::lifecycle::Fact;
+use crate::domain::observed::ObservedStatus;
+use crate::domain::spec::{Limits, StopHow};
+use crate::engine::{EngineError, EngineErrorKind, Ours, labels};
+use crate::util::chain::Chain;
+
+/// How long an exit may take to show after the engine has taken a kill.
+const EXIT_AFTER_KILL: Duration = Duration::from_secs(10);
+
+/// What an effect works with: the container as it was when the effect was decided.
+#[derive(Clone, Debug)]
+pub(super) struct Ctx {
+    pub(super) services: Arc<Services>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) snapshot: Arc<Snapshot>,
+    pub(super) sealed_auth: Option<Vec<u8>>,
+    pub(super) reports: mpsc::Sender<Report>,
+}
+
+impl Ctx {
+    /// Tells the owner. It may have gone; then nobody needs to know.
+    pub(super) async fn report(&self, report: Report) {
+        drop(self.reports.send(report).await);
+    }
+
+    pub(super) async fn fact(&self, fact: Fact) {
+        self.report(Report::Fact(fact)).await;
+    }
+
+    /// A sentence for the people at the console.
+    pub(super) fn say(&self, text: impl Into<String>) {
+        self.services.signal(&self.snapshot.id, SignalKind::DaemonMessage(text.into()));
+    }
+
+    /// The engine's containers that belong to this one.
+    pub(super) async fn ours(&self) -> Result<Vec<Ours>, EngineError> {
+        let ours = self.services.engine.list_ours().await?;
+        let id = self.snapshot.id.as_str();
+        Ok(ours
+            .into_iter()
+            .filter(|found| found.labels.get(labels::CONTAINER).is_some_and(|of| of == id))
+            .collect())
+    }
+
+    /// The engine's container of ours with this name.
+    pub(super) async fn ours_named(&self, name: &str) -> Result<Option<Ours>, EngineError> {
+        Ok(self.ours().await?.into_iter().find(|found| found.name == name))
+    }
+
+    pub(super) async fn stop(self, run: RunId, unpause: bool) {
+        let Some(docker_id) = self.snapshot.docker_id.clone() else { return };
+        let engine = &self.services.engine;
+        if unpause && let Err(error) = self.services.insist(|| engine.unpause(&docker_id)).await {
+            tracing::debug!(run.id = %run, error = %Chain(&error), "cannot unpause before the stop");
+        }
+        let asked = match &self.snapshot.spec.stop.how {
+            StopHow::Signal(signal) => self
+                .services
+                .insist(|| engine.kill(&docker_id, signal))
+                .await
+                .map_err(|error| error.reason()),
+            StopHow::Command(line) => {
+                self.shared.write_input(line.clone()).await.map_err(|refusal| refusal.to_string())
+            }
+        };
+        // What did not reach it is made up for when the grace is over.
+        if let Err(reason) = asked {
+            self.say(format!("the workload could not be asked to stop: {reason}"));
+        }
+    }
+
+    pub(super) async fn kill(self, run: RunId) {
+        let Some(docker_id) = self.snapshot.docker_id.clone() else {
+            return self.fact(Fact::StartFailed { run, reason: "it was ended before it began".to_owned() }).await;
+        };
+        let engine = &self.services.engine;
+        loop {
+            self.services.until_done(|| engine.kill(&docker_id, "SIGKILL")).await;
+            let seen = self.services.until_done(|| engine.inspect(&docker_id)).await;
+            match seen.map(|seen| seen.status) {
+                None => return self.fact(Fact::Vanished { run }).await,
+                Some(ObservedStatus::Created) => {
+                    let reason = "it was ended before it began".to_owned();
+                    return self.fact(Fact::StartFailed { run, reason }).await;
+                }
+                Some(ObservedStatus::Exited(exit)) => {
+                    // Whoever follows the run tells of its end after its last line; this is for when
+                    // nobody does.
+                    tokio::time::sleep(Duration::from_millis(500)).await;
+                    return self.fact(Fact::Exited { run, exit }).await;
+                }
+                Some(ObservedStatus::Running | ObservedStatus::Paused) => {
+                    let wait = tokio::time::timeout(EXIT_AFTER_KILL, engine.wait(&docker_id));
+                    // Either way the next look tells.
+                    drop(wait.await);
+                }
+            }
+        }
+    }
+
+    pub(super) async fn pause(self, run: RunId) {
+        let Some(docker_id) = self.snapshot.docker_id.clone() else { return };
+        match self.services.engine.pause(&docker_id).await {
+            Ok(()) => self.fact(Fact::Paused { run }).await,
+            Err(error) => self.say(format!("it cannot be paused: {}", error.reason())),
+        }
+    }
+
+    pub(super) async fn unpause(self, run: RunId) {
+        let Some(docker_id) = self.snapshot.docker_id.clone() else { return };
+        match self.services.engine.unpause(&docker_id).await {
+            Ok(()) => self.fact(Fact::Resumed { run }).await,
+            Err(error) => self.say(format!("it cannot be resumed: {}", error.reason())),
+        }
+    }
+
+    pub(super) async fn apply_limits(self, limits: Limits, reply: Reply) {
+        let result = match &self.snapshot.docker_id {
+            Some(docker_id) => {
+                let effective = super::workload::with_defaults(limits, &self.services.settings());
+                self.services.engine.update_limits(docker_id, &effective).await
+            }
+            None => Ok(()),
+        };
+        self.report(Report::LimitsApplied { limits, reply, result }).await;
+    }
+
+    /// Sets the old Docker container aside and makes one with the new ports.
+    pub(super) async fn rebind(self) {
+        match self.services.insist(|| self.try_rebind()).await {
+            Ok(()) => self.fact(Fact::Rebound).await,
+            Err(error) => self.fact(Fact::RebindFailed { reason: error.reason() }).await,
+        }
+    }
+
+    async fn try_rebind(&self) -> Result<(), EngineError> {
+        let engine = &self.services.engine;
+        let (name, aside) = (self.snapshot.id.docker_name(), aside_name(&self.snapshot.id));
+        let ours = self.ours().await?;
+        let set_aside = ours.iter().any(|found| found.name == aside);
+        if let Some(present) = ours.iter().find(|found| found.name == name) {
+            if set_aside {
+                // Left by an attempt that was cut off: made for the new ports, but not yet told of.
+                engine.remove(&present.docker_id).await?;
+            } else {
+                engine.rename(&present.docker_id, &aside).await?;
+            }
+        }
+        if set_aside || ours.iter().any(|found| found.name == name) {
+            self.create_workload().await?;
+        }
+        Ok(())
+    }
+
+    /// Puts the old Docker container back in its place.
+    pub(super) async fn undo_rebind(self) {
+        match self.services.insist(|| self.try_undo_rebind()).await {
+            Ok(()) => self.fact(Fact::Rebound).await,
+            Err(error) => self.fact(Fact::RebindFailed { reason: error.reason() }).await,
+        }
+    }
+
+    async fn try_undo_rebind(&self) -> Result<(), EngineError> {
+        let engine = &self.services.engine;
+        let (name, aside) = (self.snapshot.id.docker_name(), aside_name(&self.snapshot.id));
+        let ours = self.ours().await?;
+        let Some(kept) = ours.iter().find(|found| found.name == aside) else {
+            let present = ours.iter().find(|found| found.name == name);
+            let docker_id = present.map(|found| found.docker_id.clone());
+            self.report(Report::PutBack { docker_id }).await;
+            return Ok(());
+        };
+        if let Some(failed) = ours.iter().find(|found| found.name == name) {
+            engine.remove(&failed.docker_id).await?;
+        }
+        engine.rename(&kept.docker_id, &name).await?;
+        self.report(Report::PutBack { docker_id: Some(kept.docker_id.clone()) }).await;
+        Ok(())
+    }
+
+    /// Drops what was kept aside. The store has let go of the old ports already.
+    pub(super) async fn finish_rebind(self) {
+        let aside = aside_name(&self.snapshot.id);
+        self.services
+            .until_done(|| async {
+                match self.ours_named(&aside).await? {
+                    Some(kept) => self.services.engine.remove(&kept.docker_id).await,
+                    None => Ok(()),
+                }
+            })
+            .await;
+    }
+
+    /// Removes what an install run left in the engine.
+    pub(super) async fn remove_install(self, run: RunId) {
+        let (name, run) = (install_name(&self.snapshot.id), run.to_string());
+        self.services
+            .until_done(|| async {
+                let found = self.ours_named(&name).await?;
+                match found.filter(|found| found.labels.get(labels::RUN).is_none_or(|of| *of == run)) {
+                    Some(left) => self.services.engine.remove(&left.docker_id).await,
+                    None => Ok(()),
+                }
+            })
+            .await;
+    }
+
+    /// Removes everything that is the container's own, and keeps its volume.
+    pub(super) async fn remove(self) {
+        self.services
+            .until_done(|| async {
+                for found in self.ours().await? {
+                    self.services.engine.remove(&found.docker_id).await?;
+                }
+                Ok(())
+            })
+            .await;
+        self.remove_own_image(self.snapshot.own_image.as_deref()).await;
+        self.shared.end().await;
+        self.remove_folder().await;
+        self.fact(Fact::Removed).await;
+    }
+
+    pub(super) async fn remove_own_image(&self, image: Option<&str>) {
+        let Some(image) = image else { return };
+        let removed = self.services.insist(|| self.services.engine.remove_image(image)).await;
+        if let Err(error) = removed
+            && error.kind() != EngineErrorKind::NotFound
+        {
+            tracing::warn!(image, error = %Chain(&error), "an image of an earlier install stays behind");
+        }
+    }
+
+    async fn remove_folder(&self) {
+        let folder = self.shared.folder.clone();
+        let removed = tokio::task::spawn_blocking(move || match std::fs::remove_dir_all(&folder) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        });
+        match removed.await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "the folder of a deleted container stays behind"),
+            Err(error) => tracing::error!(%error, "removing a folder panicked"),
+        }
+    }
+}

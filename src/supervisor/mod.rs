@@ -1,0 +1,227 @@
+//! One owner task per container; everybody else holds a [`ContainerHandle`] and sends.
+//!
+//! ```text
+//!  handle.send(kill, delete) --try_send--> [urgent 4]  --+
+//!  handle.send(start, …)     --try_send--> [mailbox 16] -+--> owner task --+--> watch<Arc<Snapshot>>   state, generation + 1
+//!  pumps, finished effects   -----------> [facts 64]  ---+   Machine::step |--> broadcast<Signal>      may be lost
+//!  engine hints, health, a look every 30 s, timers ------+                 |--> store, one transaction row and panel updates
+//!                                                                          +--> effects: child tasks   their outcome is a fact
+//! ```
+//!
+//! The owner never waits for the engine: an effect is a child task, and what comes of it comes back as
+//! a fact. So a kill or a delete gets through while a pull hangs. Reading never queues: it takes the
+//! snapshot. A full mailbox is an answer ([`Refusal::Busy`]), not a wait.
+
+mod admission;
+mod boot;
+mod credentials;
+mod effects;
+mod gap;
+mod install;
+mod install_log;
+mod record;
+mod registry;
+mod run;
+mod services;
+mod shared;
+mod stats;
+mod task;
+mod wishes;
+mod workload;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::domain::ids::{ContainerId, RunId};
+use crate::domain::lifecycle::{Answer, Command, Denied, Phase};
+use crate::domain::observed::Exit;
+use crate::domain::spec::{ContainerSpec, Limits, PortBinding, Problem, SpecPatch};
+use crate::domain::stats::Sample;
+use crate::domain::units::UnixSeconds;
+use crate::console::{Console, InputError};
+use crate::engine::{EngineError, ExecRequest, ExecResult};
+use crate::store::StoreError;
+use crate::store::ports::PortRequest;
+
+pub(crate) use registry::{CreateContainer, CreateError, Registry};
+pub(crate) use services::{Services, Settings};
+use shared::Shared;
+
+/// What is known of a container at one moment. Replaced whole on every change.
+#[derive(Clone, Debug)]
+pub(crate) struct Snapshot {
+    pub(crate) generation: u64,
+    pub(crate) id: ContainerId,
+    pub(crate) spec: Arc<ContainerSpec>,
+    pub(crate) ports: Arc<[PortBinding]>,
+    pub(crate) phase: Phase,
+    pub(crate) run: RunId,
+    /// Since when the engine is out of reach, and this what was true before.
+    pub(crate) unknown_since: Option<UnixSeconds>,
+    pub(crate) docker_id: Option<String>,
+    /// The image an install script left behind, if it changed more than the volume.
+    pub(crate) own_image: Option<String>,
+    pub(crate) last_exit: Option<Exit>,
+    pub(crate) started_at: Option<UnixSeconds>,
+    pub(crate) created_at: UnixSeconds,
+    pub(crate) updated_at: UnixSeconds,
+    /// A change of the specification waits for the next start.
+    pub(crate) restart_needed: bool,
+    /// The row is gone; nothing will follow.
+    pub(crate) deleted: bool,
+}
+
+impl Snapshot {
+    /// The state as the wire names it.
+    pub(crate) fn state_name(&self) -> &'static str {
+        if self.unknown_since.is_some() { "unknown" } else { self.phase.state_name() }
+    }
+}
+
+/// What can be asked of a container's owner.
+#[derive(Clone, Debug)]
+pub(crate) enum Request {
+    Command(Command),
+    Reinstall { image: Option<String>, install_script: Option<String> },
+    Rebind { ports: Vec<PortRequest> },
+    Update(Box<SpecPatch>),
+    /// New limits, applied to the running workload as well.
+    Resources(Limits),
+}
+
+/// A request that was taken on.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Accepted {
+    /// The snapshot with this generation, or a later one, contains the decision.
+    pub(crate) generation: u64,
+    pub(crate) answer: Answer,
+}
+
+/// A request that was not taken on; nothing has changed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Refusal {
+    #[error(transparent)]
+    Denied(#[from] Denied),
+    #[error("the request is invalid")]
+    Invalid(Vec<Problem>),
+    #[error("the container engine does not answer")]
+    EngineUnavailable,
+    #[error("too many requests wait for this container")]
+    Busy,
+    #[error("the container was deleted")]
+    Gone,
+    #[error("cannot store the change")]
+    Store(#[source] StoreError),
+    #[error("cannot apply the change to the running container")]
+    Engine(#[source] EngineError),
+}
+
+pub(crate) type Reply = oneshot::Sender<Result<Accepted, Refusal>>;
+
+#[derive(Debug)]
+pub(crate) struct Msg {
+    pub(crate) request: Request,
+    pub(crate) reply: Reply,
+}
+
+/// The way to one container. Cheap to clone; outlives the container and then answers
+/// [`Refusal::Gone`].
+#[derive(Clone, Debug)]
+pub(crate) struct ContainerHandle {
+    id: ContainerId,
+    urgent: mpsc::Sender<Msg>,
+    mailbox: mpsc::Sender<Msg>,
+    snapshot: watch::Receiver<Arc<Snapshot>>,
+    shared: Arc<Shared>,
+    services: Arc<Services>,
+}
+
+impl ContainerHandle {
+    pub(crate) fn id(&self) -> &ContainerId {
+        &self.id
+    }
+
+    pub(crate) fn snapshot(&self) -> Arc<Snapshot> {
+        Arc::clone(&self.snapshot.borrow())
+    }
+
+    pub(crate) fn watch(&self) -> watch::Receiver<Arc<Snapshot>> {
+        self.snapshot.clone()
+    }
+
+    /// Asks, and waits for the decision only: what follows from it shows in the snapshot.
+    pub(crate) async fn send(&self, request: Request) -> Result<Accepted, Refusal> {
+        let urgent = matches!(request, Request::Command(Command::Kill | Command::Delete));
+        let queue = if urgent { &self.urgent } else { &self.mailbox };
+        let (reply, answer) = oneshot::channel();
+        queue.try_send(Msg { request, reply }).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => Refusal::Busy,
+            mpsc::error::TrySendError::Closed(_) => Refusal::Gone,
+        })?;
+        answer.await.unwrap_or(Err(Refusal::Gone))
+    }
+
+    pub(crate) fn console(&self) -> &Console {
+        &self.shared.console
+    }
+
+    /// Writes one line to the workload's standard input: in order, at most once, acknowledged.
+    pub(crate) async fn write_input(&self, line: String) -> Result<(), InputError> {
+        self.shared.write_input(line).await
+    }
+
+    /// The latest figures; while the receiver lives they are taken every second.
+    pub(crate) fn watch_stats(&self) -> watch::Receiver<Option<Sample>> {
+        self.shared.watch_stats()
+    }
+
+    pub(crate) fn last_stats(&self) -> Option<Sample> {
+        self.shared.last_stats()
+    }
+
+    /// Runs a process beside the workload, as the workload's user.
+    pub(crate) async fn exec(&self, command: Vec<String>, deadline: Duration) -> Result<ExecResult, ExecError> {
+        let snapshot = self.snapshot();
+        if snapshot.unknown_since.is_some() {
+            return Err(ExecError::EngineUnavailable);
+        }
+        let up = matches!(snapshot.phase, Phase::Starting { launched: true, .. } | Phase::Running { .. });
+        let Some(docker_id) = snapshot.docker_id.clone().filter(|_| up) else {
+            return Err(ExecError::Denied(Denied::NotRunning));
+        };
+        let request = ExecRequest {
+            cmd: command,
+            user: Some(self.services.settings().user.clone()),
+            working_dir: None,
+            env: Vec::new(),
+            deadline,
+            output_max_bytes: EXEC_OUTPUT_MAX_BYTES,
+        };
+        self.services.engine.exec(&docker_id, &request).await.map_err(|error| {
+            if error.is_away() { ExecError::EngineUnavailable } else { ExecError::Engine(error) }
+        })
+    }
+
+    /// The log of the latest install; empty before the first.
+    pub(crate) async fn install_log(&self) -> std::io::Result<Vec<u8>> {
+        match tokio::fs::read(self.shared.install_log_path()).await {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+            read => read,
+        }
+    }
+}
+
+/// The most of an exec's output that is answered.
+const EXEC_OUTPUT_MAX_BYTES: usize = 1 << 20;
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ExecError {
+    #[error(transparent)]
+    Denied(Denied),
+    #[error("the container engine does not answer")]
+    EngineUnavailable,
+    #[error("cannot run the command")]
+    Engine(#[source] EngineError),
+}

@@ -1,0 +1,214 @@
+//! A container's row and the machine in it: read, written, shown.
+//!
+//! The record is changed only by its owner task and stored whole with the panel updates that report the
+//! change, in one transaction.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Settings, Snapshot};
+use crate::domain::event::StateEvent;
+use crate::domain::ids::ContainerId;
+use crate::domain::lifecycle::{Effect, Machine, Phase};
+use crate::domain::panel_update::{PanelUpdate, PowerState};
+use crate::domain::spec::{ContainerSpec, PortBinding};
+use crate::domain::units::UnixSeconds;
+use crate::network::pool;
+use crate::store::containers::{ContainerRow, ContainerState};
+use crate::store::ports::PortRequest;
+use crate::store::{Store, StoreError, Tx};
+
+/// What the owner task knows of its container and keeps in the store.
+#[derive(Clone, Debug)]
+pub(super) struct Record {
+    pub(super) id: ContainerId,
+    pub(super) machine: Machine,
+    pub(super) spec: Arc<ContainerSpec>,
+    pub(super) ports: Arc<[PortBinding]>,
+    /// While a rebind may still be undone: the ports from before.
+    pub(super) previous_ports: Option<Vec<PortBinding>>,
+    pub(super) restart_needed: bool,
+    pub(super) docker_id: Option<String>,
+    pub(super) own_image: Option<String>,
+    pub(super) sealed_auth: Option<Vec<u8>>,
+    pub(super) started_at: Option<UnixSeconds>,
+    pub(super) created_at: UnixSeconds,
+    pub(super) updated_at: UnixSeconds,
+}
+
+/// The part of a record that only this module reads again.
+#[derive(Serialize, Deserialize)]
+struct Stored<M> {
+    machine: M,
+    previous_ports: Option<Vec<PortBinding>>,
+    restart_needed: bool,
+}
+
+/// A change beside the state that belongs into the same transaction.
+#[derive(Clone, Debug)]
+pub(super) enum Change {
+    Spec(ContainerSpec),
+    /// New ports; the old ones are kept until it is clear that they are not needed again.
+    Ports(Vec<PortRequest>),
+    UndoPorts,
+    FinishPorts,
+}
+
+impl Change {
+    /// The change of ports that comes with an effect.
+    pub(super) fn that_follows(effects: &[Effect]) -> Option<Self> {
+        effects.iter().find_map(|effect| match effect {
+            Effect::UndoRebind => Some(Self::UndoPorts),
+            Effect::FinishRebind => Some(Self::FinishPorts),
+            _ => None,
+        })
+    }
+}
+
+impl Record {
+    pub(super) fn from_row(row: ContainerRow) -> Result<Self, serde_json::Error> {
+        let stored: Stored<Machine> = serde_json::from_str(&row.state.state_json)?;
+        Ok(Self {
+            id: row.id,
+            machine: stored.machine,
+            spec: Arc::new(row.spec),
+            ports: row.ports.into(),
+            previous_ports: stored.previous_ports,
+            restart_needed: stored.restart_needed,
+            docker_id: row.state.docker_id,
+            own_image: row.state.own_image,
+            sealed_auth: row.registry_auth_sealed,
+            started_at: row.state.started_at,
+            created_at: row.created_at,
+            updated_at: row.updated_at,
+        })
+    }
+
+    /// The row's columns for this record.
+    pub(super) fn state(&self) -> ContainerState {
+        let phase = self.machine.phase();
+        let exit = self.machine.last_exit();
+        ContainerState {
+            state_json: stored_json(&self.machine, self.previous_ports.clone(), self.restart_needed),
+            phase: phase.state_name().to_owned(),
+            run: self.machine.last_run(),
+            docker_id: self.docker_id.clone(),
+            own_image: self.own_image.clone(),
+            install_state: phase.install_state().to_owned(),
+            install_error: phase.install_error().map(str::to_owned),
+            exit_code: exit.map(|exit| exit.code),
+            oom_killed: exit.is_some_and(|exit| exit.oom_killed),
+            started_at: self.started_at,
+        }
+    }
+
+    pub(super) fn snapshot(&self, generation: u64, unknown_since: Option<UnixSeconds>, deleted: bool) -> Snapshot {
+        Snapshot {
+            generation,
+            id: self.id.clone(),
+            spec: Arc::clone(&self.spec),
+            ports: Arc::clone(&self.ports),
+            phase: self.machine.phase().clone(),
+            run: self.machine.last_run(),
+            unknown_since,
+            docker_id: self.docker_id.clone(),
+            own_image: self.own_image.clone(),
+            last_exit: self.machine.last_exit(),
+            started_at: self.started_at,
+            created_at: self.created_at,
+            updated_at: self.updated_at,
+            restart_needed: self.restart_needed,
+            deleted,
+        }
+    }
+
+    /// Stores the record with a change and the panel updates that report it. On an error the change is
+    /// not taken over.
+    pub(super) async fn save(
+        &mut self,
+        store: &Store,
+        updates: Vec<PanelUpdate>,
+        change: Option<Change>,
+        now: UnixSeconds,
+    ) -> Result<(), StoreError> {
+        let mut next = self.clone();
+        let changed = store
+            .write("save a container", move |tx| {
+                next.apply(tx, change.as_ref(), now)?;
+                tx.save_state(&next.id, &next.state(), now)?;
+                for update in &updates {
+                    tx.enqueue_update(&next.id, update, now)?;
+                }
+                Ok(next)
+            })
+            .await?;
+        *self = changed;
+        Ok(())
+    }
+
+    /// Makes a change in the store and in the record alike.
+    fn apply(&mut self, tx: &Tx<'_>, change: Option<&Change>, now: UnixSeconds) -> Result<(), StoreError> {
+        match change {
+            Some(Change::Spec(spec)) => {
+                tx.update_spec(&self.id, spec, now)?;
+                self.spec = Arc::new(spec.clone());
+            }
+            Some(Change::Ports(wanted)) => {
+                let rebound = tx.rebind_ports(&self.id, wanted, now, pool::is_bindable)?;
+                self.previous_ports.get_or_insert(rebound.old);
+                self.ports = rebound.new.into();
+            }
+            Some(Change::UndoPorts) => {
+                if let Some(previous) = self.previous_ports.take() {
+                    let wanted: Vec<_> = previous.iter().copied().map(PortRequest::from).collect();
+                    tx.rebind_ports(&self.id, &wanted, now, pool::is_bindable)?;
+                    tx.release_kept_ports(&self.id)?;
+                    self.ports = previous.into();
+                }
+            }
+            Some(Change::FinishPorts) => {
+                tx.release_kept_ports(&self.id)?;
+                self.previous_ports = None;
+            }
+            None => {}
+        }
+        Ok(())
+    }
+
+    /// What of these state changes the panel is told.
+    pub(super) fn panel_updates(&self, events: &[StateEvent], settings: &Settings) -> Vec<PanelUpdate> {
+        if !settings.panel {
+            return Vec::new();
+        }
+        let power = |state| settings.panel_power_events.then_some(PanelUpdate::Power(state));
+        let update = |event: &StateEvent| match event.name {
+            "installing" => Some(PanelUpdate::Installing),
+            "ready" => Some(PanelUpdate::Ready),
+            "failed" => {
+                let details = self.machine.phase().install_error().unwrap_or_default().to_owned();
+                Some(PanelUpdate::Failed { details })
+            }
+            "starting" => power(PowerState::Starting),
+            "running" => power(PowerState::Running),
+            "stopping" => power(PowerState::Stopping),
+            "stopped" => power(PowerState::Stopped),
+            _ => None,
+        };
+        events.iter().filter_map(update).collect()
+    }
+
+    /// Whether the Docker container of before a rebind may still be needed.
+    pub(super) fn rebind_is_open(&self) -> bool {
+        matches!(
+            self.machine.phase(),
+            Phase::Rebinding { .. } | Phase::Starting { trial: true, .. } | Phase::Stopping { .. }
+        )
+    }
+}
+
+/// The opaque part of a record as the store keeps it.
+pub(super) fn stored_json(machine: &Machine, previous_ports: Option<Vec<PortBinding>>, restart_needed: bool) -> String {
+    let stored = Stored { machine, previous_ports, restart_needed };
+    serde_json::to_string(&stored).expect("invariant: plain values are always JSON")
+}

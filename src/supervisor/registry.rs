@@ -1,0 +1,267 @@
+//! All containers of the node: found by id, made, taken up at boot.
+//!
+//! A handle is in here from the commit of the row to the commit of its removal. Making one is decided
+//! by the store's transaction; two who ask for the same id or port meet there.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
+
+use tokio::sync::{broadcast, mpsc, watch};
+use tokio::task::JoinSet;
+
+use super::credentials;
+use super::record::{Record, stored_json};
+use super::services::Services;
+use super::shared::Shared;
+use super::task::{BootLook, Owner, Queues};
+use super::{ContainerHandle, Snapshot};
+use crate::console::Console;
+use crate::domain::event::{Signal, SignalKind};
+use crate::domain::ids::ContainerId;
+use crate::domain::lifecycle::{Effect, Machine};
+use crate::domain::spec::{ContainerSpec, Problem};
+use crate::domain::units::UnixSeconds;
+use crate::engine::RegistryAuth;
+use crate::network::pool;
+use crate::store::StoreError;
+use crate::store::containers::{ContainerRow, ContainerState, NewContainer};
+use crate::store::ports::PortRequest;
+use crate::util::chain::Chain;
+
+const URGENT: usize = 4;
+const MAILBOX: usize = 16;
+const REPORTS: usize = 64;
+
+/// The registry and the tasks it started. One per daemon.
+#[derive(Debug)]
+pub(crate) struct Registry {
+    services: Arc<Services>,
+    containers: RwLock<HashMap<ContainerId, Entry>>,
+    owners: Mutex<JoinSet<()>>,
+}
+
+#[derive(Clone, Debug)]
+struct Entry {
+    handle: ContainerHandle,
+    hints: mpsc::Sender<()>,
+    boot: mpsc::Sender<BootLook>,
+}
+
+/// A container to be made.
+#[derive(Clone, Debug)]
+pub(crate) struct CreateContainer {
+    pub(crate) id: ContainerId,
+    pub(crate) spec: ContainerSpec,
+    pub(crate) ports: Vec<PortRequest>,
+    pub(crate) registry_auth: Option<RegistryAuth>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CreateError {
+    #[error("the container's specification is invalid")]
+    Invalid(Vec<Problem>),
+    #[error("lightd is stopping")]
+    Stopping,
+    #[error("cannot seal the registry's credentials")]
+    Seal(#[source] crate::util::secret::SealError),
+    #[error("cannot make the container's folder")]
+    Folder(#[source] std::io::Error),
+    /// A missing volume, a taken id, a port that is not to be had, or the store itself.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl Registry {
+    pub(crate) fn new(services: Arc<Services>) -> Arc<Self> {
+        Arc::new(Self { services, containers: RwLock::default(), owners: Mutex::default() })
+    }
+
+    pub(crate) fn services(&self) -> &Arc<Services> {
+        &self.services
+    }
+
+    pub(crate) fn get(&self, id: &ContainerId) -> Option<ContainerHandle> {
+        self.read().get(id).map(|entry| entry.handle.clone())
+    }
+
+    /// All containers, by id.
+    pub(crate) fn list(&self) -> Vec<ContainerHandle> {
+        let mut all: Vec<_> = self.read().values().map(|entry| entry.handle.clone()).collect();
+        all.sort_by(|a, b| a.id().cmp(b.id()));
+        all
+    }
+
+    pub(crate) fn signals(&self) -> broadcast::Receiver<Signal> {
+        self.services.signals.subscribe()
+    }
+
+    /// Stores a container with its ports and begins its install.
+    pub(crate) async fn create(self: &Arc<Self>, new: CreateContainer) -> Result<Arc<Snapshot>, CreateError> {
+        let services = &self.services;
+        if services.stop.is_cancelled() {
+            return Err(CreateError::Stopping);
+        }
+        let problems = super::admission::problems(&new.spec, services);
+        if !problems.is_empty() {
+            return Err(CreateError::Invalid(problems));
+        }
+        let sealed_auth = self.seal(&new).await?;
+        let (machine, effects) = Machine::install();
+        let row = self.insert(new, &machine, &effects, sealed_auth).await?;
+        let record = Record::from_row(row).map_err(|why| StoreError::Decode {
+            what: "container that was just written",
+            source: why.into(),
+        })?;
+        let handle = self.adopt(record, true).await.map_err(CreateError::Folder)?;
+        for effect in effects {
+            if let Effect::Emit(event) = effect {
+                services.signal(handle.id(), SignalKind::State(event));
+            }
+        }
+        Ok(handle.snapshot())
+    }
+
+    async fn seal(&self, new: &CreateContainer) -> Result<Option<Vec<u8>>, CreateError> {
+        let Some(auth) = new.registry_auth.clone() else { return Ok(None) };
+        let (services, id) = (Arc::clone(&self.services), new.id.clone());
+        let seal = move || credentials::seal(&services.sealer, &id, auth);
+        match tokio::task::spawn_blocking(seal).await {
+            Ok(sealed) => sealed.map(Some).map_err(CreateError::Seal),
+            Err(_) => Err(CreateError::Stopping),
+        }
+    }
+
+    async fn insert(
+        &self,
+        new: CreateContainer,
+        machine: &Machine,
+        effects: &[Effect],
+        sealed_auth: Option<Vec<u8>>,
+    ) -> Result<ContainerRow, StoreError> {
+        let now = UnixSeconds::now();
+        let phase = machine.phase();
+        let state = ContainerState {
+            state_json: stored_json(machine, None, false),
+            phase: phase.state_name().to_owned(),
+            run: machine.last_run(),
+            docker_id: None,
+            own_image: None,
+            install_state: phase.install_state().to_owned(),
+            install_error: None,
+            exit_code: None,
+            oom_killed: false,
+            started_at: None,
+        };
+        let row = NewContainer {
+            id: new.id,
+            spec: new.spec,
+            registry_auth_sealed: sealed_auth,
+            ports: new.ports,
+            state,
+        };
+        let installing = effects.iter().any(|effect| matches!(effect, Effect::Emit(event) if event.name == "installing"));
+        let panel = self.services.settings().panel && installing;
+        self.services
+            .store
+            .write("store a container", move |tx| {
+                tx.insert_container(&row, now, pool::is_bindable)?;
+                if panel {
+                    tx.enqueue_update(&row.id, &crate::domain::panel_update::PanelUpdate::Installing, now)?;
+                }
+                tx.container(&row.id)
+            })
+            .await
+    }
+
+    /// Starts the owner task of a stored container and makes it findable. `fresh`: it was just made,
+    /// so there is nothing to look for in the engine.
+    pub(super) async fn adopt(self: &Arc<Self>, record: Record, fresh: bool) -> std::io::Result<ContainerHandle> {
+        let services = Arc::clone(&self.services);
+        let folder = services.containers_path.join(record.id.as_str());
+        let options = services.console;
+        let open = move || {
+            std::fs::create_dir_all(&folder)?;
+            let console = Console::open(folder.join("console"), options).map_err(std::io::Error::other)?;
+            Ok::<_, std::io::Error>(Arc::new(Shared::new(folder, console)))
+        };
+        let shared = tokio::task::spawn_blocking(open).await.map_err(std::io::Error::other)??;
+        let unknown_since = (!fresh).then(UnixSeconds::now);
+        let first = Arc::new(record.snapshot(1, unknown_since, false));
+        let (snapshot, watched) = watch::channel(first);
+        let (urgent_tx, urgent) = mpsc::channel(URGENT);
+        let (mailbox_tx, mailbox) = mpsc::channel(MAILBOX);
+        let (hints_tx, hints) = mpsc::channel(1);
+        let (boot_tx, boot) = mpsc::channel(1);
+        let (reports, received) = mpsc::channel(REPORTS);
+        let handle = ContainerHandle {
+            id: record.id.clone(),
+            urgent: urgent_tx,
+            mailbox: mailbox_tx,
+            snapshot: watched,
+            shared: Arc::clone(&shared),
+            services,
+        };
+        let entry = Entry { handle: handle.clone(), hints: hints_tx, boot: boot_tx };
+        self.write().insert(record.id.clone(), entry);
+        let owner = Owner::new(Arc::clone(self), shared, record, snapshot, reports, unknown_since);
+        let queues = Queues { urgent, mailbox, hints, boot };
+        let mut owners = self.owners.lock().unwrap_or_else(PoisonError::into_inner);
+        while owners.try_join_next().is_some() {}
+        owners.spawn(owner.run(queues, received));
+        Ok(handle)
+    }
+
+    /// Asks a container's owner to look at the engine; one that is about to look anyway is not asked
+    /// twice.
+    pub(super) fn hint(&self, id: &ContainerId) {
+        if let Some(entry) = self.read().get(id) {
+            // Full: it will look.
+            drop(entry.hints.try_send(()));
+        }
+    }
+
+    pub(super) fn hint_all(&self) {
+        for entry in self.read().values() {
+            drop(entry.hints.try_send(()));
+        }
+    }
+
+    /// Hands an owner the look it was waiting for. It has room for one, and is given one.
+    pub(super) fn tell_boot(&self, id: &ContainerId, look: BootLook) {
+        if let Some(entry) = self.read().get(id)
+            && let Err(error) = entry.boot.try_send(look)
+        {
+            tracing::error!(container.id = %id, %error, "a container was not taken up");
+        }
+    }
+
+    pub(super) fn remove(&self, id: &ContainerId) {
+        self.write().remove(id);
+    }
+
+    /// Waits for the owners after [`Services::stop`]; workloads run on. False if some did not end in
+    /// time.
+    pub(crate) async fn wind_down(&self, within: Duration) -> bool {
+        let mut owners = {
+            let mut held = self.owners.lock().unwrap_or_else(PoisonError::into_inner);
+            std::mem::take(&mut *held)
+        };
+        let all = async {
+            while let Some(ended) = owners.join_next().await {
+                if let Err(error) = ended {
+                    tracing::error!(error = %Chain(&error), "an owner task ended badly");
+                }
+            }
+        };
+        tokio::time::timeout(within, all).await.is_ok()
+    }
+
+    fn read(&self) -> std::sync::RwLockReadGuard<'_, HashMap<ContainerId, Entry>> {
+        self.containers.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> std::sync::RwLockWriteGuard<'_, HashMap<ContainerId, Entry>> {
+        self.containers.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}

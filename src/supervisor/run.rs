@@ -1,0 +1,293 @@
+//! One run of a workload: brought up, followed line by line to its end, its end reported.
+//!
+//! Called as an effect by the owner task; one child task per run. The output is read always and by
+//! nobody else, for an output that is not read blocks the workload. That the stream ends, or that the
+//! engine cannot be asked, is no exit: only the engine's word that it has exited is.
+
+use std::time::Duration;
+
+use super::effects::Ctx;
+use super::stats::Sampler;
+use super::task::Report;
+use super::workload::{self, ENTRYPOINT_FILE, Places};
+use crate::console::Stream as ConsoleStream;
+use crate::domain::ids::RunId;
+use crate::domain::lifecycle::{Fact, Phase};
+use crate::domain::observed::Exit;
+use crate::domain::readiness::Readiness;
+use crate::domain::spec;
+use crate::engine::{Attached, EngineError, EngineErrorKind, OutputStream, Stream};
+use crate::util::atomic_file;
+use crate::util::backoff::Backoff;
+use crate::util::chain::Chain;
+
+/// How long the last output may take after the exit is known.
+const DRAIN: Duration = Duration::from_secs(2);
+/// How long an exit may take to be known after the output has ended.
+const EXIT_AFTER_OUTPUT: Duration = Duration::from_secs(3);
+/// A line without an end is looked at for the start pattern after so long: it may be a prompt.
+const PROMPT_AFTER: Duration = Duration::from_millis(50);
+const AGAIN: Backoff = Backoff { first: Duration::from_millis(200), longest: Duration::from_secs(3) };
+
+/// How following a run ended.
+enum End {
+    Exited(Exit),
+    Vanished,
+    /// The connections broke; nothing is known.
+    Detached,
+}
+
+impl Ctx {
+    /// Brings a run up and follows it. An engine that is away is waited for.
+    pub(super) async fn start(self, run: RunId) {
+        let mut failures = 0;
+        loop {
+            self.services.engine_back().await;
+            match self.launch(failures > 0).await {
+                Ok((docker_id, attached)) => {
+                    let ready = self.snapshot.spec.start_pattern.is_none();
+                    if failures > 0 {
+                        // It may have been up for a while already.
+                        self.fill_gap(run, &docker_id, None).await;
+                    }
+                    self.fact(Fact::Started { run, ready }).await;
+                    return self.follow(run, &docker_id, attached, self.readiness()).await;
+                }
+                Err(LaunchError::Engine(error)) if error.is_away() => {
+                    failures += 1;
+                    tokio::time::sleep(AGAIN.delay(failures)).await;
+                }
+                Err(error) => {
+                    tracing::warn!(container.id = %self.snapshot.id, run.id = %run, error = %Chain(&error), "a start failed");
+                    return self.fact(Fact::StartFailed { run, reason: error.reason() }).await;
+                }
+            }
+        }
+    }
+
+    /// Follows a run that is up: after a restart of lightd, or when the connections broke.
+    pub(super) async fn resume(self, run: RunId) {
+        let Some(docker_id) = self.snapshot.docker_id.clone() else {
+            return self.report(Report::Detached).await;
+        };
+        let tty = self.snapshot.spec.tty;
+        let engine = &self.services.engine;
+        match self.services.insist(|| engine.attach(&docker_id, tty)).await {
+            Ok(attached) => {
+                let starting = matches!(self.snapshot.phase, Phase::Starting { .. });
+                let mut readiness = if starting { self.readiness() } else { None };
+                let ready = self.fill_gap(run, &docker_id, readiness.as_mut()).await;
+                if starting && (ready || readiness.is_none()) {
+                    readiness = None;
+                    self.fact(Fact::Ready { run }).await;
+                }
+                self.follow(run, &docker_id, attached, readiness).await;
+            }
+            Err(error) if error.kind() == EngineErrorKind::NotFound => {
+                self.fact(Fact::Vanished { run }).await;
+            }
+            Err(error) => {
+                tracing::debug!(container.id = %self.snapshot.id, error = %Chain(&error), "cannot attach");
+                self.report(Report::Detached).await;
+            }
+        }
+    }
+
+    async fn launch(&self, again: bool) -> Result<(String, Attached), LaunchError> {
+        let services = &self.services;
+        let _slot = services.start_slots.acquire().await.map_err(|_| LaunchError::Stopping)?;
+        services.isolated().await.map_err(LaunchError::NotIsolated)?;
+        self.write_data(ENTRYPOINT_FILE, workload::entrypoint(&self.snapshot.spec, &self.snapshot.ports)).await?;
+        let docker_id = self.ensure_workload(again).await?;
+        // Attached before it starts, so that not a byte is missed.
+        let attached = services.engine.attach(&docker_id, self.snapshot.spec.tty).await?;
+        services.engine.start(&docker_id).await?;
+        Ok((docker_id, attached))
+    }
+
+    /// The Docker container for the workload, made if there is none or the specification has changed.
+    async fn ensure_workload(&self, again: bool) -> Result<String, EngineError> {
+        let engine = &self.services.engine;
+        if let Some(docker_id) = &self.snapshot.docker_id
+            && !again
+        {
+            if !self.snapshot.restart_needed {
+                // Whether it is there still, attaching tells; looking first would cost a round trip.
+                if engine.inspect(docker_id).await?.is_some() {
+                    return Ok(docker_id.clone());
+                }
+            } else {
+                engine.remove(docker_id).await?;
+            }
+        }
+        match self.ours_named(&self.snapshot.id.docker_name()).await? {
+            // Made by an attempt whose end we did not see.
+            Some(found) if again => Ok(found.docker_id),
+            Some(left) => {
+                engine.remove(&left.docker_id).await?;
+                self.create_workload().await
+            }
+            None => self.create_workload().await,
+        }
+    }
+
+    pub(super) async fn create_workload(&self) -> Result<String, EngineError> {
+        let volume = self.services.files.volume_path(self.snapshot.spec.volume_id);
+        let places = Places { volume: &volume, data: &self.shared.data_folder() };
+        let settings = self.services.settings();
+        let request = workload::workload_request(&self.snapshot, &self.snapshot.ports, &places, &settings);
+        let created = self.services.engine.create(&request).await?;
+        for warning in &created.warnings {
+            self.say(format!("the engine warns: {warning}"));
+        }
+        self.report(Report::Made { docker_id: created.docker_id.clone() }).await;
+        Ok(created.docker_id)
+    }
+
+    /// Writes one of lightd's own files for the container.
+    pub(super) async fn write_data(&self, name: &'static str, text: String) -> Result<(), LaunchError> {
+        let folder = self.shared.data_folder();
+        let write = move || {
+            std::fs::create_dir_all(&folder)?;
+            let path = folder.join(name);
+            if std::fs::read(&path).is_ok_and(|present| present == text.as_bytes()) {
+                return Ok(());
+            }
+            atomic_file::write(&path, text.as_bytes(), 0o755)
+        };
+        match tokio::task::spawn_blocking(write).await {
+            Ok(written) => written.map_err(|source| LaunchError::Write { name, source }),
+            Err(_) => Err(LaunchError::Stopping),
+        }
+    }
+
+    fn readiness(&self) -> Option<Readiness> {
+        let pattern = self.snapshot.spec.start_pattern.as_deref()?;
+        // A stored pattern has compiled before.
+        spec::compile_pattern(pattern).ok().map(|pattern| Readiness::new(Some(pattern)))
+    }
+
+    async fn follow(&self, run: RunId, docker_id: &str, attached: Attached, readiness: Option<Readiness>) {
+        let writing = self.shared.open_input(attached.input);
+        let end = {
+            let pump = self.pump(run, attached.output, readiness);
+            let wait = self.services.engine.wait(docker_id);
+            let sampling = Sampler::new(self, docker_id).run();
+            tokio::pin!(pump, wait, sampling, writing);
+            let mut pumping = true;
+            loop {
+                tokio::select! {
+                    biased;
+                    () = &mut pump, if pumping => pumping = false,
+                    known = &mut wait => {
+                        let end = match known {
+                            Ok(exit) => End::Exited(exit),
+                            Err(error) if error.kind() == EngineErrorKind::NotFound => End::Vanished,
+                            Err(_) => End::Detached,
+                        };
+                        if pumping && !matches!(end, End::Detached) {
+                            // What is not here by now will not come.
+                            drop(tokio::time::timeout(DRAIN, &mut pump).await);
+                        }
+                        break end;
+                    }
+                    () = tokio::time::sleep(EXIT_AFTER_OUTPUT), if !pumping => break End::Detached,
+                    () = &mut sampling => {}
+                    () = &mut writing => {}
+                }
+            }
+        };
+        self.shared.close_input();
+        match end {
+            End::Exited(exit) => {
+                self.shared.console.end_run();
+                self.shared.clear_stats();
+                self.fact(Fact::Exited { run, exit }).await;
+            }
+            End::Vanished => {
+                self.shared.console.end_run();
+                self.shared.clear_stats();
+                self.fact(Fact::Vanished { run }).await;
+            }
+            End::Detached => self.report(Report::Detached).await,
+        }
+    }
+
+    /// Reads the output to its end.
+    async fn pump(&self, run: RunId, mut output: OutputStream, mut readiness: Option<Readiness>) {
+        loop {
+            let next = match &readiness {
+                Some(_) => match tokio::time::timeout(PROMPT_AFTER, output.next()).await {
+                    Ok(next) => next,
+                    Err(_) => {
+                        if readiness.as_mut().is_some_and(Readiness::feed_idle) {
+                            readiness = None;
+                            self.fact(Fact::Ready { run }).await;
+                            continue;
+                        }
+                        output.next().await
+                    }
+                },
+                None => output.next().await,
+            };
+            let chunk = match next {
+                Ok(Some(chunk)) => chunk,
+                Ok(None) => return,
+                Err(error) => {
+                    tracing::debug!(container.id = %self.snapshot.id, error = %Chain(&error), "the output broke off");
+                    return;
+                }
+            };
+            let now_ms = jiff::Timestamp::now().as_millisecond();
+            self.shared.console.push(run, console_stream(chunk.stream), now_ms, &chunk.bytes);
+            if readiness.as_mut().is_some_and(|readiness| readiness.feed(&chunk.bytes)) {
+                readiness = None;
+                self.fact(Fact::Ready { run }).await;
+            }
+        }
+    }
+
+    /// Takes from the engine's log what passed while nobody was attached. Returns whether the start
+    /// pattern was seen in the run so far.
+    pub(super) async fn fill_gap(&self, run: RunId, docker_id: &str, mut readiness: Option<&mut Readiness>) -> bool {
+        match self.read_gap(run, docker_id, &mut readiness).await {
+            Ok(ready) => ready,
+            Err(error) => {
+                tracing::warn!(container.id = %self.snapshot.id, error = %Chain(&error), "cannot read the engine's log");
+                self.say("some lines may be missing: the engine's log could not be read");
+                false
+            }
+        }
+    }
+}
+
+pub(super) fn console_stream(stream: Stream) -> ConsoleStream {
+    match stream {
+        Stream::Stdout => ConsoleStream::Out,
+        Stream::Stderr => ConsoleStream::Err,
+    }
+}
+
+/// Why a workload could not be brought up.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum LaunchError {
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    #[error("containers cannot be isolated: {0}")]
+    NotIsolated(String),
+    #[error("cannot write {name}")]
+    Write { name: &'static str, source: std::io::Error },
+    #[error("lightd is stopping")]
+    Stopping,
+}
+
+impl LaunchError {
+    /// What the people at the console are told.
+    pub(super) fn reason(&self) -> String {
+        match self {
+            Self::Engine(error) => error.reason(),
+            Self::Write { source, .. } => format!("{self}: {source}"),
+            Self::NotIsolated(_) | Self::Stopping => self.to_string(),
+        }
+    }
+}

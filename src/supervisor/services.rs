@@ -1,0 +1,138 @@
+//! What owner tasks and their effects work with: the adapters, the live settings, the node's own
+//! limits. Built once by the composition root.
+
+use std::future::Future;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Semaphore, broadcast, watch};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::console::ConsoleOptions;
+use crate::domain::event::{Signal, SignalKind};
+use crate::domain::ids::ContainerId;
+use crate::domain::spec::NodeCapacity;
+use crate::engine::{Engine, EngineError, Health, LogCap};
+use crate::files::Files;
+use crate::network::isolation::{Isolation, IsolationStatus};
+use crate::store::Store;
+use crate::util::backoff::Backoff;
+use crate::util::secret::Sealer;
+
+/// What may change while lightd runs. Replaced whole.
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    /// `uid:gid` of every workload.
+    pub(crate) user: String,
+    /// The same as numbers: who owns the files in volumes.
+    pub(crate) owner: (u32, u32),
+    pub(crate) network: String,
+    pub(crate) time_zone: String,
+    pub(crate) default_pids: u64,
+    pub(crate) log: LogCap,
+    pub(crate) allowed_mounts: Vec<PathBuf>,
+    pub(crate) install_timeout: Duration,
+    /// What an install script may add to the root file system.
+    pub(crate) install_image_max_bytes: u64,
+    /// Whether there is a panel to report to, and whether it wants power states too.
+    pub(crate) panel: bool,
+    pub(crate) panel_power_events: bool,
+}
+
+#[derive(Debug)]
+pub(crate) struct Services {
+    pub(crate) engine: Engine,
+    pub(crate) store: Store,
+    pub(crate) files: Files,
+    pub(crate) isolation: Isolation,
+    pub(crate) sealer: Sealer,
+    pub(crate) settings: watch::Receiver<Arc<Settings>>,
+    pub(crate) signals: broadcast::Sender<Signal>,
+    pub(crate) console: ConsoleOptions,
+    pub(crate) capacity: NodeCapacity,
+    /// One folder per container: its own files, its journal, its install log.
+    pub(crate) containers_path: PathBuf,
+    /// How many containers are brought up at the same time, so that a hundred of them after a reboot
+    /// do not end the machine again.
+    pub(crate) start_slots: Semaphore,
+    pub(crate) began: Instant,
+    /// Ends supervision; workloads run on.
+    pub(crate) stop: CancellationToken,
+}
+
+const RETRY: Backoff = Backoff { first: Duration::from_millis(200), longest: Duration::from_secs(5) };
+
+impl Services {
+    pub(crate) fn settings(&self) -> Arc<Settings> {
+        Arc::clone(&self.settings.borrow())
+    }
+
+    pub(crate) fn uptime(&self) -> Duration {
+        self.began.elapsed()
+    }
+
+    /// Tells whoever watches; nobody watching is fine.
+    pub(crate) fn signal(&self, container: &ContainerId, kind: SignalKind) {
+        drop(self.signals.send(Signal { container: container.clone(), kind }));
+    }
+
+    /// Waits until the engine answers.
+    pub(crate) async fn engine_back(&self) {
+        let mut health = self.engine.health();
+        // The sender lives in the engine that we hold: it cannot be gone.
+        if health.wait_for(Health::is_reachable).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// Waits until it is known whether containers can be isolated; the reason if they cannot.
+    pub(crate) async fn isolated(&self) -> Result<(), String> {
+        let mut status = self.isolation.status();
+        match status.wait_for(|status| *status != IsolationStatus::NotYet).await.as_deref() {
+            Ok(IsolationStatus::Failed { why }) => Err(why.clone()),
+            Ok(_) => Ok(()),
+            Err(_) => Err("lightd is stopping".to_owned()),
+        }
+    }
+
+    /// Makes an engine call again until the engine could be asked. For calls that may be repeated.
+    pub(crate) async fn insist<T, F, Answer>(&self, call: F) -> Result<T, EngineError>
+    where
+        F: Fn() -> Answer,
+        Answer: Future<Output = Result<T, EngineError>>,
+    {
+        let mut failures = 0;
+        loop {
+            self.engine_back().await;
+            match call().await {
+                Err(error) if error.is_away() => {
+                    failures += 1;
+                    tokio::time::sleep(RETRY.delay(failures)).await;
+                }
+                answer => return answer,
+            }
+        }
+    }
+
+    /// As [`Services::insist`], for what has to happen in the end: any failure is logged and tried
+    /// again.
+    pub(crate) async fn until_done<T, F, Answer>(&self, call: F) -> T
+    where
+        F: Fn() -> Answer,
+        Answer: Future<Output = Result<T, EngineError>>,
+    {
+        let mut failures = 0;
+        loop {
+            match self.insist(&call).await {
+                Ok(done) => return done,
+                Err(error) => {
+                    failures += 1;
+                    tracing::warn!(error = %crate::util::chain::Chain(&error), failures, "trying again");
+                    tokio::time::sleep(RETRY.delay(failures + 2)).await;
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! What a container's owner shares with readers: its console, its input, its latest figures, and
+//! where its own files lie.
+
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+
+use bytes::Bytes;
+use tokio::sync::{Notify, watch};
+
+use crate::console::{Console, ConsoleInput, InputError, input};
+use crate::domain::stats::Sample;
+use crate::engine::AttachedInput;
+
+#[derive(Debug)]
+pub(crate) struct Shared {
+    /// `{containers_path}/{id}`.
+    pub(super) folder: PathBuf,
+    pub(crate) console: Console,
+    /// Present while a workload is attached.
+    input: Mutex<Option<ConsoleInput>>,
+    pub(super) stats: watch::Sender<Option<Sample>>,
+    pub(super) stats_wanted: Notify,
+}
+
+impl Shared {
+    pub(super) fn new(folder: PathBuf, console: Console) -> Self {
+        Self {
+            folder,
+            console,
+            input: Mutex::new(None),
+            stats: watch::Sender::new(None),
+            stats_wanted: Notify::new(),
+        }
+    }
+
+    /// Mounted into the container, read-only.
+    pub(super) fn data_folder(&self) -> PathBuf {
+        self.folder.join("data")
+    }
+
+    pub(super) fn install_log_path(&self) -> PathBuf {
+        self.folder.join("install.log")
+    }
+
+    /// Takes over the way to the workload's standard input; the future writes what is sent.
+    pub(super) fn open_input(&self, attached: AttachedInput) -> impl Future<Output = ()> + use<> {
+        let (sender, writer) = input();
+        *self.lock_input() = Some(sender);
+        async move {
+            if let Err(error) = writer.run(attached).await {
+                tracing::debug!(%error, "a workload's standard input broke off");
+            }
+            std::future::pending::<()>().await;
+        }
+    }
+
+    pub(super) fn close_input(&self) {
+        *self.lock_input() = None;
+    }
+
+    /// Writes one line to the workload, in order and at most once.
+    pub(crate) async fn write_input(&self, mut line: String) -> Result<(), InputError> {
+        let sender = self.lock_input().clone().ok_or(InputError::NotRunning)?;
+        if !line.ends_with('\n') {
+            line.push('\n');
+        }
+        sender.send(Bytes::from(line)).await
+    }
+
+    /// The latest figures; while the receiver lives, they are taken every second.
+    pub(crate) fn watch_stats(&self) -> watch::Receiver<Option<Sample>> {
+        let receiver = self.stats.subscribe();
+        self.stats_wanted.notify_one();
+        receiver
+    }
+
+    /// The latest figures, without asking for more.
+    pub(crate) fn last_stats(&self) -> Option<Sample> {
+        *self.stats.borrow()
+    }
+
+    pub(super) fn clear_stats(&self) {
+        self.stats.send_replace(None);
+    }
+
+    /// Writes what waits to the disk and ends the readers.
+    pub(super) async fn end(&self) {
+        self.close_input();
+        self.console.flush().await;
+        self.console.close();
+    }
+
+    fn lock_input(&self) -> std::sync::MutexGuard<'_, Option<ConsoleInput>> {
+        self.input.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

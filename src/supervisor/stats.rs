@@ -1,0 +1,95 @@
+//! A running workload's figures, read from the kernel.
+//!
+//! Sampled once a second while somebody looks and every ten seconds otherwise: a node with hundreds of
+//! quiet containers pays next to nothing, and the last figure is there when someone comes. Where the
+//! kernel's files cannot be read (an engine on another machine) there are none, and it is logged once.
+
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::effects::Ctx;
+use crate::cgroup::{self, Cgroup, CgroupError};
+use crate::domain::stats::{Meter, Sample};
+use crate::domain::units::UnixSeconds;
+use crate::util::chain::Chain;
+
+const WATCHED: Duration = Duration::from_secs(1);
+const UNWATCHED: Duration = Duration::from_secs(10);
+/// The volume's size is a walk over its files, so it is taken rarely, and only while somebody looks.
+const DISK_EVERY: Duration = Duration::from_secs(30);
+
+/// Keeps a container's latest sample while its run lasts.
+pub(super) struct Sampler<'a> {
+    ctx: &'a Ctx,
+    docker_id: &'a str,
+    disk_bytes: Option<u64>,
+    disk_counted_at: Option<Instant>,
+}
+
+impl<'a> Sampler<'a> {
+    pub(super) fn new(ctx: &'a Ctx, docker_id: &'a str) -> Self {
+        Self { ctx, docker_id, disk_bytes: None, disk_counted_at: None }
+    }
+
+    /// Samples until the control group is gone, then waits to be dropped.
+    pub(super) async fn run(mut self) {
+        if let Err(error) = self.sample_on().await {
+            tracing::debug!(container.id = %self.ctx.snapshot.id, error = %Chain(&*error), "no more figures");
+        }
+        std::future::pending::<()>().await;
+    }
+
+    async fn sample_on(&mut self) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        let Some(seen) = self.ctx.services.engine.inspect(self.docker_id).await? else { return Ok(()) };
+        let Some(pid) = seen.pid else { return Ok(()) };
+        let began_at = seen.started_at.unwrap_or_else(|| UnixSeconds::now().0);
+        let age = || {
+            let seconds = UnixSeconds::now().0.saturating_sub(began_at);
+            Duration::from_secs(u64::try_from(seconds).unwrap_or(0))
+        };
+        let group = Cgroup::find(pid)?;
+        let mut meter = Meter::starting(cgroup::now().saturating_sub(age()));
+        let mut text = Vec::new();
+        let stats = &self.ctx.shared.stats;
+        loop {
+            let counters = match group.read(&mut text) {
+                Err(CgroupError::Gone) => return Ok(()),
+                other => other?,
+            };
+            let watched = stats.receiver_count() > 0;
+            if watched {
+                self.count_disk().await;
+            }
+            let sample = meter.read(counters, age(), self.disk_bytes);
+            publish(stats, sample);
+            let pause = if watched { WATCHED } else { UNWATCHED };
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = self.ctx.shared.stats_wanted.notified(), if !watched => {}
+            }
+        }
+    }
+
+    async fn count_disk(&mut self) {
+        if self.disk_counted_at.is_some_and(|at| at.elapsed() < DISK_EVERY) {
+            return;
+        }
+        self.disk_counted_at = Some(Instant::now());
+        let volume = self.ctx.snapshot.spec.volume_id;
+        match self.ctx.services.files.run(volume, |volume| volume.disk_usage()).await {
+            Ok(bytes) => self.disk_bytes = Some(bytes),
+            Err(error) => tracing::debug!(%volume, error = %Chain(&error), "cannot count a volume's files"),
+        }
+    }
+}
+
+/// Whoever waits is woken only when something but the time has changed.
+fn publish(stats: &watch::Sender<Option<Sample>>, sample: Sample) {
+    stats.send_if_modified(|last| {
+        let changed = last.is_none_or(|last| sample.differs_from(&last));
+        *last = Some(sample);
+        changed
+    });
+}

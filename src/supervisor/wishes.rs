@@ -1,0 +1,103 @@
+//! What outsiders ask of the owner task: checked, decided by the machine, stored, answered.
+//!
+//! The answer goes out with the decision and says nothing of its effects. A wish that is refused, or
+//! that cannot be stored, has changed nothing.
+
+use super::record::Change;
+use super::task::Owner;
+use super::workload::policy;
+use super::{Accepted, Msg, Refusal, Reply, Request};
+use crate::domain::lifecycle::{Answer, Command, Denied, Phase};
+use crate::domain::spec::{ContainerSpec, Limits};
+
+impl Owner {
+    pub(super) async fn take_request(&mut self, Msg { request, reply }: Msg) {
+        let decided = match request {
+            Request::Resources(limits) => return self.resources(limits, reply).await,
+            Request::Command(command) => self.wish(command, None).await,
+            Request::Reinstall { image, install_script } => {
+                let mut spec = (*self.record.spec).clone();
+                spec.image = image.unwrap_or(spec.image);
+                spec.install_script = install_script.or(spec.install_script);
+                self.wish(Command::Reinstall, Some(Change::Spec(spec))).await
+            }
+            Request::Rebind { ports } => self.wish(Command::Rebind, Some(Change::Ports(ports))).await,
+            Request::Update(patch) => self.update(patch.apply(&self.record.spec)).await,
+        };
+        // Whoever asked may have gone away; the decision stands.
+        drop(reply.send(decided));
+    }
+
+    async fn wish(&mut self, command: Command, change: Option<Change>) -> Result<Accepted, Refusal> {
+        let may_wait_for_engine = matches!(command, Command::Kill | Command::Delete | Command::Stop);
+        if (self.unknown_since.is_some() || !self.booted) && !may_wait_for_engine {
+            return Err(Refusal::EngineUnavailable);
+        }
+        if let Some(Change::Spec(spec)) = &change {
+            self.check(spec)?;
+        }
+        let before = self.record.clone();
+        let policy = policy(&self.record.spec);
+        let (answer, effects) = self.record.machine.command(command, policy, self.services.uptime())?;
+        if answer == Answer::Satisfied && change.is_none() && self.record.machine == before.machine {
+            return Ok(Accepted { generation: self.generation, answer });
+        }
+        if let Err(error) = self.save(&effects, change).await {
+            self.record = before;
+            return Err(Refusal::Store(error));
+        }
+        self.publish();
+        self.carry_out(effects).await;
+        Ok(Accepted { generation: self.generation, answer })
+    }
+
+    pub(super) async fn update(&mut self, spec: ContainerSpec) -> Result<Accepted, Refusal> {
+        if matches!(self.record.machine.phase(), Phase::Deleting) {
+            return Err(Refusal::Denied(Denied::Deleting));
+        }
+        self.check(&spec)?;
+        let before = self.record.clone();
+        // The start command and the policies are read at each start; the rest is built into the Docker
+        // container.
+        let built_in = |spec: &ContainerSpec| (spec.env.clone(), spec.limits);
+        self.record.restart_needed |= built_in(&spec) != built_in(&before.spec);
+        if let Err(error) = self.save(&[], Some(Change::Spec(spec))).await {
+            self.record = before;
+            return Err(Refusal::Store(error));
+        }
+        self.publish();
+        Ok(Accepted { generation: self.generation, answer: Answer::Accepted })
+    }
+
+    fn check(&self, spec: &ContainerSpec) -> Result<(), Refusal> {
+        let problems = spec.problems(self.services.capacity);
+        if problems.is_empty() { Ok(()) } else { Err(Refusal::Invalid(problems)) }
+    }
+
+    /// Limits are given to the running workload first: the engine may know better what is possible.
+    async fn resources(&mut self, limits: Limits, reply: Reply) {
+        let problems = limits.problems(self.services.capacity);
+        let refusal = if !problems.is_empty() {
+            Some(Refusal::Invalid(problems))
+        } else if self.unknown_since.is_some() || !self.booted {
+            Some(Refusal::EngineUnavailable)
+        } else {
+            None
+        };
+        if let Some(refusal) = refusal {
+            drop(reply.send(Err(refusal)));
+            return;
+        }
+        match (&self.record.docker_id, self.record.machine.live_run()) {
+            (Some(_), Some(_)) => {
+                let ctx = self.ctx();
+                self.tasks.spawn(ctx.apply_limits(limits, reply));
+            }
+            _ => {
+                let mut spec = (*self.record.spec).clone();
+                spec.limits = limits;
+                drop(reply.send(self.update(spec).await));
+            }
+        }
+    }
+}
