@@ -159,7 +159,7 @@ impl App {
             config: Arc::clone(&live),
             store: store.clone(),
             engine_health: engine.health(),
-            sockets: api::Sockets::new(),
+            sockets: api::Sockets::default(),
             began: Instant::now(),
             stop: stop.clone(),
         });
@@ -293,7 +293,7 @@ impl App {
         self.handle.graceful_shutdown(Some(REQUESTS_END));
         self.stop.cancel();
         let end = async {
-            tokio::join!(self.state.sockets.end(), self.operations.shutdown(), self.registry.wind_down(OWNERS_END))
+            tokio::join!(self.state.sockets.drained(), self.operations.shutdown(), self.registry.wind_down(OWNERS_END))
         };
         if tokio::time::timeout(OWNERS_END + Duration::from_secs(1), end).await.is_err() {
             tracing::warn!("some work did not end in time");

@@ -15,8 +15,8 @@ pub(crate) mod error;
 pub(crate) mod extract;
 mod layers;
 mod native;
-pub(crate) mod state;
-pub(crate) mod ws;
+mod state;
+mod ws;
 #[cfg(test)]
 mod tests;
 
@@ -25,7 +25,8 @@ use axum::middleware::{from_fn, from_fn_with_state};
 use tower_http::catch_panic::CatchPanicLayer;
 
 use self::error::ApiError;
-use self::state::AppState;
+pub(crate) use self::state::{AppState, Services};
+pub(crate) use self::ws::Sockets;
 
 /// Everything lightd answers.
 pub(crate) fn router(state: AppState) -> Router {

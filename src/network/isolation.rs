@@ -71,6 +71,8 @@ pub(crate) struct Isolation {
     engine: Engine,
     options: IsolationOptions,
     exceptions: Mutex<Exceptions>,
+    /// Two at once would both make the bridge.
+    ensuring: tokio::sync::Mutex<()>,
     status: watch::Sender<IsolationStatus>,
     /// What the kernel was last seen to understand.
     within_bridge: Mutex<WithinBridge>,
@@ -81,6 +83,7 @@ impl Isolation {
         Self {
             engine,
             exceptions: Mutex::new(options.exceptions.clone()),
+            ensuring: tokio::sync::Mutex::default(),
             options,
             status: watch::Sender::new(IsolationStatus::NotYet),
             within_bridge: Mutex::new(WithinBridge::ByBridge),
@@ -103,6 +106,7 @@ impl Isolation {
 
     /// Makes rules and bridge stand. May be repeated at any time; what stands already is kept.
     pub(crate) async fn ensure(&self) -> Result<(), IsolationError> {
+        let _one_at_a_time = self.ensuring.lock().await;
         let ensured = self.ensure_both().await;
         let status = match &ensured {
             Ok(()) => IsolationStatus::Ready,
