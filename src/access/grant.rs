@@ -92,11 +92,13 @@ async fn until(
     settings: &mut watch::Receiver<AccessSettings>,
     over: impl FnMut(&AccessSettings) -> bool,
 ) -> Ended {
-    match settings.wait_for(over).await {
-        Ok(_) => Ended::Revoked,
+    // Asked before the next await: what it answers holds a lock that must not be held over one.
+    let is_over = settings.wait_for(over).await.is_ok();
+    if !is_over {
         // The daemon is being taken down; that ends connections in its own way.
-        Err(_) => std::future::pending().await,
+        std::future::pending::<()>().await;
     }
+    Ended::Revoked
 }
 
 async fn revocation(

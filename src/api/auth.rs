@@ -1,0 +1,183 @@
+//! Who asks: the first thing a handler takes from a request.
+//!
+//! Token first (401), then the vendor's media type (403), then what the token is good for (403). An
+//! unknown route or method is answered before any of it, because only handlers that exist ask.
+
+use axum::extract::FromRequestParts;
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, Uri, header};
+
+use super::error::ApiError;
+use super::state::AppState;
+use crate::access::Grant;
+use crate::domain::access::{Permission, Principal, Resource, allows};
+use crate::domain::ids::ContainerId;
+use crate::supervisor::ContainerHandle;
+
+const VENDOR: &str = "application/vnd.pkglatv1+json";
+
+/// A caller whose token is good.
+#[derive(Clone, Debug)]
+pub(crate) struct Auth {
+    principal: Principal,
+}
+
+/// A caller that needs no vendor header, such as an operator's tool.
+#[derive(Debug)]
+pub(crate) struct PlainAuth(pub(crate) Auth);
+
+/// A caller that stays: it may bring its token in the address, as browsers must for a socket, and has
+/// to leave when the grant ends.
+#[derive(Debug)]
+pub(crate) struct StayingAuth {
+    pub(crate) auth: Auth,
+    pub(crate) grant: Grant,
+}
+
+impl StayingAuth {
+    pub(crate) async fn check(state: &AppState, token: Option<&str>) -> Result<Self, ApiError> {
+        let grant = state.access.check(token).await?;
+        Ok(Self { auth: Auth { principal: grant.principal.clone() }, grant })
+    }
+}
+
+impl Auth {
+    async fn check(state: &AppState, headers: &HeaderMap) -> Result<Self, ApiError> {
+        Ok(Self { principal: state.access.check(bearer(headers)).await?.principal })
+    }
+
+    pub(crate) fn principal(&self) -> &Principal {
+        &self.principal
+    }
+
+    /// Whether this may be done with what belongs to no container.
+    pub(crate) fn require(&self, permission: Permission) -> Result<(), ApiError> {
+        self.require_on(permission, Resource::Node)
+    }
+
+    pub(crate) fn require_on(
+        &self,
+        permission: Permission,
+        resource: Resource<'_>,
+    ) -> Result<(), ApiError> {
+        if allows(self.principal(), permission, resource) { Ok(()) } else { Err(ApiError::scope()) }
+    }
+
+    /// As [`Auth::require`], for a list that shows only what the caller may see.
+    pub(crate) fn require_for_list(&self, permission: Permission) -> Result<(), ApiError> {
+        let permitted = match &self.principal {
+            Principal::Node | Principal::Anonymous => true,
+            Principal::Token { scope, .. } => {
+                scope.permissions.as_ref().is_none_or(|allowed| allowed.contains(&permission))
+            }
+        };
+        if permitted { Ok(()) } else { Err(ApiError::scope()) }
+    }
+
+    pub(crate) fn may(&self, permission: Permission, container: &ContainerId) -> bool {
+        allows(self.principal(), permission, Resource::Container(container))
+    }
+
+    /// The container, if this caller may do that with it. Whether it exists is not told to others.
+    pub(crate) fn container(
+        &self,
+        state: &AppState,
+        id: &ContainerId,
+        permission: Permission,
+    ) -> Result<ContainerHandle, ApiError> {
+        self.require_on(permission, Resource::Container(id))?;
+        state.supervisor.get(id).ok_or_else(ApiError::no_such_container)
+    }
+}
+
+impl FromRequestParts<AppState> for Auth {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, ApiError> {
+        let auth = Self::check(state, &parts.headers).await?;
+        // The vendor's header belongs to authorization, and is off with it.
+        if *auth.principal() != Principal::Anonymous && !accepts_vendor(&parts.headers) {
+            let message = "the Accept header must hold Application/vnd.pkglatv1+json";
+            return Err(ApiError::forbidden("vendor", message));
+        }
+        Ok(auth)
+    }
+}
+
+impl FromRequestParts<AppState> for PlainAuth {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, ApiError> {
+        Auth::check(state, &parts.headers).await.map(Self)
+    }
+}
+
+impl FromRequestParts<AppState> for StayingAuth {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, ApiError> {
+        let token = token_in_query(&parts.uri);
+        Self::check(state, token.or_else(|| bearer(&parts.headers))).await
+    }
+}
+
+/// The token of an `Authorization: Bearer …` header; the scheme's case does not matter.
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let text = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
+    let (scheme, token) = text.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+}
+
+/// A token has no character that would be written differently in an address.
+fn token_in_query(uri: &Uri) -> Option<&str> {
+    uri.query()?.split('&').find_map(|pair| pair.strip_prefix("token="))
+}
+
+/// Whether any `Accept` header lists the vendor's media type; parameters are passed over.
+fn accepts_vendor(headers: &HeaderMap) -> bool {
+    let types = headers.get_all(header::ACCEPT).into_iter();
+    types.filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(',')).any(|item| {
+        let media_type = item.split_once(';').map_or(item, |(media_type, _)| media_type);
+        media_type.trim().eq_ignore_ascii_case(VENDOR)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(name: header::HeaderName, values: &[&str]) -> HeaderMap {
+        values.iter().map(|value| (name.clone(), value.parse().unwrap())).collect()
+    }
+
+    #[test]
+    fn the_vendor_type_is_compared_as_media_types_are() {
+        let accepts = |values: &[&str]| accepts_vendor(&headers(header::ACCEPT, values));
+        assert!(accepts(&["Application/vnd.pkglatv1+json"]));
+        assert!(accepts(&["application/VND.PKGLATV1+JSON"]));
+        assert!(accepts(&["text/html, application/vnd.pkglatv1+json;q=0.5 , */*"]));
+        assert!(accepts(&["text/html", "application/vnd.pkglatv1+json; charset=utf-8"]));
+        assert!(!accepts(&[]));
+        assert!(!accepts(&["application/json", "*/*"]));
+        assert!(!accepts(&["application/vnd.pkglatv1+jsonx"]));
+        assert!(!accepts(&["text/html;x=application/vnd.pkglatv1+json"]));
+    }
+
+    #[test]
+    fn the_bearer_scheme_is_read_in_any_case() {
+        let token = |value: &str| bearer(&headers(header::AUTHORIZATION, &[value])).map(str::to_owned);
+        assert_eq!(token("Bearer lightd_x").as_deref(), Some("lightd_x"));
+        assert_eq!(token("bearer  lightd_x").as_deref(), Some("lightd_x"));
+        assert_eq!(token("Basic lightd_x"), None);
+        assert_eq!(token("lightd_x"), None);
+    }
+
+    #[test]
+    fn a_token_is_found_anywhere_in_the_query() {
+        let token = |uri: &'static str| token_in_query(&Uri::from_static(uri)).map(str::to_owned);
+        assert_eq!(token("/ws/a?token=lightd_x").as_deref(), Some("lightd_x"));
+        assert_eq!(token("/ws/a?since=1&token=lightd_x&events=console").as_deref(), Some("lightd_x"));
+        assert_eq!(token("/ws/a?xtoken=1"), None);
+        assert_eq!(token("/ws/a"), None);
+    }
+}

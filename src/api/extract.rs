@@ -1,0 +1,312 @@
+//! What a handler takes from a request, each with a refusal in the API's own words.
+//!
+//! axum's extractors answer in plain text and do not name the field; these wrap or replace them. A
+//! body is read up to its limit and no further, a struct takes no field it does not know (each request
+//! struct says `deny_unknown_fields`), and what is wrong is named by its path in the body.
+
+use axum::body::Bytes;
+use axum::extract::path::ErrorKind;
+use axum::extract::rejection::{PathRejection, QueryRejection};
+use axum::extract::{FromRef, FromRequest, FromRequestParts, Request};
+use axum::http::header;
+use axum::http::request::Parts;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use serde::de::DeserializeOwned;
+
+use super::error::ApiError;
+
+/// The largest body that is read into memory.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct BodyLimit {
+    pub(crate) bytes: usize,
+}
+
+/// A JSON object as the body. The content type is not looked at: what is no JSON is refused as that.
+#[derive(Debug)]
+pub(crate) struct Json<T>(pub(crate) T);
+
+/// As [`Json`], where no body at all means the default.
+#[derive(Debug)]
+pub(crate) struct OptionalJson<T>(pub(crate) T);
+
+impl<S: Sync, T: DeserializeOwned> FromRequest<S> for Json<T>
+where
+    BodyLimit: FromRef<S>,
+{
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
+        let body = read_body(request, BodyLimit::from_ref(state).bytes).await?;
+        parse_object(&body).map(Self)
+    }
+}
+
+impl<S: Sync, T: DeserializeOwned + Default> FromRequest<S> for OptionalJson<T>
+where
+    BodyLimit: FromRef<S>,
+{
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
+        let body = read_body(request, BodyLimit::from_ref(state).bytes).await?;
+        if body.trim_ascii().is_empty() {
+            return Ok(Self(T::default()));
+        }
+        parse_object(&body).map(Self)
+    }
+}
+
+async fn read_body(request: Request, limit_bytes: usize) -> Result<Bytes, ApiError> {
+    let announced = request.headers().get(header::CONTENT_LENGTH);
+    let announced = announced.and_then(|text| text.to_str().ok()?.parse::<usize>().ok());
+    if announced.is_some_and(|bytes| bytes > limit_bytes) {
+        return Err(ApiError::too_large(limit_bytes));
+    }
+    let limited = Limited::new(request.into_body(), limit_bytes);
+    match limited.collect().await {
+        Ok(whole) => Ok(whole.to_bytes()),
+        Err(error) if error.is::<LengthLimitError>() => Err(ApiError::too_large(limit_bytes)),
+        Err(error) => {
+            Err(ApiError::malformed("incomplete_body", "the request's body broke off")
+                .because(error))
+        }
+    }
+}
+
+/// Reads a JSON object. A struct would also be read from an array of its fields in order, which nobody
+/// means.
+fn parse_object<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
+    let trimmed = body.trim_ascii_start();
+    if trimmed.is_empty() {
+        return Err(ApiError::malformed("invalid_json", "a JSON object is needed as the body"));
+    }
+    let mut reader = serde_json::Deserializer::from_slice(body);
+    if trimmed[0] != b'{' {
+        // One that is no JSON at all is told where it goes wrong.
+        serde_json::from_slice::<serde::de::IgnoredAny>(body).map_err(|error| syntax(&error))?;
+        return Err(ApiError::malformed("invalid_json", "the body must be a JSON object"));
+    }
+    let value = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
+        let path = error.path().to_string();
+        field_error(&path, error.inner())
+    })?;
+    reader.end().map_err(|error| syntax(&error))?;
+    Ok(value)
+}
+
+fn syntax(error: &serde_json::Error) -> ApiError {
+    ApiError::malformed("invalid_json", format!("the body is no JSON: {error}"))
+}
+
+fn field_error(path: &str, error: &serde_json::Error) -> ApiError {
+    if !error.is_data() {
+        return syntax(error);
+    }
+    let text = error.to_string();
+    let text = text.rsplit_once(" at line ").map_or(text.as_str(), |(text, _)| text);
+    named_problem(path, text)
+}
+
+/// Names the field that serde's message is about. For a missing or unknown field the path ends at, or
+/// above, the struct, and the name stands in the message alone.
+fn named_problem(path: &str, text: &str) -> ApiError {
+    let path = if path == "." { "" } else { path };
+    let quoted = |prefix: &str| text.strip_prefix(prefix)?.split_once('`');
+    if let Some((name, _)) = quoted("missing field `") {
+        return ApiError::field(join(path, name), "is required");
+    }
+    if let Some((name, rest)) = quoted("unknown field `") {
+        let parent = path.strip_suffix(name).map_or(path, |parent| parent.trim_end_matches('.'));
+        let known = rest.trim_start_matches(", ").replace('`', "");
+        return ApiError::field(join(parent, name), format!("is not known here; {known}"));
+    }
+    if path.is_empty() {
+        return ApiError::malformed("invalid", format!("the body is invalid: {text}"));
+    }
+    ApiError::field(path, text)
+}
+
+fn join(path: &str, name: &str) -> String {
+    if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") }
+}
+
+/// The variable parts of the address.
+#[derive(Debug)]
+pub(crate) struct Path<T>(pub(crate) T);
+
+impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for Path<T> {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        match axum::extract::Path::from_request_parts(parts, state).await {
+            Ok(axum::extract::Path(value)) => Ok(Self(value)),
+            Err(PathRejection::FailedToDeserializePathParams(error)) => {
+                Err(path_error(error.into_kind()))
+            }
+            Err(other) => Err(ApiError::internal(other)),
+        }
+    }
+}
+
+fn path_error(kind: ErrorKind) -> ApiError {
+    let why = match kind {
+        ErrorKind::ParseErrorAtKey { key, .. } => format!("{{{key}}} in the address is not valid"),
+        ErrorKind::DeserializeError { key, message, .. } => {
+            format!("{{{key}}} in the address is not valid: {message}")
+        }
+        ErrorKind::InvalidUtf8InPathParam { key } => {
+            format!("{{{key}}} in the address is not UTF-8")
+        }
+        ErrorKind::Message(message) => format!("the name in the address {message}"),
+        other => format!("the address is not valid: {other}"),
+    };
+    ApiError::malformed("invalid_parameter", why)
+}
+
+/// The parameters after the question mark. Unknown ones are passed over, as is usual on the web.
+#[derive(Debug)]
+pub(crate) struct Query<T>(pub(crate) T);
+
+impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Query<T> {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        match axum::extract::Query::from_request_parts(parts, state).await {
+            Ok(axum::extract::Query(value)) => Ok(Self(value)),
+            Err(QueryRejection::FailedToDeserializeQueryString(error)) => {
+                // The source names the parameter: `limit: invalid digit found in string`.
+                let why = std::error::Error::source(&error).map(ToString::to_string);
+                let why = why.unwrap_or_default();
+                let (name, text) = why.split_once(": ").unwrap_or(("", &why));
+                Err(ApiError::field(format!("?{name}"), text))
+            }
+            Err(other) => Err(ApiError::internal(other)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::Router;
+    use axum::body::Body;
+    use axum::http::StatusCode;
+    use axum::routing::{get, post};
+    use serde::Deserialize;
+    use serde_json::{Value, json};
+    use tower::ServiceExt;
+
+    use super::*;
+    use crate::domain::ids::ContainerId;
+
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    #[expect(dead_code, reason = "only whether it can be read matters")]
+    struct Outer {
+        name: String,
+        #[serde(default)]
+        inner: Vec<Inner>,
+    }
+
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    #[expect(dead_code, reason = "only whether it can be read matters")]
+    struct Inner {
+        port: u16,
+    }
+
+    #[derive(Deserialize)]
+    #[expect(dead_code, reason = "only whether it can be read matters")]
+    struct Paging {
+        limit: Option<u32>,
+    }
+
+    async fn ask(method: &str, uri: &str, body: impl Into<Body>) -> (StatusCode, Value) {
+        let routes = Router::new()
+            .route("/outer", post(async |Json(_): Json<Outer>| "read"))
+            .route("/maybe", post(async |OptionalJson(_): OptionalJson<Option<Outer>>| "read"))
+            .route("/named/{id}", get(async |Path(_): Path<ContainerId>| "read"))
+            .route("/at/{ip}/{port}", get(async |Path(_): Path<(std::net::IpAddr, u16)>| "read"))
+            .route("/paged", get(async |Query(_): Query<Paging>| "read"));
+        let routes = crate::api::with_fallbacks(routes).with_state(BodyLimit { bytes: 64 });
+        let request = Request::builder().method(method).uri(uri).body(body.into()).unwrap();
+        let response = routes.oneshot(request).await.unwrap();
+        let status = response.status();
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        (status, serde_json::from_slice(&body).unwrap_or(Value::Null))
+    }
+
+    async fn refused(body: impl Into<Body>) -> (u16, String, String) {
+        let (status, answer) = ask("POST", "/outer", body).await;
+        let text = |name: &str| answer[name].as_str().unwrap_or_default().to_owned();
+        let field = answer["problems"][0]["field"].as_str().unwrap_or_default().to_owned();
+        assert!(!text("error").is_empty(), "{answer}");
+        (status.as_u16(), text("code"), field)
+    }
+
+    #[tokio::test]
+    async fn a_body_is_read_whatever_its_content_type() {
+        assert_eq!(ask("POST", "/outer", r#" {"name":"a"} "#).await.0, 200);
+        assert_eq!(ask("POST", "/maybe", "").await.0, 200);
+        assert_eq!(ask("POST", "/maybe", r#"{"name":"a"}"#).await.0, 200);
+    }
+
+    #[tokio::test]
+    async fn what_is_wrong_with_a_body_is_named() {
+        for (body, code, field) in [
+            ("", "invalid_json", ""),
+            ("nope", "invalid_json", ""),
+            (r#"{"name":"#, "invalid_json", ""),
+            (r#"{"name":"a"} x"#, "invalid_json", ""),
+            (r#"["a"]"#, "invalid_json", ""),
+            ("{}", "invalid", "name"),
+            (r#"{"name":1}"#, "invalid", "name"),
+            (r#"{"name":"a","portt":1}"#, "invalid", "portt"),
+            (r#"{"name":"a","inner":[{"port":70000}]}"#, "invalid", "inner[0].port"),
+            (r#"{"name":"a","inner":[{"prt":1}]}"#, "invalid", "inner[0].prt"),
+            (r#"{"name":"a","inner":[{}]}"#, "invalid", "inner[0].port"),
+        ] {
+            assert_eq!(
+                refused(body).await,
+                (400, code.to_owned(), field.to_owned()),
+                "{body}"
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn a_body_over_the_limit_is_refused_announced_or_not() {
+        let long = format!(r#"{{"name":"{}"}}"#, "x".repeat(100));
+        assert_eq!(refused(long.clone()).await.0, 413);
+        let chunks: Vec<Result<String, std::io::Error>> = vec![Ok(long)];
+        let unannounced = Body::from_stream(futures_util::stream::iter(chunks));
+        assert_eq!(refused(unannounced).await.0, 413);
+        let broken: Vec<Result<String, std::io::Error>> =
+            vec![Ok("{".to_owned()), Err(std::io::Error::other("gone"))];
+        let broken = Body::from_stream(futures_util::stream::iter(broken));
+        assert_eq!(refused(broken).await.1, "incomplete_body");
+    }
+
+    #[tokio::test]
+    async fn addresses_and_parameters_are_refused_in_json() {
+        for (uri, status, code) in [
+            ("/named/server-1", 200, None),
+            ("/named/-x", 400, Some("invalid_parameter")),
+            ("/named/a%20b", 400, Some("invalid_parameter")),
+            ("/named/%ff", 400, Some("invalid_parameter")),
+            ("/at/::1/80", 200, None),
+            ("/at/1.2.3/80", 400, Some("invalid_parameter")),
+            ("/at/1.2.3.4/70000", 400, Some("invalid_parameter")),
+            ("/paged?limit=3&other=x", 200, None),
+            ("/paged?limit=x", 400, Some("invalid")),
+            ("/nothing", 404, Some("not_found")),
+            ("/outer", 405, Some("method_not_allowed")),
+        ] {
+            let (got, answer) = ask("GET", uri, "").await;
+            assert_eq!(got, status, "{uri} {answer}");
+            assert_eq!(answer["code"].as_str(), code, "{uri} {answer}");
+            assert_eq!(answer["error"].is_string(), status != 200, "{uri} {answer}");
+        }
+        let (_, answer) = ask("GET", "/paged?limit=x", "").await;
+        assert_eq!(answer["problems"][0]["field"], json!("?limit"));
+    }
+}

@@ -1,0 +1,228 @@
+//! What happens to every request, whatever it asks for: an id, one log line, the origin check, the
+//! answer to a panic, and a limit on time.
+//!
+//! The order is in [`super::router`]. The query is never logged: it may hold a token.
+
+use std::any::Any;
+use std::fmt::Write;
+use std::time::Duration;
+
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use tokio::time::Instant;
+use tracing::Instrument;
+
+use super::error::{ApiError, Failure};
+use super::state::AppState;
+
+pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const REQUEST_ID_MAX_BYTES: usize = 128;
+
+/// How long a call that answers with a document may take in all, its body's arrival included.
+pub(super) const CALL_DEADLINE: Duration = Duration::from_secs(30);
+
+/// Gives the request its id, logs it once when its answer stands, and guards the answer's reading.
+///
+/// Reads that succeed are logged at `debug`: a panel that polls would drown everything else.
+pub(super) async fn observe(request: Request, next: Next) -> Response {
+    let id = request_id(request.headers());
+    let id_text = id.to_str().unwrap_or_default();
+    let is_read = matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS);
+    let span = if is_read {
+        tracing::debug_span!("request", id = id_text)
+    } else {
+        tracing::info_span!("request", id = id_text)
+    };
+    let line = Line { method: request.method().clone(), uri: request.uri().clone(), is_read };
+    let began = Instant::now();
+    let mut response = next.run(request).instrument(span).await;
+    line.log(id_text, began.elapsed(), &mut response);
+    let headers = response.headers_mut();
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.insert(REQUEST_ID, id);
+    response
+}
+
+/// What of a request stands in its line.
+struct Line {
+    method: Method,
+    uri: Uri,
+    is_read: bool,
+}
+
+impl Line {
+    fn log(&self, id: &str, took: Duration, response: &mut Response) {
+        let status = response.status();
+        let failure = response.extensions_mut().remove::<Failure>();
+        let Failure { code, chain } = failure.unwrap_or(Failure { code: "", chain: None });
+        let cause = chain.as_deref();
+        let (method, path, status_code) = (self.method.as_str(), self.uri.path(), status.as_u16());
+        let duration_ms = took.as_secs_f64() * 1e3;
+        macro_rules! line {
+            ($level:ident) => {
+                tracing::$level!(
+                    request.id = id,
+                    duration_ms,
+                    code,
+                    cause,
+                    "{method} {path} {status_code}"
+                )
+            };
+        }
+        if status == StatusCode::SERVICE_UNAVAILABLE || status == StatusCode::GATEWAY_TIMEOUT {
+            line!(warn);
+        } else if status.is_server_error() {
+            line!(error);
+        } else if self.is_read && !status.is_client_error() {
+            line!(debug);
+        } else {
+            line!(info);
+        }
+    }
+}
+
+/// The caller's id where it is harmless in a log line and a header, else a new one.
+fn request_id(headers: &HeaderMap) -> HeaderValue {
+    let is_sane = |id: &&HeaderValue| {
+        let plain = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
+        (1..=REQUEST_ID_MAX_BYTES).contains(&id.len()) && id.as_bytes().iter().all(plain)
+    };
+    if let Some(id) = headers.get(REQUEST_ID).filter(is_sane) {
+        return id.clone();
+    }
+    let mut text = String::with_capacity(16);
+    // Writing to a String cannot fail.
+    write!(text, "{:016x}", rand::random::<u64>()).ok();
+    HeaderValue::from_maybe_shared(text).expect("invariant: hex digits are a header value")
+}
+
+/// Ends a call that takes too long. What it had begun is dropped, so handlers hand lasting work over
+/// to its owner before they wait.
+pub(super) async fn deadline(request: Request, next: Next) -> Response {
+    tokio::time::timeout(CALL_DEADLINE, next.run(request)).await.unwrap_or_else(|_| {
+        ApiError::unavailable("timeout", "the request took too long").into_response()
+    })
+}
+
+/// The answer to a panic; its message has gone to the log through the panic hook, and goes into the
+/// request's line as well.
+pub(super) fn panicked(payload: Box<dyn Any + Send + 'static>) -> Response {
+    let text = payload
+        .downcast_ref::<&str>()
+        .map(|text| (*text).to_owned())
+        .or_else(|| payload.downcast_ref::<String>().cloned())
+        .unwrap_or_default();
+    ApiError::internal(format!("a handler panicked: {text}")).into_response()
+}
+
+/// Holds requests that a browser sends from a page to `authorization.allowed_origins`.
+///
+/// While the list is empty no origin is refused and none is given anything to read: a browser keeps
+/// other pages from the answers by itself, and a socket brings its own token. A request without
+/// `Origin` does not come from another page.
+pub(super) async fn origin(
+    State(state): State<AppState>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let Some(origin) = request.headers().get(header::ORIGIN).cloned() else {
+        return next.run(request).await;
+    };
+    let allowed = state.access.allowed_origins();
+    match judge_origin(&origin, request.headers(), &allowed) {
+        Origin::Own => next.run(request).await,
+        Origin::Refused => {
+            ApiError::forbidden("origin", "this origin is not in authorization.allowed_origins")
+                .into_response()
+        }
+        Origin::Listed if is_preflight(&request) => preflight(origin),
+        Origin::Listed => {
+            let mut response = next.run(request).await;
+            let headers = response.headers_mut();
+            headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
+            headers.append(header::VARY, HeaderValue::from_static("origin"));
+            let exposed = HeaderValue::from_static("x-request-id, retry-after, etag");
+            headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, exposed);
+            response
+        }
+    }
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Origin {
+    /// Nothing to say about it: lightd's own page, or no list to hold it to.
+    Own,
+    Listed,
+    Refused,
+}
+
+fn judge_origin(origin: &HeaderValue, headers: &HeaderMap, allowed: &[String]) -> Origin {
+    let origin = origin.to_str().unwrap_or_default();
+    if allowed.iter().any(|listed| listed.eq_ignore_ascii_case(origin)) {
+        return Origin::Listed;
+    }
+    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
+    let is_own = origin.split_once("://").map(|(_, host)| host) == host && host.is_some();
+    if is_own || allowed.is_empty() { Origin::Own } else { Origin::Refused }
+}
+
+fn is_preflight(request: &Request) -> bool {
+    request.method() == Method::OPTIONS
+        && request.headers().contains_key(header::ACCESS_CONTROL_REQUEST_METHOD)
+}
+
+fn preflight(origin: HeaderValue) -> Response {
+    let fixed = HeaderValue::from_static;
+    let headers = [
+        (header::ACCESS_CONTROL_ALLOW_ORIGIN, origin),
+        (
+            header::ACCESS_CONTROL_ALLOW_METHODS,
+            fixed("GET, POST, PUT, PATCH, DELETE, HEAD, OPTIONS"),
+        ),
+        (
+            header::ACCESS_CONTROL_ALLOW_HEADERS,
+            fixed("authorization, accept, content-type, x-request-id, if-match, range"),
+        ),
+        (header::ACCESS_CONTROL_MAX_AGE, fixed("600")),
+        (header::VARY, fixed("origin")),
+    ];
+    (StatusCode::NO_CONTENT, headers).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(pairs: &[(HeaderName, &str)]) -> HeaderMap {
+        pairs.iter().map(|(name, value)| (name.clone(), value.parse().unwrap())).collect()
+    }
+
+    #[test]
+    fn a_callers_request_id_is_kept_only_if_it_is_harmless() {
+        let kept = |id: &str| request_id(&headers(&[(REQUEST_ID, id)])).as_bytes() == id.as_bytes();
+        assert!(kept("abc-1.2_3"));
+        assert!(kept(&"a".repeat(128)));
+        for bad in ["a b", "a\tb", "{}", "a;b", &"a".repeat(129)] {
+            assert!(!kept(bad), "{bad:?}");
+        }
+        let made = request_id(&HeaderMap::new());
+        assert_eq!(made.len(), 16);
+        assert_ne!(made, request_id(&HeaderMap::new()));
+    }
+
+    #[test]
+    fn origins_are_held_to_the_list_once_there_is_one() {
+        let judge = |origin: &str, allowed: &[&str]| {
+            let headers = headers(&[(header::HOST, "node:8070")]);
+            let allowed: Vec<String> = allowed.iter().map(|&text| text.to_owned()).collect();
+            judge_origin(&origin.parse().unwrap(), &headers, &allowed)
+        };
+        assert_eq!(judge("https://panel.example", &[]), Origin::Own);
+        assert_eq!(judge("https://panel.example", &["https://panel.example"]), Origin::Listed);
+        assert_eq!(judge("https://evil.example", &["https://panel.example"]), Origin::Refused);
+        assert_eq!(judge("null", &["https://panel.example"]), Origin::Refused);
+        assert_eq!(judge("http://node:8070", &["https://panel.example"]), Origin::Own);
+    }
+}

@@ -1,0 +1,51 @@
+//! The edge: HTTP and WebSocket, and the only module that names axum.
+//!
+//! Handlers translate. They read a request into the domain's types, ask a service whose handle lies in
+//! [`state::AppState`], and render what it says; nothing is decided here but who may ask. Every failure
+//! leaves through [`error::ApiError`].
+//!
+//! ```text
+//!   connection -> observe (id, log line) -> catch panics -> origin -> deadline -> route
+//!                                                                       handler: Auth, Path, Query, Json
+//!                                                                       /ws/{id}: upgrade -> one task per socket
+//! ```
+
+pub(crate) mod auth;
+pub(crate) mod error;
+pub(crate) mod extract;
+mod layers;
+mod native;
+mod state;
+mod ws;
+#[cfg(test)]
+mod tests;
+
+use axum::Router;
+use axum::middleware::{from_fn, from_fn_with_state};
+use tower_http::catch_panic::CatchPanicLayer;
+
+use self::error::ApiError;
+pub(crate) use self::state::{AppState, Services};
+pub(crate) use self::ws::Sockets;
+
+/// Everything lightd answers.
+pub(crate) fn router(state: AppState) -> Router {
+    let quick = native::quick_routes().route_layer(from_fn(layers::deadline));
+    let routes = quick.merge(native::long_routes()).merge(ws::routes());
+    with_layers(with_fallbacks(routes), &state).with_state(state)
+}
+
+/// Answers for what no route answers, before any token is asked for.
+fn with_fallbacks<S: Clone + Send + Sync + 'static>(routes: Router<S>) -> Router<S> {
+    routes
+        .fallback(async || ApiError::not_found("there is no such address"))
+        .method_not_allowed_fallback(async || ApiError::wrong_method())
+}
+
+/// The layers around every answer. The one added last is met first.
+fn with_layers(routes: Router<AppState>, state: &AppState) -> Router<AppState> {
+    routes
+        .layer(from_fn_with_state(state.clone(), layers::origin))
+        .layer(CatchPanicLayer::custom(layers::panicked))
+        .layer(from_fn(layers::observe))
+}

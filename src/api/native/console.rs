@@ -1,0 +1,179 @@
+//! A container's console over REST: what it printed, a line for it, a process beside it.
+
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::routing::{get, post};
+use serde::{Deserialize, Serialize};
+
+use crate::api::auth::Auth;
+use crate::api::error::ApiError;
+use crate::api::extract::{Json, Path, Query};
+use crate::api::state::AppState;
+use crate::console;
+use crate::domain::access::Permission;
+use crate::domain::ids::{ContainerId, RunId};
+use crate::domain::spec::compile_pattern;
+use crate::engine::{ExecEnd, ExecResult};
+
+const LINES_DEFAULT: usize = 100;
+const LINES_MAX: usize = 10_000;
+const COMMAND_MAX_BYTES: usize = 64 * 1024;
+const EXEC_SECONDS_DEFAULT: u64 = 30;
+const EXEC_SECONDS_MAX: u64 = 600;
+const EXEC_ARGUMENTS_MAX_BYTES: usize = 64 * 1024;
+
+pub(super) fn routes() -> Router<AppState> {
+    Router::new()
+        .route("/containers/{id}/logs", get(logs))
+        .route("/containers/{id}/command", post(command))
+        .route("/containers/{id}/install-log", get(install_log))
+}
+
+pub(super) fn long_routes() -> Router<AppState> {
+    Router::new().route("/containers/{id}/exec", post(exec))
+}
+
+#[derive(Debug, Deserialize)]
+struct LogsQuery {
+    lines: Option<usize>,
+    /// The number of the last line that the caller has.
+    since: Option<u64>,
+    run: Option<u64>,
+    grep: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct LogsView {
+    data: String,
+    /// What to give as `since` for what follows.
+    seq: u64,
+    lines_lost: u64,
+}
+
+async fn logs(
+    auth: Auth,
+    State(state): State<AppState>,
+    Path(id): Path<ContainerId>,
+    Query(query): Query<LogsQuery>,
+) -> Result<axum::Json<LogsView>, ApiError> {
+    let handle = auth.container(&state, &id, Permission::ConsoleRead)?;
+    let lines = query.lines.unwrap_or(LINES_DEFAULT);
+    if lines > LINES_MAX {
+        return Err(ApiError::field("?lines", format!("must not be more than {LINES_MAX}")));
+    }
+    let grep = query.grep.as_deref().map(compile_pattern).transpose();
+    let grep = grep.map_err(|why| ApiError::field("?grep", why))?;
+    let (since, run) = (query.since, query.run.map(RunId));
+    let query = console::Query { lines, since, run, grep: grep.as_ref() };
+    let found = handle.console().history(query).await;
+    Ok(axum::Json(LogsView {
+        data: found.text,
+        seq: found.last_seq,
+        lines_lost: found.lines_lost,
+    }))
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CommandBody {
+    command: String,
+}
+
+#[derive(Debug, Serialize)]
+struct CommandView {
+    message: &'static str,
+    internal_id: ContainerId,
+}
+
+async fn command(
+    auth: Auth,
+    State(state): State<AppState>,
+    Path(id): Path<ContainerId>,
+    Json(body): Json<CommandBody>,
+) -> Result<(StatusCode, axum::Json<CommandView>), ApiError> {
+    let handle = auth.container(&state, &id, Permission::ConsoleWrite)?;
+    if body.command.len() > COMMAND_MAX_BYTES {
+        let message = format!("must not be longer than {COMMAND_MAX_BYTES} bytes");
+        return Err(ApiError::field("command", message));
+    }
+    handle.write_input(body.command).await?;
+    let view = CommandView { message: "Command written", internal_id: id };
+    Ok((StatusCode::ACCEPTED, axum::Json(view)))
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ExecBody {
+    cmd: Vec<String>,
+    /// Seconds.
+    #[serde(default)]
+    timeout: Option<u64>,
+}
+
+#[derive(Debug, Serialize)]
+struct ExecView {
+    /// `null` where it was ended for taking too long.
+    exit_code: Option<i64>,
+    timed_out: bool,
+    stdout: String,
+    stderr: String,
+    truncated: bool,
+}
+
+impl From<ExecResult> for ExecView {
+    fn from(result: ExecResult) -> Self {
+        let exit_code = match result.end {
+            ExecEnd::Exited(code) => Some(code),
+            ExecEnd::TimedOut => None,
+        };
+        Self {
+            exit_code,
+            timed_out: exit_code.is_none(),
+            stdout: String::from_utf8_lossy(&result.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&result.stderr).into_owned(),
+            truncated: result.is_truncated,
+        }
+    }
+}
+
+async fn exec(
+    auth: Auth,
+    State(state): State<AppState>,
+    Path(id): Path<ContainerId>,
+    Json(body): Json<ExecBody>,
+) -> Result<axum::Json<ExecView>, ApiError> {
+    let handle = auth.container(&state, &id, Permission::Exec)?;
+    let bytes: usize = body.cmd.iter().map(String::len).sum();
+    if body.cmd.first().is_none_or(String::is_empty) || bytes > EXEC_ARGUMENTS_MAX_BYTES {
+        let message = format!("must name a program, in {EXEC_ARGUMENTS_MAX_BYTES} bytes in all");
+        return Err(ApiError::field("cmd", message));
+    }
+    if body.cmd.iter().any(|argument| argument.contains('\0')) {
+        return Err(ApiError::field("cmd", "must not contain a NUL character"));
+    }
+    let seconds = body.timeout.unwrap_or(EXEC_SECONDS_DEFAULT);
+    if !(1..=EXEC_SECONDS_MAX).contains(&seconds) {
+        let message = format!("must be between 1 and {EXEC_SECONDS_MAX} seconds");
+        return Err(ApiError::field("timeout", message));
+    }
+    let result = handle.exec(body.cmd, Duration::from_secs(seconds)).await?;
+    Ok(axum::Json(result.into()))
+}
+
+#[derive(Debug, Serialize)]
+struct InstallLogView {
+    data: String,
+}
+
+async fn install_log(
+    auth: Auth,
+    State(state): State<AppState>,
+    Path(id): Path<ContainerId>,
+) -> Result<axum::Json<InstallLogView>, ApiError> {
+    let handle = auth.container(&state, &id, Permission::ConsoleRead)?;
+    let log = handle.install_log().await.map_err(ApiError::internal)?;
+    Ok(axum::Json(InstallLogView { data: String::from_utf8_lossy(&log).into_owned() }))
+}

@@ -1,0 +1,390 @@
+//! What a panel sends to make or change a container, read into a specification.
+//!
+//! Everything that can be seen from the body alone is found here, all at once; what depends on the
+//! node (limits, allowed mounts, the pool) the supervisor finds, in the same words.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Deserializer};
+
+use crate::api::error::ApiError;
+use crate::domain::ids::{ContainerId, VolumeId};
+use crate::domain::spec::{
+    ContainerSpec, Limits, Mount, Problem, Protocol, SpecPatch, StopHow, StopPolicy,
+};
+use crate::engine::RegistryAuth;
+use crate::store::bindings::PortRequest;
+
+/// `POST /containers`. What is required is an `Option` too, so that all that is missing is told at
+/// once.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct CreateBody {
+    internal_id: Option<String>,
+    image: Option<String>,
+    volume_id: Option<String>,
+    startup_command: Option<String>,
+    start_pattern: Option<String>,
+    ports: Option<Vec<PortBody>>,
+    limits: Option<Limits>,
+    /// Container path to host path.
+    mount: Option<BTreeMap<String, PathBuf>>,
+    install_script: Option<String>,
+    install_image: Option<String>,
+    env: Option<BTreeMap<String, String>>,
+    stop: Option<StopBody>,
+    labels: Option<BTreeMap<String, String>>,
+    restart_on_crash: Option<bool>,
+    autostart: Option<bool>,
+    tty: Option<bool>,
+    read_only: Option<bool>,
+    registry_auth: Option<RegistryAuthBody>,
+}
+
+/// A port to publish; without `port` one is taken from the pool.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
+#[serde(deny_unknown_fields)]
+pub(super) struct PortBody {
+    pub(super) ip: Option<IpAddr>,
+    pub(super) port: Option<u16>,
+    #[serde(default, deserialize_with = "optional_protocol")]
+    pub(super) protocol: Option<Protocol>,
+    pub(super) container_port: Option<u16>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct StopBody {
+    signal: Option<String>,
+    command: Option<String>,
+    /// Seconds.
+    timeout: Option<u64>,
+}
+
+/// Credentials for the image's registry.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RegistryAuthBody {
+    pub(super) username: String,
+    pub(super) password: String,
+    /// Where the image's name does not say it.
+    #[serde(default)]
+    pub(super) server: Option<String>,
+}
+
+impl std::fmt::Debug for RegistryAuthBody {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("RegistryAuthBody(***)")
+    }
+}
+
+/// A creation that is well-formed by itself.
+#[derive(Debug)]
+pub(super) struct Creation {
+    pub(super) id: ContainerId,
+    pub(super) spec: ContainerSpec,
+    pub(super) ports: Vec<PortBody>,
+    pub(super) registry_auth: Option<RegistryAuthBody>,
+}
+
+impl CreateBody {
+    pub(super) fn read(self) -> Result<Creation, ApiError> {
+        let mut problems = Vec::new();
+        let id = self.internal_id.as_deref().map(ContainerId::parse).transpose();
+        let id = id.unwrap_or_else(|why| {
+            problems.push(Problem::new("internal_id", why.to_string()));
+            None
+        });
+        if self.internal_id.is_none() {
+            problems.push(Problem::new("internal_id", REQUIRED));
+        }
+        let volume_id = self.volume_id.as_deref().and_then(VolumeId::parse);
+        if volume_id.is_none() {
+            let why = self.volume_id.as_ref().map_or(REQUIRED, |_| "must be the id of a volume");
+            problems.push(Problem::new("volume_id", why));
+        }
+        for (name, text) in [("image", &self.image), ("startup_command", &self.startup_command)] {
+            if text.is_none() {
+                problems.push(Problem::new(name, REQUIRED));
+            }
+        }
+        let stop = self.stop.map(|stop| stop.read(&StopPolicy::default(), &mut problems));
+        let ports = self.ports.unwrap_or_default();
+        check_ports(&ports, &mut problems);
+        let (Some(id), Some(volume_id), true) = (id, volume_id, problems.is_empty()) else {
+            return Err(ApiError::invalid(problems));
+        };
+        let mounts = self.mount.unwrap_or_default().into_iter();
+        let spec = ContainerSpec {
+            image: self.image.unwrap_or_default(),
+            volume_id,
+            startup_command: self.startup_command.unwrap_or_default(),
+            start_pattern: non_empty(self.start_pattern),
+            limits: self.limits.unwrap_or_default(),
+            mounts: mounts
+                .map(|(target, source)| Mount { target, source, read_only: false })
+                .collect(),
+            install_script: non_empty(self.install_script),
+            install_image: non_empty(self.install_image),
+            env: self.env.unwrap_or_default(),
+            stop: stop.unwrap_or_default(),
+            labels: self.labels.unwrap_or_default(),
+            restart_on_crash: self.restart_on_crash.unwrap_or(false),
+            autostart: self.autostart.unwrap_or(false),
+            tty: self.tty.unwrap_or(true),
+            read_only: self.read_only.unwrap_or(true),
+        };
+        Ok(Creation { id, spec, ports, registry_auth: self.registry_auth })
+    }
+}
+
+const REQUIRED: &str = "is required";
+
+/// Panels send an empty text where they have nothing to say.
+pub(super) fn non_empty(text: Option<String>) -> Option<String> {
+    text.filter(|text| !text.trim().is_empty())
+}
+
+/// Finds what is wrong with each port; whether it is in the pool and free is for the store.
+pub(super) fn check_ports(ports: &[PortBody], problems: &mut Vec<Problem>) {
+    for (index, port) in ports.iter().enumerate() {
+        for (name, number) in [("port", port.port), ("container_port", port.container_port)] {
+            if number == Some(0) {
+                let field = format!("ports[{index}].{name}");
+                problems.push(Problem::new(field, "must be between 1 and 65535"));
+            }
+        }
+    }
+}
+
+impl From<PortBody> for PortRequest {
+    fn from(body: PortBody) -> Self {
+        Self {
+            ip: body.ip,
+            port: body.port,
+            protocol: body.protocol.unwrap_or(Protocol::Tcp),
+            container_port: body.container_port,
+        }
+    }
+}
+
+impl From<RegistryAuthBody> for RegistryAuth {
+    fn from(body: RegistryAuthBody) -> Self {
+        Self { username: body.username, password: body.password, server: body.server }
+    }
+}
+
+impl StopBody {
+    /// The policy this asks for; what it leaves out stays as it was.
+    fn read(self, before: &StopPolicy, problems: &mut Vec<Problem>) -> StopPolicy {
+        let how = match (self.signal, self.command) {
+            (Some(_), Some(_)) => {
+                problems.push(Problem::new("stop", "takes a signal or a command, not both"));
+                before.how.clone()
+            }
+            (Some(signal), None) => StopHow::Signal(full_signal_name(&signal)),
+            (None, Some(command)) => StopHow::Command(command),
+            (None, None) => before.how.clone(),
+        };
+        StopPolicy { how, grace: self.timeout.map_or(before.grace, Duration::from_secs) }
+    }
+}
+
+/// `term`, `TERM` and `SIGTERM` are one signal.
+fn full_signal_name(name: &str) -> String {
+    let upper = name.to_ascii_uppercase();
+    if upper.starts_with("SIG") { upper } else { format!("SIG{upper}") }
+}
+
+/// `PATCH /containers/{id}`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct PatchBody {
+    startup_command: Option<String>,
+    #[serde(default, deserialize_with = "present")]
+    start_pattern: Option<Option<String>>,
+    #[serde(default)]
+    env: BTreeMap<String, Option<String>>,
+    stop: Option<StopBody>,
+    labels: Option<BTreeMap<String, String>>,
+    limits: Option<LimitsBody>,
+    restart_on_crash: Option<bool>,
+    autostart: Option<bool>,
+}
+
+impl PatchBody {
+    /// What of this change a running workload does not see.
+    pub(super) fn fields_read_at_start(&self) -> Vec<&'static str> {
+        let fields = [
+            ("startup_command", self.startup_command.is_some()),
+            ("start_pattern", self.start_pattern.is_some()),
+            ("env", !self.env.is_empty()),
+        ];
+        fields.into_iter().filter(|(_, changes)| *changes).map(|(name, _)| name).collect()
+    }
+
+    pub(super) fn read(self, before: &ContainerSpec) -> Result<SpecPatch, ApiError> {
+        let mut problems = Vec::new();
+        let stop = self.stop.map(|stop| stop.read(&before.stop, &mut problems));
+        if !problems.is_empty() {
+            return Err(ApiError::invalid(problems));
+        }
+        Ok(SpecPatch {
+            startup_command: self.startup_command,
+            start_pattern: self.start_pattern.map(non_empty),
+            env: self.env,
+            stop,
+            labels: self.labels,
+            limits: self.limits.map(|limits| limits.apply(before.limits)),
+            restart_on_crash: self.restart_on_crash,
+            autostart: self.autostart,
+        })
+    }
+}
+
+/// Some limits changed: one that is left out stays, `null` lifts it.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct LimitsBody {
+    #[serde(deserialize_with = "present")]
+    memory: Option<Option<u64>>,
+    #[serde(deserialize_with = "present")]
+    memory_swap: Option<Option<u64>>,
+    #[serde(deserialize_with = "present")]
+    memory_reservation: Option<Option<u64>>,
+    #[serde(deserialize_with = "present")]
+    cpu: Option<Option<f64>>,
+    #[serde(deserialize_with = "present")]
+    cpu_shares: Option<Option<u64>>,
+    #[serde(deserialize_with = "present")]
+    cpu_quota: Option<Option<u64>>,
+    #[serde(deserialize_with = "present")]
+    cpu_period: Option<Option<u64>>,
+    #[serde(deserialize_with = "present")]
+    pids: Option<Option<u64>>,
+    #[serde(deserialize_with = "present")]
+    disk: Option<Option<u64>>,
+}
+
+impl LimitsBody {
+    pub(super) fn apply(self, to: Limits) -> Limits {
+        Limits {
+            memory: self.memory.unwrap_or(to.memory),
+            memory_swap: self.memory_swap.unwrap_or(to.memory_swap),
+            memory_reservation: self.memory_reservation.unwrap_or(to.memory_reservation),
+            cpu: self.cpu.unwrap_or(to.cpu),
+            cpu_shares: self.cpu_shares.unwrap_or(to.cpu_shares),
+            cpu_quota: self.cpu_quota.unwrap_or(to.cpu_quota),
+            cpu_period: self.cpu_period.unwrap_or(to.cpu_period),
+            pids: self.pids.unwrap_or(to.pids),
+            disk: self.disk.unwrap_or(to.disk),
+        }
+    }
+}
+
+/// Tells a field that is `null` from one that is not there.
+fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    from: D,
+) -> Result<Option<Option<T>>, D::Error> {
+    Option::deserialize(from).map(Some)
+}
+
+/// A protocol as people write it, in either case.
+pub(super) fn optional_protocol<'de, D: Deserializer<'de>>(
+    from: D,
+) -> Result<Option<Protocol>, D::Error> {
+    let Some(text) = Option::<String>::deserialize(from)? else { return Ok(None) };
+    Protocol::parse(&text)
+        .map(Some)
+        .ok_or_else(|| serde::de::Error::custom("must be tcp or udp"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn full() -> serde_json::Value {
+        json!({
+            "internal_id": "server-001",
+            "image": "ubuntu:22.04",
+            "volume_id": uuid::Uuid::new_v4(),
+            "startup_command": "bash -c \"while true; do echo Ready; sleep 1; done\"",
+            "start_pattern": "Ready",
+            "ports": [{"ip": "0.0.0.0", "port": 25565, "protocol": "tcp"}],
+            "limits": {"memory": 536870912, "cpu": 1.0},
+            "install_script": "#!/bin/bash\nwget https://example.com/server.jar"
+        })
+    }
+
+    fn read(body: serde_json::Value) -> Result<Creation, ApiError> {
+        serde_json::from_value::<CreateBody>(body).unwrap().read()
+    }
+
+    #[test]
+    fn the_documents_example_is_read_with_hard_defaults() {
+        let Creation { id, spec, ports, registry_auth } = read(full()).unwrap();
+        assert_eq!(id.as_str(), "server-001");
+        assert_eq!(spec.limits.memory, Some(536_870_912));
+        assert_eq!(spec.limits.cpu, Some(1.0));
+        assert_eq!(ports[0].port, Some(25565));
+        assert_eq!(ports[0].protocol, Some(Protocol::Tcp));
+        assert!(spec.read_only && !spec.autostart && !spec.restart_on_crash);
+        assert!(registry_auth.is_none());
+    }
+
+    #[test]
+    fn all_that_is_missing_or_malformed_is_told_at_once() {
+        let error = read(json!({
+            "internal_id": "-x", "volume_id": "nope", "ports": [{"port": 0}],
+            "stop": {"signal": "TERM", "command": "stop"}
+        }))
+        .unwrap_err();
+        let fields: Vec<&str> =
+            error.problems().iter().map(|problem| problem.field.as_str()).collect();
+        assert_eq!(
+            fields,
+            ["internal_id", "volume_id", "image", "startup_command", "stop", "ports[0].port"]
+        );
+    }
+
+    #[test]
+    fn stop_takes_a_signal_by_any_of_its_names_or_a_line() {
+        let stop = |stop: serde_json::Value| {
+            let mut body = full();
+            body["stop"] = stop;
+            read(body).unwrap().spec.stop
+        };
+        for name in ["term", "TERM", "SIGTERM"] {
+            assert_eq!(
+                stop(json!({"signal": name})).how,
+                StopHow::Signal("SIGTERM".to_owned())
+            );
+        }
+        let policy = stop(json!({"command": "stop", "timeout": 5}));
+        assert_eq!(policy.how, StopHow::Command("stop".to_owned()));
+        assert_eq!(policy.grace, Duration::from_secs(5));
+    }
+
+    #[test]
+    fn a_patch_changes_what_it_names_and_null_lifts() {
+        let mut before = read(full()).unwrap().spec;
+        before.limits.pids = Some(64);
+        let patch: PatchBody = serde_json::from_value(json!({
+            "start_pattern": null, "env": {"A": "1", "B": null},
+            "limits": {"memory": null, "cpu": 2}, "stop": {"timeout": 3}
+        }))
+        .unwrap();
+        let after = patch.read(&before).unwrap().apply(&before);
+        assert_eq!(after.start_pattern, None);
+        assert_eq!(after.env.get("A").map(String::as_str), Some("1"));
+        assert_eq!((after.limits.memory, after.limits.cpu), (None, Some(2.0)));
+        assert_eq!(after.limits.pids, Some(64));
+        assert_eq!(after.stop.how, before.stop.how);
+        assert_eq!(after.stop.grace, Duration::from_secs(3));
+        assert_eq!(after.startup_command, before.startup_command);
+    }
+}

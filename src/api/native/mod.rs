@@ -1,0 +1,35 @@
+//! lightd's own API: one file per area, each with its routes, its handlers and what they read and
+//! write. A handler parses, asks whether the caller may, asks a service, and renders.
+
+mod console;
+mod container_body;
+mod container_view;
+mod containers;
+mod ports;
+mod power;
+mod public;
+mod remote;
+mod resources;
+mod tokens;
+
+use axum::Router;
+
+use super::state::AppState;
+
+/// Calls that answer within the common deadline.
+pub(super) fn quick_routes() -> Router<AppState> {
+    Router::new()
+        .merge(public::routes())
+        .merge(tokens::routes())
+        .merge(ports::routes())
+        .merge(containers::routes())
+        .merge(power::routes())
+        .merge(console::routes())
+        .merge(resources::routes())
+        .merge(remote::routes())
+}
+
+/// Calls that bring their own deadline, or stream.
+pub(super) fn long_routes() -> Router<AppState> {
+    Router::new().merge(console::long_routes())
+}

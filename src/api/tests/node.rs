@@ -1,0 +1,209 @@
+//! A node without an engine, and ways to ask it.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::http::{Request, Response, StatusCode, header};
+use http_body_util::BodyExt;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::sync::{Semaphore, broadcast, watch};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tower::ServiceExt;
+
+use crate::access::{Access, AccessSettings};
+use crate::api::state::{AppState, Services};
+use crate::api::ws::Sockets;
+use crate::config::live::Live;
+use crate::config::source::{Overrides, Source};
+use crate::console::ConsoleOptions;
+use crate::domain::ids::{ContainerId, VolumeId};
+use crate::domain::spec::NodeCapacity;
+use crate::domain::units::UnixSeconds;
+use crate::engine::{Engine, EngineOptions, LogCap};
+use crate::files::archive::ArchiveLimits;
+use crate::files::operation::Operations;
+use crate::files::{Files, FilesOptions};
+use crate::network::isolation::{Firewall, Isolation, IsolationOptions};
+use crate::network::pool::PortPool;
+use crate::panel::Panel;
+use crate::store::Store;
+use crate::store::volumes::VolumeRow;
+use crate::supervisor::{Registry, Services as SupervisorServices, Settings};
+use crate::util::secret::{Sealer, SecretDigest};
+
+pub(super) const TOKEN: &str = "lightd_0123456789abcdef";
+pub(super) const VENDOR: &str = "Application/vnd.pkglatv1+json";
+
+pub(super) struct Node {
+    pub(super) state: AppState,
+    pub(super) signals: broadcast::Sender<crate::domain::event::Signal>,
+    pub(super) volume: VolumeId,
+    pub(super) access_settings: watch::Sender<AccessSettings>,
+    router: Router,
+    servers: JoinSet<()>,
+    _folder: TempDir,
+}
+
+impl Node {
+    pub(super) async fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(&folder.path().join("lightd.db")).unwrap();
+        let volume = VolumeId::random();
+        let row = VolumeRow {
+            id: volume,
+            name: None,
+            size_bytes: None,
+            created_at: UnixSeconds::now(),
+        };
+        store.write("test", move |tx| tx.insert_volume(&row)).await.unwrap();
+        let (access_settings, settings) = watch::channel(AccessSettings {
+            enabled: true,
+            node_token: SecretDigest::of(TOKEN),
+            allowed_origins: Vec::new(),
+        });
+        let stop = CancellationToken::new();
+        let supervisor = supervisor(folder.path(), &store, &stop);
+        let state = AppState::new(Services {
+            access: Access::new(store.clone(), settings),
+            ports: PortPool::new(store.clone()),
+            files: supervisor.services().files.clone(),
+            operations: Operations::default(),
+            panel: Arc::new(Panel::new(store.clone(), watch::channel(None).1)),
+            config: live_config(folder.path()),
+            store,
+            engine_health: supervisor.services().engine.health(),
+            sockets: Sockets::default(),
+            began: Instant::now(),
+            stop,
+            supervisor,
+        });
+        let signals = state.supervisor.services().signals.clone();
+        let router = crate::api::router(state.clone());
+        Self {
+            state,
+            signals,
+            volume,
+            access_settings,
+            router,
+            servers: JoinSet::new(),
+            _folder: folder,
+        }
+    }
+
+    pub(super) async fn send(&self, request: Request<Body>) -> Response<Body> {
+        self.router.clone().oneshot(request).await.unwrap()
+    }
+
+    /// Asks as the node itself.
+    pub(super) async fn ask(&self, method: &str, uri: &str, body: Value) -> (StatusCode, Value) {
+        self.ask_as(TOKEN, method, uri, body).await
+    }
+
+    pub(super) async fn ask_as(
+        &self,
+        token: &str,
+        method: &str,
+        uri: &str,
+        body: Value,
+    ) -> (StatusCode, Value) {
+        let body = if body.is_null() { Body::empty() } else { Body::from(body.to_string()) };
+        let request = Request::builder()
+            .method(method)
+            .uri(uri)
+            .header(header::AUTHORIZATION, format!("Bearer {token}"))
+            .header(header::ACCEPT, VENDOR)
+            .body(body)
+            .unwrap();
+        answer(self.send(request).await).await
+    }
+
+    /// Makes a container, which waits for an engine to be installed.
+    pub(super) async fn container(&self, id: &str) -> ContainerId {
+        let body = json!({
+            "internal_id": id, "image": "debian:12", "volume_id": self.volume,
+            "startup_command": "true",
+        });
+        let (status, answer) = self.ask("POST", "/containers", body).await;
+        assert_eq!(status, 201, "{answer}");
+        ContainerId::parse(id).unwrap()
+    }
+
+    /// Serves on a socket of this host.
+    pub(super) async fn listen(&mut self) -> SocketAddr {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let router = self.router.clone();
+        self.servers.spawn(async move { axum::serve(listener, router).await.unwrap() });
+        address
+    }
+}
+
+pub(super) async fn answer(response: Response<Body>) -> (StatusCode, Value) {
+    let status = response.status();
+    let body = response.into_body().collect().await.unwrap().to_bytes();
+    let value = serde_json::from_slice(&body);
+    (status, value.unwrap_or_else(|_| panic!("no JSON: {:?}", String::from_utf8_lossy(&body))))
+}
+
+fn supervisor(folder: &Path, store: &Store, stop: &CancellationToken) -> Arc<Registry> {
+    let options =
+        EngineOptions { socket_path: folder.join("no-engine.sock"), node: "api-test".to_owned() };
+    let engine = Engine::new(options);
+    let isolation = IsolationOptions {
+        bridge: "lightd9".to_owned(),
+        subnets: "10.99.0.0/16".parse().unwrap(),
+        allow_host: Vec::new(),
+        allow_private: Vec::new(),
+        firewall: Firewall::Off,
+    };
+    let files = FilesOptions {
+        volumes_path: folder.join("volumes"),
+        owner: None,
+        limits: ArchiveLimits::default(),
+    };
+    Registry::new(Arc::new(SupervisorServices {
+        isolation: Isolation::new(engine.clone(), isolation),
+        engine,
+        store: store.clone(),
+        files: Files::new(files).unwrap(),
+        sealer: Sealer::new(folder.join("secret.key")),
+        settings: watch::channel(Arc::new(settings())).1,
+        signals: broadcast::channel(64).0,
+        console: ConsoleOptions::default(),
+        capacity: NodeCapacity { memory_bytes: 8 << 30, cpus: 2.0 },
+        containers_path: folder.join("containers"),
+        start_slots: Semaphore::new(1),
+        began: Instant::now(),
+        stop: stop.clone(),
+    }))
+}
+
+fn settings() -> Settings {
+    Settings {
+        user: "1000:1000".to_owned(),
+        owner: (1000, 1000),
+        network: "lightd9".to_owned(),
+        time_zone: "UTC".to_owned(),
+        default_pids: 64,
+        log: LogCap { max_bytes: 1 << 20, max_files: 1 },
+        allowed_mounts: Vec::new(),
+        install_timeout: Duration::from_secs(60),
+        install_image_max_bytes: 1 << 30,
+        panel: false,
+        panel_power_events: false,
+    }
+}
+
+fn live_config(folder: &Path) -> Arc<Live> {
+    let source = Source::new(folder.join("config.json"), [], Overrides::default());
+    source.ensure_exists().unwrap();
+    let config = source.load().unwrap();
+    Arc::new(Live::new(source, config))
+}

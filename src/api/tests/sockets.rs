@@ -1,0 +1,207 @@
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use futures_util::{SinkExt, StreamExt};
+use serde_json::{Value, json};
+use tokio::net::TcpStream;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::{Error, Message};
+use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
+
+use super::node::{Node, TOKEN};
+use crate::console::Stream;
+use crate::domain::event::{Signal, SignalKind, StateEvent};
+use crate::domain::ids::{ContainerId, RunId};
+
+const PATIENCE: Duration = Duration::from_secs(10);
+
+struct Client(WebSocketStream<MaybeTlsStream<TcpStream>>);
+
+async fn connect(address: SocketAddr, id: &str, query: &str) -> Result<Client, (u16, Value)> {
+    let url = format!("ws://{address}/ws/{id}?{query}");
+    match connect_async(url).await {
+        Ok((socket, _)) => Ok(Client(socket)),
+        Err(Error::Http(response)) => {
+            let body = response.body().clone().unwrap_or_default();
+            Err((response.status().as_u16(), serde_json::from_slice(&body).unwrap()))
+        }
+        Err(other) => panic!("{other}"),
+    }
+}
+
+impl Client {
+    async fn next(&mut self) -> Message {
+        let next = tokio::time::timeout(PATIENCE, self.0.next()).await;
+        next.expect("a frame in time").expect("the socket is open").expect("a whole frame")
+    }
+
+    /// The next frame with this event; others are passed over.
+    async fn expect(&mut self, event: &str) -> Value {
+        loop {
+            if let Message::Text(text) = self.next().await {
+                let frame: Value = serde_json::from_str(&text).unwrap();
+                if frame["event"] == event {
+                    return frame;
+                }
+            }
+        }
+    }
+
+    async fn closed(&mut self) -> u16 {
+        loop {
+            if let Message::Close(frame) = self.next().await {
+                return frame.map_or(0, |frame| CloseCode::into(frame.code));
+            }
+        }
+    }
+
+    async fn send(&mut self, text: impl Into<String>) {
+        self.0.send(Message::text(text.into())).await.unwrap();
+    }
+}
+
+fn with_token(rest: &str) -> String {
+    format!("token={TOKEN}{rest}")
+}
+
+fn print(node: &Node, id: &ContainerId, text: &str) {
+    let handle = node.state.supervisor.get(id).unwrap();
+    handle.console().push(RunId(1), Stream::Out, 0, text.as_bytes());
+}
+
+#[tokio::test]
+async fn a_refusal_is_an_answer_before_the_upgrade() {
+    let mut node = Node::new().await;
+    node.container("a").await;
+    let (_, narrow) =
+        node.ask("POST", "/auth/tokens", json!({"permissions": ["files.read"]})).await;
+    let narrow = format!("token={}", narrow["token"].as_str().unwrap());
+    let address = node.listen().await;
+    for (id, query, status, code) in [
+        ("a", "", 401, "unauthorized"),
+        ("a", "token=lightd_wrong-wrong-wrong", 401, "unauthorized"),
+        ("b", &with_token(""), 404, "not_found"),
+        ("a", &narrow, 403, "scope"),
+        ("a", &with_token("&events=nonsense"), 400, "invalid"),
+    ] {
+        let (got, body) = connect(address, id, query).await.err().expect("a refusal");
+        assert_eq!((got, body["code"].as_str()), (status, Some(code)), "{id} {query}");
+    }
+    let plain = node.ask("GET", &format!("/ws/a?{}", with_token("")), Value::Null).await;
+    assert_eq!((plain.0.as_u16(), &plain.1["code"]), (400, &json!("not_a_websocket")));
+}
+
+#[tokio::test]
+async fn the_present_state_comes_first_and_then_what_happens() {
+    let mut node = Node::new().await;
+    let id = node.container("a").await;
+    let address = node.listen().await;
+    let mut client = connect(address, "a", &with_token("")).await.ok().unwrap();
+    let Message::Text(first) = client.next().await else { panic!("no text") };
+    let first: Value = serde_json::from_str(&first).unwrap();
+    assert_eq!(first["event"], "event", "{first}");
+    assert!(["installing", "unknown"].contains(&first["data"].as_str().unwrap()), "{first}");
+
+    print(&node, &id, "hello\nworld\n");
+    let mut text = String::new();
+    let mut seq = 0;
+    while !text.contains("world") {
+        let frame = client.expect("console").await;
+        text.push_str(frame["data"].as_str().unwrap());
+        seq = frame["seq"].as_u64().unwrap();
+    }
+    assert_eq!((text.as_str(), seq), ("hello\nworld\n", 2));
+    let say = SignalKind::DaemonMessage("pulling".to_owned());
+    node.signals.send(Signal { container: id.clone(), kind: say }).unwrap();
+    assert_eq!(client.expect("daemon_message").await["data"], "pulling");
+    let exit = StateEvent { name: "exit", run: RunId(1), exit_code: Some(3), oom_killed: Some(false) };
+    node.signals.send(Signal { container: id, kind: SignalKind::State(exit) }).unwrap();
+    loop {
+        let frame = client.expect("event").await;
+        if frame["data"] == "exit" {
+            assert_eq!((&frame["exit_code"], &frame["oom_killed"]), (&json!(3), &json!(false)));
+            break;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_comes_back_gets_exactly_what_it_missed() {
+    let mut node = Node::new().await;
+    let id = node.container("a").await;
+    let address = node.listen().await;
+    print(&node, &id, "1\n2\n3\n4\n");
+    let query = with_token("&since=2&events=console");
+    let mut client = connect(address, "a", &query).await.ok().unwrap();
+    let frame = client.expect("console").await;
+    assert_eq!((&frame["data"], &frame["seq"]), (&json!("3\n4\n"), &json!(4)));
+    client.send(r#"{"event":"request_logs","lines":2}"#).await;
+    let logs = client.expect("logs").await;
+    assert_eq!((&logs["data"], &logs["seq"]), (&json!("3\n4\n"), &json!(4)));
+}
+
+#[tokio::test]
+async fn what_cannot_be_done_is_an_error_event_and_the_socket_stays() {
+    let mut node = Node::new().await;
+    node.container("a").await;
+    let (_, reader) = node
+        .ask("POST", "/auth/tokens", json!({"containers": ["a"], "permissions": ["console.read"]}))
+        .await;
+    let reader = format!("token={}", reader["token"].as_str().unwrap());
+    let address = node.listen().await;
+    let mut client = connect(address, "a", &with_token("")).await.ok().unwrap();
+    for (frame, code) in [
+        ("nope", "invalid_json"),
+        (r#"{"event":"dance"}"#, "unknown_event"),
+        (r#"{"event":"power","action":"explode"}"#, "invalid"),
+        (r#"{"event":"send_command","command":"x"}"#, "not_running"),
+        (r#"{"event":"auth","token":"lightd_wrong-wrong-wrong"}"#, "unauthorized"),
+    ] {
+        client.send(frame).await;
+        assert_eq!(client.expect("error").await["code"], code, "{frame}");
+    }
+    let mut client = connect(address, "a", &reader).await.ok().unwrap();
+    client.send(r#"{"event":"send_command","command":"x"}"#).await;
+    assert_eq!(client.expect("error").await["code"], "scope");
+    client.send(r#"{"event":"request_logs"}"#).await;
+    assert_eq!(client.expect("logs").await["data"], "");
+}
+
+#[tokio::test]
+async fn sockets_end_with_their_reason() {
+    let mut node = Node::new().await;
+    node.container("a").await;
+    let (_, issued) = node.ask("POST", "/auth/tokens", json!({"ttl": "1h"})).await;
+    let query = format!("token={}", issued["token"].as_str().unwrap());
+    let address = node.listen().await;
+    let mut revoked = connect(address, "a", &query).await.ok().unwrap();
+    let mut renewed = connect(address, "a", &query).await.ok().unwrap();
+    renewed.send(json!({"event": "auth", "token": TOKEN}).to_string()).await;
+    renewed.send(r#"{"event":"request_logs"}"#).await;
+    renewed.expect("logs").await;
+    let uri = format!("/auth/tokens/{}", issued["id"].as_str().unwrap());
+    assert_eq!(node.ask("DELETE", &uri, Value::Null).await.0, 200);
+    assert_eq!(revoked.closed().await, 4401);
+
+    let mut large = connect(address, "a", &with_token("")).await.ok().unwrap();
+    large.send("x".repeat(70_000)).await;
+    assert_eq!(large.closed().await, 1009);
+
+    node.state.stop.cancel();
+    assert_eq!(renewed.closed().await, 1001);
+    let drained = node.state.sockets.drained();
+    tokio::time::timeout(PATIENCE, drained).await.expect("all sockets have ended");
+}
+
+#[tokio::test]
+async fn a_token_for_one_use_opens_one_socket_which_stays_open() {
+    let mut node = Node::new().await;
+    let id = node.container("a").await;
+    let (_, issued) = node.ask("POST", "/auth/tokens", json!({"remove_on_use": true})).await;
+    let query = format!("token={}", issued["token"].as_str().unwrap());
+    let address = node.listen().await;
+    let mut first = connect(address, "a", &query).await.ok().unwrap();
+    assert_eq!(connect(address, "a", &query).await.err().unwrap().0, 401);
+    print(&node, &id, "still here\n");
+    assert_eq!(first.expect("console").await["data"], "still here\n");
+}

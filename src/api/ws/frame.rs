@@ -1,0 +1,255 @@
+//! The frames of a container's socket: one JSON object each, told apart by `event`.
+//!
+//! Console output is not here: it comes from the console already serialised and is shared by all who
+//! read it.
+
+use axum::extract::ws::Utf8Bytes;
+use serde::{Deserialize, Serialize};
+
+use crate::domain::event::StateEvent;
+use crate::domain::stats::Sample;
+use crate::files::operation::OperationView;
+
+/// The largest frame a client may send.
+pub(super) const INBOUND_MAX_BYTES: usize = 64 * 1024;
+
+#[derive(Clone, Debug, Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub(super) enum Outbound<'a> {
+    Event {
+        data: &'a str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        exit_code: Option<i64>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        oom_killed: Option<bool>,
+    },
+    Stats(&'a Sample),
+    DaemonMessage {
+        data: &'a str,
+    },
+    Logs {
+        data: &'a str,
+        /// The number of the last line in `data`; 0 if there is none.
+        seq: u64,
+    },
+    Operation(&'a serde_json::Value),
+    #[serde(rename = "operation")]
+    Progress(&'a OperationView),
+    Error {
+        data: &'a str,
+        code: &'static str,
+    },
+}
+
+impl<'a> Outbound<'a> {
+    pub(super) fn state(event: &StateEvent) -> Self {
+        Self::Event {
+            data: event.name,
+            exit_code: event.exit_code,
+            oom_killed: event.oom_killed,
+        }
+    }
+
+    pub(super) fn text(&self) -> Utf8Bytes {
+        serde_json::to_string(self).expect("invariant: frames have text keys only").into()
+    }
+}
+
+/// What a client asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Inbound {
+    SendCommand { command: String },
+    Power { action: PowerAction },
+    RequestLogs { lines: Option<u64>, since: Option<u64> },
+    Auth { token: String },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum PowerAction {
+    Start,
+    Stop,
+    Kill,
+    Restart,
+}
+
+/// Why a frame is no [`Inbound`].
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct BadFrame {
+    pub(super) code: &'static str,
+    pub(super) message: String,
+}
+
+impl Inbound {
+    pub(super) fn parse(text: &str) -> Result<Self, BadFrame> {
+        let bad = |code, message: String| BadFrame { code, message };
+        let frame: serde_json::Map<String, serde_json::Value> = serde_json::from_str(text)
+            .map_err(|error| bad("invalid_json", format!("a frame is one JSON object: {error}")))?;
+        let event = frame.get("event").and_then(|event| event.as_str()).unwrap_or_default();
+        let known: fn(serde_json::Value) -> Result<Self, serde_json::Error> = match event {
+            "send_command" => |frame| serde_json::from_value(frame).map(SendCommand::into),
+            "power" => |frame| serde_json::from_value(frame).map(Power::into),
+            "request_logs" => |frame| serde_json::from_value(frame).map(RequestLogs::into),
+            "auth" => |frame| serde_json::from_value(frame).map(Auth::into),
+            _ => {
+                let known = "event must be one of send_command, power, request_logs, auth";
+                return Err(bad("unknown_event", known.to_owned()));
+            }
+        };
+        let event = event.to_owned();
+        known(frame.into()).map_err(|error| bad("invalid", format!("{event}: {error}")))
+    }
+}
+
+// Each event's own fields. Further ones are passed over, so that a client may be newer than the node.
+
+#[derive(Deserialize)]
+struct SendCommand {
+    command: String,
+}
+
+#[derive(Deserialize)]
+struct Power {
+    action: PowerAction,
+}
+
+#[derive(Deserialize)]
+struct RequestLogs {
+    lines: Option<u64>,
+    since: Option<u64>,
+}
+
+#[derive(Deserialize)]
+struct Auth {
+    token: String,
+}
+
+impl From<SendCommand> for Inbound {
+    fn from(frame: SendCommand) -> Self {
+        Self::SendCommand { command: frame.command }
+    }
+}
+
+impl From<Power> for Inbound {
+    fn from(frame: Power) -> Self {
+        Self::Power { action: frame.action }
+    }
+}
+
+impl From<RequestLogs> for Inbound {
+    fn from(frame: RequestLogs) -> Self {
+        Self::RequestLogs { lines: frame.lines, since: frame.since }
+    }
+}
+
+impl From<Auth> for Inbound {
+    fn from(frame: Auth) -> Self {
+        Self::Auth { token: frame.token }
+    }
+}
+
+/// The events a client has subscribed to with `?events=`. Errors always arrive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Subscription {
+    pub(super) event: bool,
+    pub(super) console: bool,
+    pub(super) stats: bool,
+    pub(super) daemon_message: bool,
+    pub(super) operation: bool,
+}
+
+impl Subscription {
+    const NONE: Self = Self {
+        event: false,
+        console: false,
+        stats: false,
+        daemon_message: false,
+        operation: false,
+    };
+    pub(super) const ALL: Self =
+        Self { event: true, console: true, stats: true, daemon_message: true, operation: true };
+
+    /// Reads `console,event`; the error is the name that is none.
+    pub(super) fn parse(text: &str) -> Result<Self, String> {
+        let mut chosen = Self::NONE;
+        for name in text.split(',').map(str::trim).filter(|name| !name.is_empty()) {
+            match name {
+                "event" => chosen.event = true,
+                "console" => chosen.console = true,
+                "stats" => chosen.stats = true,
+                "daemon_message" => chosen.daemon_message = true,
+                "operation" => chosen.operation = true,
+                // These only ever answer a request.
+                "logs" | "error" => {}
+                unknown => return Err(unknown.to_owned()),
+            }
+        }
+        Ok(chosen)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn json_of(frame: &Outbound<'_>) -> serde_json::Value {
+        serde_json::from_str(&frame.text()).unwrap()
+    }
+
+    #[test]
+    fn outbound_frames_are_those_of_the_contract() {
+        let running =
+            Outbound::Event { data: "running", exit_code: None, oom_killed: None };
+        assert_eq!(json_of(&running), json!({"event": "event", "data": "running"}));
+        let exit =
+            Outbound::Event { data: "exit", exit_code: Some(137), oom_killed: Some(true) };
+        assert_eq!(
+            json_of(&exit),
+            json!({"event": "event", "data": "exit", "exit_code": 137, "oom_killed": true})
+        );
+        assert_eq!(
+            json_of(&Outbound::Logs { data: "a\n", seq: 7 }),
+            json!({"event": "logs", "data": "a\n", "seq": 7})
+        );
+        assert_eq!(
+            json_of(&Outbound::Operation(&json!({"operation_id": "x"}))),
+            json!({"event": "operation", "operation_id": "x"})
+        );
+        assert_eq!(
+            json_of(&Outbound::Error { data: "no", code: "stopping" }),
+            json!({"event": "error", "data": "no", "code": "stopping"})
+        );
+    }
+
+    #[test]
+    fn inbound_frames_are_read_and_what_is_wrong_is_named() {
+        let parse = Inbound::parse;
+        assert_eq!(
+            parse(r#"{"event":"send_command","command":"say hi"}"#),
+            Ok(Inbound::SendCommand { command: "say hi".to_owned() })
+        );
+        assert_eq!(
+            parse(r#"{"event":"power","action":"kill"}"#),
+            Ok(Inbound::Power { action: PowerAction::Kill })
+        );
+        assert_eq!(
+            parse(r#"{"event":"request_logs","lines":50}"#),
+            Ok(Inbound::RequestLogs { lines: Some(50), since: None })
+        );
+        let code = |text| parse(text).unwrap_err().code;
+        assert_eq!(code("nope"), "invalid_json");
+        assert_eq!(code("[1]"), "invalid_json");
+        assert_eq!(code("{}"), "unknown_event");
+        assert_eq!(code(r#"{"event":"reboot"}"#), "unknown_event");
+        assert_eq!(code(r#"{"event":"send_command"}"#), "invalid");
+        assert_eq!(code(r#"{"event":"power","action":"explode"}"#), "invalid");
+    }
+
+    #[test]
+    fn subscriptions_name_events() {
+        let some = Subscription::parse("console,event").unwrap();
+        assert!(some.console && some.event && !some.stats);
+        assert_eq!(Subscription::parse("console,x"), Err("x".to_owned()));
+    }
+}

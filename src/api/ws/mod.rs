@@ -1,0 +1,161 @@
+//! `GET /ws/{id}`: a container's socket, from the upgrade to its task.
+//!
+//! Everything is decided before the upgrade, so that a refusal is an answer with a status. Each socket
+//! is one task of [`Sockets`], which bounds how many there are, of one container and in all, and lets
+//! shutdown wait for them: the HTTP server forgets a connection once it is upgraded.
+
+mod frame;
+mod requests;
+mod session;
+mod wire;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::State;
+use axum::extract::ws::WebSocketUpgrade;
+use axum::extract::ws::rejection::WebSocketUpgradeRejection;
+use axum::response::Response;
+use axum::routing::any;
+use serde::Deserialize;
+use tokio_util::task::TaskTracker;
+
+use self::frame::{INBOUND_MAX_BYTES, Subscription};
+use self::session::Session;
+use super::error::ApiError;
+use super::auth::StayingAuth;
+use super::extract::{Path, Query};
+use super::state::AppState;
+use crate::domain::access::Permission;
+use crate::domain::ids::ContainerId;
+
+const SOCKETS_MAX: usize = 2048;
+const SOCKETS_PER_CONTAINER_MAX: usize = 128;
+/// The buffers of the protocol's implementation are 128 KiB each unless told otherwise: too much for
+/// a socket that mostly sleeps.
+const READ_BUFFER_BYTES: usize = 4 * 1024;
+const WRITE_BUFFER_BYTES: usize = 16 * 1024;
+/// What may wait in the write buffer: no more than one frame of console output can leave there.
+const WRITE_BUFFER_MAX_BYTES: usize = 4 * 1024 * 1024;
+
+pub(super) fn routes() -> Router<AppState> {
+    Router::new().route("/ws/{id}", any(connect))
+}
+
+#[derive(Debug, Deserialize)]
+struct ConnectQuery {
+    events: Option<String>,
+    since: Option<u64>,
+}
+
+async fn connect(
+    StayingAuth { auth, grant }: StayingAuth,
+    State(state): State<AppState>,
+    Path(id): Path<ContainerId>,
+    Query(query): Query<ConnectQuery>,
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+) -> Result<Response, ApiError> {
+    let handle = auth
+        .container(&state, &id, Permission::ContainersRead)
+        .or_else(|_| auth.container(&state, &id, Permission::ConsoleRead))?;
+    let subscription = match query.events.as_deref() {
+        None => Subscription::ALL,
+        Some(names) => Subscription::parse(names).map_err(|name| {
+            ApiError::field("?events", format!("{name} is no event that is sent"))
+        })?,
+    };
+    let upgrade = upgrade.map_err(|rejection| {
+        ApiError::malformed("not_a_websocket", "this address takes WebSocket connections only")
+            .because(rejection)
+    })?;
+    let ticket = state.sockets.enter(&id)?;
+    let sockets = state.sockets.clone();
+    let session = Session::new(state, handle, auth, subscription, query.since);
+    let upgrade = upgrade
+        .max_message_size(INBOUND_MAX_BYTES)
+        .max_frame_size(INBOUND_MAX_BYTES)
+        .read_buffer_size(READ_BUFFER_BYTES)
+        .write_buffer_size(WRITE_BUFFER_BYTES)
+        .max_write_buffer_size(WRITE_BUFFER_MAX_BYTES);
+    // Tracked from here on, not only once the upgrade is through.
+    let tracked = sockets.tracker.token();
+    Ok(upgrade.on_upgrade(async move |socket| {
+        session.run(socket, grant).await;
+        drop((ticket, tracked));
+    }))
+}
+
+/// All sockets of this node.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Sockets {
+    open: Arc<Mutex<HashMap<ContainerId, usize>>>,
+    tracker: TaskTracker,
+}
+
+impl Sockets {
+    /// Waits until every socket has ended. What ends them is the daemon's stop signal.
+    pub(crate) async fn drained(&self) {
+        self.tracker.close();
+        self.tracker.wait().await;
+    }
+
+    fn enter(&self, container: &ContainerId) -> Result<Ticket, ApiError> {
+        let mut open = self.lock();
+        let in_all: usize = open.values().sum();
+        let here = open.get(container).copied().unwrap_or(0);
+        if in_all >= SOCKETS_MAX || here >= SOCKETS_PER_CONTAINER_MAX {
+            return Err(ApiError::too_many(
+                "too_many_sockets",
+                "too many sockets are open; close some first",
+                Duration::from_secs(10),
+            ));
+        }
+        open.insert(container.clone(), here + 1);
+        drop(open);
+        Ok(Ticket { sockets: self.clone(), container: container.clone() })
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<ContainerId, usize>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One open socket; it counts until this is dropped.
+#[derive(Debug)]
+struct Ticket {
+    sockets: Sockets,
+    container: ContainerId,
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        let mut open = self.sockets.lock();
+        if let Some(count) = open.get_mut(&self.container) {
+            *count -= 1;
+            if *count == 0 {
+                open.remove(&self.container);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sockets_of_one_container_are_bounded_and_count_while_they_live() {
+        let sockets = Sockets::default();
+        let (a, b) = (ContainerId::parse("a").unwrap(), ContainerId::parse("b").unwrap());
+        let mut tickets: Vec<Ticket> =
+            (0..SOCKETS_PER_CONTAINER_MAX).map(|_| sockets.enter(&a).unwrap()).collect();
+        assert_eq!(sockets.enter(&a).unwrap_err().code(), "too_many_sockets");
+        assert!(sockets.enter(&b).is_ok());
+        tickets.pop();
+        assert!(sockets.enter(&a).is_ok());
+        drop(tickets);
+        assert!(sockets.lock().is_empty());
+    }
+}

@@ -1,0 +1,168 @@
+//! What a client asks for on its socket, and how often it may.
+//!
+//! A request is a future that owns what it needs, so that the container's output goes on while it is
+//! answered. A refusal is an `error` event with the code that the same refusal has over REST.
+
+use std::future::Future;
+use std::pin::Pin;
+
+use axum::extract::ws::Utf8Bytes;
+use tokio::time::Instant;
+
+use super::frame::{Inbound, Outbound, PowerAction};
+use crate::api::error::ApiError;
+use crate::api::auth::{Auth, StayingAuth};
+use crate::api::state::AppState;
+use crate::console::Query;
+use crate::domain::access::Permission;
+use crate::domain::lifecycle::Command;
+use crate::supervisor::{ContainerHandle, Request};
+
+const LOG_LINES_DEFAULT: usize = 100;
+pub(in crate::api) const LOG_LINES_MAX: usize = 10_000;
+
+pub(super) type Work = Pin<Box<dyn Future<Output = Reply> + Send>>;
+
+/// What a request comes to.
+pub(super) enum Reply {
+    Done,
+    Frame(Utf8Bytes),
+    /// The socket goes on with this.
+    Renewed(Box<StayingAuth>),
+}
+
+/// The request as work to do; one that is not permitted is a refusal already.
+pub(super) fn work(
+    request: Inbound,
+    auth: &Auth,
+    state: AppState,
+    handle: ContainerHandle,
+) -> Work {
+    let needed = match &request {
+        Inbound::SendCommand { .. } => Some(Permission::ConsoleWrite),
+        Inbound::Power { .. } => Some(Permission::Power),
+        Inbound::RequestLogs { .. } => Some(Permission::ConsoleRead),
+        Inbound::Auth { .. } => None,
+    };
+    if needed.is_some_and(|permission| !auth.may(permission, handle.id())) {
+        return Box::pin(std::future::ready(refused(ApiError::scope())));
+    }
+    Box::pin(async move {
+        let done = match request {
+            Inbound::SendCommand { command } => send_command(&handle, command).await,
+            Inbound::Power { action } => power(&handle, action).await,
+            Inbound::RequestLogs { lines, since } => logs(&handle, lines, since).await,
+            Inbound::Auth { token } => renew(&state, &handle, &token).await,
+        };
+        done.unwrap_or_else(refused)
+    })
+}
+
+async fn send_command(handle: &ContainerHandle, command: String) -> Result<Reply, ApiError> {
+    handle.write_input(command).await?;
+    Ok(Reply::Done)
+}
+
+async fn power(handle: &ContainerHandle, action: PowerAction) -> Result<Reply, ApiError> {
+    let command = match action {
+        PowerAction::Start => Command::Start,
+        PowerAction::Stop => Command::Stop,
+        PowerAction::Kill => Command::Kill,
+        PowerAction::Restart => Command::Restart,
+    };
+    handle.send(Request::Command(command)).await?;
+    Ok(Reply::Done)
+}
+
+async fn logs(
+    handle: &ContainerHandle,
+    lines: Option<u64>,
+    since: Option<u64>,
+) -> Result<Reply, ApiError> {
+    let lines = lines.map_or(LOG_LINES_DEFAULT, |lines| {
+        usize::try_from(lines).unwrap_or(LOG_LINES_MAX).min(LOG_LINES_MAX)
+    });
+    let query = Query { lines, since, ..Query::default() };
+    let history = handle.console().history(query).await;
+    let frame = Outbound::Logs { data: &history.text, seq: history.last_seq };
+    Ok(Reply::Frame(frame.text()))
+}
+
+/// Carries on with another token, if it is good for this container.
+async fn renew(
+    state: &AppState,
+    handle: &ContainerHandle,
+    token: &str,
+) -> Result<Reply, ApiError> {
+    let renewed = StayingAuth::check(state, Some(token)).await?;
+    let sees = [Permission::ContainersRead, Permission::ConsoleRead];
+    if !sees.into_iter().any(|permission| renewed.auth.may(permission, handle.id())) {
+        return Err(ApiError::scope());
+    }
+    Ok(Reply::Renewed(Box::new(renewed)))
+}
+
+fn refused(error: ApiError) -> Reply {
+    if let Some(cause) = error.cause() {
+        tracing::warn!(code = error.code(), cause, "a socket's request failed");
+    }
+    Reply::Frame(Outbound::Error { data: error.message(), code: error.code() }.text())
+}
+
+/// Inbound frames: so many at once, and so many a second in the long run.
+const FRAMES_BURST: f64 = 60.0;
+const FRAMES_PER_SECOND: f64 = 20.0;
+/// A client that has so many more refused than taken is cut off.
+const FRAMES_REFUSED_MAX: u32 = 200;
+
+/// How many frames a client may still send.
+#[derive(Debug)]
+pub(super) struct Budget {
+    left: f64,
+    at: Instant,
+    refused: u32,
+}
+
+impl Budget {
+    pub(super) fn new(now: Instant) -> Self {
+        Self { left: FRAMES_BURST, at: now, refused: 0 }
+    }
+
+    pub(super) fn allows(&mut self, now: Instant) -> bool {
+        let earned = now.saturating_duration_since(self.at).as_secs_f64() * FRAMES_PER_SECOND;
+        self.left = (self.left + earned).min(FRAMES_BURST);
+        self.at = now;
+        if self.left >= 1.0 {
+            self.left -= 1.0;
+            self.refused = self.refused.saturating_sub(1);
+            return true;
+        }
+        self.refused += 1;
+        false
+    }
+
+    pub(super) fn is_flooded(&self) -> bool {
+        self.refused > FRAMES_REFUSED_MAX
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn frames_are_budgeted_and_a_flood_is_seen_as_one() {
+        let start = Instant::now();
+        let mut budget = Budget::new(start);
+        let passed = (0..100).filter(|_| budget.allows(start)).count();
+        assert_eq!(passed, 60);
+        assert!(!budget.is_flooded());
+        assert!(budget.allows(start + Duration::from_secs(1)), "it comes back with time");
+        let later = start + Duration::from_secs(1);
+        let refused = (0..1000).filter(|_| !budget.allows(later)).count();
+        assert!(refused > 900);
+        assert!(budget.is_flooded());
+    }
+}

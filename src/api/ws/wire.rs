@@ -1,0 +1,66 @@
+//! The writing side of a socket: one frame at a time, each within a deadline, and the reasons to end.
+
+use std::time::Duration;
+
+use axum::extract::ws::{CloseFrame, Message, Utf8Bytes, WebSocket};
+
+/// A reader that takes nothing for so long is not there any more.
+const WRITE_DEADLINE: Duration = Duration::from_secs(30);
+/// Saying goodbye is a courtesy.
+const CLOSE_DEADLINE: Duration = Duration::from_secs(2);
+
+/// Why a socket ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    /// The other side left, or its connection broke.
+    Gone,
+    /// The reader takes nothing, or gives no sign of life.
+    Silent,
+    Unauthorized,
+    Deleted,
+    Suspended,
+    Stopping,
+    FrameTooLarge,
+    Flood,
+}
+
+impl End {
+    /// The close frame, where there is somebody to read it.
+    fn frame(self) -> Option<(u16, &'static str)> {
+        match self {
+            Self::Gone => None,
+            Self::Silent => Some((1008, "no sign of life")),
+            Self::Unauthorized => Some((4401, "the token has expired or was revoked")),
+            Self::Deleted => Some((4404, "the container was deleted")),
+            Self::Suspended => Some((4409, "the container is suspended")),
+            Self::Stopping => Some((1001, "lightd is stopping")),
+            Self::FrameTooLarge => Some((1009, "a frame must not be larger than 64 KiB")),
+            Self::Flood => Some((1008, "too many frames")),
+        }
+    }
+}
+
+/// Sends one frame, or finds that nobody takes it.
+pub(super) async fn send(socket: &mut WebSocket, message: Message) -> Result<(), End> {
+    match tokio::time::timeout(WRITE_DEADLINE, socket.send(message)).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(_)) => Err(End::Gone),
+        Err(_) => Err(End::Silent),
+    }
+}
+
+/// Ends the connection with its reason.
+pub(super) async fn close(mut socket: WebSocket, end: End) {
+    let Some((code, reason)) = end.frame() else { return };
+    let reason = Utf8Bytes::from_static(reason);
+    let farewell = Message::Close(Some(CloseFrame { code, reason }));
+    // The other side's answer is waited for, so that the frame is not lost to a reset.
+    let goodbye = async {
+        if socket.send(farewell).await.is_ok() {
+            while let Some(Ok(_)) = socket.recv().await {}
+        }
+    };
+    if tokio::time::timeout(CLOSE_DEADLINE, goodbye).await.is_err() {
+        tracing::debug!("a socket did not say goodbye");
+    }
+}
