@@ -302,10 +302,10 @@ stop_all() {
         fi
         stop_pid "$pidfile" lightd 20 || die "lightd does not end." "See $log"
         say "lightd has ended."
-    elif [ "$1" = remove ]; then
-        warn "lightd does not run; if its demo server still does: docker rm -f lightd-$server"
     else
         say "lightd does not run."
+        ! engine_answers || [ "$(engine GET "/containers/lightd-$server/json" -o /dev/null -w '%{http_code}')" != 200 ] ||
+            warn "its demo server is still there: docker rm -f lightd-$server"
     fi
 }
 

@@ -79,7 +79,7 @@ dependencies() {
         cargo install --locked --root "$scratch/tools" cargo-deny
         PATH=$PATH:$scratch/tools/bin
     fi
-    cargo deny --locked check licenses bans sources
+    cargo deny --locked check --hide-inclusion-graph licenses bans sources
     local snapshot
     for snapshot in "${LIGHTD_ADVISORY_DB:-}" "$repo"/../advisory-db.tar.zst "$repo"/../*/advisory-db.tar.zst; do
         [ ! -f "$snapshot" ] || break
@@ -90,7 +90,7 @@ dependencies() {
         tar -C "$scratch" --zstd -xf "$snapshot"
         mv "$scratch/db" "$scratch/advisories/advisory-db-3157b0e258782691"
         sed "s#^\[advisories\]#&\ndb-path = \"$scratch/advisories\"#" deny.toml >"$scratch/deny.toml"
-        cargo deny --locked --offline check --config "$scratch/deny.toml" advisories
+        cargo deny --locked --offline --config "$scratch/deny.toml" check advisories
     elif ! cargo deny --locked fetch db; then
         say "Left out: the advisories, whose database cannot be fetched from here."
     else
