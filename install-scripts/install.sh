@@ -91,13 +91,15 @@ make_config() {
     fi
     say "$config"
     local ids
-    ids=$(getent passwd "$user" | cut -d: -f3,4)
+    ids=$(getent passwd "$user" | cut -d: -f3,4) || true
     if [ "$dry_run" = yes ]; then
-        say "would write $config: the example, with docker.user ${ids:-as the new user has it} and no secrets yet (lightd makes them)"
+        say "would write $config: the example, with docker.user ${ids:-as the new user has it} and random secrets"
         return 0
     fi
     (umask 077 && sed "s/\"988:988\"/\"$ids\"/" "$repo/config.example.json" >"$config.new")
     grep -q "\"$ids\"" "$config.new" || die "config.example.json has no docker.user to set."
+    "$binary" --config "$config.new" --token reset >/dev/null
+    "$binary" --config "$config.new" admin-key reset >/dev/null
     mv "$config.new" "$config"
 }
 
@@ -126,7 +128,7 @@ install_all() {
     else
         run systemctl start lightd || die "lightd did not start." "See: journalctl -u lightd -n 50"
     fi
-    say "lightd runs. Its token: $program --config $config --token what"
+    [ "$dry_run" = yes ] || say "lightd runs. Its token: $program --config $config --token what"
 }
 
 servers() {
