@@ -165,7 +165,8 @@ mod tests {
 
     #[test]
     fn the_bearer_scheme_is_read_in_any_case() {
-        let token = |value: &str| bearer(&headers(header::AUTHORIZATION, &[value])).map(str::to_owned);
+        let token =
+            |value: &str| bearer(&headers(header::AUTHORIZATION, &[value])).map(str::to_owned);
         assert_eq!(token("Bearer lightd_x").as_deref(), Some("lightd_x"));
         assert_eq!(token("bearer  lightd_x").as_deref(), Some("lightd_x"));
         assert_eq!(token("Basic lightd_x"), None);
@@ -176,7 +177,10 @@ mod tests {
     fn a_token_is_found_anywhere_in_the_query() {
         let token = |uri: &'static str| token_in_query(&Uri::from_static(uri)).map(str::to_owned);
         assert_eq!(token("/ws/a?token=lightd_x").as_deref(), Some("lightd_x"));
-        assert_eq!(token("/ws/a?since=1&token=lightd_x&events=console").as_deref(), Some("lightd_x"));
+        assert_eq!(
+            token("/ws/a?since=1&token=lightd_x&events=console").as_deref(),
+            Some("lightd_x")
+        );
         assert_eq!(token("/ws/a?xtoken=1"), None);
         assert_eq!(token("/ws/a"), None);
     }

@@ -16,9 +16,9 @@ pub(crate) mod extract;
 mod layers;
 mod native;
 mod state;
-mod ws;
 #[cfg(test)]
 mod tests;
+mod ws;
 
 use axum::Router;
 use axum::middleware::{from_fn, from_fn_with_state};

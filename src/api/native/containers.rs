@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 
 use super::container_body::{CreateBody, Creation, PatchBody, PortBody};
 use super::container_view::ContainerView;
-use crate::api::error::ApiError;
 use crate::api::auth::Auth;
+use crate::api::error::ApiError;
 use crate::api::extract::{Json, Path, Query};
 use crate::api::state::AppState;
 use crate::domain::access::Permission;
@@ -172,11 +172,7 @@ async fn patch(
     let patch = body.read(&handle.snapshot().spec)?;
     handle.send(Request::Update(Box::new(patch))).await?;
     let waits_for_restart = if handle.snapshot().restart_needed { baked_in } else { Vec::new() };
-    Ok(axum::Json(PatchedView {
-        message: "Container updated",
-        internal_id: id,
-        waits_for_restart,
-    }))
+    Ok(axum::Json(PatchedView { message: "Container updated", internal_id: id, waits_for_restart }))
 }
 
 #[derive(Debug, Serialize)]
