@@ -10,22 +10,23 @@
 //!                                                                       /ws/{id}: upgrade -> one task per socket
 //! ```
 
-pub(crate) mod auth;
-pub(crate) mod error;
-pub(crate) mod extract;
+mod auth;
+mod error;
+mod extract;
 mod layers;
 mod native;
-pub(crate) mod state;
-pub(crate) mod ws;
+mod state;
 #[cfg(test)]
 mod tests;
+mod ws;
 
 use axum::Router;
 use axum::middleware::{from_fn, from_fn_with_state};
 use tower_http::catch_panic::CatchPanicLayer;
 
 use self::error::ApiError;
-use self::state::AppState;
+pub(crate) use self::state::{AppState, Services};
+pub(crate) use self::ws::Sockets;
 
 /// Everything lightd answers.
 pub(crate) fn router(state: AppState) -> Router {
