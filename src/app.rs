@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use axum_server::Handle;
 use axum_server::tls_rustls::RustlsConfig;
-use tokio::sync::{Semaphore, broadcast, watch};
+use tokio::sync::{Notify, Semaphore, broadcast, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -27,13 +27,15 @@ use crate::config::{self, Config};
 use crate::console::ConsoleOptions;
 use crate::domain::spec::NodeCapacity;
 use crate::engine::{Engine, EngineOptions, LogCap};
-use crate::files::{ArchiveLimits, Files, FilesOptions, Operations, Owner};
+use crate::files::operation::Operations;
+use crate::files::{ArchiveLimits, Files, FilesOptions};
 use crate::network::firewall::HostService;
-use crate::network::isolation::{Firewall, Isolation, IsolationOptions};
+use crate::network::isolation::{Exceptions, Firewall, Isolation, IsolationOptions};
 use crate::network::pool::{PortPool, PortRange};
-use crate::panel::Panel;
+use crate::panel::{Panel, PanelSettings};
 use crate::store::{Store, StoreError};
 use crate::supervisor::{Registry, Services, Settings};
+use crate::telemetry::Telemetry;
 use crate::util::chain::Chain;
 use crate::util::secret::Sealer;
 
@@ -69,7 +71,8 @@ pub enum AppError {
 /// Runs lightd until `stop`. `ready` is called once requests are answered.
 pub(crate) async fn run(
     live: Arc<Live>,
-    reload: crate::shutdown::Reload,
+    telemetry: Telemetry,
+    reload: Arc<Notify>,
     stop: CancellationToken,
     ready: impl FnOnce(SocketAddr),
 ) -> Result<(), AppError> {
@@ -80,7 +83,7 @@ pub(crate) async fn run(
     let address = listener.local_addr().map_err(AppError::Serve)?;
     let app = App::build(Arc::clone(&live), &config, stop.child_token()).await?;
     let mut tasks = JoinSet::new();
-    app.spawn_all(&mut tasks, reload);
+    app.spawn_all(&mut tasks, telemetry, reload);
     let server = app.serve(listener, &config).await?;
     ready(address);
     let served = tokio::select! {
@@ -96,7 +99,8 @@ struct App {
     registry: Arc<Registry>,
     files: Files,
     operations: Operations,
-    panel: Panel,
+    panel: Arc<Panel>,
+    panel_settings: watch::Sender<Option<PanelSettings>>,
     store: Store,
     settings: watch::Sender<Arc<Settings>>,
     access: watch::Sender<AccessSettings>,
@@ -142,19 +146,20 @@ impl App {
         ports.seed(port_seeds(config)).await.map_err(AppError::Ports)?;
         let host_was_restarted = note_host_boot(&store).await.map_err(AppError::Store)?;
         tracing::info!(containers = loaded, host_was_restarted, "the store is open");
-        let operations = Operations::new();
-        let panel = Panel::new(store.clone(), live.subscribe());
+        let operations = Operations::default();
+        let panel_settings = watch::Sender::new(panel_of(config));
+        let panel = Arc::new(Panel::new(store.clone(), panel_settings.subscribe()));
         let state = api::AppState::new(api::Services {
             supervisor: Arc::clone(&registry),
             access: Access::new(store.clone(), access.subscribe()),
             ports: ports.clone(),
             files: files.clone(),
             operations: operations.clone(),
-            panel: panel.clone(),
+            panel: Arc::clone(&panel),
             config: Arc::clone(&live),
             store: store.clone(),
             engine_health: engine.health(),
-            sockets: api::Sockets::new(),
+            sockets: api::Sockets::default(),
             began: Instant::now(),
             stop: stop.clone(),
         });
@@ -164,6 +169,7 @@ impl App {
             files,
             operations,
             panel,
+            panel_settings,
             store,
             settings,
             access,
@@ -176,44 +182,48 @@ impl App {
     }
 
     /// Starts what lives as long as lightd. Each ends with `stop`.
-    fn spawn_all(&self, tasks: &mut JoinSet<()>, mut reload: crate::shutdown::Reload) {
+    fn spawn_all(&self, tasks: &mut JoinSet<()>, telemetry: Telemetry, reload: Arc<Notify>) {
         let engine = self.registry.services().engine.clone();
         let stop = self.stop.clone();
         tasks.spawn(async move { engine.watch_health(stop).await });
         tasks.spawn(Arc::clone(&self.registry).run(self.host_was_restarted, self.stop.clone()));
-        tasks.spawn(self.panel.clone().run(self.stop.clone()));
+        let (panel, stop) = (Arc::clone(&self.panel), self.stop.clone());
+        tasks.spawn(async move { panel.run(stop).await });
         let (live, stop) = (Arc::clone(&self.live), self.stop.clone());
         tasks.spawn(async move { live.watch_file(stop).await });
         let (live, stop) = (Arc::clone(&self.live), self.stop.clone());
         tasks.spawn(async move {
-            while reload.next(&stop).await {
+            while stop.run_until_cancelled(reload.notified()).await.is_some() {
                 match live.reload() {
                     Ok(changes) => tracing::info!(?changes, "the configuration was read again"),
                     Err(error) => tracing::error!(error = %Chain(&error), "the configuration stays as it was"),
                 }
             }
         });
-        tasks.spawn(self.take_over_changes());
+        tasks.spawn(self.take_over_changes(telemetry));
         tasks.spawn(self.keep_isolation());
         tasks.spawn(self.sweep());
     }
 
     /// Hands each part its piece of a changed configuration.
-    fn take_over_changes(&self) -> impl Future<Output = ()> + use<> {
+    fn take_over_changes(&self, telemetry: Telemetry) -> impl Future<Output = ()> + use<> {
         let mut changed = self.live.subscribe();
-        let (settings, access) = (self.settings.clone(), self.access.clone());
+        let (settings, access, panel) =
+            (self.settings.clone(), self.access.clone(), self.panel_settings.clone());
         let (ports, registry, stop) = (self.ports.clone(), Arc::clone(&self.registry), self.stop.clone());
         async move {
             while let Some(Ok(())) = stop.run_until_cancelled(changed.changed()).await {
                 let config = changed.borrow_and_update().clone();
                 settings.send_replace(Arc::new(settings_of(&config)));
                 access.send_replace(access_of(&config));
-                crate::telemetry::set_level(config.log.level);
+                let news = panel_of(&config);
+                panel.send_if_modified(|present| std::mem::replace(present, news.clone()) != news);
+                telemetry.set_level(config.log.level);
                 if let Err(error) = ports.seed(port_seeds(&config)).await {
                     tracing::error!(error = %Chain(&error), "the port pool of the configuration was not taken over");
                 }
                 let isolation = &registry.services().isolation;
-                isolation.set_exceptions(host_services(&config), config.network.allow_private.clone());
+                isolation.set_exceptions(exceptions(&config));
                 ensure(isolation).await;
             }
         }
@@ -283,7 +293,7 @@ impl App {
         self.handle.graceful_shutdown(Some(REQUESTS_END));
         self.stop.cancel();
         let end = async {
-            tokio::join!(self.state.sockets.end(), self.operations.shutdown(), self.registry.wind_down(OWNERS_END))
+            tokio::join!(self.state.sockets.drained(), self.operations.shutdown(), self.registry.wind_down(OWNERS_END))
         };
         if tokio::time::timeout(OWNERS_END + Duration::from_secs(1), end).await.is_err() {
             tracing::warn!("some work did not end in time");
@@ -313,7 +323,7 @@ fn files_options(config: &Config) -> FilesOptions {
     FilesOptions {
         volumes_path: config.storage.volumes_path.clone(),
         owner: Some((user.uid, user.gid)),
-        limits: ArchiveLimits { max_entries: limits.max_entries, max_bytes: limits.max_bytes, max_ratio: limits.max_ratio },
+        limits: ArchiveLimits { max_entries: limits.max_entries, max_total_bytes: limits.max_bytes, max_ratio: limits.max_ratio, ..ArchiveLimits::default() },
     }
 }
 
@@ -322,8 +332,7 @@ fn isolation_options(config: &Config) -> IsolationOptions {
     IsolationOptions {
         bridge: network.bridge.clone(),
         subnets: network.subnets,
-        allow_host: host_services(config),
-        allow_private: network.allow_private.clone(),
+        exceptions: exceptions(config),
         firewall: match network.firewall {
             config::Firewall::Nftables => Firewall::Nftables,
             config::Firewall::Off => Firewall::Off,
@@ -331,9 +340,19 @@ fn isolation_options(config: &Config) -> IsolationOptions {
     }
 }
 
-fn host_services(config: &Config) -> Vec<HostService> {
+fn exceptions(config: &Config) -> Exceptions {
     let service = |service: &config::HostService| HostService { protocol: service.protocol, port: service.port };
-    config.network.allow_host.iter().map(service).collect()
+    let network = &config.network;
+    Exceptions { host: network.allow_host.iter().map(service).collect(), private: network.allow_private.clone() }
+}
+
+fn panel_of(config: &Config) -> Option<PanelSettings> {
+    let panel = config.remote.panel.as_ref()?;
+    Some(PanelSettings {
+        url: panel.url.clone(),
+        token: panel.token.clone(),
+        health_interval: panel.health_interval,
+    })
 }
 
 fn settings_of(config: &Config) -> Settings {

@@ -1,7 +1,23 @@
 //! lightd: other people's servers, in Docker containers, on one machine.
-#![allow(dead_code)]
+//!
+//! A pure core decides, one owner task per container holds the truth, adapters do, edges translate:
+//!
+//! ```text
+//!   main -> cli -> app                     wiring only
+//!   api, panel                             edges: HTTP and WebSocket in, the remote panel out
+//!   supervisor                             one owner task per container, effects, boot
+//!   access, network                        who may; which ports, which packets
+//!   engine  cgroup  store  files  console  adapters; none knows another
+//!   domain, util                           pure; know nothing of ours
+//! ```
+//!
+//! A module imports only what stands below it; `tests/it/architecture.rs` holds it to that. Nothing
+//! below `api` knows a status code, nothing above `engine` a Docker type, nothing above `store` SQL.
+//! After any crash, the store and the engine are compared and the difference is repaired.
 
 mod access;
+mod api;
+mod app;
 mod cgroup;
 mod cli;
 mod config;
@@ -16,3 +32,8 @@ mod store;
 mod supervisor;
 mod telemetry;
 mod util;
+
+/// Reads the command line and does what it says.
+pub fn main() -> std::process::ExitCode {
+    cli::main()
+}

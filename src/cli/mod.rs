@@ -4,15 +4,24 @@
 //! standard error; 2 is the exit code of a refused request, as it is of a line that cannot be read.
 
 pub(crate) mod check_config;
+mod client;
 pub(crate) mod completions;
+mod console;
+mod doctor;
+mod ps;
 pub(crate) mod secrets;
+mod serve;
 
+use std::error::Error;
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use self::secrets::SecretError;
 use crate::config::source::{Overrides, Source};
+use crate::util::chain::Chain;
 
 /// Runs other people's servers in Docker containers on this machine.
 #[derive(Debug, Parser)]
@@ -113,6 +122,37 @@ impl Cli {
             disable_auth: args.disable_auth,
         };
         Source::new(Source::find(self.config.clone()), std::env::vars_os(), overrides)
+    }
+}
+
+/// Reads the command line and does what it says. Exit codes: 0 done, 1 failed, 2 refused.
+pub(crate) fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let source = cli.source();
+    let out = &mut std::io::stdout();
+    if let Some(action) = cli.token {
+        return ended(secrets::token(action, &source, secrets::ask_for_token, out), SecretError::exit_code);
+    }
+    match cli.command {
+        None => ended(serve::run(source), |_| 1),
+        Some(Command::CheckConfig) => ended(check_config::run(&source, out), |_| 1),
+        Some(Command::Completions { shell }) => ended(completions::run(shell, out), |_| 1),
+        Some(Command::AdminKey { action }) => {
+            ended(secrets::admin_key(action, &source, out), SecretError::exit_code)
+        }
+        Some(Command::Console { id }) => ended(console::run(&source, &id), |_| 1),
+        Some(Command::Ps) => ended(ps::run(&source, out), |_| 1),
+        Some(Command::Doctor) => doctor::run(&source, out),
+    }
+}
+
+fn ended<E: Error + 'static>(result: Result<(), E>, code: impl FnOnce(&E) -> u8) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("lightd: {}", Chain(&error));
+            ExitCode::from(code(&error))
+        }
     }
 }
 

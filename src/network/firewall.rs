@@ -264,7 +264,7 @@ async fn run(program: &Path, transaction: &str) -> io::Result<std::process::Outp
     nft.wait_with_output().await
 }
 
-fn find_nft() -> Option<PathBuf> {
+pub(crate) fn find_nft() -> Option<PathBuf> {
     FOLDERS.iter().map(|folder| Path::new(folder).join("nft")).find(|path| path.is_file())
 }
 

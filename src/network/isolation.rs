@@ -6,7 +6,7 @@
 //! and how to mend it, and nothing may be started: isolation fails closed.
 
 use std::net::IpAddr;
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 
 use ipnet::{IpNet, Ipv4Net};
 use tokio::sync::watch;
@@ -30,9 +30,15 @@ pub(crate) struct IsolationOptions {
     /// The pool that containers' addresses are from. The bridge takes its first /20, or all of a
     /// smaller one; the rest is kept closed for networks to come.
     pub(crate) subnets: Ipv4Net,
-    pub(crate) allow_host: Vec<HostService>,
-    pub(crate) allow_private: Vec<IpNet>,
+    pub(crate) exceptions: Exceptions,
     pub(crate) firewall: Firewall,
+}
+
+/// What containers may reach beside the internet.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Exceptions {
+    pub(crate) host: Vec<HostService>,
+    pub(crate) private: Vec<IpNet>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -64,6 +70,9 @@ pub(crate) enum IsolationStatus {
 pub(crate) struct Isolation {
     engine: Engine,
     options: IsolationOptions,
+    exceptions: Mutex<Exceptions>,
+    /// Two at once would both make the bridge.
+    ensuring: tokio::sync::Mutex<()>,
     status: watch::Sender<IsolationStatus>,
     /// What the kernel was last seen to understand.
     within_bridge: Mutex<WithinBridge>,
@@ -73,6 +82,8 @@ impl Isolation {
     pub(crate) fn new(engine: Engine, options: IsolationOptions) -> Self {
         Self {
             engine,
+            exceptions: Mutex::new(options.exceptions.clone()),
+            ensuring: tokio::sync::Mutex::default(),
             options,
             status: watch::Sender::new(IsolationStatus::NotYet),
             within_bridge: Mutex::new(WithinBridge::ByBridge),
@@ -88,8 +99,14 @@ impl Isolation {
         &self.options.bridge
     }
 
+    /// Other exceptions, from the next [`Isolation::ensure`] on.
+    pub(crate) fn set_exceptions(&self, exceptions: Exceptions) {
+        *self.exceptions.lock().unwrap_or_else(PoisonError::into_inner) = exceptions;
+    }
+
     /// Makes rules and bridge stand. May be repeated at any time; what stands already is kept.
     pub(crate) async fn ensure(&self) -> Result<(), IsolationError> {
+        let _one_at_a_time = self.ensuring.lock().await;
         let ensured = self.ensure_both().await;
         let status = match &ensured {
             Ok(()) => IsolationStatus::Ready,
@@ -137,12 +154,14 @@ impl Isolation {
                 WithinBridge::AsPackets => return Err(IsolationError::Firewall(refused)),
             };
         }
-        *self.within_bridge.lock().unwrap_or_else(|held| held.into_inner()) = rules.within_bridge;
+        *self.within_bridge.lock().unwrap_or_else(PoisonError::into_inner) = rules.within_bridge;
         Ok(())
     }
 
     async fn rules(&self) -> Result<Rules, IsolationError> {
         let options = &self.options;
+        let exceptions =
+            self.exceptions.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let used = self.engine.subnets_in_use().await.map_err(IsolationError::Bridge)?;
         let mut container_subnets: Vec<IpNet> = used.into_iter().map(|used| used.subnet).collect();
         container_subnets.push(IpNet::V4(options.subnets));
@@ -150,10 +169,10 @@ impl Isolation {
             bridge: options.bridge.clone(),
             subnet: first_subnet(options.subnets),
             container_subnets,
-            allow_host: options.allow_host.clone(),
-            allow_private: options.allow_private.clone(),
+            allow_host: exceptions.host,
+            allow_private: exceptions.private,
             name_servers: name_servers().await,
-            within_bridge: *self.within_bridge.lock().unwrap_or_else(|held| held.into_inner()),
+            within_bridge: *self.within_bridge.lock().unwrap_or_else(PoisonError::into_inner),
         })
     }
 

@@ -20,6 +20,7 @@ pub(crate) mod audit;
 pub(crate) mod bindings;
 pub(crate) mod containers;
 pub(crate) mod error;
+mod meta;
 mod migrate;
 pub(crate) mod outbox;
 pub(crate) mod ports;

@@ -43,7 +43,7 @@ use crate::domain::units::UnixSeconds;
 use crate::console::{Console, InputError};
 use crate::engine::{EngineError, ExecRequest, ExecResult};
 use crate::store::StoreError;
-use crate::store::ports::PortRequest;
+use crate::store::bindings::PortRequest;
 
 pub(crate) use registry::{CreateContainer, CreateError, Registry};
 pub(crate) use services::{Services, Settings};

@@ -16,7 +16,7 @@ use crate::domain::spec::{ContainerSpec, PortBinding};
 use crate::domain::units::UnixSeconds;
 use crate::network::pool;
 use crate::store::containers::{ContainerRow, ContainerState};
-use crate::store::ports::PortRequest;
+use crate::store::bindings::PortRequest;
 use crate::store::{Store, StoreError, Tx};
 
 /// What the owner task knows of its container and keeps in the store.

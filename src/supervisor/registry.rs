@@ -26,7 +26,7 @@ use crate::engine::RegistryAuth;
 use crate::network::pool;
 use crate::store::StoreError;
 use crate::store::containers::{ContainerRow, ContainerState, NewContainer};
-use crate::store::ports::PortRequest;
+use crate::store::bindings::PortRequest;
 use crate::util::chain::Chain;
 
 const URGENT: usize = 4;
@@ -217,13 +217,14 @@ impl Registry {
     pub(super) fn hint(&self, id: &ContainerId) {
         if let Some(entry) = self.read().get(id) {
             // Full: it will look.
-            drop(entry.hints.try_send(()));
+            let _full = entry.hints.try_send(());
         }
     }
 
     pub(super) fn hint_all(&self) {
         for entry in self.read().values() {
-            drop(entry.hints.try_send(()));
+            // Full: it will look.
+            let _full = entry.hints.try_send(());
         }
     }
 

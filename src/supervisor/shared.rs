@@ -87,7 +87,7 @@ impl Shared {
     pub(super) async fn end(&self) {
         self.close_input();
         self.console.flush().await;
-        self.console.close();
+        self.console.close().await;
     }
 
     fn lock_input(&self) -> std::sync::MutexGuard<'_, Option<ConsoleInput>> {

@@ -1,0 +1,160 @@
+//! `lightd console ID`: a container's console in a terminal. Lines typed go to the workload, what it
+//! prints comes out; a broken connection is made again and goes on where it stopped.
+
+use std::io::{self, Write as _};
+use std::time::Duration;
+
+use futures_util::{SinkExt as _, StreamExt as _};
+use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt as _, BufReader, Lines, Stdin};
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
+use tokio_tungstenite::tungstenite::{self, Message};
+
+use super::client::{ClientError, Daemon, Socket, block_on};
+use crate::config::source::Source;
+use crate::domain::ids::{ContainerId, InvalidContainerId};
+use crate::util::backoff::Backoff;
+
+const HISTORY_LINES: u64 = 100;
+const AGAIN: Backoff = Backoff { first: Duration::from_millis(250), longest: Duration::from_secs(5) };
+/// The daemon's word that coming back is no use.
+const CLOSED_FOR_GOOD: std::ops::RangeInclusive<u16> = 4400..=4499;
+
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ConsoleError {
+    #[error("the container's id")]
+    Id(#[from] InvalidContainerId),
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    #[error("the console cannot be opened: lightd answered {0}")]
+    Refused(u16),
+    #[error("the console was closed: {0}")]
+    Closed(String),
+    #[error("the connection broke")]
+    Socket(#[source] Box<tungstenite::Error>),
+    #[error("cannot read or write the terminal")]
+    Terminal(#[from] io::Error),
+}
+
+impl From<tungstenite::Error> for ConsoleError {
+    fn from(error: tungstenite::Error) -> Self {
+        match error {
+            tungstenite::Error::Http(response) => Self::Refused(response.status().as_u16()),
+            other => Self::Socket(Box::new(other)),
+        }
+    }
+}
+
+/// What has been shown, for going on after a break.
+#[derive(Default)]
+struct Shown {
+    seq: Option<u64>,
+    /// A line without its end stands there, of this many bytes.
+    partial_bytes: usize,
+}
+
+/// How a connection ended without an error.
+enum End {
+    Broke,
+    InputEnded,
+}
+
+pub(super) fn run(source: &Source, id: &str) -> Result<(), ConsoleError> {
+    let id = ContainerId::parse(id)?;
+    let daemon = Daemon::of(source)?;
+    block_on(async {
+        let mut input = BufReader::new(tokio::io::stdin()).lines();
+        let mut shown = Shown::default();
+        let mut failures = 0;
+        loop {
+            match attend(&daemon, &id, &mut input, &mut shown, &mut failures).await {
+                Ok(End::InputEnded) => return Ok(()),
+                Ok(End::Broke) | Err(ConsoleError::Socket(_)) => {}
+                // A daemon that is restarted is away for a moment; one that never was there is an error.
+                Err(ConsoleError::Client(ClientError::Connect(..))) if shown.seq.is_some() => {}
+                Err(error) => return Err(error),
+            }
+            failures += 1;
+            eprintln!("-- the connection broke; trying again --");
+            tokio::time::sleep(AGAIN.delay(failures)).await;
+        }
+    })
+}
+
+async fn attend(
+    daemon: &Daemon,
+    id: &ContainerId,
+    input: &mut Lines<BufReader<Stdin>>,
+    shown: &mut Shown,
+    failures: &mut u32,
+) -> Result<End, ConsoleError> {
+    let mut socket = open(daemon, id, shown).await?;
+    *failures = 0;
+    if shown.seq.is_none() {
+        shown.seq = Some(0);
+        let history = json!({"event": "request_logs", "lines": HISTORY_LINES});
+        socket.send(Message::text(history.to_string())).await?;
+    }
+    loop {
+        tokio::select! {
+            message = socket.next() => match message {
+                Some(Ok(Message::Text(text))) => show(text.as_str(), shown)?,
+                Some(Ok(Message::Close(Some(why)))) if CLOSED_FOR_GOOD.contains(&u16::from(why.code)) => {
+                    return Err(ConsoleError::Closed(why.reason.to_string()));
+                }
+                Some(Ok(Message::Close(_))) | None => return Ok(End::Broke),
+                Some(Ok(_)) => {}
+                Some(Err(error)) => return Err(error.into()),
+            },
+            line = input.next_line() => match line? {
+                Some(line) => {
+                    let command = json!({"event": "send_command", "command": line});
+                    socket.send(Message::text(command.to_string())).await?;
+                }
+                None => {
+                    socket.close(None).await?;
+                    return Ok(End::InputEnded);
+                }
+            },
+        }
+    }
+}
+
+async fn open(
+    daemon: &Daemon,
+    id: &ContainerId,
+    shown: &Shown,
+) -> Result<WebSocketStream<Box<dyn Socket>>, ConsoleError> {
+    let stream = daemon.connect().await?;
+    let since = shown.seq.map(|seq| format!("&since={seq}")).unwrap_or_default();
+    let address = daemon.address;
+    let url = format!("ws://{address}/ws/{id}?events=console,event,daemon_message,logs,error{since}");
+    let mut request = url.into_client_request()?;
+    let bearer = format!("Bearer {}", daemon.token.expose());
+    let value = bearer.parse().map_err(|_| ConsoleError::Refused(401))?;
+    request.headers_mut().insert("Authorization", value);
+    let (socket, _) = tokio_tungstenite::client_async(request, stream).await?;
+    Ok(socket)
+}
+
+fn show(frame: &str, shown: &mut Shown) -> Result<(), ConsoleError> {
+    let Ok(frame) = serde_json::from_str::<Value>(frame) else { return Ok(()) };
+    let data = frame["data"].as_str().unwrap_or_default();
+    let out = &mut io::stdout();
+    match frame["event"].as_str() {
+        Some("console" | "logs") => {
+            write!(out, "{data}")?;
+            out.flush()?;
+            shown.partial_bytes = if data.ends_with('\n') { 0 } else { data.len() };
+            let partial = frame["partial"].as_bool().unwrap_or(false);
+            if let Some(seq) = frame["seq"].as_u64().filter(|_| !partial) {
+                shown.seq = Some(seq);
+            }
+        }
+        Some("event") => eprintln!("-- {data} --"),
+        Some("daemon_message" | "error") => eprintln!("-- lightd: {data} --"),
+        _ => {}
+    }
+    Ok(())
+}

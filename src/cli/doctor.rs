@@ -1,0 +1,113 @@
+//! `lightd doctor`: looks at what lightd needs and says how to mend what is missing.
+
+use std::io::Write;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use super::client::{ClientError, Daemon, block_on};
+use crate::config::source::Source;
+use crate::config::{Config, Firewall};
+use crate::engine::{Engine, EngineOptions, Health};
+use crate::network::firewall;
+use crate::util::chain::Chain;
+
+/// A finding: what was looked at, and what is wrong with how to mend it, or what was found good.
+type Finding = (&'static str, Result<String, String>);
+
+const ENGINE_ANSWERS_WITHIN: Duration = Duration::from_secs(5);
+
+/// Exit code 0 if all is well, 1 if something is not.
+pub(super) fn run(source: &Source, out: &mut dyn Write) -> ExitCode {
+    let findings = match source.load() {
+        Ok(config) => look(source, &config),
+        Err(error) => vec![("configuration", Err(Chain(&error).to_string()))],
+    };
+    let mut all_well = true;
+    for (what, finding) in findings {
+        let (mark, text) = match finding {
+            Ok(text) => ("ok  ", text),
+            Err(text) => {
+                all_well = false;
+                ("FAIL", text)
+            }
+        };
+        if writeln!(out, "{mark} {what}: {text}").is_err() {
+            return ExitCode::FAILURE;
+        }
+    }
+    if all_well { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn look(source: &Source, config: &Config) -> Vec<Finding> {
+    vec![
+        ("configuration", Ok(source.path().display().to_string())),
+        ("storage", writable(&config.storage.base_path)),
+        ("engine", engine(config)),
+        ("firewall", rules(config)),
+        ("daemon", daemon(source, config)),
+    ]
+}
+
+fn writable(folder: &Path) -> Result<String, String> {
+    let shown = folder.display();
+    tempfile_in(folder).map(|()| format!("{shown} can be written")).map_err(|error| {
+        format!("{shown} cannot be written ({error}); make it, or set storage.base_path, or run as a user that may")
+    })
+}
+
+fn tempfile_in(folder: &Path) -> std::io::Result<()> {
+    std::fs::create_dir_all(folder)?;
+    let probe = folder.join(format!(".doctor-{}", std::process::id()));
+    std::fs::File::create_new(&probe)?;
+    std::fs::remove_file(&probe)
+}
+
+fn engine(config: &Config) -> Result<String, String> {
+    let socket_path = config.docker.socket_path.clone();
+    let shown = socket_path.display().to_string();
+    let engine = Engine::new(EngineOptions { socket_path, node: "doctor".to_owned() });
+    let mut health = engine.health();
+    let look = async {
+        let stop = tokio_util::sync::CancellationToken::new();
+        let answered = tokio::time::timeout(ENGINE_ANSWERS_WITHIN, health.wait_for(Health::is_reachable));
+        let answered = tokio::select! {
+            answered = answered => answered.is_ok(),
+            () = engine.watch_health(stop) => false,
+        };
+        Ok::<bool, ClientError>(answered)
+    };
+    let answered = block_on(look).unwrap_or(false);
+    match &*engine.health().borrow() {
+        Health::Reachable { version, api_version, .. } if answered => {
+            Ok(format!("version {version}, API {api_version}, at {shown}"))
+        }
+        Health::Unreachable { reason, .. } => {
+            Err(format!("does not answer at {shown} ({reason}); start it, or set docker.socket_path"))
+        }
+        Health::Reachable { .. } => Err(format!("does not answer at {shown} in time")),
+    }
+}
+
+fn rules(config: &Config) -> Result<String, String> {
+    match config.network.firewall {
+        Firewall::Off => Ok("off by configuration: containers are kept apart by other means".to_owned()),
+        Firewall::Nftables => match firewall::find_nft() {
+            Some(path) => Ok(format!("nftables, by {}", path.display())),
+            None => Err("nft is missing; install the package nftables, or no container is started".to_owned()),
+        },
+    }
+}
+
+fn daemon(source: &Source, config: &Config) -> Result<String, String> {
+    let answer = Daemon::of(source)
+        .and_then(|daemon| block_on(async move { daemon.get("/api/v1/public/ping").await }));
+    match answer {
+        Ok(answer) => Ok(format!("runs on {}: {answer}", config.server.address)),
+        Err(ClientError::Connect(..)) => match std::net::TcpListener::bind(config.server.address) {
+            Ok(_) => Ok(format!("is not running; {} is free", config.server.address)),
+            Err(error) => Err(format!("cannot listen on {} ({error}); set server.port", config.server.address)),
+        },
+        Err(error) => Err(Chain(&error).to_string()),
+    }
+}

@@ -1,0 +1,74 @@
+//! `lightd` without a verb: reads the configuration, sets up logs and the runtime, and serves until it
+//! is told to stop.
+
+use std::sync::Arc;
+
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::app::{self, AppError};
+use crate::config::live::Live;
+use crate::config::source::Source;
+use crate::config::{Config, ConfigError};
+use crate::shutdown::{self, Signals};
+use crate::telemetry::Telemetry;
+
+/// Each file request and each journal is at most one blocking thread; more only cost memory.
+const BLOCKING_THREADS: usize = 48;
+const WORKERS_MAX: usize = 8;
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ServeError {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error("cannot set up the log")]
+    Log(#[from] tracing_subscriber::util::TryInitError),
+    #[error("cannot start the runtime")]
+    Runtime(#[source] std::io::Error),
+    #[error("cannot listen to signals")]
+    Signals(#[source] std::io::Error),
+    #[error("another TLS library has been set up already")]
+    Crypto,
+    #[error(transparent)]
+    App(#[from] AppError),
+}
+
+pub(crate) fn run(source: Source) -> Result<(), ServeError> {
+    let config = source.load_or_create()?;
+    let telemetry = Telemetry::init(config.log.format, config.log.level)?;
+    rustls::crypto::aws_lc_rs::default_provider().install_default().map_err(|_| ServeError::Crypto)?;
+    warn(&config);
+    let workers = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(workers.clamp(2, WORKERS_MAX))
+        .max_blocking_threads(BLOCKING_THREADS)
+        .enable_all()
+        .build()
+        .map_err(ServeError::Runtime)?;
+    runtime.block_on(serve(Live::new(source, config), telemetry))
+}
+
+async fn serve(live: Live, telemetry: Telemetry) -> Result<(), ServeError> {
+    let signals = Signals::install().map_err(ServeError::Signals)?;
+    let (stop, reload) = (CancellationToken::new(), Arc::new(Notify::new()));
+    let mut listening = JoinSet::new();
+    listening.spawn(signals.run(stop.clone(), Arc::clone(&reload)));
+    let ready = |address| {
+        tracing::info!(%address, version = env!("CARGO_PKG_VERSION"), "lightd answers");
+        shutdown::notify_ready();
+    };
+    let served = app::run(Arc::new(live), telemetry, reload, stop.clone(), ready).await;
+    stop.cancel();
+    listening.shutdown().await;
+    Ok(served?)
+}
+
+fn warn(config: &Config) {
+    if !config.authorization.enabled {
+        tracing::warn!("AUTHORIZATION IS OFF: whoever reaches this port on this machine owns it");
+    }
+    if config.docker.user.uid == 0 {
+        tracing::warn!("docker.user is root: workloads run as root in their containers");
+    }
+}
