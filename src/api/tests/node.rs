@@ -29,7 +29,7 @@ use crate::engine::{Engine, EngineOptions, LogCap};
 use crate::files::archive::ArchiveLimits;
 use crate::files::operation::Operations;
 use crate::files::{Files, FilesOptions};
-use crate::network::isolation::{Firewall, Isolation, IsolationOptions};
+use crate::network::isolation::{Exceptions, Firewall, Isolation, IsolationOptions};
 use crate::network::pool::PortPool;
 use crate::panel::Panel;
 use crate::store::Store;
@@ -154,8 +154,7 @@ fn supervisor(folder: &Path, store: &Store, stop: &CancellationToken) -> Arc<Reg
     let isolation = IsolationOptions {
         bridge: "lightd9".to_owned(),
         subnets: "10.99.0.0/16".parse().unwrap(),
-        allow_host: Vec::new(),
-        allow_private: Vec::new(),
+        exceptions: Exceptions::default(),
         firewall: Firewall::Off,
     };
     let files = FilesOptions {

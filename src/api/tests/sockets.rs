@@ -190,7 +190,7 @@ async fn sockets_end_with_their_reason() {
 
     node.state.stop.cancel();
     assert_eq!(renewed.closed().await, 1001);
-    let ended = node.state.sockets.end();
+    let ended = node.state.sockets.drained();
     tokio::time::timeout(PATIENCE, ended).await.expect("all sockets have ended");
 }
 

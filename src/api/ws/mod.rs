@@ -100,7 +100,7 @@ impl Sockets {
     }
 
     /// Waits until every socket has ended. What ends them is the daemon's stop signal.
-    pub(crate) async fn end(&self) {
+    pub(crate) async fn drained(&self) {
         self.tracker.close();
         self.tracker.wait().await;
     }
