@@ -22,10 +22,6 @@ pub(crate) struct Auth {
     principal: Principal,
 }
 
-/// A caller that needs no vendor header, such as an operator's tool.
-#[derive(Debug)]
-pub(crate) struct PlainAuth(pub(crate) Auth);
-
 /// A caller that stays: it may bring its token in the address, as browsers must for a socket, and has
 /// to leave when the grant ends.
 #[derive(Debug)]
@@ -101,14 +97,6 @@ impl FromRequestParts<AppState> for Auth {
             return Err(ApiError::forbidden("vendor", message));
         }
         Ok(auth)
-    }
-}
-
-impl FromRequestParts<AppState> for PlainAuth {
-    type Rejection = ApiError;
-
-    async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, ApiError> {
-        Auth::check(state, &parts.headers).await.map(Self)
     }
 }
 

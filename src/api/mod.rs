@@ -10,9 +10,9 @@
 //!                                                                       /ws/{id}: upgrade -> one task per socket
 //! ```
 
-pub(crate) mod auth;
-pub(crate) mod error;
-pub(crate) mod extract;
+mod auth;
+mod error;
+mod extract;
 mod layers;
 mod native;
 mod state;

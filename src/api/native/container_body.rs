@@ -222,6 +222,7 @@ impl PatchBody {
             ("startup_command", self.startup_command.is_some()),
             ("start_pattern", self.start_pattern.is_some()),
             ("env", !self.env.is_empty()),
+            ("limits", self.limits.is_some()),
         ];
         fields.into_iter().filter(|(_, changes)| *changes).map(|(name, _)| name).collect()
     }

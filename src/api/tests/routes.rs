@@ -365,3 +365,17 @@ async fn the_configuration_is_shown_masked_and_reloaded() {
     assert_eq!(status, 200);
     assert_eq!((&link["state"], &link["outbox"]["waiting"]), (&json!("disabled"), &json!(0)));
 }
+
+#[tokio::test]
+async fn a_panic_is_an_answer_that_tells_nothing() {
+    let node = Node::new().await;
+    let routes = axum::Router::new()
+        .route("/boom", axum::routing::get(async || -> &'static str { panic!("secret detail") }));
+    let routes = crate::api::with_layers(routes, &node.state).with_state(node.state.clone());
+    let request = Request::builder().uri("/boom").body(Body::empty()).unwrap();
+    let response = tower::ServiceExt::oneshot(routes, request).await.unwrap();
+    assert!(response.headers().contains_key(crate::api::layers::REQUEST_ID));
+    let (status, body) = answer(response).await;
+    assert_eq!((status.as_u16(), &body["code"]), (500, &json!("internal")));
+    assert!(!body.to_string().contains("secret"), "{body}");
+}
