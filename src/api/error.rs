@@ -156,6 +156,7 @@ impl ApiError {
         Self { source: Some(source.into()), ..self }
     }
 
+    #[cfg(test)]
     pub(crate) fn status(&self) -> StatusCode {
         self.status
     }
@@ -168,6 +169,7 @@ impl ApiError {
         &self.message
     }
 
+    #[cfg(test)]
     pub(crate) fn problems(&self) -> &[Problem] {
         &self.problems
     }
