@@ -156,6 +156,7 @@ impl ApiError {
         Self { source: Some(source.into()), ..self }
     }
 
+    #[cfg(test)]
     pub(crate) fn status(&self) -> StatusCode {
         self.status
     }
@@ -168,6 +169,7 @@ impl ApiError {
         &self.message
     }
 
+    #[cfg(test)]
     pub(crate) fn problems(&self) -> &[Problem] {
         &self.problems
     }
@@ -391,11 +393,9 @@ impl From<FileError> for ApiError {
             FileError::NoSpace { .. } => {
                 Self::new(StatusCode::INSUFFICIENT_STORAGE, "quota_exceeded", text)
             }
-            FileError::TooManyOperations => Self::too_many(
-                "too_many_operations",
-                "too many operations are running",
-                RETRY_SOON,
-            ),
+            FileError::TooManyOperations => {
+                Self::too_many("too_many_operations", "too many operations are running", RETRY_SOON)
+            }
             FileError::Io { .. } => Self::internal(error),
         }
     }

@@ -7,10 +7,10 @@
 //! Both halves share one socket. Closing only its writing side would end the output as well (a quirk of
 //! the engine), so there is no way to do that: the socket closes when both halves are gone.
 
-use std::pin::Pin;
-use std::task::{Context, Poll, ready};
 use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};

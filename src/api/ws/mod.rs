@@ -24,8 +24,8 @@ use tokio_util::task::TaskTracker;
 
 use self::frame::{INBOUND_MAX_BYTES, Subscription};
 use self::session::Session;
-use super::error::ApiError;
 use super::auth::StayingAuth;
+use super::error::ApiError;
 use super::extract::{Path, Query};
 use super::state::AppState;
 use crate::domain::access::Permission;
