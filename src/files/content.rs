@@ -124,8 +124,6 @@ impl Volume {
             }
             None | Some(FileType::RegularFile) => {}
             Some(FileType::Directory) => return Err(FileError::NotAFile { path: shown(path) }),
-            // Looked through once already: it has become a link since.
-            Some(FileType::Symlink) => return Err(FileError::Busy { path: shown(path) }),
             Some(_) => return Err(FileError::Special { path: shown(path) }),
         }
         if let Some(tag) = &mode.if_match

@@ -89,6 +89,9 @@ impl Files {
     /// Opens the folder of all volumes, making it if it is missing. Blocks briefly.
     pub(crate) fn new(options: FilesOptions) -> Result<Self, FileError> {
         let FilesOptions { volumes_path, owner, limits } = options;
+        // The engine mounts by absolute path only.
+        let volumes_path =
+            std::path::absolute(volumes_path).during("find", &"the folder of volumes")?;
         let volumes = open_volumes(&volumes_path).during("open", &"the folder of volumes")?;
         Ok(Self(Arc::new(Inner {
             volumes,
@@ -159,16 +162,9 @@ impl Files {
     pub(crate) async fn sweep(&self) -> Result<(), FileError> {
         self.blocking(Lane::Heavy, |inner| {
             for_each_name(&inner.volumes, |name| {
-                if name.to_bytes().starts_with(DELETING_PREFIX.as_bytes()) {
-                    return remove_tree(inner.volumes.as_fd(), name, &Progress::default());
-                }
-                let is_volume = name.to_str().is_ok_and(|name| VolumeId::parse(name).is_some());
-                if !is_volume {
-                    return Ok(());
-                }
-                match open_folder(inner.volumes.as_fd(), name) {
-                    Ok(volume) => sweep_volume(&volume),
-                    Err(_) => Ok(()),
+                // One volume that cannot be cleaned must not keep the others from it.
+                if let Err(error) = inner.sweep_one(name) {
+                    tracing::warn!(?name, %error, "could not remove what a crash left");
                 }
             })
             .during("sweep", &"the folder of volumes")
@@ -206,6 +202,25 @@ impl Files {
 }
 
 impl Inner {
+    fn sweep_one(&self, name: &CStr) -> Result<(), Errno> {
+        if name.to_bytes().starts_with(DELETING_PREFIX.as_bytes()) {
+            return remove_tree(self.volumes.as_fd(), name, &Progress::default());
+        }
+        let is_volume = name.to_str().is_ok_and(|name| VolumeId::parse(name).is_some());
+        if !is_volume {
+            return Ok(());
+        }
+        let volume = open_folder(self.volumes.as_fd(), name)?;
+        let mut outcome = Ok(());
+        for_each_name(&volume, |name| {
+            if is_reserved(name.to_bytes()) {
+                let removed = remove_tree(volume.as_fd(), name, &Progress::default());
+                outcome = outcome.and(removed);
+            }
+        })?;
+        outcome
+    }
+
     fn open(&self, volume: VolumeId) -> Result<Volume, FileError> {
         let name = RelPath::parse_non_empty(&volume.to_string())?;
         // By steps, because a volume that is a link to elsewhere is none.
@@ -241,24 +256,11 @@ fn open_volumes(path: &std::path::Path) -> Result<OwnedFd, Errno> {
     rustix::fs::open(path, flags, Mode::empty())
 }
 
-fn sweep_volume(volume: &OwnedFd) -> Result<(), Errno> {
-    for_each_name(volume, |name| {
-        if is_reserved(name.to_bytes()) {
-            remove_tree(volume.as_fd(), name, &Progress::default())
-        } else {
-            Ok(())
-        }
-    })
-}
-
-fn for_each_name(
-    dir: &OwnedFd,
-    mut each: impl FnMut(&CStr) -> Result<(), Errno>,
-) -> Result<(), Errno> {
+fn for_each_name(dir: &OwnedFd, mut each: impl FnMut(&CStr)) -> Result<(), Errno> {
     for entry in rustix::fs::Dir::read_from(dir)? {
         let entry = entry?;
         if !is_dot(entry.file_name()) {
-            each(entry.file_name())?;
+            each(entry.file_name());
         }
     }
     Ok(())

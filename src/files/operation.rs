@@ -160,7 +160,7 @@ impl Operations {
         work: F,
     ) -> Result<OperationId, FileError>
     where
-        F: FnOnce(Progress) -> W,
+        F: FnOnce(Progress) -> W + Send + 'static,
         W: Future<Output = Result<(), FileError>> + Send + 'static,
     {
         let id = OperationId(Uuid::now_v7());
@@ -181,7 +181,7 @@ impl Operations {
         };
         self.announce(view);
         let this = self.clone();
-        let work = AssertUnwindSafe(work(progress)).catch_unwind();
+        let work = AssertUnwindSafe(async move { work(progress).await }).catch_unwind();
         self.tasks.spawn(async move { this.watch(id, work).await });
         Ok(id)
     }

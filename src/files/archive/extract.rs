@@ -11,6 +11,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use rustix::fs::{AtFlags, FileType, Mode};
 use rustix::io::Errno;
 
+use super::unpack::Unpacked;
 use super::{ArchiveLimits, Head, HeadKind, reading};
 use crate::domain::path::RelPath;
 use crate::files::content::{CHUNK_BYTES, create_new};
@@ -20,6 +21,7 @@ use crate::files::resolve::{
     DIRECTORY, Owner, Resolver, give_name_to, give_to, kind_of, stat_name,
 };
 use crate::files::tree::modified_at;
+use crate::files::volume::Volume;
 
 /// Content below this is never a bomb, whatever its ratio.
 const RATIO_FREE_BYTES: u64 = 64 << 20;
@@ -28,23 +30,57 @@ const RATIO_FREE_BYTES: u64 = 64 << 20;
 const CONTAINER_HOMES: [&str; 2] = ["/home/container/", "/mnt/server/"];
 
 pub(super) struct Extractor<'a> {
-    pub(super) tree: OwnedFd,
-    pub(super) owner: Option<Owner>,
-    pub(super) limits: ArchiveLimits,
-    pub(super) archive_bytes: u64,
-    pub(super) progress: &'a Progress,
-    pub(super) written_bytes: u64,
-    pub(super) entries: u64,
-    pub(super) skipped: u64,
+    tree: OwnedFd,
+    owner: Option<Owner>,
+    limits: ArchiveLimits,
+    archive_bytes: u64,
+    progress: &'a Progress,
+    content_bytes: u64,
+    entries: u64,
+    skipped: u64,
     /// The folder of the last entry: archives keep neighbours together.
-    pub(super) last_parent: Option<(RelPath, OwnedFd)>,
+    last_parent: Option<(RelPath, OwnedFd)>,
     /// What folders are to look like once nothing more is put into them.
-    pub(super) folders: Vec<(RelPath, u32, Option<i64>)>,
+    folders: Vec<(RelPath, u32, Option<i64>)>,
     /// Links that were left out: nothing may be below them.
-    pub(super) left_out: HashSet<RelPath>,
+    left_out: HashSet<RelPath>,
 }
 
-impl Extractor<'_> {
+impl<'a> Extractor<'a> {
+    /// Extracts into `tree`, an empty folder that nobody else can reach.
+    pub(super) fn new(
+        tree: OwnedFd,
+        volume: &Volume,
+        archive_bytes: u64,
+        progress: &'a Progress,
+    ) -> Self {
+        Self {
+            tree,
+            owner: volume.owner,
+            limits: volume.limits,
+            archive_bytes,
+            progress,
+            content_bytes: 0,
+            entries: 0,
+            skipped: 0,
+            last_parent: None,
+            folders: Vec::new(),
+            left_out: HashSet::new(),
+        }
+    }
+
+    pub(super) fn tree(&self) -> &OwnedFd {
+        &self.tree
+    }
+
+    pub(super) fn progress(&self) -> &Progress {
+        self.progress
+    }
+
+    pub(super) fn outcome(&self) -> Unpacked {
+        Unpacked { entries: self.entries, skipped: self.skipped }
+    }
+
     pub(super) fn limits(&self) -> &ArchiveLimits {
         &self.limits
     }
@@ -141,17 +177,7 @@ impl Extractor<'_> {
         let owner = self.owner;
         let (dir, name) = self.parent_with_room(path)?;
         let mut file = create_new(dir, name).during("unpack", path)?;
-        let mut buffer = vec![0; CHUNK_BYTES];
-        loop {
-            let count = match data.read(&mut buffer) {
-                Ok(0) => break,
-                Ok(count) => count,
-                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
-                Err(error) => return Err(reading(error)),
-            };
-            self.count_written(count as u64)?;
-            file.write_all(&buffer[..count]).during("unpack", path)?;
-        }
+        self.each_chunk(data, |chunk| file.write_all(chunk).during("unpack", path))?;
         give_to(owner, &file).during("unpack", path)?;
         rustix::fs::fchmod(&file, Mode::from_raw_mode(head.mode & 0o777)).during("unpack", path)?;
         if let Some(seconds) = head.modified_at_seconds {
@@ -160,14 +186,37 @@ impl Extractor<'_> {
         Ok(())
     }
 
-    fn count_written(&mut self, bytes: u64) -> Result<(), FileError> {
+    /// Reads what nobody wants, within the same limits.
+    pub(super) fn drain(&mut self, data: &mut dyn Read) -> Result<(), FileError> {
+        self.each_chunk(data, |_| Ok(()))
+    }
+
+    fn each_chunk(
+        &mut self,
+        data: &mut dyn Read,
+        mut take: impl FnMut(&[u8]) -> Result<(), FileError>,
+    ) -> Result<(), FileError> {
+        let mut buffer = vec![0; CHUNK_BYTES];
+        loop {
+            let count = match data.read(&mut buffer) {
+                Ok(0) => return Ok(()),
+                Ok(count) => count,
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(reading(error)),
+            };
+            self.count_content(count as u64)?;
+            take(&buffer[..count])?;
+        }
+    }
+
+    fn count_content(&mut self, bytes: u64) -> Result<(), FileError> {
         self.progress.check()?;
-        self.written_bytes = self.written_bytes.saturating_add(bytes);
-        if self.written_bytes > self.limits.max_total_bytes {
+        self.content_bytes = self.content_bytes.saturating_add(bytes);
+        if self.content_bytes > self.limits.max_total_bytes {
             return Err(FileError::ArchiveLimit { what: "the size of its content" });
         }
         let allowed = self.archive_bytes.saturating_mul(self.limits.max_ratio);
-        if self.written_bytes > allowed.saturating_add(RATIO_FREE_BYTES) {
+        if self.content_bytes > allowed.saturating_add(RATIO_FREE_BYTES) {
             return Err(FileError::ArchiveLimit { what: "the compression ratio" });
         }
         Ok(())

@@ -1,6 +1,5 @@
 //! From an archive to files: recognising it, reading all of it, moving the result in.
 
-use std::collections::HashSet;
 use std::fs::File;
 use std::io::{self, BufReader, Read, Seek, SeekFrom};
 use std::os::fd::OwnedFd;
@@ -45,30 +44,18 @@ impl Volume {
         progress.set_total_bytes(stat.size);
         let staging = Staging::new(self.root())?;
         let tree = make_folder(staging.dir(), STAGED, self.owner).during("unpack", archive)?;
-        let mut extractor = Extractor {
-            tree,
-            owner: self.owner,
-            limits: self.limits,
-            archive_bytes: stat.size,
-            progress,
-            written_bytes: 0,
-            entries: 0,
-            skipped: 0,
-            last_parent: None,
-            folders: Vec::new(),
-            left_out: HashSet::new(),
-        };
+        let mut extractor = Extractor::new(tree, self, stat.size, progress);
         read_archive(file, &mut extractor)?;
         extractor.finish()?;
         progress.check()?;
         match existing {
-            Some(existing) => merge(&extractor.tree, &existing)?,
+            Some(existing) => merge(extractor.tree(), &existing)?,
             None => {
                 let target = self.place_with_parents(destination)?;
                 self.settle((staging.dir(), STAGED), (&target, destination), false)?;
             }
         }
-        Ok(Unpacked { entries: extractor.entries, skipped: extractor.skipped })
+        Ok(extractor.outcome())
     }
 
     fn destination(&self, path: &RelPath) -> Result<Option<OwnedFd>, FileError> {
@@ -85,7 +72,7 @@ fn read_archive(mut file: File, extractor: &mut Extractor<'_>) -> Result<(), Fil
     let filled = read_up_to(&mut file, &mut start).map_err(reading)?;
     file.seek(SeekFrom::Start(0)).map_err(reading)?;
     let format = ArchiveFormat::recognise(&start[..filled]).ok_or_else(unknown)?;
-    let file = Tracked { inner: file, progress: extractor.progress.clone() };
+    let file = Tracked { inner: file, progress: extractor.progress().clone() };
     match format {
         ArchiveFormat::Zip => read_zip(file, extractor),
         ArchiveFormat::Tar => read_tar(&mut BufReader::with_capacity(1 << 16, file), extractor),

@@ -45,8 +45,8 @@ pub(super) fn read_zip(
         let mut entry = archive.by_index(index).map_err(from_zip)?;
         let head = head_of(&mut entry)?;
         extractor.add(&head, &mut entry)?;
-        // The checksum is compared at the end of the data, so there must be an end, also for folders.
-        io::copy(&mut entry, &mut io::sink()).map_err(reading)?;
+        // The checksum is compared at the end of the data, so it is read to its end, also of folders.
+        extractor.drain(&mut entry)?;
     }
     Ok(())
 }

@@ -58,11 +58,12 @@ fn race(resolver: Resolver, target: &str) {
 fn attack(scratch: &Scratch) -> Vec<bool> {
     let volume = &scratch.volume;
     let progress = Progress::default();
-    let mut outcomes = Vec::new();
-    outcomes.push(scratch.write("dir/secret", b"inside").is_ok());
-    outcomes.push(scratch.write("dir/sub/file", b"inside").is_ok());
-    outcomes.push(volume.chmod(&rel("dir/secret"), 0o777).is_ok());
-    outcomes.push(volume.mkdir_all(&rel("dir/made/here")).is_ok());
+    let mut outcomes = vec![
+        scratch.write("dir/secret", b"inside").is_ok(),
+        scratch.write("dir/sub/file", b"inside").is_ok(),
+        volume.chmod(&rel("dir/secret"), 0o777).is_ok(),
+        volume.mkdir_all(&rel("dir/made/here")).is_ok(),
+    ];
     if let Ok((mut file, _)) = volume.open_read(&rel("dir/secret")) {
         let mut content = String::new();
         std::io::Read::read_to_string(&mut file, &mut content).expect("read");

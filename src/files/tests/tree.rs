@@ -19,7 +19,7 @@ pub(super) fn plant(scratch: &Scratch, below: &str) {
     put(&at("bin/run"), b"#!/bin/sh\n");
     put(&at("Übung/日本 語.txt"), "naïve".as_bytes());
     put(&at(&format!("long/{}/{}", "n".repeat(120), "m".repeat(200))), b"deep");
-    let noise: Vec<u8> = (0..700_000_u32).map(|n| (n.wrapping_mul(n) >> 7) as u8).collect();
+    let noise: Vec<u8> = (0..700_000_u32).map(|n| n.wrapping_mul(n).to_le_bytes()[1]).collect();
     put(&at("world/region.bin"), &noise);
     put(&at("empty-file"), b"");
     fs::create_dir_all(at("empty/dir")).expect("mkdir");
