@@ -112,7 +112,11 @@ struct App {
 }
 
 impl App {
-    async fn build(live: Arc<Live>, config: &Config, stop: CancellationToken) -> Result<Self, AppError> {
+    async fn build(
+        live: Arc<Live>,
+        config: &Config,
+        stop: CancellationToken,
+    ) -> Result<Self, AppError> {
         let storage = &config.storage;
         for folder in [&storage.base_path, &storage.volumes_path, &storage.containers_path] {
             std::fs::create_dir_all(folder)
@@ -120,7 +124,8 @@ impl App {
         }
         let store = Store::open(&storage.store_path()).map_err(AppError::Store)?;
         let node = config.docker.node.clone().unwrap_or_else(|| store.node_id().to_string());
-        let engine = Engine::new(EngineOptions { socket_path: config.docker.socket_path.clone(), node });
+        let engine =
+            Engine::new(EngineOptions { socket_path: config.docker.socket_path.clone(), node });
         let files = Files::new(files_options(config)).map_err(AppError::Files)?;
         let isolation = Isolation::new(engine.clone(), isolation_options(config));
         let settings = watch::Sender::new(Arc::new(settings_of(config)));
@@ -196,7 +201,9 @@ impl App {
             while stop.run_until_cancelled(reload.notified()).await.is_some() {
                 match live.reload() {
                     Ok(changes) => tracing::info!(?changes, "the configuration was read again"),
-                    Err(error) => tracing::error!(error = %Chain(&error), "the configuration stays as it was"),
+                    Err(error) => {
+                        tracing::error!(error = %Chain(&error), "the configuration stays as it was")
+                    }
                 }
             }
         });
@@ -210,7 +217,8 @@ impl App {
         let mut changed = self.live.subscribe();
         let (settings, access, panel) =
             (self.settings.clone(), self.access.clone(), self.panel_settings.clone());
-        let (ports, registry, stop) = (self.ports.clone(), Arc::clone(&self.registry), self.stop.clone());
+        let (ports, registry, stop) =
+            (self.ports.clone(), Arc::clone(&self.registry), self.stop.clone());
         async move {
             while let Some(Ok(())) = stop.run_until_cancelled(changed.changed()).await {
                 let config = changed.borrow_and_update().clone();
@@ -272,12 +280,14 @@ impl App {
         listener: TcpListener,
         config: &Config,
     ) -> Result<impl Future<Output = std::io::Result<()>> + use<>, AppError> {
-        let service = api::router(self.state.clone()).into_make_service_with_connect_info::<SocketAddr>();
+        let service =
+            api::router(self.state.clone()).into_make_service_with_connect_info::<SocketAddr>();
         let handle = self.handle.clone();
         let served: futures_util::future::BoxFuture<'static, _> = match &config.server.tls {
             Some(files) => {
                 let tls = load_tls(&files.cert, &files.key).await?;
-                let server = axum_server::from_tcp_rustls(listener, tls).map_err(AppError::Serve)?;
+                let server =
+                    axum_server::from_tcp_rustls(listener, tls).map_err(AppError::Serve)?;
                 Box::pin(server.handle(handle).serve(service))
             }
             None => {
@@ -293,7 +303,11 @@ impl App {
         self.handle.graceful_shutdown(Some(REQUESTS_END));
         self.stop.cancel();
         let end = async {
-            tokio::join!(self.state.sockets.drained(), self.operations.shutdown(), self.registry.wind_down(OWNERS_END))
+            tokio::join!(
+                self.state.sockets.drained(),
+                self.operations.shutdown(),
+                self.registry.wind_down(OWNERS_END)
+            )
         };
         if tokio::time::timeout(OWNERS_END + Duration::from_secs(1), end).await.is_err() {
             tracing::warn!("some work did not end in time");
@@ -323,7 +337,12 @@ fn files_options(config: &Config) -> FilesOptions {
     FilesOptions {
         volumes_path: config.storage.volumes_path.clone(),
         owner: Some((user.uid, user.gid)),
-        limits: ArchiveLimits { max_entries: limits.max_entries, max_total_bytes: limits.max_bytes, max_ratio: limits.max_ratio, ..ArchiveLimits::default() },
+        limits: ArchiveLimits {
+            max_entries: limits.max_entries,
+            max_total_bytes: limits.max_bytes,
+            max_ratio: limits.max_ratio,
+            ..ArchiveLimits::default()
+        },
     }
 }
 
@@ -341,9 +360,15 @@ fn isolation_options(config: &Config) -> IsolationOptions {
 }
 
 fn exceptions(config: &Config) -> Exceptions {
-    let service = |service: &config::HostService| HostService { protocol: service.protocol, port: service.port };
+    let service = |service: &config::HostService| HostService {
+        protocol: service.protocol,
+        port: service.port,
+    };
     let network = &config.network;
-    Exceptions { host: network.allow_host.iter().map(service).collect(), private: network.allow_private.clone() }
+    Exceptions {
+        host: network.allow_host.iter().map(service).collect(),
+        private: network.allow_private.clone(),
+    }
 }
 
 fn panel_of(config: &Config) -> Option<PanelSettings> {
@@ -390,7 +415,11 @@ fn console_options(config: &Config) -> ConsoleOptions {
 }
 
 fn port_seeds(config: &Config) -> Vec<PortRange> {
-    let range = |seed: &config::PortSeed| PortRange { ip: seed.ip, ports: seed.ports.clone(), protocol: seed.protocol };
+    let range = |seed: &config::PortSeed| PortRange {
+        ip: seed.ip,
+        ports: seed.ports.clone(),
+        protocol: seed.protocol,
+    };
     config.network.ports.iter().map(range).collect()
 }
 
@@ -413,7 +442,9 @@ fn host_time_zone() -> String {
 
 /// Whether the host was started since lightd last ran on this store.
 async fn note_host_boot(store: &Store) -> Result<bool, StoreError> {
-    let Ok(boot_id) = std::fs::read_to_string("/proc/sys/kernel/random/boot_id") else { return Ok(false) };
+    let Ok(boot_id) = std::fs::read_to_string("/proc/sys/kernel/random/boot_id") else {
+        return Ok(false);
+    };
     let boot_id = boot_id.trim().to_owned();
     let before = store
         .write("note the host's start", move |tx| {

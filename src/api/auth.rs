@@ -22,10 +22,6 @@ pub(crate) struct Auth {
     principal: Principal,
 }
 
-/// A caller that needs no vendor header, such as an operator's tool.
-#[derive(Debug)]
-pub(crate) struct PlainAuth(pub(crate) Auth);
-
 /// A caller that stays: it may bring its token in the address, as browsers must for a socket, and has
 /// to leave when the grant ends.
 #[derive(Debug)]
@@ -104,14 +100,6 @@ impl FromRequestParts<AppState> for Auth {
     }
 }
 
-impl FromRequestParts<AppState> for PlainAuth {
-    type Rejection = ApiError;
-
-    async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, ApiError> {
-        Auth::check(state, &parts.headers).await.map(Self)
-    }
-}
-
 impl FromRequestParts<AppState> for StayingAuth {
     type Rejection = ApiError;
 
@@ -165,7 +153,8 @@ mod tests {
 
     #[test]
     fn the_bearer_scheme_is_read_in_any_case() {
-        let token = |value: &str| bearer(&headers(header::AUTHORIZATION, &[value])).map(str::to_owned);
+        let token =
+            |value: &str| bearer(&headers(header::AUTHORIZATION, &[value])).map(str::to_owned);
         assert_eq!(token("Bearer lightd_x").as_deref(), Some("lightd_x"));
         assert_eq!(token("bearer  lightd_x").as_deref(), Some("lightd_x"));
         assert_eq!(token("Basic lightd_x"), None);
@@ -176,7 +165,10 @@ mod tests {
     fn a_token_is_found_anywhere_in_the_query() {
         let token = |uri: &'static str| token_in_query(&Uri::from_static(uri)).map(str::to_owned);
         assert_eq!(token("/ws/a?token=lightd_x").as_deref(), Some("lightd_x"));
-        assert_eq!(token("/ws/a?since=1&token=lightd_x&events=console").as_deref(), Some("lightd_x"));
+        assert_eq!(
+            token("/ws/a?since=1&token=lightd_x&events=console").as_deref(),
+            Some("lightd_x")
+        );
         assert_eq!(token("/ws/a?xtoken=1"), None);
         assert_eq!(token("/ws/a"), None);
     }

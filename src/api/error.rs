@@ -391,11 +391,9 @@ impl From<FileError> for ApiError {
             FileError::NoSpace { .. } => {
                 Self::new(StatusCode::INSUFFICIENT_STORAGE, "quota_exceeded", text)
             }
-            FileError::TooManyOperations => Self::too_many(
-                "too_many_operations",
-                "too many operations are running",
-                RETRY_SOON,
-            ),
+            FileError::TooManyOperations => {
+                Self::too_many("too_many_operations", "too many operations are running", RETRY_SOON)
+            }
             FileError::Io { .. } => Self::internal(error),
         }
     }

@@ -265,11 +265,7 @@ mod tests {
             (r#"{"name":"a","inner":[{"prt":1}]}"#, "invalid", "inner[0].prt"),
             (r#"{"name":"a","inner":[{}]}"#, "invalid", "inner[0].port"),
         ] {
-            assert_eq!(
-                refused(body).await,
-                (400, code.to_owned(), field.to_owned()),
-                "{body}"
-            );
+            assert_eq!(refused(body).await, (400, code.to_owned(), field.to_owned()), "{body}");
         }
     }
 

@@ -10,15 +10,15 @@
 //!                                                                       /ws/{id}: upgrade -> one task per socket
 //! ```
 
-pub(crate) mod auth;
-pub(crate) mod error;
-pub(crate) mod extract;
+mod auth;
+mod error;
+mod extract;
 mod layers;
 mod native;
 mod state;
-mod ws;
 #[cfg(test)]
 mod tests;
+mod ws;
 
 use axum::Router;
 use axum::middleware::{from_fn, from_fn_with_state};

@@ -118,17 +118,21 @@ impl Daemon {
             .await
             .map_err(|_| ClientError::Late)?
             .map_err(ClientError::Http)?;
-        let value: serde_json::Value = serde_json::from_slice(&body).map_err(ClientError::NotJson)?;
+        let value: serde_json::Value =
+            serde_json::from_slice(&body).map_err(ClientError::NotJson)?;
         if status.is_success() {
             return Ok(value);
         }
-        let why = value.get("error").and_then(serde_json::Value::as_str).unwrap_or("no reason given");
+        let why =
+            value.get("error").and_then(serde_json::Value::as_str).unwrap_or("no reason given");
         Err(ClientError::Refused(status.as_u16(), why.to_owned()))
     }
 }
 
 /// Runs a verb's work to its end.
-pub(super) fn block_on<T, E: From<ClientError>>(work: impl Future<Output = Result<T, E>>) -> Result<T, E> {
+pub(super) fn block_on<T, E: From<ClientError>>(
+    work: impl Future<Output = Result<T, E>>,
+) -> Result<T, E> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.map_err(|source| E::from(ClientError::Runtime(source)))?.block_on(work)
 }

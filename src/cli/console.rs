@@ -17,7 +17,8 @@ use crate::domain::ids::{ContainerId, InvalidContainerId};
 use crate::util::backoff::Backoff;
 
 const HISTORY_LINES: u64 = 100;
-const AGAIN: Backoff = Backoff { first: Duration::from_millis(250), longest: Duration::from_secs(5) };
+const AGAIN: Backoff =
+    Backoff { first: Duration::from_millis(250), longest: Duration::from_secs(5) };
 /// The daemon's word that coming back is no use.
 const CLOSED_FOR_GOOD: std::ops::RangeInclusive<u16> = 4400..=4499;
 
@@ -129,7 +130,8 @@ async fn open(
     let stream = daemon.connect().await?;
     let since = shown.seq.map(|seq| format!("&since={seq}")).unwrap_or_default();
     let address = daemon.address;
-    let url = format!("ws://{address}/ws/{id}?events=console,event,daemon_message,logs,error{since}");
+    let url =
+        format!("ws://{address}/ws/{id}?events=console,event,daemon_message,logs,error{since}");
     let mut request = url.into_client_request()?;
     let bearer = format!("Bearer {}", daemon.token.expose());
     let value = bearer.parse().map_err(|_| ConsoleError::Refused(401))?;

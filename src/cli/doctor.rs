@@ -70,7 +70,8 @@ fn engine(config: &Config) -> Result<String, String> {
     let mut health = engine.health();
     let look = async {
         let stop = tokio_util::sync::CancellationToken::new();
-        let answered = tokio::time::timeout(ENGINE_ANSWERS_WITHIN, health.wait_for(Health::is_reachable));
+        let answered =
+            tokio::time::timeout(ENGINE_ANSWERS_WITHIN, health.wait_for(Health::is_reachable));
         let answered = tokio::select! {
             answered = answered => answered.is_ok(),
             () = engine.watch_health(stop) => false,
@@ -82,19 +83,22 @@ fn engine(config: &Config) -> Result<String, String> {
         Health::Reachable { version, api_version, .. } if answered => {
             Ok(format!("version {version}, API {api_version}, at {shown}"))
         }
-        Health::Unreachable { reason, .. } => {
-            Err(format!("does not answer at {shown} ({reason}); start it, or set docker.socket_path"))
-        }
+        Health::Unreachable { reason, .. } => Err(format!(
+            "does not answer at {shown} ({reason}); start it, or set docker.socket_path"
+        )),
         Health::Reachable { .. } => Err(format!("does not answer at {shown} in time")),
     }
 }
 
 fn rules(config: &Config) -> Result<String, String> {
     match config.network.firewall {
-        Firewall::Off => Ok("off by configuration: containers are kept apart by other means".to_owned()),
+        Firewall::Off => {
+            Ok("off by configuration: containers are kept apart by other means".to_owned())
+        }
         Firewall::Nftables => match firewall::find_nft() {
             Some(path) => Ok(format!("nftables, by {}", path.display())),
-            None => Err("nft is missing; install the package nftables, or no container is started".to_owned()),
+            None => Err("nft is missing; install the package nftables, or no container is started"
+                .to_owned()),
         },
     }
 }
@@ -106,7 +110,10 @@ fn daemon(source: &Source, config: &Config) -> Result<String, String> {
         Ok(answer) => Ok(format!("runs on {}: {answer}", config.server.address)),
         Err(ClientError::Connect(..)) => match std::net::TcpListener::bind(config.server.address) {
             Ok(_) => Ok(format!("is not running; {} is free", config.server.address)),
-            Err(error) => Err(format!("cannot listen on {} ({error}); set server.port", config.server.address)),
+            Err(error) => Err(format!(
+                "cannot listen on {} ({error}); set server.port",
+                config.server.address
+            )),
         },
         Err(error) => Err(Chain(&error).to_string()),
     }

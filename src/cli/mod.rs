@@ -131,7 +131,10 @@ pub(crate) fn main() -> ExitCode {
     let source = cli.source();
     let out = &mut std::io::stdout();
     if let Some(action) = cli.token {
-        return ended(secrets::token(action, &source, secrets::ask_for_token, out), SecretError::exit_code);
+        return ended(
+            secrets::token(action, &source, secrets::ask_for_token, out),
+            SecretError::exit_code,
+        );
     }
     match cli.command {
         None => ended(serve::run(source), |_| 1),

@@ -18,10 +18,15 @@ pub(super) enum PsError {
 pub(super) fn run(source: &Source, out: &mut dyn Write) -> Result<(), PsError> {
     let daemon = Daemon::of(source)?;
     let rows = block_on(read_all(&daemon))?;
-    let widths = [0, 1, 2].map(|column| rows.iter().map(|row| row[column].len()).max().unwrap_or(0));
+    let widths =
+        [0, 1, 2].map(|column| rows.iter().map(|row| row[column].len()).max().unwrap_or(0));
     for row in &rows {
         let [id, state, image, ports] = row;
-        writeln!(out, "{id:<0$}  {state:<1$}  {image:<2$}  {ports}", widths[0], widths[1], widths[2])?;
+        writeln!(
+            out,
+            "{id:<0$}  {state:<1$}  {image:<2$}  {ports}",
+            widths[0], widths[1], widths[2]
+        )?;
     }
     Ok(())
 }
@@ -48,5 +53,10 @@ fn row(container: &Value) -> [String; 4] {
         format!("{ip}:{}->{}/{protocol}", port["port"], port["container_port"])
     };
     let ports = container["ports"].as_array().map(Vec::as_slice).unwrap_or_default();
-    [text("internal_id"), text("state"), text("image"), ports.iter().map(port).collect::<Vec<_>>().join(", ")]
+    [
+        text("internal_id"),
+        text("state"),
+        text("image"),
+        ports.iter().map(port).collect::<Vec<_>>().join(", "),
+    ]
 }

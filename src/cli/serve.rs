@@ -37,7 +37,9 @@ pub(crate) enum ServeError {
 pub(crate) fn run(source: Source) -> Result<(), ServeError> {
     let config = source.load_or_create()?;
     let telemetry = Telemetry::init(config.log.format, config.log.level)?;
-    rustls::crypto::aws_lc_rs::default_provider().install_default().map_err(|_| ServeError::Crypto)?;
+    rustls::crypto::aws_lc_rs::default_provider()
+        .install_default()
+        .map_err(|_| ServeError::Crypto)?;
     warn(&config);
     let workers = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
     let runtime = tokio::runtime::Builder::new_multi_thread()

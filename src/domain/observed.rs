@@ -8,8 +8,8 @@ pub(crate) struct Observed {
     pub(crate) status: ObservedStatus,
     /// The first process, as the host numbers it, while there is one.
     pub(crate) pid: Option<u32>,
-    /// When the present or last run began, in Unix seconds; `None` before the first.
-    pub(crate) started_at: Option<i64>,
+    /// When the present or last run began, in Unix milliseconds; `None` before the first.
+    pub(crate) started_at_ms: Option<i64>,
     pub(crate) tty: bool,
 }
 

@@ -258,7 +258,7 @@ impl Engine {
         if exit.oom_killed || exit.code != KILLED {
             return exit;
         }
-        let since = seen.started_at.unwrap_or_default();
+        let since = seen.started_at_ms.unwrap_or_default() / 1000;
         // The exit is a fact all the same where the events cannot be had.
         let oom_killed = self.was_out_of_memory(&seen.docker_id, since).await.unwrap_or(false);
         Exit { oom_killed, ..exit }

@@ -160,23 +160,23 @@ pub(super) fn update_body(limits: &Limits) -> ContainerUpdateBody {
 /// `None` where the engine's answer lacks what it always has.
 pub(super) fn observed(found: &ContainerInspectResponse) -> Option<Observed> {
     let state = found.state.as_ref()?;
-    let started_at = state
+    let started_at_ms = state
         .started_at
         .as_deref()
         .and_then(|text| text.parse::<jiff::Timestamp>().ok())
-        .map(jiff::Timestamp::as_second)
+        .map(jiff::Timestamp::as_millisecond)
         // The engine writes "never" as the year 1.
-        .filter(|&seconds| seconds > 0);
+        .filter(|&ms| ms > 0);
     Some(Observed {
         docker_id: found.id.clone()?,
-        status: status(state, started_at),
+        status: status(state, started_at_ms),
         pid: state.pid.and_then(|pid| u32::try_from(pid).ok()).filter(|&pid| pid != 0),
-        started_at,
+        started_at_ms,
         tty: found.config.as_ref().and_then(|config| config.tty).unwrap_or(false),
     })
 }
 
-fn status(state: &ContainerState, started_at: Option<i64>) -> ObservedStatus {
+fn status(state: &ContainerState, started_at_ms: Option<i64>) -> ObservedStatus {
     let exit =
         Exit { code: state.exit_code.unwrap_or(0), oom_killed: state.oom_killed.unwrap_or(false) };
     if state.paused == Some(true) {
@@ -184,7 +184,7 @@ fn status(state: &ContainerState, started_at: Option<i64>) -> ObservedStatus {
     } else if state.running == Some(true) {
         ObservedStatus::Running
     } else if state.status == Some(ContainerStateStatusEnum::CREATED)
-        || (started_at.is_none() && exit.code == 0)
+        || (started_at_ms.is_none() && exit.code == 0)
     {
         ObservedStatus::Created
     } else {
@@ -352,12 +352,12 @@ mod tests {
             r#"{"Status":"created","Running":false,"Pid":0,"ExitCode":0,"StartedAt":"0001-01-01T00:00:00Z"}"#,
         );
         assert_eq!(created.status, ObservedStatus::Created);
-        assert_eq!((created.pid, created.started_at, created.tty), (None, None, true));
+        assert_eq!((created.pid, created.started_at_ms, created.tty), (None, None, true));
         let running = seen(
             r#"{"Status":"running","Running":true,"Pid":7,"ExitCode":0,"StartedAt":"2026-01-01T00:00:00.5Z"}"#,
         );
         assert_eq!(running.status, ObservedStatus::Running);
-        assert_eq!((running.pid, running.started_at), (Some(7), Some(1_767_225_600)));
+        assert_eq!((running.pid, running.started_at_ms), (Some(7), Some(1_767_225_600_000)));
         let paused = seen(r#"{"Status":"paused","Running":true,"Paused":true,"Pid":7}"#);
         assert_eq!(paused.status, ObservedStatus::Paused);
         let exited = seen(

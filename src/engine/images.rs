@@ -129,7 +129,11 @@ impl Engine {
                 Ok(Some(Ok(line))) => layers.note(line, &mut on_progress),
                 Ok(Some(Err(error))) => return Err(failed(Fault::Vendor(error))),
                 Ok(None) => break,
-                Err(_) => return Err(failed(Fault::Late(op::PULL.deadline))),
+                // The registry's silence, as a rule; whether the engine is well its health says.
+                Err(_) => {
+                    let why = format!("nothing came for {} s", op::PULL.deadline.as_secs());
+                    return Err(failed(Fault::Said(why)));
+                }
             }
         }
         on_progress(layers.progress());

@@ -7,17 +7,17 @@
 //! Both halves share one socket. Closing only its writing side would end the output as well (a quirk of
 //! the engine), so there is no way to do that: the socket closes when both halves are gone.
 
-use std::pin::Pin;
-use std::task::{Context, Poll, ready};
 use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use hyper::Method;
 use tokio::net::UnixStream;
 
-use super::error::{EngineError, Fault};
+use super::error::{EngineError, EngineErrorKind, Fault};
 use super::frames::{Chunk, Decoder};
 use super::op::{self, Op};
 use super::raw::{RawRequest, Upgraded, broke, garbled};
@@ -27,6 +27,11 @@ use super::{Engine, container_target};
 const READ_BYTES: usize = 64 * 1024;
 /// A new buffer is begun when less room than this is left: small reads must not cost a buffer each.
 const READ_LEAST_BYTES: usize = 8 * 1024;
+
+/// A terminal's attach ends when these keys are typed, and it holds back what could be their beginning.
+/// The engine's default is Ctrl-P Ctrl-Q, of which the first is in daily use; this is one nobody types:
+/// `ctrl-^,ctrl-_,ctrl-^,ctrl-_,ctrl-^,ctrl-_`.
+const DETACH_KEYS: &str = "ctrl-%5E,ctrl-_,ctrl-%5E,ctrl-_,ctrl-%5E,ctrl-_";
 
 #[derive(Debug)]
 pub(crate) struct Attached {
@@ -42,7 +47,9 @@ impl Engine {
             op: op::ATTACH,
             target: target.clone(),
             method: Method::POST,
-            path: format!("/containers/{id}/attach?stream=1&stdin=1&stdout=1&stderr=1"),
+            path: format!(
+                "/containers/{id}/attach?stream=1&stdin=1&stdout=1&stderr=1&detachKeys={DETACH_KEYS}"
+            ),
             body: Bytes::new(),
         };
         let upgraded = self.upgraded(request).await?;
@@ -130,7 +137,8 @@ impl tokio::io::AsyncWrite for AttachedInput {
 
 impl AttachedInput {
     /// Writes all of it. A workload that does not read its input stops this after some 64 KiB; when the
-    /// deadline comes then, or the call is cancelled, some of the bytes may have gone in.
+    /// deadline comes then, or the call is cancelled, some of the bytes may have gone in. That, and the
+    /// end of the connection, are conflicts: nothing takes the input, and the engine may be well.
     pub(crate) async fn write_all(
         &mut self,
         bytes: &[u8],
@@ -139,9 +147,9 @@ impl AttachedInput {
         let fault = match tokio::time::timeout(deadline, self.write(bytes)).await {
             Ok(Ok(())) => return Ok(()),
             Ok(Err(error)) => Fault::Io(error),
-            Err(_) => Fault::Late(deadline),
+            Err(_) => Fault::Said("the workload does not read its standard input".to_owned()),
         };
-        Err(broke(op::INPUT, &self.target, fault))
+        Err(EngineError::of_kind(op::INPUT, &self.target, EngineErrorKind::Conflict, fault))
     }
 
     async fn write(&mut self, mut bytes: &[u8]) -> io::Result<()> {

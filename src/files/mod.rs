@@ -14,6 +14,7 @@
 
 pub(crate) mod archive;
 pub(crate) mod content;
+mod copy;
 mod error;
 pub(crate) mod operation;
 mod progress;

@@ -160,8 +160,7 @@ impl Isolation {
 
     async fn rules(&self) -> Result<Rules, IsolationError> {
         let options = &self.options;
-        let exceptions =
-            self.exceptions.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let exceptions = self.exceptions.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let used = self.engine.subnets_in_use().await.map_err(IsolationError::Bridge)?;
         let mut container_subnets: Vec<IpNet> = used.into_iter().map(|used| used.subnet).collect();
         container_subnets.push(IpNet::V4(options.subnets));

@@ -6,7 +6,8 @@ use super::services::Services;
 use crate::domain::spec::{ContainerSpec, Mount, Problem};
 
 /// Container folders that a mount must not cover: lightd's own.
-const TAKEN: &[&str] = &["/", "/home/container", "/mnt/server", "/app/data", "/tmp", "/proc", "/sys", "/dev"];
+const TAKEN: &[&str] =
+    &["/", "/home/container", "/mnt/server", "/app/data", "/tmp", "/proc", "/sys", "/dev"];
 
 pub(super) fn problems(spec: &ContainerSpec, services: &Services) -> Vec<Problem> {
     let mut found = spec.problems(services.capacity);
@@ -24,7 +25,8 @@ pub(super) fn problems(spec: &ContainerSpec, services: &Services) -> Vec<Problem
 fn check_mount(mount: &Mount, allowed: &[PathBuf]) -> Result<(), &'static str> {
     const NOT_ALLOWED: &str = "lies beneath no folder of docker.allowed_mounts";
     let target = Path::new(&mount.target);
-    let is_plain = target.is_absolute() && !mount.target.contains("..") && !mount.target.contains([':', '\0']);
+    let is_plain =
+        target.is_absolute() && !mount.target.contains("..") && !mount.target.contains([':', '\0']);
     if !is_plain || TAKEN.iter().any(|taken| target == Path::new(taken)) {
         return Err("must name an absolute path in the container that is not lightd's own");
     }
@@ -57,8 +59,10 @@ mod tests {
         for target in ["data", "/home/container", "/x/../y", "/"] {
             assert!(check("a/in", target).is_err(), "{target}");
         }
-        let nothing_allowed =
-            check_mount(&Mount { target: "/data".to_owned(), source: at("a"), read_only: true }, &[]);
+        let nothing_allowed = check_mount(
+            &Mount { target: "/data".to_owned(), source: at("a"), read_only: true },
+            &[],
+        );
         assert!(nothing_allowed.is_err());
     }
 }

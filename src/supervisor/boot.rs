@@ -8,8 +8,8 @@ use std::sync::Arc;
 use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
 
-use super::registry::Registry;
 use super::record::Record;
+use super::registry::Registry;
 use super::task::BootLook;
 use crate::domain::ids::ContainerId;
 use crate::engine::{EngineError, Hint, Ours, labels};
@@ -19,8 +19,10 @@ use crate::store::containers::ContainerFilter;
 use crate::util::backoff::Backoff;
 use crate::util::chain::Chain;
 
-const AGAIN: Backoff =
-    Backoff { first: std::time::Duration::from_millis(300), longest: std::time::Duration::from_secs(5) };
+const AGAIN: Backoff = Backoff {
+    first: std::time::Duration::from_millis(300),
+    longest: std::time::Duration::from_secs(5),
+};
 
 #[derive(Debug, thiserror::Error)]
 enum BootError {
@@ -90,8 +92,12 @@ impl Registry {
         // then, each with its reason.
         if let Err(error) = self.services().isolation.ensure().await {
             match &error {
-                IsolationError::Bridge(engine) if engine.is_away() => return Err(BootError::Isolation(error)),
-                _ => tracing::error!(error = %Chain(&error), "containers cannot be isolated; none is started"),
+                IsolationError::Bridge(engine) if engine.is_away() => {
+                    return Err(BootError::Isolation(error));
+                }
+                _ => {
+                    tracing::error!(error = %Chain(&error), "containers cannot be isolated; none is started")
+                }
             }
         }
         let ours = self.services().engine.list_ours().await.map_err(BootError::Engine)?;
@@ -99,7 +105,11 @@ impl Registry {
         for found in ours {
             let id = found.labels.get(labels::CONTAINER).and_then(|id| ContainerId::parse(id).ok());
             let Some(id) = id.filter(|id| self.get(id).is_some()) else {
-                tracing::warn!(docker.id = found.docker_id, docker.name = found.name, "a container in the engine belongs to no row; it is left alone");
+                tracing::warn!(
+                    docker.id = found.docker_id,
+                    docker.name = found.name,
+                    "a container in the engine belongs to no row; it is left alone"
+                );
                 continue;
             };
             if found.name == id.docker_name() {
@@ -132,7 +142,9 @@ impl Registry {
     async fn pass_on(&self, hinted: &mut broadcast::Receiver<Hint>) {
         loop {
             match hinted.recv().await {
-                Ok(Hint::LookAtAll) | Err(broadcast::error::RecvError::Lagged(_)) => self.hint_all(),
+                Ok(Hint::LookAtAll) | Err(broadcast::error::RecvError::Lagged(_)) => {
+                    self.hint_all()
+                }
                 Ok(Hint::Container { container: Some(container), .. }) => {
                     if let Ok(id) = ContainerId::parse(&container) {
                         self.hint(&id);

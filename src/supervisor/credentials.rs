@@ -14,7 +14,11 @@ struct Plain {
 }
 
 /// Blocking: reads the key file.
-pub(super) fn seal(sealer: &Sealer, of: &ContainerId, auth: RegistryAuth) -> Result<Vec<u8>, SealError> {
+pub(super) fn seal(
+    sealer: &Sealer,
+    of: &ContainerId,
+    auth: RegistryAuth,
+) -> Result<Vec<u8>, SealError> {
     let RegistryAuth { username, password, server } = auth;
     let text = serde_json::to_vec(&Plain { username, password, server })
         .expect("invariant: a struct of texts is always JSON");
@@ -22,10 +26,18 @@ pub(super) fn seal(sealer: &Sealer, of: &ContainerId, auth: RegistryAuth) -> Res
 }
 
 /// Blocking: reads the key file. `Ok(None)` if what was sealed is not what [`seal`] writes.
-pub(super) fn open(sealer: &Sealer, of: &ContainerId, sealed: &[u8]) -> Result<Option<RegistryAuth>, SealError> {
+pub(super) fn open(
+    sealer: &Sealer,
+    of: &ContainerId,
+    sealed: &[u8],
+) -> Result<Option<RegistryAuth>, SealError> {
     let text = sealer.open(&context(of), sealed)?;
     let plain: Option<Plain> = serde_json::from_slice(&text).ok();
-    Ok(plain.map(|Plain { username, password, server }| RegistryAuth { username, password, server }))
+    Ok(plain.map(|Plain { username, password, server }| RegistryAuth {
+        username,
+        password,
+        server,
+    }))
 }
 
 fn context(of: &ContainerId) -> Vec<u8> {

@@ -88,7 +88,9 @@ impl Ctx {
 
     pub(super) async fn kill(self, run: RunId) {
         let Some(docker_id) = self.snapshot.docker_id.clone() else {
-            return self.fact(Fact::StartFailed { run, reason: "it was ended before it began".to_owned() }).await;
+            return self
+                .fact(Fact::StartFailed { run, reason: "it was ended before it began".to_owned() })
+                .await;
         };
         let engine = &self.services.engine;
         loop {
@@ -214,7 +216,9 @@ impl Ctx {
         self.services
             .until_done(|| async {
                 let found = self.ours_named(&name).await?;
-                match found.filter(|found| found.labels.get(labels::RUN).is_none_or(|of| *of == run)) {
+                match found
+                    .filter(|found| found.labels.get(labels::RUN).is_none_or(|of| *of == run))
+                {
                     Some(left) => self.services.engine.remove(&left.docker_id).await,
                     None => Ok(()),
                 }
@@ -256,7 +260,9 @@ impl Ctx {
         });
         match removed.await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(%error, "the folder of a deleted container stays behind"),
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "the folder of a deleted container stays behind")
+            }
             Err(error) => tracing::error!(%error, "removing a folder panicked"),
         }
     }

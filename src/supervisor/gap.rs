@@ -26,7 +26,11 @@ impl Ctx {
         let attached_at = jiff::Timestamp::now().as_millisecond() * NANOS_PER_MS;
         let engine = &self.services.engine;
         let Some(observed) = engine.inspect(docker_id).await? else { return Ok(false) };
-        let since = observed.started_at.map(|seconds| (seconds, 0));
+        // A log that goes on over several runs is cut at this one's beginning.
+        let since = observed.started_at_ms.map(|ms| {
+            let nanos = u32::try_from(ms.rem_euclid(1000)).unwrap_or(0) * 1_000_000;
+            (ms.div_euclid(1000), nanos)
+        });
         let request = LogsRequest { since, tail: None, follow: false };
         let mut log = engine.logs(docker_id, observed.tty, request).await?;
         let mut lines: Vec<LogLine> = Vec::new();
@@ -77,12 +81,19 @@ impl Ctx {
             }
         }
         if gap {
-            self.say("some lines are missing: the engine's log does not reach back to the last one");
+            self.say(
+                "some lines are missing: the engine's log does not reach back to the last one",
+            );
         }
         for (line, skip) in lines.iter().zip(skip) {
             let Some(skip) = skip else { continue };
             let stream = super::run::console_stream(line.stream);
-            self.shared.console.push(run, stream, line.at_nanos / NANOS_PER_MS, &line.bytes[skip..]);
+            self.shared.console.push(
+                run,
+                stream,
+                line.at_nanos / NANOS_PER_MS,
+                &line.bytes[skip..],
+            );
         }
     }
 }

@@ -161,7 +161,12 @@ impl Ctx {
     }
 
     /// Follows the script until it has exited, however often the engine goes away meanwhile.
-    async fn follow_script(&self, run: RunId, docker_id: &str, resumed: bool) -> Result<Exit, InstallError> {
+    async fn follow_script(
+        &self,
+        run: RunId,
+        docker_id: &str,
+        resumed: bool,
+    ) -> Result<Exit, InstallError> {
         let limit = self.services.settings().install_timeout;
         let deadline = Instant::now() + limit;
         let mut log = InstallLog::open(self.shared.install_log_path(), resumed).await;
@@ -201,7 +206,9 @@ impl Ctx {
                     self.fill_gap(run, docker_id, None).await;
                     return Ok(exit);
                 }
-                Some(ObservedStatus::Created | ObservedStatus::Running | ObservedStatus::Paused) => {}
+                Some(
+                    ObservedStatus::Created | ObservedStatus::Running | ObservedStatus::Paused,
+                ) => {}
             }
         }
         let attached = engine.attach(docker_id, false).await?;
@@ -240,7 +247,11 @@ impl Ctx {
     }
 
     /// Makes an image of what the script changed outside the volume, if it did.
-    async fn keep_root_file_system(&self, run: RunId, docker_id: &str) -> Result<Option<String>, InstallError> {
+    async fn keep_root_file_system(
+        &self,
+        run: RunId,
+        docker_id: &str,
+    ) -> Result<Option<String>, InstallError> {
         let engine = &self.services.engine;
         let changed = self.services.insist(|| engine.changed_paths(docker_id)).await?;
         if !changed.iter().any(|change| workload::is_in_root_file_system(&change.path)) {
@@ -261,7 +272,8 @@ impl Ctx {
     /// Makes the workload's container afresh from the outcome and drops what came before.
     async fn build_workload(&self, own_image: Option<String>) -> Result<(), InstallError> {
         let name = self.snapshot.id.docker_name();
-        let old_image = self.snapshot.own_image.clone().filter(|old| Some(old) != own_image.as_ref());
+        let old_image =
+            self.snapshot.own_image.clone().filter(|old| Some(old) != own_image.as_ref());
         let mut built = self.clone();
         let mut snapshot = (*self.snapshot).clone();
         snapshot.own_image.clone_from(&own_image);

@@ -34,13 +34,13 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::console::{Console, InputError};
 use crate::domain::ids::{ContainerId, RunId};
 use crate::domain::lifecycle::{Answer, Command, Denied, Phase};
 use crate::domain::observed::Exit;
 use crate::domain::spec::{ContainerSpec, Limits, PortBinding, Problem, SpecPatch};
 use crate::domain::stats::Sample;
 use crate::domain::units::UnixSeconds;
-use crate::console::{Console, InputError};
 use crate::engine::{EngineError, ExecRequest, ExecResult};
 use crate::store::StoreError;
 use crate::store::bindings::PortRequest;
@@ -84,8 +84,13 @@ impl Snapshot {
 #[derive(Clone, Debug)]
 pub(crate) enum Request {
     Command(Command),
-    Reinstall { image: Option<String>, install_script: Option<String> },
-    Rebind { ports: Vec<PortRequest> },
+    Reinstall {
+        image: Option<String>,
+        install_script: Option<String>,
+    },
+    Rebind {
+        ports: Vec<PortRequest>,
+    },
     Update(Box<SpecPatch>),
     /// New limits, applied to the running workload as well.
     Resources(Limits),
@@ -182,12 +187,19 @@ impl ContainerHandle {
     }
 
     /// Runs a process beside the workload, as the workload's user.
-    pub(crate) async fn exec(&self, command: Vec<String>, deadline: Duration) -> Result<ExecResult, ExecError> {
+    pub(crate) async fn exec(
+        &self,
+        command: Vec<String>,
+        deadline: Duration,
+    ) -> Result<ExecResult, ExecError> {
         let snapshot = self.snapshot();
         if snapshot.unknown_since.is_some() {
             return Err(ExecError::EngineUnavailable);
         }
-        let up = matches!(snapshot.phase, Phase::Starting { launched: true, .. } | Phase::Running { .. });
+        let up = matches!(
+            snapshot.phase,
+            Phase::Starting { launched: true, .. } | Phase::Running { .. }
+        );
         let Some(docker_id) = snapshot.docker_id.clone().filter(|_| up) else {
             return Err(ExecError::Denied(Denied::NotRunning));
         };

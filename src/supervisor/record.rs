@@ -15,8 +15,8 @@ use crate::domain::panel_update::{PanelUpdate, PowerState};
 use crate::domain::spec::{ContainerSpec, PortBinding};
 use crate::domain::units::UnixSeconds;
 use crate::network::pool;
-use crate::store::containers::{ContainerRow, ContainerState};
 use crate::store::bindings::PortRequest;
+use crate::store::containers::{ContainerRow, ContainerState};
 use crate::store::{Store, StoreError, Tx};
 
 /// What the owner task knows of its container and keeps in the store.
@@ -90,7 +90,11 @@ impl Record {
         let phase = self.machine.phase();
         let exit = self.machine.last_exit();
         ContainerState {
-            state_json: stored_json(&self.machine, self.previous_ports.clone(), self.restart_needed),
+            state_json: stored_json(
+                &self.machine,
+                self.previous_ports.clone(),
+                self.restart_needed,
+            ),
             phase: phase.state_name().to_owned(),
             run: self.machine.last_run(),
             docker_id: self.docker_id.clone(),
@@ -103,7 +107,12 @@ impl Record {
         }
     }
 
-    pub(super) fn snapshot(&self, generation: u64, unknown_since: Option<UnixSeconds>, deleted: bool) -> Snapshot {
+    pub(super) fn snapshot(
+        &self,
+        generation: u64,
+        unknown_since: Option<UnixSeconds>,
+        deleted: bool,
+    ) -> Snapshot {
         Snapshot {
             generation,
             id: self.id.clone(),
@@ -148,7 +157,12 @@ impl Record {
     }
 
     /// Makes a change in the store and in the record alike.
-    fn apply(&mut self, tx: &Tx<'_>, change: Option<&Change>, now: UnixSeconds) -> Result<(), StoreError> {
+    fn apply(
+        &mut self,
+        tx: &Tx<'_>,
+        change: Option<&Change>,
+        now: UnixSeconds,
+    ) -> Result<(), StoreError> {
         match change {
             Some(Change::Spec(spec)) => {
                 tx.update_spec(&self.id, spec, now)?;
@@ -177,7 +191,11 @@ impl Record {
     }
 
     /// What of these state changes the panel is told.
-    pub(super) fn panel_updates(&self, events: &[StateEvent], settings: &Settings) -> Vec<PanelUpdate> {
+    pub(super) fn panel_updates(
+        &self,
+        events: &[StateEvent],
+        settings: &Settings,
+    ) -> Vec<PanelUpdate> {
         if !settings.panel {
             return Vec::new();
         }
@@ -208,7 +226,11 @@ impl Record {
 }
 
 /// The opaque part of a record as the store keeps it.
-pub(super) fn stored_json(machine: &Machine, previous_ports: Option<Vec<PortBinding>>, restart_needed: bool) -> String {
+pub(super) fn stored_json(
+    machine: &Machine,
+    previous_ports: Option<Vec<PortBinding>>,
+    restart_needed: bool,
+) -> String {
     let stored = Stored { machine, previous_ports, restart_needed };
     serde_json::to_string(&stored).expect("invariant: plain values are always JSON")
 }

@@ -25,8 +25,8 @@ use crate::domain::units::UnixSeconds;
 use crate::engine::RegistryAuth;
 use crate::network::pool;
 use crate::store::StoreError;
-use crate::store::containers::{ContainerRow, ContainerState, NewContainer};
 use crate::store::bindings::PortRequest;
+use crate::store::containers::{ContainerRow, ContainerState, NewContainer};
 use crate::util::chain::Chain;
 
 const URGENT: usize = 4;
@@ -97,7 +97,10 @@ impl Registry {
     }
 
     /// Stores a container with its ports and begins its install.
-    pub(crate) async fn create(self: &Arc<Self>, new: CreateContainer) -> Result<Arc<Snapshot>, CreateError> {
+    pub(crate) async fn create(
+        self: &Arc<Self>,
+        new: CreateContainer,
+    ) -> Result<Arc<Snapshot>, CreateError> {
         let services = &self.services;
         if services.stop.is_cancelled() {
             return Err(CreateError::Stopping);
@@ -160,14 +163,20 @@ impl Registry {
             ports: new.ports,
             state,
         };
-        let installing = effects.iter().any(|effect| matches!(effect, Effect::Emit(event) if event.name == "installing"));
+        let installing = effects
+            .iter()
+            .any(|effect| matches!(effect, Effect::Emit(event) if event.name == "installing"));
         let panel = self.services.settings().panel && installing;
         self.services
             .store
             .write("store a container", move |tx| {
                 tx.insert_container(&row, now, pool::is_bindable)?;
                 if panel {
-                    tx.enqueue_update(&row.id, &crate::domain::panel_update::PanelUpdate::Installing, now)?;
+                    tx.enqueue_update(
+                        &row.id,
+                        &crate::domain::panel_update::PanelUpdate::Installing,
+                        now,
+                    )?;
                 }
                 tx.container(&row.id)
             })
@@ -176,13 +185,18 @@ impl Registry {
 
     /// Starts the owner task of a stored container and makes it findable. `fresh`: it was just made,
     /// so there is nothing to look for in the engine.
-    pub(super) async fn adopt(self: &Arc<Self>, record: Record, fresh: bool) -> std::io::Result<ContainerHandle> {
+    pub(super) async fn adopt(
+        self: &Arc<Self>,
+        record: Record,
+        fresh: bool,
+    ) -> std::io::Result<ContainerHandle> {
         let services = Arc::clone(&self.services);
         let folder = services.containers_path.join(record.id.as_str());
         let options = services.console;
         let open = move || {
             std::fs::create_dir_all(&folder)?;
-            let console = Console::open(folder.join("console"), options).map_err(std::io::Error::other)?;
+            let console =
+                Console::open(folder.join("console"), options).map_err(std::io::Error::other)?;
             Ok::<_, std::io::Error>(Arc::new(Shared::new(folder, console)))
         };
         let shared = tokio::task::spawn_blocking(open).await.map_err(std::io::Error::other)??;

@@ -27,7 +27,8 @@ const DRAIN: Duration = Duration::from_secs(2);
 const EXIT_AFTER_OUTPUT: Duration = Duration::from_secs(3);
 /// A line without an end is looked at for the start pattern after so long: it may be a prompt.
 const PROMPT_AFTER: Duration = Duration::from_millis(50);
-const AGAIN: Backoff = Backoff { first: Duration::from_millis(200), longest: Duration::from_secs(3) };
+const AGAIN: Backoff =
+    Backoff { first: Duration::from_millis(200), longest: Duration::from_secs(3) };
 
 /// How following a run ended.
 enum End {
@@ -97,7 +98,11 @@ impl Ctx {
         let services = &self.services;
         let _slot = services.start_slots.acquire().await.map_err(|_| LaunchError::Stopping)?;
         services.isolated().await.map_err(LaunchError::NotIsolated)?;
-        self.write_data(ENTRYPOINT_FILE, workload::entrypoint(&self.snapshot.spec, &self.snapshot.ports)).await?;
+        self.write_data(
+            ENTRYPOINT_FILE,
+            workload::entrypoint(&self.snapshot.spec, &self.snapshot.ports),
+        )
+        .await?;
         let docker_id = self.ensure_workload(again).await?;
         // Attached before it starts, so that not a byte is missed.
         let attached = services.engine.attach(&docker_id, self.snapshot.spec.tty).await?;
@@ -135,7 +140,8 @@ impl Ctx {
         let volume = self.services.files.volume_path(self.snapshot.spec.volume_id);
         let places = Places { volume: &volume, data: &self.shared.data_folder() };
         let settings = self.services.settings();
-        let request = workload::workload_request(&self.snapshot, &self.snapshot.ports, &places, &settings);
+        let request =
+            workload::workload_request(&self.snapshot, &self.snapshot.ports, &places, &settings);
         let created = self.services.engine.create(&request).await?;
         for warning in &created.warnings {
             self.say(format!("the engine warns: {warning}"));
@@ -145,7 +151,11 @@ impl Ctx {
     }
 
     /// Writes one of lightd's own files for the container.
-    pub(super) async fn write_data(&self, name: &'static str, text: String) -> Result<(), LaunchError> {
+    pub(super) async fn write_data(
+        &self,
+        name: &'static str,
+        text: String,
+    ) -> Result<(), LaunchError> {
         let folder = self.shared.data_folder();
         let write = move || {
             std::fs::create_dir_all(&folder)?;
@@ -167,7 +177,13 @@ impl Ctx {
         spec::compile_pattern(pattern).ok().map(|pattern| Readiness::new(Some(pattern)))
     }
 
-    async fn follow(&self, run: RunId, docker_id: &str, attached: Attached, readiness: Option<Readiness>) {
+    async fn follow(
+        &self,
+        run: RunId,
+        docker_id: &str,
+        attached: Attached,
+        readiness: Option<Readiness>,
+    ) {
         let writing = self.shared.open_input(attached.input);
         let end = {
             let pump = self.pump(run, attached.output, readiness);
@@ -249,7 +265,12 @@ impl Ctx {
 
     /// Takes from the engine's log what passed while nobody was attached. Returns whether the start
     /// pattern was seen in the run so far.
-    pub(super) async fn fill_gap(&self, run: RunId, docker_id: &str, mut readiness: Option<&mut Readiness>) -> bool {
+    pub(super) async fn fill_gap(
+        &self,
+        run: RunId,
+        docker_id: &str,
+        mut readiness: Option<&mut Readiness>,
+    ) -> bool {
         match self.read_gap(run, docker_id, &mut readiness).await {
             Ok(ready) => ready,
             Err(error) => {

@@ -62,7 +62,8 @@ pub(crate) struct Services {
     pub(crate) stop: CancellationToken,
 }
 
-const RETRY: Backoff = Backoff { first: Duration::from_millis(200), longest: Duration::from_secs(5) };
+const RETRY: Backoff =
+    Backoff { first: Duration::from_millis(200), longest: Duration::from_secs(5) };
 
 impl Services {
     pub(crate) fn settings(&self) -> Arc<Settings> {

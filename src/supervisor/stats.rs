@@ -12,7 +12,6 @@ use tokio::time::Instant;
 use super::effects::Ctx;
 use crate::cgroup::{self, Cgroup, CgroupError};
 use crate::domain::stats::{Meter, Sample};
-use crate::domain::units::UnixSeconds;
 use crate::util::chain::Chain;
 
 const WATCHED: Duration = Duration::from_secs(1);
@@ -42,14 +41,19 @@ impl<'a> Sampler<'a> {
     }
 
     async fn sample_on(&mut self) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-        let Some(seen) = self.ctx.services.engine.inspect(self.docker_id).await? else { return Ok(()) };
+        let Some(seen) = self.ctx.services.engine.inspect(self.docker_id).await? else {
+            return Ok(());
+        };
         let Some(pid) = seen.pid else { return Ok(()) };
-        let began_at = seen.started_at.unwrap_or_else(|| UnixSeconds::now().0);
+        let began_at_ms = seen.started_at_ms.unwrap_or_else(now_ms);
         let age = || {
-            let seconds = UnixSeconds::now().0.saturating_sub(began_at);
-            Duration::from_secs(u64::try_from(seconds).unwrap_or(0))
+            let ms = now_ms().saturating_sub(began_at_ms);
+            Duration::from_millis(u64::try_from(ms).unwrap_or(0))
         };
         let group = Cgroup::find(pid)?;
+        // What the engine spends on setting the group up counts as the run's, and is much in so little
+        // time.
+        tokio::time::sleep(WATCHED.saturating_sub(age())).await;
         let mut meter = Meter::starting(cgroup::now().saturating_sub(age()));
         let mut text = Vec::new();
         let stats = &self.ctx.shared.stats;
@@ -80,9 +84,15 @@ impl<'a> Sampler<'a> {
         let volume = self.ctx.snapshot.spec.volume_id;
         match self.ctx.services.files.run(volume, |volume| volume.disk_usage()).await {
             Ok(bytes) => self.disk_bytes = Some(bytes),
-            Err(error) => tracing::debug!(%volume, error = %Chain(&error), "cannot count a volume's files"),
+            Err(error) => {
+                tracing::debug!(%volume, error = %Chain(&error), "cannot count a volume's files")
+            }
         }
     }
+}
+
+fn now_ms() -> i64 {
+    jiff::Timestamp::now().as_millisecond()
 }
 
 /// Whoever waits is woken only when something but the time has changed.

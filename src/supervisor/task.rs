@@ -40,15 +40,28 @@ const LOOK_SOON: Duration = Duration::from_millis(250);
 pub(super) enum Report {
     Fact(Fact),
     /// A Docker container was made for the workload, from the present specification.
-    Made { docker_id: String },
+    Made {
+        docker_id: String,
+    },
     /// The old Docker container is the container again.
-    PutBack { docker_id: Option<String> },
+    PutBack {
+        docker_id: Option<String>,
+    },
     /// The image an install left behind, if any.
-    Installed { own_image: Option<String> },
-    Looked { generation: u64, seen: Result<Option<Observed>, EngineError> },
+    Installed {
+        own_image: Option<String>,
+    },
+    Looked {
+        generation: u64,
+        seen: Result<Option<Observed>, EngineError>,
+    },
     /// The output of a run is followed no longer, and nothing is known of its end.
     Detached,
-    LimitsApplied { limits: Limits, reply: Reply, result: Result<(), EngineError> },
+    LimitsApplied {
+        limits: Limits,
+        reply: Reply,
+        result: Result<(), EngineError>,
+    },
 }
 
 /// What the registry tells every owner once the engine has been looked over at boot.
@@ -167,7 +180,8 @@ impl Owner {
     }
 
     fn wake_at(&self) -> Instant {
-        let machine = self.record.machine.wake_at().filter(|_| self.booted && self.unknown_since.is_none());
+        let machine =
+            self.record.machine.wake_at().filter(|_| self.booted && self.unknown_since.is_none());
         let machine = machine.map(|uptime| self.services.began + uptime);
         let far = Instant::now() + Duration::from_secs(3600);
         [machine, self.look_at].into_iter().flatten().min().unwrap_or(far)
@@ -339,7 +353,11 @@ impl Owner {
 
     // --- storing, showing, doing ---
 
-    pub(super) async fn save(&mut self, effects: &[Effect], change: Option<Change>) -> Result<(), StoreError> {
+    pub(super) async fn save(
+        &mut self,
+        effects: &[Effect],
+        change: Option<Change>,
+    ) -> Result<(), StoreError> {
         let now = UnixSeconds::now();
         self.record.updated_at = now;
         let previous = std::mem::take(&mut self.unsaved);
@@ -388,7 +406,9 @@ impl Owner {
                     tracing::info!(container.id = %self.record.id, run.id = %event.run, state = event.name, "state changed");
                     self.services.signal(&self.record.id, SignalKind::State(event));
                 }
-                Effect::Say(text) => self.services.signal(&self.record.id, SignalKind::DaemonMessage(text)),
+                Effect::Say(text) => {
+                    self.services.signal(&self.record.id, SignalKind::DaemonMessage(text))
+                }
                 Effect::Forget => self.forget().await,
                 // Before the boot look nothing is done: the look finds the stored phase and does it.
                 work if self.booted => self.begin(work),
@@ -454,7 +474,11 @@ impl Owner {
     /// The last act: the row goes, everybody learns of it, and only then is the name free.
     async fn forget(&mut self) {
         let id = self.record.id.clone();
-        let gone = self.services.store.write("delete a container", move |tx| tx.delete_container(&id)).await;
+        let gone = self
+            .services
+            .store
+            .write("delete a container", move |tx| tx.delete_container(&id))
+            .await;
         match gone {
             Ok(()) | Err(StoreError::NoSuchContainer(_)) => {
                 self.generation += 1;
@@ -484,7 +508,9 @@ impl Owner {
             if let Phase::Installing { run, .. } = self.record.machine.phase() {
                 let (ctx, run) = (self.ctx(), *run);
                 let result = Err("an internal error ended the installation".to_owned());
-                self.tasks.spawn(async move { ctx.report(Report::Fact(Fact::InstallEnded { run, result })).await });
+                self.tasks.spawn(async move {
+                    ctx.report(Report::Fact(Fact::InstallEnded { run, result })).await
+                });
             }
         }
     }

@@ -21,15 +21,22 @@ impl Owner {
                 spec.install_script = install_script.or(spec.install_script);
                 self.wish(Command::Reinstall, Some(Change::Spec(spec))).await
             }
-            Request::Rebind { ports } => self.wish(Command::Rebind, Some(Change::Ports(ports))).await,
+            Request::Rebind { ports } => {
+                self.wish(Command::Rebind, Some(Change::Ports(ports))).await
+            }
             Request::Update(patch) => self.update(patch.apply(&self.record.spec)).await,
         };
         // Whoever asked may have gone away; the decision stands.
         drop(reply.send(decided));
     }
 
-    async fn wish(&mut self, command: Command, change: Option<Change>) -> Result<Accepted, Refusal> {
-        let may_wait_for_engine = matches!(command, Command::Kill | Command::Delete | Command::Stop);
+    async fn wish(
+        &mut self,
+        command: Command,
+        change: Option<Change>,
+    ) -> Result<Accepted, Refusal> {
+        let may_wait_for_engine =
+            matches!(command, Command::Kill | Command::Delete | Command::Stop);
         if (self.unknown_since.is_some() || !self.booted) && !may_wait_for_engine {
             return Err(Refusal::EngineUnavailable);
         }
@@ -38,8 +45,10 @@ impl Owner {
         }
         let before = self.record.clone();
         let policy = policy(&self.record.spec);
-        let (answer, effects) = self.record.machine.command(command, policy, self.services.uptime())?;
-        if answer == Answer::Satisfied && change.is_none() && self.record.machine == before.machine {
+        let (answer, effects) =
+            self.record.machine.command(command, policy, self.services.uptime())?;
+        if answer == Answer::Satisfied && change.is_none() && self.record.machine == before.machine
+        {
             return Ok(Accepted { generation: self.generation, answer });
         }
         if let Err(error) = self.save(&effects, change).await {

@@ -93,7 +93,9 @@ pub(super) fn workload_request(
 ) -> CreateRequest {
     let spec = &of.spec;
     let mut binds = vec![bind(places.volume, HOME, false), bind(places.data, DATA, true)];
-    binds.extend(spec.mounts.iter().map(|mount| bind(&mount.source, &mount.target, mount.read_only)));
+    binds.extend(
+        spec.mounts.iter().map(|mount| bind(&mount.source, &mount.target, mount.read_only)),
+    );
     CreateRequest {
         name: of.id.docker_name(),
         image: of.own_image.clone().unwrap_or_else(|| spec.image.clone()),
@@ -108,7 +110,10 @@ pub(super) fn workload_request(
         binds,
         ports: ports.to_vec(),
         limits: with_defaults(spec.limits, settings),
-        hardening: Hardening { cap_add: WORKLOAD_CAPABILITIES.to_vec(), read_only_root: spec.read_only },
+        hardening: Hardening {
+            cap_add: WORKLOAD_CAPABILITIES.to_vec(),
+            read_only_root: spec.read_only,
+        },
         stop_signal: None,
         log: settings.log,
     }
@@ -171,9 +176,22 @@ pub(super) fn own_image_repository(id: &ContainerId) -> String {
 pub(super) fn is_in_root_file_system(path: &str) -> bool {
     const NOT_KEPT: &[&str] = &[HOME, INSTALL_HOME, DATA, "/tmp", "/dev", "/proc", "/sys", "/run"];
     // What the engine itself makes: mount points, the folders above them and its own small files.
-    const MADE_BY_ENGINE: &[&str] =
-        &["/home", "/mnt", "/app", "/etc", "/etc/hosts", "/etc/hostname", "/etc/resolv.conf", "/etc/mtab", "/sbin", "/sbin/docker-init", "/.dockerenv"];
-    let within = |root: &str| path.strip_prefix(root).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+    const MADE_BY_ENGINE: &[&str] = &[
+        "/home",
+        "/mnt",
+        "/app",
+        "/etc",
+        "/etc/hosts",
+        "/etc/hostname",
+        "/etc/resolv.conf",
+        "/etc/mtab",
+        "/sbin",
+        "/sbin/docker-init",
+        "/.dockerenv",
+    ];
+    let within = |root: &str| {
+        path.strip_prefix(root).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    };
     !NOT_KEPT.iter().any(|root| within(root)) && !MADE_BY_ENGINE.contains(&path)
 }
 
@@ -195,9 +213,13 @@ fn bind(source: &Path, target: &str, read_only: bool) -> Bind {
 }
 
 fn labels_of(id: &ContainerId, role: &str, run: RunId) -> BTreeMap<String, String> {
-    [(labels::CONTAINER, id.to_string()), (labels::ROLE, role.to_owned()), (labels::RUN, run.to_string())]
-        .map(|(name, value)| (name.to_owned(), value))
-        .into()
+    [
+        (labels::CONTAINER, id.to_string()),
+        (labels::ROLE, role.to_owned()),
+        (labels::RUN, run.to_string()),
+    ]
+    .map(|(name, value)| (name.to_owned(), value))
+    .into()
 }
 
 pub(super) fn with_defaults(limits: Limits, settings: &Settings) -> Limits {
@@ -213,7 +235,10 @@ mod tests {
         let file = "/app/data/install.sh".to_owned();
         assert_eq!(interpreter("echo"), ["/bin/sh", &file]);
         assert_eq!(interpreter("#!/bin/bash\necho"), ["/bin/bash", &file]);
-        assert_eq!(interpreter("#! /usr/bin/env bash -e\r\n"), ["/usr/bin/env", "bash", "-e", &file]);
+        assert_eq!(
+            interpreter("#! /usr/bin/env bash -e\r\n"),
+            ["/usr/bin/env", "bash", "-e", &file]
+        );
         assert_eq!(interpreter("#!\n"), ["/bin/sh", &file]);
     }
 
@@ -222,7 +247,15 @@ mod tests {
         for kept in ["/usr/bin/curl", "/etc/passwd", "/home/other", "/appendix"] {
             assert!(is_in_root_file_system(kept), "{kept}");
         }
-        for not in ["/home/container", "/home/container/x", "/mnt/server", "/app", "/tmp/x", "/etc", "/etc/hosts"] {
+        for not in [
+            "/home/container",
+            "/home/container/x",
+            "/mnt/server",
+            "/app",
+            "/tmp/x",
+            "/etc",
+            "/etc/hosts",
+        ] {
             assert!(!is_in_root_file_system(not), "{not}");
         }
     }
@@ -234,7 +267,8 @@ mod tests {
         assert_ne!(repository("Abc1"), repository("abc1"));
         assert_ne!(repository("a-b"), repository("a.b"));
         let all_plain = |text: String| {
-            text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'/' || b == b'-')
+            text.bytes()
+                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'/' || b == b'-')
         };
         assert!(all_plain(repository("Ab.C_d")));
     }

@@ -69,11 +69,7 @@ async fn logs(
     let (since, run) = (query.since, query.run.map(RunId));
     let query = console::Query { lines, since, run, grep: grep.as_ref() };
     let found = handle.console().history(query).await;
-    Ok(axum::Json(LogsView {
-        data: found.text,
-        seq: found.last_seq,
-        lines_lost: found.lines_lost,
-    }))
+    Ok(axum::Json(LogsView { data: found.text, seq: found.last_seq, lines_lost: found.lines_lost }))
 }
 
 #[derive(Debug, Deserialize)]

@@ -222,6 +222,7 @@ impl PatchBody {
             ("startup_command", self.startup_command.is_some()),
             ("start_pattern", self.start_pattern.is_some()),
             ("env", !self.env.is_empty()),
+            ("limits", self.limits.is_some()),
         ];
         fields.into_iter().filter(|(_, changes)| *changes).map(|(name, _)| name).collect()
     }
@@ -297,9 +298,7 @@ pub(super) fn optional_protocol<'de, D: Deserializer<'de>>(
     from: D,
 ) -> Result<Option<Protocol>, D::Error> {
     let Some(text) = Option::<String>::deserialize(from)? else { return Ok(None) };
-    Protocol::parse(&text)
-        .map(Some)
-        .ok_or_else(|| serde::de::Error::custom("must be tcp or udp"))
+    Protocol::parse(&text).map(Some).ok_or_else(|| serde::de::Error::custom("must be tcp or udp"))
 }
 
 #[cfg(test)]
@@ -359,10 +358,7 @@ mod tests {
             read(body).unwrap().spec.stop
         };
         for name in ["term", "TERM", "SIGTERM"] {
-            assert_eq!(
-                stop(json!({"signal": name})).how,
-                StopHow::Signal("SIGTERM".to_owned())
-            );
+            assert_eq!(stop(json!({"signal": name})).how, StopHow::Signal("SIGTERM".to_owned()));
         }
         let policy = stop(json!({"command": "stop", "timeout": 5}));
         assert_eq!(policy.how, StopHow::Command("stop".to_owned()));

@@ -11,13 +11,13 @@ use serde::{Deserialize, Serialize};
 
 use super::container_body::{CreateBody, Creation, PatchBody, PortBody};
 use super::container_view::ContainerView;
-use crate::api::error::ApiError;
 use crate::api::auth::Auth;
+use crate::api::error::ApiError;
 use crate::api::extract::{Json, Path, Query};
 use crate::api::state::AppState;
 use crate::domain::access::Permission;
 use crate::domain::ids::ContainerId;
-use crate::domain::lifecycle::Command;
+use crate::domain::lifecycle::{Command, Phase};
 use crate::supervisor::{ContainerHandle, CreateContainer, Request, Snapshot};
 
 pub(super) fn routes() -> Router<AppState> {
@@ -171,12 +171,15 @@ async fn patch(
     let baked_in = body.fields_read_at_start();
     let patch = body.read(&handle.snapshot().spec)?;
     handle.send(Request::Update(Box::new(patch))).await?;
-    let waits_for_restart = if handle.snapshot().restart_needed { baked_in } else { Vec::new() };
-    Ok(axum::Json(PatchedView {
-        message: "Container updated",
-        internal_id: id,
-        waits_for_restart,
-    }))
+    let is_up = matches!(
+        handle.snapshot().phase,
+        Phase::Starting { .. }
+            | Phase::Running { .. }
+            | Phase::Paused { .. }
+            | Phase::Stopping { .. }
+    );
+    let waits_for_restart = if is_up { baked_in } else { Vec::new() };
+    Ok(axum::Json(PatchedView { message: "Container updated", internal_id: id, waits_for_restart }))
 }
 
 #[derive(Debug, Serialize)]

@@ -320,7 +320,6 @@ async fn allocate(
     let reserve = body.reserve.unwrap_or(RESERVE_DEFAULT).0;
     let count = body.count.unwrap_or(1);
     let lease = state.ports.allocate(count, protocol, body.contiguous, reserve).await?;
-    let view =
-        LeaseView { ports: lease.ports, lease_id: lease.id, expires_at: lease.expires_at };
+    let view = LeaseView { ports: lease.ports, lease_id: lease.id, expires_at: lease.expires_at };
     Ok((StatusCode::CREATED, JsonAnswer(view)))
 }

@@ -10,8 +10,8 @@ use axum::routing::{MethodRouter, post};
 use serde::{Deserialize, Serialize};
 
 use super::container_body::{PortBody, check_ports, non_empty};
-use crate::api::error::ApiError;
 use crate::api::auth::Auth;
+use crate::api::error::ApiError;
 use crate::api::extract::{Json, OptionalJson, Path};
 use crate::api::state::AppState;
 use crate::domain::access::Permission;

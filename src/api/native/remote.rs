@@ -69,10 +69,7 @@ struct OutboxView {
 async fn status(auth: Auth, State(state): State<AppState>) -> Result<Json<StatusView>, ApiError> {
     auth.require(Permission::Node)?;
     let PanelReport { status, outbox } = state.panel.report().await?;
-    let outbox = OutboxView {
-        waiting: outbox.waiting,
-        parked: outbox.parked,
-        oldest_at: outbox.oldest_at,
-    };
+    let outbox =
+        OutboxView { waiting: outbox.waiting, parked: outbox.parked, oldest_at: outbox.oldest_at };
     Ok(Json(StatusView { status, outbox }))
 }

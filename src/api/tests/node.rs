@@ -18,8 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
 use crate::access::{Access, AccessSettings};
-use crate::api::state::{AppState, Services};
-use crate::api::ws::Sockets;
+use crate::api::{AppState, Services, Sockets};
 use crate::config::live::Live;
 use crate::config::source::{Overrides, Source};
 use crate::console::ConsoleOptions;
@@ -30,7 +29,7 @@ use crate::engine::{Engine, EngineOptions, LogCap};
 use crate::files::archive::ArchiveLimits;
 use crate::files::operation::Operations;
 use crate::files::{Files, FilesOptions};
-use crate::network::isolation::{Firewall, Isolation, IsolationOptions};
+use crate::network::isolation::{Exceptions, Firewall, Isolation, IsolationOptions};
 use crate::network::pool::PortPool;
 use crate::panel::Panel;
 use crate::store::Store;
@@ -56,12 +55,8 @@ impl Node {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(&folder.path().join("lightd.db")).unwrap();
         let volume = VolumeId::random();
-        let row = VolumeRow {
-            id: volume,
-            name: None,
-            size_bytes: None,
-            created_at: UnixSeconds::now(),
-        };
+        let row =
+            VolumeRow { id: volume, name: None, size_bytes: None, created_at: UnixSeconds::now() };
         store.write("test", move |tx| tx.insert_volume(&row)).await.unwrap();
         let (access_settings, settings) = watch::channel(AccessSettings {
             enabled: true,
@@ -79,7 +74,7 @@ impl Node {
             config: live_config(folder.path()),
             store,
             engine_health: supervisor.services().engine.health(),
-            sockets: Sockets::default(),
+            sockets: Sockets::new(),
             began: Instant::now(),
             stop,
             supervisor,
@@ -159,8 +154,7 @@ fn supervisor(folder: &Path, store: &Store, stop: &CancellationToken) -> Arc<Reg
     let isolation = IsolationOptions {
         bridge: "lightd9".to_owned(),
         subnets: "10.99.0.0/16".parse().unwrap(),
-        allow_host: Vec::new(),
-        allow_private: Vec::new(),
+        exceptions: Exceptions::default(),
         firewall: Firewall::Off,
     };
     let files = FilesOptions {
@@ -192,7 +186,7 @@ fn settings() -> Settings {
         network: "lightd9".to_owned(),
         time_zone: "UTC".to_owned(),
         default_pids: 64,
-        log: LogCap { max_bytes: 1 << 20, max_files: 1 },
+        log: LogCap { max_size_bytes: 1 << 20, max_files: 1 },
         allowed_mounts: Vec::new(),
         install_timeout: Duration::from_secs(60),
         install_image_max_bytes: 1 << 30,

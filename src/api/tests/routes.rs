@@ -117,9 +117,8 @@ async fn every_answer_has_the_callers_request_id_or_one_of_its_own() {
 #[tokio::test]
 async fn origins_are_free_without_a_list_and_held_to_it_with_one() {
     let node = Node::new().await;
-    let from = |origin: &'static str| {
-        node.send(request("GET", "/livez", &[(header::ORIGIN, origin)]))
-    };
+    let from =
+        |origin: &'static str| node.send(request("GET", "/livez", &[(header::ORIGIN, origin)]));
     let open = from("https://panel.example").await;
     assert_eq!(open.status(), 200);
     assert!(!open.headers().contains_key(header::ACCESS_CONTROL_ALLOW_ORIGIN));
@@ -256,14 +255,14 @@ async fn the_pool_is_filled_looked_at_and_emptied() {
     let (_, shown) = node.ask("GET", uri, Value::Null).await;
     assert_eq!(shown["in_use"], false, "the tcp port of that number is another one");
     assert_eq!(node.ask("DELETE", &format!("{uri}?protocol=udp"), Value::Null).await.0, 409);
-    let (status, lease) = node
-        .ask("POST", "/network/ports/allocate", json!({"count": 2, "contiguous": true}))
-        .await;
+    let (status, lease) =
+        node.ask("POST", "/network/ports/allocate", json!({"count": 2, "contiguous": true})).await;
     assert_eq!(status, 201, "{lease}");
     assert_eq!(lease["ports"].as_array().unwrap().len(), 2);
     let (status, _) = node.ask("GET", "/network/ports/random?protocol=udp", Value::Null).await;
     assert_eq!(status, 404);
-    let all = json!({"ports": [{"ip": "127.0.0.1", "port": 46011}, {"ip": "127.0.0.1", "port": 1}]});
+    let all =
+        json!({"ports": [{"ip": "127.0.0.1", "port": 46011}, {"ip": "127.0.0.1", "port": 1}]});
     let (_, deleted) = node.ask("POST", "/network/ports/bulk-delete", all).await;
     let kept = deleted["kept"].as_array().unwrap().len();
     assert_eq!(deleted["deleted_count"].as_u64().unwrap() + u64::try_from(kept).unwrap(), 2);
@@ -365,4 +364,18 @@ async fn the_configuration_is_shown_masked_and_reloaded() {
     let (status, link) = node.ask("GET", "/remote/status", Value::Null).await;
     assert_eq!(status, 200);
     assert_eq!((&link["state"], &link["outbox"]["waiting"]), (&json!("disabled"), &json!(0)));
+}
+
+#[tokio::test]
+async fn a_panic_is_an_answer_that_tells_nothing() {
+    let node = Node::new().await;
+    let routes = axum::Router::new()
+        .route("/boom", axum::routing::get(async || -> &'static str { panic!("secret detail") }));
+    let routes = crate::api::with_layers(routes, &node.state).with_state(node.state.clone());
+    let request = Request::builder().uri("/boom").body(Body::empty()).unwrap();
+    let response = tower::ServiceExt::oneshot(routes, request).await.unwrap();
+    assert!(response.headers().contains_key(crate::api::layers::REQUEST_ID));
+    let (status, body) = answer(response).await;
+    assert_eq!((status.as_u16(), &body["code"]), (500, &json!("internal")));
+    assert!(!body.to_string().contains("secret"), "{body}");
 }

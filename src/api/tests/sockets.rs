@@ -114,7 +114,8 @@ async fn the_present_state_comes_first_and_then_what_happens() {
     let say = SignalKind::DaemonMessage("pulling".to_owned());
     node.signals.send(Signal { container: id.clone(), kind: say }).unwrap();
     assert_eq!(client.expect("daemon_message").await["data"], "pulling");
-    let exit = StateEvent { name: "exit", run: RunId(1), exit_code: Some(3), oom_killed: Some(false) };
+    let exit =
+        StateEvent { name: "exit", run: RunId(1), exit_code: Some(3), oom_killed: Some(false) };
     node.signals.send(Signal { container: id, kind: SignalKind::State(exit) }).unwrap();
     loop {
         let frame = client.expect("event").await;
@@ -189,8 +190,8 @@ async fn sockets_end_with_their_reason() {
 
     node.state.stop.cancel();
     assert_eq!(renewed.closed().await, 1001);
-    let drained = node.state.sockets.drained();
-    tokio::time::timeout(PATIENCE, drained).await.expect("all sockets have ended");
+    let ended = node.state.sockets.drained();
+    tokio::time::timeout(PATIENCE, ended).await.expect("all sockets have ended");
 }
 
 #[tokio::test]
@@ -204,4 +205,49 @@ async fn a_token_for_one_use_opens_one_socket_which_stays_open() {
     assert_eq!(connect(address, "a", &query).await.err().unwrap().0, 401);
     print(&node, &id, "still here\n");
     assert_eq!(first.expect("console").await["data"], "still here\n");
+}
+
+#[tokio::test]
+async fn a_flood_of_frames_is_slowed_and_then_cut_off() {
+    let mut node = Node::new().await;
+    node.container("a").await;
+    let address = node.listen().await;
+    let mut client = connect(address, "a", &with_token("")).await.ok().unwrap();
+    for _ in 0..400 {
+        // The end may come in the midst of it.
+        if client.0.send(Message::text("{}")).await.is_err() {
+            break;
+        }
+    }
+    let mut refused = 0;
+    let code = loop {
+        match client.next().await {
+            Message::Text(text) if text.contains("rate_limited") => refused += 1,
+            Message::Close(frame) => break frame.map_or(0, |frame| CloseCode::into(frame.code)),
+            _ => {}
+        }
+    };
+    assert!(refused > 100, "{refused}");
+    assert_eq!(code, 1008);
+}
+
+#[tokio::test]
+async fn a_reader_that_does_not_read_keeps_nothing_from_another() {
+    let mut node = Node::new().await;
+    let id = node.container("a").await;
+    let address = node.listen().await;
+    let query = with_token("&events=console");
+    let _stuck = connect(address, "a", &query).await.ok().unwrap();
+    let mut reader = connect(address, "a", &query).await.ok().unwrap();
+    let mut expected = 0;
+    for burst in 0..100 {
+        let lines = "0123456789abcdef0123456789abcdef0123456789abcdef\n".repeat(2000);
+        print(&node, &id, &lines);
+        expected += 2000;
+        let mut seq = 0;
+        while seq < expected {
+            seq = reader.expect("console").await["seq"].as_u64().unwrap();
+        }
+        assert_eq!(seq, expected, "burst {burst}");
+    }
 }

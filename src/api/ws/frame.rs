@@ -43,11 +43,7 @@ pub(super) enum Outbound<'a> {
 
 impl<'a> Outbound<'a> {
     pub(super) fn state(event: &StateEvent) -> Self {
-        Self::Event {
-            data: event.name,
-            exit_code: event.exit_code,
-            oom_killed: event.oom_killed,
-        }
+        Self::Event { data: event.name, exit_code: event.exit_code, oom_killed: event.oom_killed }
     }
 
     pub(super) fn text(&self) -> Utf8Bytes {
@@ -199,11 +195,9 @@ mod tests {
 
     #[test]
     fn outbound_frames_are_those_of_the_contract() {
-        let running =
-            Outbound::Event { data: "running", exit_code: None, oom_killed: None };
+        let running = Outbound::Event { data: "running", exit_code: None, oom_killed: None };
         assert_eq!(json_of(&running), json!({"event": "event", "data": "running"}));
-        let exit =
-            Outbound::Event { data: "exit", exit_code: Some(137), oom_killed: Some(true) };
+        let exit = Outbound::Event { data: "exit", exit_code: Some(137), oom_killed: Some(true) };
         assert_eq!(
             json_of(&exit),
             json!({"event": "event", "data": "exit", "exit_code": 137, "oom_killed": true})

@@ -24,8 +24,8 @@ use tokio_util::task::TaskTracker;
 
 use self::frame::{INBOUND_MAX_BYTES, Subscription};
 use self::session::Session;
-use super::error::ApiError;
 use super::auth::StayingAuth;
+use super::error::ApiError;
 use super::extract::{Path, Query};
 use super::state::AppState;
 use crate::domain::access::Permission;
@@ -95,6 +95,10 @@ pub(crate) struct Sockets {
 }
 
 impl Sockets {
+    pub(crate) fn new() -> Self {
+        Self::default()
+    }
+
     /// Waits until every socket has ended. What ends them is the daemon's stop signal.
     pub(crate) async fn drained(&self) {
         self.tracker.close();

@@ -10,8 +10,8 @@ use axum::extract::ws::Utf8Bytes;
 use tokio::time::Instant;
 
 use super::frame::{Inbound, Outbound, PowerAction};
-use crate::api::error::ApiError;
 use crate::api::auth::{Auth, StayingAuth};
+use crate::api::error::ApiError;
 use crate::api::state::AppState;
 use crate::console::Query;
 use crate::domain::access::Permission;
@@ -89,11 +89,7 @@ async fn logs(
 }
 
 /// Carries on with another token, if it is good for this container.
-async fn renew(
-    state: &AppState,
-    handle: &ContainerHandle,
-    token: &str,
-) -> Result<Reply, ApiError> {
+async fn renew(state: &AppState, handle: &ContainerHandle, token: &str) -> Result<Reply, ApiError> {
     let renewed = StayingAuth::check(state, Some(token)).await?;
     let sees = [Permission::ContainersRead, Permission::ConsoleRead];
     if !sees.into_iter().any(|permission| renewed.auth.may(permission, handle.id())) {

@@ -12,6 +12,7 @@ use axum::extract::ws::{Message, Utf8Bytes, WebSocket};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{broadcast, watch};
 use tokio::time::{Instant, Interval, MissedTickBehavior};
+use tokio_tungstenite::tungstenite;
 
 use super::frame::{Inbound, Outbound, Subscription};
 use super::requests::{self, Budget, Reply, Work};
@@ -129,7 +130,12 @@ impl Session {
 
     pub(super) async fn run(mut self, mut socket: WebSocket, grant: Grant) {
         let mut sources = self.sources();
-        let end = match self.greet(&mut socket, &mut sources).await {
+        let stop = self.state.stop.clone();
+        let greeted = tokio::select! {
+            () = stop.cancelled() => Err(End::Stopping),
+            greeted = self.greet(&mut socket, &mut sources) => greeted,
+        };
+        let end = match greeted {
             Ok(()) => self.serve(&mut socket, &mut sources, grant).await,
             Err(end) => end,
         };
@@ -298,7 +304,8 @@ impl Session {
         frame: Option<Result<Message, axum::Error>>,
     ) -> Result<Option<Work>, End> {
         let message = match frame {
-            None | Some(Ok(Message::Close(_))) => return Err(End::Gone),
+            None => return Err(End::Gone),
+            Some(Ok(Message::Close(_))) => return Err(End::Left),
             Some(Err(error)) if is_too_large(&error) => return Err(End::FrameTooLarge),
             Some(Err(_)) => return Err(End::Gone),
             Some(Ok(message)) => message,
@@ -366,14 +373,9 @@ fn present_state(snapshot: &Snapshot) -> StateEvent {
     StateEvent { name, run: snapshot.run, exit_code: None, oom_killed: None }
 }
 
-/// Whether a frame was over the limit, in axum's and the protocol's nested errors.
+/// Whether a frame was over the limit: axum's error holds the protocol's.
 fn is_too_large(error: &axum::Error) -> bool {
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        if cause.to_string().contains("too long") || cause.to_string().contains("too large") {
-            return true;
-        }
-        source = cause.source();
-    }
-    false
+    let source = std::error::Error::source(error);
+    let protocol = source.and_then(|source| source.downcast_ref::<tungstenite::Error>());
+    matches!(protocol, Some(tungstenite::Error::Capacity(_)))
 }

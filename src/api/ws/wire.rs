@@ -12,8 +12,10 @@ const CLOSE_DEADLINE: Duration = Duration::from_secs(2);
 /// Why a socket ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum End {
-    /// The other side left, or its connection broke.
+    /// The other side's connection broke.
     Gone,
+    /// The other side said goodbye.
+    Left,
     /// The reader takes nothing, or gives no sign of life.
     Silent,
     Unauthorized,
@@ -25,10 +27,10 @@ pub(super) enum End {
 }
 
 impl End {
-    /// The close frame, where there is somebody to read it.
+    /// The close frame to send, if it is ours to send one.
     fn frame(self) -> Option<(u16, &'static str)> {
         match self {
-            Self::Gone => None,
+            Self::Gone | Self::Left => None,
             Self::Silent => Some((1008, "no sign of life")),
             Self::Unauthorized => Some((4401, "the token has expired or was revoked")),
             Self::Deleted => Some((4404, "the container was deleted")),
@@ -51,14 +53,20 @@ pub(super) async fn send(socket: &mut WebSocket, message: Message) -> Result<(),
 
 /// Ends the connection with its reason.
 pub(super) async fn close(mut socket: WebSocket, end: End) {
-    let Some((code, reason)) = end.frame() else { return };
-    let reason = Utf8Bytes::from_static(reason);
-    let farewell = Message::Close(Some(CloseFrame { code, reason }));
-    // The other side's answer is waited for, so that the frame is not lost to a reset.
+    if end == End::Gone {
+        return;
+    }
     let goodbye = async {
-        if socket.send(farewell).await.is_ok() {
-            while let Some(Ok(_)) = socket.recv().await {}
-        }
+        let is_sent = match end.frame() {
+            Some((code, reason)) => {
+                let reason = Utf8Bytes::from_static(reason);
+                socket.send(Message::Close(Some(CloseFrame { code, reason }))).await.is_ok()
+            }
+            None => true,
+        };
+        // Reading on sends our answer to their goodbye, or waits for theirs to ours, so that the frame is
+        // not lost to a reset.
+        while is_sent && matches!(socket.recv().await, Some(Ok(_))) {}
     };
     if tokio::time::timeout(CLOSE_DEADLINE, goodbye).await.is_err() {
         tracing::debug!("a socket did not say goodbye");

@@ -33,7 +33,7 @@ fn running() -> (Machine, RunId) {
 }
 
 fn seen(status: ObservedStatus) -> Option<Observed> {
-    Some(Observed { docker_id: "d".to_owned(), status, pid: None, started_at: None, tty: false })
+    Some(Observed { docker_id: "d".to_owned(), status, pid: None, started_at_ms: None, tty: false })
 }
 
 fn has_kill(effects: &[Effect]) -> bool {

@@ -123,9 +123,10 @@ fn damaged_archives_leave_nothing_in_any_format() {
         }
     }
     let scratch = Scratch::new();
-    let mut tar = raw_tar(&[("a", b'0', "", b"data")]);
-    tar[3] = b'x';
-    scratch.refuses("a tar with a wrong checksum", &tar);
+    let mut tar = raw_tar(&[("a", b'0', "", b"data"), ("b", b'0', "", b"data")]);
+    tar[1024 + 3] = b'x';
+    let error = scratch.refuses("a tar with a wrong checksum", &tar);
+    assert!(matches!(error, FileError::ArchiveCorrupt { .. }), "{error:?}");
 }
 
 #[test]
