@@ -51,7 +51,7 @@ const REQUESTS_END: Duration = Duration::from_secs(4);
 const OWNERS_END: Duration = Duration::from_secs(4);
 
 #[derive(Debug, thiserror::Error)]
-pub enum AppError {
+pub(crate) enum AppError {
     #[error("cannot make {0}")]
     Folder(String, #[source] std::io::Error),
     #[error("cannot open the store")]

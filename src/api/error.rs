@@ -167,6 +167,7 @@ impl ApiError {
         Self { source: Some(source.into()), ..self }
     }
 
+    #[cfg(test)]
     pub(crate) fn status(&self) -> StatusCode {
         self.status
     }
@@ -179,6 +180,7 @@ impl ApiError {
         &self.message
     }
 
+    #[cfg(test)]
     pub(crate) fn problems(&self) -> &[Problem] {
         &self.problems
     }

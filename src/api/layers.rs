@@ -56,10 +56,10 @@ impl Line {
     fn log(&self, id: &str, took: Duration, response: &mut Response) {
         let status = response.status();
         let failure = response.extensions_mut().remove::<Failure>();
-        let Failure { code, chain } = failure.unwrap_or(Failure { code: "", chain: None });
-        let cause = chain.as_deref();
+        let code = failure.as_ref().map(|failure| failure.code);
+        let cause = failure.as_ref().and_then(|failure| failure.chain.as_deref());
         let (method, path, status_code) = (self.method.as_str(), self.uri.path(), status.as_u16());
-        let duration_ms = took.as_secs_f64() * 1e3;
+        let duration_ms = (took.as_secs_f64() * 1e6).round() / 1e3;
         macro_rules! line {
             ($level:ident) => {
                 tracing::$level!(

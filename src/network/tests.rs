@@ -13,7 +13,7 @@ use std::time::Duration;
 use ipnet::Ipv4Net;
 
 use super::firewall::{HostService, Rules, WithinBridge, render};
-use super::isolation::{Firewall, Isolation, IsolationOptions, IsolationStatus};
+use super::isolation::{Exceptions, Firewall, Isolation, IsolationOptions, IsolationStatus};
 use crate::domain::spec::{HostPort, PortBinding, Protocol};
 use crate::engine::testing::{TestNode, read_until};
 use crate::engine::{ExecEnd, ExecRequest};
@@ -178,8 +178,7 @@ impl Site {
         IsolationOptions {
             bridge: self.bridge.clone(),
             subnets: self.pool,
-            allow_host: Vec::new(),
-            allow_private: Vec::new(),
+            exceptions: Exceptions::default(),
             firewall,
         }
     }
@@ -329,8 +328,8 @@ async fn other_networks_of_the_engine_stay_closed_also_when_private_ones_are_ope
     let closed_service = TcpListener::bind("0.0.0.0:0").expect("a service");
     let closed_port = closed_service.local_addr().expect("an address").port();
     let mut options = site.options(Firewall::Nftables);
-    options.allow_host = vec![HostService { protocol: Protocol::Tcp, port: open_port }];
-    options.allow_private =
+    options.exceptions.host = vec![HostService { protocol: Protocol::Tcp, port: open_port }];
+    options.exceptions.private =
         ["192.168.0.0/16", "10.0.0.0/8"].map(|net| net.parse().expect("a subnet")).to_vec();
     Isolation::new(site.node.engine.clone(), options).ensure().await.expect("rules");
     assert!(site.reaches(site.gateway(), open_port).await, "the allowed port of the host");
@@ -353,8 +352,7 @@ async fn without_an_engine_isolation_has_failed_and_says_why() {
     let options = IsolationOptions {
         bridge: "lt0absent".to_owned(),
         subnets: "10.92.0.0/16".parse().expect("a pool"),
-        allow_host: Vec::new(),
-        allow_private: Vec::new(),
+        exceptions: Exceptions::default(),
         firewall: Firewall::Nftables,
     };
     let isolation = Isolation::new(engine, options);

@@ -15,10 +15,12 @@
 mod admission;
 mod boot;
 mod credentials;
+mod doing;
 mod effects;
 mod gap;
 mod install;
 mod install_log;
+mod looks;
 mod record;
 mod registry;
 mod run;

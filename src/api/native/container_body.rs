@@ -93,28 +93,11 @@ pub(super) struct Creation {
 impl CreateBody {
     pub(super) fn read(self) -> Result<Creation, ApiError> {
         let mut problems = Vec::new();
-        let id = self.internal_id.as_deref().map(ContainerId::parse).transpose();
-        let id = id.unwrap_or_else(|why| {
-            problems.push(Problem::new("internal_id", why.to_string()));
-            None
-        });
-        if self.internal_id.is_none() {
-            problems.push(Problem::new("internal_id", REQUIRED));
-        }
-        let volume_id = self.volume_id.as_deref().and_then(VolumeId::parse);
-        if volume_id.is_none() {
-            let why = self.volume_id.as_ref().map_or(REQUIRED, |_| "must be the id of a volume");
-            problems.push(Problem::new("volume_id", why));
-        }
-        for (name, text) in [("image", &self.image), ("startup_command", &self.startup_command)] {
-            if text.is_none() {
-                problems.push(Problem::new(name, REQUIRED));
-            }
-        }
+        let names = self.names(&mut problems);
         let stop = self.stop.map(|stop| stop.read(&StopPolicy::default(), &mut problems));
         let ports = self.ports.unwrap_or_default();
         check_ports(&ports, &mut problems);
-        let (Some(id), Some(volume_id), true) = (id, volume_id, problems.is_empty()) else {
+        let (Some((id, volume_id)), true) = (names, problems.is_empty()) else {
             return Err(ApiError::invalid(problems));
         };
         let mounts = self.mount.unwrap_or_default().into_iter();
@@ -139,9 +122,29 @@ impl CreateBody {
         };
         Ok(Creation { id, spec, ports, registry_auth: self.registry_auth })
     }
-}
 
-const REQUIRED: &str = "is required";
+    /// What has to be there, and the two names in it.
+    fn names(&self, problems: &mut Vec<Problem>) -> Option<(ContainerId, VolumeId)> {
+        let required = [
+            ("internal_id", &self.internal_id),
+            ("volume_id", &self.volume_id),
+            ("image", &self.image),
+            ("startup_command", &self.startup_command),
+        ];
+        for (name, _) in required.into_iter().filter(|(_, text)| text.is_none()) {
+            problems.push(Problem::new(name, "is required"));
+        }
+        let id = ContainerId::parse(self.internal_id.as_ref()?);
+        let volume_id = self.volume_id.as_deref().map(VolumeId::parse);
+        if let Err(why) = &id {
+            problems.push(Problem::new("internal_id", why.to_string()));
+        }
+        if volume_id == Some(None) {
+            problems.push(Problem::new("volume_id", "must be the id of a volume"));
+        }
+        Some((id.ok()?, volume_id??))
+    }
+}
 
 /// Panels send an empty text where they have nothing to say.
 pub(super) fn non_empty(text: Option<String>) -> Option<String> {
@@ -346,7 +349,7 @@ mod tests {
             error.problems().iter().map(|problem| problem.field.as_str()).collect();
         assert_eq!(
             fields,
-            ["internal_id", "volume_id", "image", "startup_command", "stop", "ports[0].port"]
+            ["image", "startup_command", "internal_id", "volume_id", "stop", "ports[0].port"]
         );
     }
 

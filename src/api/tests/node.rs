@@ -74,7 +74,7 @@ impl Node {
             config: live_config(folder.path()),
             store,
             engine_health: supervisor.services().engine.health(),
-            sockets: Sockets::new(),
+            sockets: Sockets::default(),
             began: Instant::now(),
             stop,
             supervisor,

@@ -95,10 +95,6 @@ pub(crate) struct Sockets {
 }
 
 impl Sockets {
-    pub(crate) fn new() -> Self {
-        Self::default()
-    }
-
     /// Waits until every socket has ended. What ends them is the daemon's stop signal.
     pub(crate) async fn drained(&self) {
         self.tracker.close();

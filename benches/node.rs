@@ -1,0 +1,571 @@
+//! What lightd costs its node, beside the plain thing in the same run.
+//!
+//! ```text
+//! cargo bench --bench node            # everything, some minutes
+//! cargo bench --bench node -- start   # the parts whose name holds the word
+//! ```
+//! Needs root, Docker and the static busybox of Debian's `busybox-static`. Uses a data folder, a bridge
+//! and container names of its own and removes them at the end. The machine's noise is in every figure:
+//! compare within a run.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
+
+const TOKEN: &str = "lightd_bench_token_0123456789";
+const IMAGE: &str = "lightd-bench:1";
+const NODE: &str = "bench-node";
+const BRIDGE: &str = "ldbench0";
+const STORED: usize = 200;
+const QUIET: usize = 20;
+
+fn main() -> Result<()> {
+    let wanted: Vec<String> =
+        std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
+    if let Some(port) = std::env::var_os("LIGHTD_BENCH_BARE") {
+        return bare::serve(port.to_string_lossy().parse()?);
+    }
+    let is_wanted =
+        |name: &str| wanted.is_empty() || wanted.iter().any(|word| name.contains(word.as_str()));
+    docker::import_image()?;
+    let node = Node::new()?;
+    let parts: [(&str, fn(&Node) -> Result<()>); 5] = [
+        ("ready", part_ready),
+        ("requests", part_requests),
+        ("start", part_start),
+        ("idle", part_idle),
+        ("ready-200", part_ready_200),
+    ];
+    for (name, part) in parts {
+        if is_wanted(name) {
+            println!("\n== {name}");
+            part(&node)?;
+        }
+    }
+    Ok(())
+}
+
+/// From the start of the process to the first answered ping, with an empty store.
+fn part_ready(node: &Node) -> Result<()> {
+    report_ready(node, "empty store")
+}
+
+/// The same with many stored containers. Last, because making them takes its time.
+fn part_ready_200(node: &Node) -> Result<()> {
+    {
+        let daemon = node.start()?;
+        for n in 0..STORED {
+            daemon.create(&format!("stored-{n}"), "sleep 1000000", None)?;
+        }
+        for n in 0..STORED {
+            daemon.wait_for(&format!("stored-{n}"), "offline")?;
+        }
+    }
+    report_ready(node, &format!("{STORED} stored containers"))
+}
+
+fn report_ready(node: &Node, what: &str) -> Result<()> {
+    let mut times = Vec::new();
+    let mut memory = Vec::new();
+    for _ in 0..10 {
+        let began = Instant::now();
+        let daemon = node.start()?;
+        times.push(began.elapsed());
+        std::thread::sleep(Duration::from_secs(1));
+        memory.push(daemon.resident_kib()?);
+    }
+    let mut bare = Vec::new();
+    for _ in 0..10 {
+        let began = Instant::now();
+        let server = bare::start()?;
+        bare.push(began.elapsed());
+        drop(server);
+    }
+    println!("first ping, {what}: lightd {}, a bare axum server {}", spread(&times), spread(&bare));
+    memory.sort_unstable();
+    println!("resident a second later: {:.1} MB", memory[memory.len() / 2] as f64 / 1024.0);
+    Ok(())
+}
+
+/// Requests a second for one container's state, beside a bare axum route with as large an answer.
+fn part_requests(node: &Node) -> Result<()> {
+    let daemon = node.start()?;
+    daemon.create("requests", "sleep 1000000", None)?;
+    daemon.wait_for("requests", "offline")?;
+    let bare = bare::start()?;
+    let mut ratios = Vec::new();
+    for _ in 0..5 {
+        let ours = requests_per_second(daemon.port, "/containers/requests")?;
+        let theirs = requests_per_second(bare.port, "/bare")?;
+        println!(
+            "GET /containers/:id {ours:.0}/s, bare axum route {theirs:.0}/s, ratio {:.2}",
+            ours / theirs
+        );
+        ratios.push(ours / theirs);
+    }
+    ratios.sort_by(f64::total_cmp);
+    println!("median ratio {:.2}", ratios[ratios.len() / 2]);
+    daemon.delete("requests")
+}
+
+/// `POST start` until `running`, beside `docker start` of the very same container.
+fn part_start(node: &Node) -> Result<()> {
+    let daemon = node.start()?;
+    daemon.create("starter", "echo Ready; sleep 1000000", Some("Ready"))?;
+    daemon.wait_for("starter", "offline")?;
+    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    for _ in 0..10 {
+        let began = Instant::now();
+        daemon.post("/containers/starter/start", "")?;
+        daemon.wait_for("starter", "running")?;
+        ours.push(began.elapsed());
+        daemon.post("/containers/starter/kill", "")?;
+        daemon.wait_for("starter", "offline")?;
+
+        let began = Instant::now();
+        docker::start("bench-plain")?;
+        theirs.push(began.elapsed());
+        docker::kill("bench-plain")?;
+    }
+    let (a, b) = (median(&ours), median(&theirs));
+    println!(
+        "POST start to running {}, the engine's start alone {}",
+        spread(&ours),
+        spread(&theirs)
+    );
+    println!("difference of the medians {:.1} ms", (a.as_secs_f64() - b.as_secs_f64()) * 1000.0);
+    daemon.delete("starter")
+}
+
+/// Processor time and memory of lightd and of the engine while nothing happens.
+fn part_idle(node: &Node) -> Result<()> {
+    let daemon = node.start()?;
+    for n in 0..QUIET {
+        daemon.create(&format!("quiet-{n}"), "sleep 1000000", None)?;
+    }
+    for n in 0..QUIET {
+        daemon.wait_for(&format!("quiet-{n}"), "offline")?;
+        daemon.post(&format!("/containers/quiet-{n}/start"), "")?;
+        daemon.wait_for(&format!("quiet-{n}"), "running")?;
+    }
+    std::thread::sleep(Duration::from_secs(20));
+    let (ours, engine) = (daemon.cpu()?, docker::cpu()?);
+    let began = Instant::now();
+    std::thread::sleep(Duration::from_secs(60));
+    let seconds = began.elapsed().as_secs_f64();
+    println!(
+        "{QUIET} quiet containers: lightd {:.2} % of a core and {:.1} MB, the engine {:.2} %",
+        (daemon.cpu()? - ours) / seconds * 100.0,
+        daemon.resident_kib()? as f64 / 1024.0,
+        (docker::cpu()? - engine) / seconds * 100.0,
+    );
+    for n in 0..QUIET {
+        daemon.delete(&format!("quiet-{n}"))?;
+    }
+    Ok(())
+}
+
+fn median(times: &[Duration]) -> Duration {
+    let mut sorted = times.to_vec();
+    sorted.sort();
+    sorted[sorted.len() / 2]
+}
+
+fn spread(times: &[Duration]) -> String {
+    let ms = |time: Option<&Duration>| time.map_or(0.0, |time| time.as_secs_f64() * 1000.0);
+    let (least, most) = (ms(times.iter().min()), ms(times.iter().max()));
+    format!("{:.1} ms ({least:.1} to {most:.1})", ms(Some(&median(times))))
+}
+
+/// The folder and configuration that the daemons of this bench share.
+struct Node {
+    folder: PathBuf,
+}
+
+impl Node {
+    fn new() -> Result<Self> {
+        let folder = std::env::temp_dir().join(format!("lightd-bench-{}", std::process::id()));
+        std::fs::create_dir_all(&folder)?;
+        docker::create("bench-plain")?;
+        Ok(Self { folder })
+    }
+
+    fn start(&self) -> Result<Daemon> {
+        let port = free_port()?;
+        let config = format!(
+            r#"{{"server": {{"host": "127.0.0.1", "port": {port}}},
+                "authorization": {{"token": "{TOKEN}"}},
+                "docker": {{"node": "{NODE}"}},
+                "storage": {{"base_path": "{}"}},
+                "network": {{"bridge": "{BRIDGE}", "subnets": "10.93.0.0/16"}},
+                "log": {{"level": "warn"}}}}"#,
+            self.folder.join("data").display()
+        );
+        let path = self.folder.join("config.json");
+        write(&path, &config)?;
+        let child =
+            Command::new(env!("CARGO_BIN_EXE_lightd")).arg("--config").arg(&path).spawn()?;
+        let daemon = Daemon { child, port };
+        wait_for_port(port, "/api/v1/public/ping")?;
+        Ok(daemon)
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        docker::remove_all();
+        for family in ["inet", "bridge"] {
+            quietly(Command::new("nft").args(["delete", "table", family, BRIDGE]));
+        }
+        if let Err(error) = std::fs::remove_dir_all(&self.folder) {
+            eprintln!("{} stays behind: {error}", self.folder.display());
+        }
+    }
+}
+
+struct Daemon {
+    child: Child,
+    port: u16,
+}
+
+impl Daemon {
+    fn create(&self, id: &str, command: &str, pattern: Option<&str>) -> Result<()> {
+        let volume = self.post("/volumes", "")?;
+        let volume = between(&volume, "\"volume_id\":\"", "\"").ok_or("no volume was made")?;
+        let pattern =
+            pattern.map(|text| format!(r#", "start_pattern": "{text}""#)).unwrap_or_default();
+        let body = format!(
+            r#"{{"internal_id": "{id}", "image": "{IMAGE}", "volume_id": "{volume}",
+                "startup_command": "{command}"{pattern}}}"#
+        );
+        self.post("/containers", &body).map(drop)
+    }
+
+    fn delete(&self, id: &str) -> Result<()> {
+        exchange(self.port, "DELETE", &format!("/containers/{id}"), "").map(drop)
+    }
+
+    fn post(&self, path: &str, body: &str) -> Result<String> {
+        exchange(self.port, "POST", path, body)
+    }
+
+    fn wait_for(&self, id: &str, state: &str) -> Result<()> {
+        let wanted = format!("\"state\":\"{state}\"");
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let mut connection = Connection::open(self.port)?;
+        loop {
+            let seen = connection.get(&format!("/containers/{id}"))?;
+            if seen.contains(&wanted) {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                return Err(format!("{id} is not {state} but {seen}").into());
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    fn cpu(&self) -> Result<f64> {
+        cpu_seconds(self.child.id())
+    }
+
+    fn resident_kib(&self) -> Result<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
+        let line = between(&status, "VmRSS:", "kB").ok_or("no VmRSS")?;
+        Ok(line.trim().parse()?)
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        quietly(Command::new("kill").arg(self.child.id().to_string()));
+        if let Err(error) = self.child.wait() {
+            eprintln!("lightd was not waited for: {error}");
+        }
+    }
+}
+
+/// A keep-alive connection, written by hand so that the client costs little and the same for both.
+struct Connection {
+    stream: BufReader<TcpStream>,
+}
+
+impl Connection {
+    fn open(port: u16) -> Result<Self> {
+        let stream = TcpStream::connect(("127.0.0.1", port))?;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(Duration::from_secs(30)))?;
+        Ok(Self { stream: BufReader::new(stream) })
+    }
+
+    fn get(&mut self, path: &str) -> Result<String> {
+        self.send("GET", path, "")
+    }
+
+    fn send(&mut self, method: &str, path: &str, body: &str) -> Result<String> {
+        let content = if body.is_empty() { "" } else { "Content-Type: application/json\r\n" };
+        let head = format!(
+            "{method} {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {TOKEN}\r\n\
+             Accept: Application/vnd.pkglatv1+json\r\n{content}Content-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        self.stream.get_mut().write_all(head.as_bytes())?;
+        let (mut line, mut length, mut status) = (String::new(), 0, String::new());
+        loop {
+            line.clear();
+            self.stream.read_line(&mut line)?;
+            if status.is_empty() {
+                status.clone_from(&line);
+            }
+            if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
+                length = value.trim().parse()?;
+            }
+            if line.trim().is_empty() {
+                break;
+            }
+        }
+        let mut body = vec![0; length];
+        self.stream.read_exact(&mut body)?;
+        let body = String::from_utf8(body)?;
+        let is_good = status.split_whitespace().nth(1).is_some_and(|code| code.starts_with('2'));
+        if is_good {
+            Ok(body)
+        } else {
+            Err(format!("{method} {path}: {} {body}", status.trim()).into())
+        }
+    }
+}
+
+fn exchange(port: u16, method: &str, path: &str, body: &str) -> Result<String> {
+    Connection::open(port)?.send(method, path, body)
+}
+
+fn requests_per_second(port: u16, path: &str) -> Result<f64> {
+    const CONNECTIONS: usize = 8;
+    const FOR: Duration = Duration::from_secs(3);
+    let over = AtomicBool::new(false);
+    let began = Instant::now();
+    let total = std::thread::scope(|scope| {
+        let clients: Vec<_> = (0..CONNECTIONS)
+            .map(|_| {
+                scope.spawn(|| {
+                    let run = || -> Result<usize> {
+                        let mut connection = Connection::open(port)?;
+                        let mut count = 0;
+                        while !over.load(Ordering::Relaxed) {
+                            connection.get(path)?;
+                            count += 1;
+                        }
+                        Ok(count)
+                    };
+                    run().map_err(|error| error.to_string())
+                })
+            })
+            .collect();
+        std::thread::sleep(FOR);
+        over.store(true, Ordering::Relaxed);
+        let counts = clients
+            .into_iter()
+            .map(|client| client.join().map_err(|_| "a client panicked".to_owned())?);
+        counts.sum::<std::result::Result<usize, String>>()
+    })?;
+    Ok(total as f64 / began.elapsed().as_secs_f64())
+}
+
+/// The plain server: one route, one body of the size of a container's.
+mod bare {
+    use super::*;
+
+    pub(super) struct Server {
+        child: Child,
+        pub(super) port: u16,
+    }
+
+    pub(super) fn start() -> Result<Server> {
+        let port = free_port()?;
+        let child = Command::new(std::env::current_exe()?)
+            .env("LIGHTD_BENCH_BARE", port.to_string())
+            .spawn()?;
+        let server = Server { child, port };
+        wait_for_port(port, "/bare")?;
+        Ok(server)
+    }
+
+    impl Drop for Server {
+        fn drop(&mut self) {
+            if let Err(error) = self.child.kill().and_then(|()| self.child.wait()) {
+                eprintln!("the bare server was not ended: {error}");
+            }
+        }
+    }
+
+    pub(super) fn serve(port: u16) -> Result<()> {
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+        runtime.block_on(async {
+            let body = serde_json::json!({"text": "x".repeat(1100)});
+            let route = axum::routing::get(move || {
+                let body = body.clone();
+                async move { axum::Json(body) }
+            });
+            let listener = tokio::net::TcpListener::bind(("127.0.0.1", port)).await?;
+            axum::serve(listener, axum::Router::new().route("/bare", route)).await?;
+            Ok(())
+        })
+    }
+}
+
+/// The engine by its own client: the plain thing to compare with.
+mod docker {
+    use super::*;
+
+    pub(super) fn import_image() -> Result<()> {
+        let folder = std::env::temp_dir().join(format!("lightd-bench-root-{}", std::process::id()));
+        for name in ["bin", "tmp", "home/container", "app/data", "mnt/server", "etc"] {
+            std::fs::create_dir_all(folder.join(name))?;
+        }
+        std::fs::copy("/bin/busybox", folder.join("bin/busybox"))
+            .map_err(|why| format!("/bin/busybox: {why}; apt-get install busybox-static"))?;
+        for name in ["sh", "sleep", "echo"] {
+            std::os::unix::fs::symlink("busybox", folder.join("bin").join(name))?;
+        }
+        let tar = Command::new("tar")
+            .args(["-C"])
+            .arg(&folder)
+            .args(["-c", "."])
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let input = tar.stdout.ok_or("tar has no output")?;
+        let done = Command::new("docker")
+            .args(["import", "-", IMAGE])
+            .stdin(input)
+            .stdout(Stdio::null())
+            .status()?;
+        std::fs::remove_dir_all(&folder)?;
+        if done.success() {
+            Ok(())
+        } else {
+            Err("docker import failed; does the engine run?".into())
+        }
+    }
+
+    pub(super) fn create(name: &str) -> Result<()> {
+        quietly(Command::new("docker").args(["rm", "-f", name]));
+        let label = format!("lightd.node={NODE}");
+        run(&[
+            "create",
+            "--name",
+            name,
+            "--label",
+            &label,
+            "--init",
+            "-it",
+            "--user",
+            "988:988",
+            "--read-only",
+            "--tmpfs",
+            "/tmp",
+            "--cap-drop",
+            "ALL",
+            "--security-opt",
+            "no-new-privileges",
+            IMAGE,
+            "/bin/sh",
+            "-c",
+            "echo Ready; sleep 1000000",
+        ])
+    }
+
+    /// By the engine's socket, as lightd does it: the client program costs tens of milliseconds itself.
+    pub(super) fn start(name: &str) -> Result<()> {
+        ask(&format!("/containers/{name}/start"))
+    }
+
+    pub(super) fn kill(name: &str) -> Result<()> {
+        ask(&format!("/containers/{name}/kill"))?;
+        ask(&format!("/containers/{name}/wait"))
+    }
+
+    fn ask(path: &str) -> Result<()> {
+        let mut socket = std::os::unix::net::UnixStream::connect("/var/run/docker.sock")?;
+        write!(
+            socket,
+            "POST {path} HTTP/1.1\r\nHost: docker\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+        )?;
+        let mut answer = String::new();
+        socket.read_to_string(&mut answer)?;
+        if answer.starts_with("HTTP/1.1 2") {
+            Ok(())
+        } else {
+            Err(format!("{path}: {answer}").into())
+        }
+    }
+
+    pub(super) fn cpu() -> Result<f64> {
+        let pid = std::fs::read_to_string("/var/run/docker.pid")?;
+        cpu_seconds(pid.trim().parse()?)
+    }
+
+    pub(super) fn remove_all() {
+        let filter = format!("label=lightd.node={NODE}");
+        let listed = Command::new("docker").args(["ps", "-aq", "--filter", &filter]).output();
+        for id in listed
+            .map(|out| String::from_utf8_lossy(&out.stdout).into_owned())
+            .unwrap_or_default()
+            .lines()
+        {
+            quietly(Command::new("docker").args(["rm", "-f", id]));
+        }
+        quietly(Command::new("docker").args(["network", "rm", BRIDGE]));
+        quietly(Command::new("docker").args(["rmi", IMAGE]));
+    }
+
+    fn run(args: &[&str]) -> Result<()> {
+        let done = Command::new("docker").args(args).stdout(Stdio::null()).status()?;
+        if done.success() { Ok(()) } else { Err(format!("docker {args:?} failed").into()) }
+    }
+}
+
+fn quietly(command: &mut Command) {
+    if let Err(error) = command.stdout(Stdio::null()).stderr(Stdio::null()).status() {
+        eprintln!("{command:?}: {error}");
+    }
+}
+
+fn cpu_seconds(pid: u32) -> Result<f64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let fields: Vec<&str> =
+        stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+    let ticks: u64 = fields[11].parse::<u64>()? + fields[12].parse::<u64>()?;
+    Ok(ticks as f64 / 100.0)
+}
+
+fn free_port() -> Result<u16> {
+    Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+}
+
+fn wait_for_port(port: u16, path: &str) -> Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        if exchange(port, "GET", path, "").is_ok() {
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            return Err(format!("nobody answers on port {port}").into());
+        }
+        std::thread::sleep(Duration::from_micros(500));
+    }
+}
+
+fn between<'t>(text: &'t str, before: &str, after: &str) -> Option<&'t str> {
+    text.split_once(before)?.1.split_once(after).map(|(found, _)| found)
+}
+
+fn write(path: &Path, text: &str) -> Result<()> {
+    std::fs::File::create(path)?.write_all(text.as_bytes())?;
+    Ok(())
+}
