@@ -4,6 +4,7 @@
 //! nobody else, for an output that is not read blocks the workload. That the stream ends, or that the
 //! engine cannot be asked, is no exit: only the engine's word that it has exited is.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use super::effects::Ctx;
@@ -185,10 +186,11 @@ impl Ctx {
         readiness: Option<Readiness>,
     ) {
         let writing = self.shared.open_input(attached.input);
+        let ran_out_of_memory = AtomicBool::new(false);
         let end = {
             let pump = self.pump(run, attached.output, readiness);
             let wait = self.services.engine.wait(docker_id);
-            let sampling = Sampler::new(self, docker_id).run();
+            let sampling = Sampler::new(self, docker_id, &ran_out_of_memory).run();
             tokio::pin!(pump, wait, sampling, writing);
             let mut pumping = true;
             loop {
@@ -215,7 +217,10 @@ impl Ctx {
         };
         self.shared.close_input();
         match end {
-            End::Exited(exit) => {
+            End::Exited(mut exit) => {
+                // The engine forgets it now and then; that some other process of the workload was killed
+                // is not how this run ended.
+                exit.oom_killed |= exit.code != 0 && ran_out_of_memory.load(Ordering::Relaxed);
                 self.shared.console.end_run();
                 self.shared.clear_stats();
                 self.fact(Fact::Exited { run, exit }).await;
