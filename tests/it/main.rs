@@ -1,6 +1,7 @@
 //! The integration tests: the real program, the real engine.
 #![allow(dead_code, reason = "the tests that use the support code are not there yet")]
 
+mod containers;
 mod guest;
 mod operations;
 mod support;

@@ -373,6 +373,16 @@ impl Daemon {
         found.map_or(Value::Null, |found| serde_json::to_value(found).expect("JSON"))
     }
 
+    /// Waits until the console's history holds this text, and returns all of it.
+    pub(crate) async fn expect_log(&self, id: &str, text: &str) -> String {
+        let what = format!("{text:?} on the console of {id}");
+        eventually(&what, SOON, async || {
+            let log = self.logs(id).await;
+            if log.contains(text) { Ok(log) } else { Err(log) }
+        })
+        .await
+    }
+
     /// What the console says, all of it.
     pub(crate) async fn logs(&self, id: &str) -> String {
         let answer = self.client().get(&format!("/containers/{id}/logs?lines=1000")).await.is(200);
