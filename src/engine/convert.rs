@@ -1,7 +1,6 @@
 //! Between the engine's words and ours. Pure.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
 
 use bollard::models::{
     ContainerConfig, ContainerCreateBody, ContainerInspectResponse, ContainerState,
@@ -192,7 +191,8 @@ fn status(state: &ContainerState, started_at_ms: Option<i64>) -> ObservedStatus 
     }
 }
 
-pub(super) fn address(found: &ContainerInspectResponse, network: &str) -> Option<IpAddr> {
+#[cfg(test)]
+pub(super) fn address(found: &ContainerInspectResponse, network: &str) -> Option<std::net::IpAddr> {
     let endpoint = found.network_settings.as_ref()?.networks.as_ref()?.get(network)?;
     endpoint.ip_address.as_deref()?.parse().ok()
 }
@@ -357,7 +357,7 @@ mod tests {
             r#"{"Status":"running","Running":true,"Pid":7,"ExitCode":0,"StartedAt":"2026-01-01T00:00:00.5Z"}"#,
         );
         assert_eq!(running.status, ObservedStatus::Running);
-        assert_eq!((running.pid, running.started_at_ms), (Some(7), Some(1_767_225_600_000)));
+        assert_eq!((running.pid, running.started_at_ms), (Some(7), Some(1_767_225_600_500)));
         let paused = seen(r#"{"Status":"paused","Running":true,"Paused":true,"Pid":7}"#);
         assert_eq!(paused.status, ObservedStatus::Paused);
         let exited = seen(

@@ -11,6 +11,11 @@ CREATE TABLE volumes (
     created_at INTEGER NOT NULL
 ) STRICT;
 
+-- Folders that no volume stands for: not yet, or not any more. What a crash leaves here is removed.
+CREATE TABLE volume_folders_to_remove (
+    id TEXT PRIMARY KEY
+) STRICT;
+
 CREATE TABLE containers (
     id                   TEXT PRIMARY KEY,
     spec_json            TEXT NOT NULL,
@@ -83,14 +88,3 @@ CREATE TABLE outbox_servers (
     server        TEXT PRIMARY KEY,
     last_sequence INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
-
-CREATE TABLE audit (
-    id          INTEGER PRIMARY KEY AUTOINCREMENT,
-    at          INTEGER NOT NULL,
-    actor       TEXT NOT NULL,
-    action      TEXT NOT NULL,
-    container   TEXT,
-    remote_addr TEXT,
-    detail      TEXT
-) STRICT;
-CREATE INDEX audit_by_container ON audit (container, id);

@@ -1,0 +1,384 @@
+#!/usr/bin/env bash
+# From a clone to a running server: installs what is missing, builds lightd, starts it with a configuration of
+# its own and brings a demo server up. May be run again at any time; what stands already is used.
+set -euo pipefail
+# shellcheck source=install-scripts/lib.sh
+source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+usage() {
+    cat <<'END'
+usage: install-scripts/quickstart.sh [OPTION]...
+
+Installs what is missing (asking first), builds lightd, starts it and brings a demo server up to "running".
+
+  --yes              install missing packages without asking
+  --port PORT        where lightd listens (default 8070)
+  --host ADDRESS     on which address (default 127.0.0.1)
+  --server-port PORT where the demo server answers HTTP (default: the first free one from 25565)
+  --data DIR         where everything is kept (default .lightd-demo in the checkout)
+  --build-only       install and build, start nothing
+
+  --stop             stop the demo server and lightd (and Docker, if this script started it); the data stays
+  --remove           stop, and take away all that the demo left: container, volume, image, network, data
+END
+}
+
+# The demo's own names, apart from those of a lightd that is installed on the same machine.
+server=demo
+image=lightd-demo:1
+bridge=lightddemo0
+subnets=10.87.0.0/16
+
+mode=run
+port=
+host=
+server_port=
+data=$repo/.lightd-demo
+parse_arguments() {
+    while [ $# -gt 0 ]; do
+        case $1 in
+        --yes | -y) assume_yes=yes ;;
+        --port | --host | --server-port | --data)
+            [ $# -ge 2 ] || die "$1 wants a value." "See --help."
+            case $1 in
+            --port) port=$2 ;;
+            --host) host=$2 ;;
+            --server-port) server_port=$2 ;;
+            --data) data=$(realpath -m -- "$2") ;;
+            esac
+            shift
+            ;;
+        --build-only) mode=build ;;
+        --stop) mode=stop ;;
+        --remove) mode=remove ;;
+        --help | -h) usage && exit 0 ;;
+        *) usage >&2 && die "unknown option: $1" ;;
+        esac
+        shift
+    done
+    local value
+    for value in "$port" "$server_port"; do
+        [[ -z $value || ($value =~ ^[0-9]{1,5}$ && $value -ge 1 && $value -le 65535) ]] ||
+            die "not a port: $value" "Ports are numbers from 1 to 65535."
+    done
+    config=$data/config.json
+    pidfile=$data/lightd.pid
+    log=$data/lightd.log
+    binary=$repo/target/release/lightd
+    [ -z "${CARGO_TARGET_DIR:-}" ] || binary=$CARGO_TARGET_DIR/release/lightd
+}
+
+# --- the daemon ----------------------------------------------------------------------------------------------
+
+build() {
+    step "Building lightd (the first time takes some minutes)"
+    (cd "$repo" && "$rust_dir/cargo" build --locked --release)
+}
+
+make_data_folder() {
+    as_root mkdir -p "$data"
+    as_root chmod 0700 "$data"
+    # The folder ignores itself, so that no commit ever takes a token along.
+    echo '*' | as_root tee "$data/.gitignore" >/dev/null
+}
+
+random_token() { printf 'lightd_%s' "$(head -c 30 /dev/urandom | base64 -w 0 | tr '+/' '-_')"; }
+
+setting() { as_root jq -r "$1" "$config"; }
+
+write_config() {
+    local present='{}' wanted
+    if as_root test -e "$config"; then present=$(as_root cat "$config"); fi
+    # Handed over in the environment and on standard input: arguments can be read by everybody.
+    wanted=$(TOKEN=$(random_token) jq --arg port "$port" --arg host "$host" --arg base "$data" \
+        --arg bridge "$bridge" --arg subnets "$subnets" '
+        .server.host = (if $host != "" then $host else .server.host // "127.0.0.1" end)
+        | .server.port = (if $port != "" then ($port | tonumber) else .server.port // 8070 end)
+        | .authorization.token = (.authorization.token // env.TOKEN)
+        | .storage.base_path = $base
+        | .network.bridge = $bridge
+        | .network.subnets = $subnets' <<<"$present")
+    [ "$wanted" != "$present" ] || return 0
+    # shellcheck disable=SC2016 # The inner shell expands these.
+    as_root sh -c 'umask 077; cat >"$1.new" && mv "$1.new" "$1"' sh "$config" <<<"$wanted"
+}
+
+read_config() {
+    port=$(setting .server.port)
+    token=$(setting .authorization.token)
+    address=$(setting .server.host)
+    case $address in 0.0.0.0) address=127.0.0.1 ;; ::) address=::1 ;; esac
+    base_url=http://$address:$port
+    case $address in *:*) base_url="http://[$address]:$port" ;; esac
+}
+
+ping_answers() { curl -fsS --max-time 5 "$base_url/api/v1/public/ping" >/dev/null 2>&1; }
+
+start_lightd() {
+    step "Starting lightd"
+    if is_running "$pidfile" lightd; then
+        if ping_answers && as_root test ! "$binary" -nt "$pidfile" -a ! "$config" -nt "$pidfile"; then
+            say "It runs already (pid $(read_pid "$pidfile"))."
+            return 0
+        fi
+        say "Restarting it with the present binary and configuration; servers keep running meanwhile."
+        stop_pid "$pidfile" lightd 20 || die "the old lightd does not end." "See $log"
+    fi
+    ! port_is_taken "$address" "$port" || die "port $port is taken by another program." \
+        "Choose another one: $0 --port 8071" "Who has it: ss -ltnp 'sport = :$port'"
+    # shellcheck disable=SC2016 # The inner shell expands these.
+    as_root sh -c 'nohup setsid "$1" --config "$2" >>"$3" 2>&1 </dev/null & echo $! >"$4"' \
+        sh "$binary" "$config" "$log" "$pidfile"
+    local tries
+    for tries in $(seq 100); do
+        ping_answers && break
+        [ "$tries" -lt 5 ] || is_alive "$pidfile" || break
+        sleep 0.2
+    done
+    if ! ping_answers; then
+        as_root tail -n 15 "$log" >&2
+        die "lightd does not answer at $base_url." "Its last words stand above; all of them in $log"
+    fi
+    say "lightd $(curl -fsS "$base_url/api/v1/public/ping" | jq -r .version) answers at $base_url"
+}
+
+# --- its API ---------------------------------------------------------------------------------------------------
+
+# api METHOD PATH [JSON]: leaves the status in $status and the body in $body.
+api() {
+    local arguments=(-sS --max-time 60 -K - -X "$1" -w '\n%{http_code}' "$base_url$2")
+    [ $# -lt 3 ] || arguments+=(-H 'Content-Type: application/json' --data-binary "$3")
+    local answer
+    answer=$(curl "${arguments[@]}" <<END
+header = "Authorization: Bearer $token"
+header = "Accept: Application/vnd.pkglatv1+json"
+END
+    ) || die "lightd does not answer $1 $2." "See $log"
+    status=${answer##*$'\n'}
+    body=${answer%$'\n'*}
+}
+
+# must METHOD PATH [JSON]: an api call that has to succeed.
+must() {
+    api "$@"
+    case $status in 2??) ;; *) die "lightd answered $status to $1 $2: $(jq -r '.error // .' <<<"$body" 2>/dev/null || echo "$body")" "See $log" ;; esac
+}
+
+state() {
+    must GET "/containers/$server"
+    jq -r .state <<<"$body"
+}
+
+# wait_for STATE SECONDS: follows the server's states until it is in that one.
+wait_for() {
+    local wanted=$1 seen='' now tries
+    for tries in $(seq $(($2 * 5))); do
+        now=$(state)
+        [ "$now" = "$seen" ] || say "  $now"
+        seen=$now
+        [ "$now" != "$wanted" ] || return 0
+        [ "$now" != failed ] || break
+        [ "$tries" -lt 20 ] || [ "$now" != offline ] || break
+        sleep 0.2
+    done
+    must GET "/containers/$server"
+    say "install_error: $(jq -r .install_error <<<"$body"), exit_code: $(jq -r .exit_code <<<"$body")" >&2
+    api GET "/containers/$server/logs?lines=15"
+    jq -r '.data // .lines // .' <<<"$body" >&2 || true
+    die "the demo server is $seen, not $wanted, after $2 s." "Its last lines stand above; lightd's own log is $log"
+}
+
+# --- the demo server -------------------------------------------------------------------------------------------
+
+import_image() {
+    [ "$(engine GET "/images/$image/json" -o /dev/null -w '%{http_code}')" != 200 ] || return 0
+    say "Importing the image $image (a static busybox, nothing else)"
+    local root applet
+    root=$(mktemp -d)
+    mkdir -p "$root/bin" "$root/tmp" "$root/etc"
+    cp "$(command -v busybox)" "$root/bin/busybox"
+    chmod 0755 "$root" "$root/bin/busybox"
+    for applet in $("$root/bin/busybox" --list); do
+        [ "$applet" = busybox ] || ln -s busybox "$root/bin/$applet"
+    done
+    local said
+    said=$(tar -C "$root" --owner=0 --group=0 -c . | engine POST "/images/create?fromSrc=-&repo=${image%:*}&tag=${image#*:}" \
+        -H 'Content-Type: application/x-tar' --data-binary @-)
+    rm -rf "$root"
+    [ "$(engine GET "/images/$image/json" -o /dev/null -w '%{http_code}')" = 200 ] || die "Docker did not take the image: $said"
+}
+
+free_server_port() {
+    local candidate
+    for candidate in $(seq 25565 25665); do
+        port_is_taken 127.0.0.1 "$candidate" || { echo "$candidate" && return 0; }
+    done
+    die "all ports from 25565 to 25665 are taken." "Name another one: --server-port PORT"
+}
+
+# The five calls that a panel makes, in its order.
+create_server() {
+    [ -n "$server_port" ] || server_port=$(free_server_port)
+
+    say "POST /volumes"
+    must POST /volumes '{"name": "demo"}'
+    local volume
+    volume=$(jq -r .volume_id <<<"$body")
+
+    say "POST /volumes/$volume/files"
+    must POST "/volumes/$volume/files" '{"path": "server.properties", "content": "motd=Welcome to lightd\n"}'
+    must POST "/volumes/$volume/files" "$(jq -n --rawfile content "$repo/install-scripts/demo/server.sh" '{path: "server.sh", $content}')"
+
+    say "POST /network/ports"
+    local wanted
+    wanted=$(jq -n --argjson port "$server_port" '{ip: "0.0.0.0", $port, protocol: "tcp"}')
+    api POST /network/ports "$wanted"
+    case $status in 2?? | 409) ;; *) die "lightd refused port $server_port: $(jq -r .error <<<"$body")" ;; esac
+
+    say "POST /containers"
+    must POST /containers "$(jq -n --arg id "$server" --arg image "$image" --arg volume "$volume" \
+        --argjson port "$wanted" --rawfile script "$repo/install-scripts/demo/install.sh" '{
+            internal_id: $id,
+            $image,
+            volume_id: $volume,
+            startup_command: "sh server.sh {{SERVER_PORT}}",
+            start_pattern: "Done!",
+            stop: {command: "stop"},
+            ports: [$port],
+            limits: {memory: 67108864, cpu: 0.5},
+            install_script: $script
+        }')"
+}
+
+bring_up_server() {
+    step "Bringing the demo server up"
+    import_image
+    api GET "/containers/$server"
+    case $status in
+    404) create_server && wait_for offline 120 ;;
+    200) say "The demo server is there already: $(jq -r .state <<<"$body")" ;;
+    *) die "lightd answered $status: $body" "See $log" ;;
+    esac
+    say "POST /containers/$server/start"
+    must POST "/containers/$server/start"
+    wait_for running 60
+    must GET "/containers/$server"
+    server_port=$(jq -r '.ports[0].port' <<<"$body")
+    curl -fsS --max-time 10 --retry 5 --retry-connrefused "http://127.0.0.1:$server_port/" | grep -q 'It runs.' ||
+        die "the server runs, but its port $server_port does not answer." "See $log, and: $binary doctor --config $config"
+}
+
+summary() {
+    local run="$binary --config $config"
+    [ "$(id -u)" = 0 ] || run="sudo $run"
+    cat <<END
+
+lightd runs, and so does its first server.
+
+  API              $base_url
+  token            $token
+  the server       http://127.0.0.1:$server_port/
+  its console      $run console $server
+
+Now put this in your shell and take the tour in README.md:
+
+  export LIGHTD=$base_url TOKEN=$token
+
+Stop it all:       $0$again --stop
+Take it all away:  $0$again --remove
+END
+}
+
+# --- the ways to end -------------------------------------------------------------------------------------------
+
+stop_all() {
+    step "Stopping"
+    engine_pidfile=$data/dockerd.pid
+    if as_root test -e "$config" && is_running "$pidfile" lightd; then
+        read_config
+        api GET "/containers/$server"
+        if [ "$status" = 200 ]; then
+            if [ "$1" = remove ]; then remove_server; else stop_server; fi
+        fi
+        stop_pid "$pidfile" lightd 20 || die "lightd does not end." "See $log"
+        say "lightd has ended."
+    else
+        say "lightd does not run."
+        ! engine_answers || [ "$(engine GET "/containers/lightd-$server/json" -o /dev/null -w '%{http_code}')" != 200 ] ||
+            warn "its demo server is still there: docker rm -f lightd-$server"
+    fi
+}
+
+stop_server() {
+    api POST "/containers/$server/stop"
+    case $status in 2??) wait_for offline 60 ;; esac
+}
+
+remove_server() {
+    local volume tries
+    volume=$(jq -r .volume_id <<<"$body")
+    must DELETE "/containers/$server"
+    for tries in $(seq 150); do
+        api GET "/containers/$server"
+        [ "$status" != 404 ] || break
+        sleep 0.2
+    done
+    [ "$status" = 404 ] || die "the demo server is still there after 30 s." "See $log"
+    must DELETE "/volumes/$volume"
+}
+
+remove_traces() {
+    if engine_answers; then
+        engine DELETE "/images/$image" -o /dev/null
+        engine DELETE "/networks/$bridge" -o /dev/null
+    fi
+    local family
+    for family in inet bridge; do as_root nft delete table "$family" "$bridge" 2>/dev/null || true; done
+    stop_engine "$engine_pidfile" || die "dockerd does not end." "See $data/dockerd.log"
+    case $data in / | "$HOME" | "$repo") die "refusing to remove $data" ;; esac
+    as_root test ! -e "$config" || as_root rm -rf -- "$data"
+    say "Nothing of the demo is left but the build in target/."
+}
+
+# --- all of it -------------------------------------------------------------------------------------------------
+
+parse_arguments "$@"
+again=
+[ "$data" = "$repo/.lightd-demo" ] || again=" --data $data"
+require_root_or_sudo
+drop_sudo "$(realpath -- "${BASH_SOURCE[0]}")" "$@"
+
+case $mode in
+stop)
+    stop_all stop
+    stop_engine "$engine_pidfile" || die "dockerd does not end." "See $data/dockerd.log"
+    exit 0
+    ;;
+remove)
+    stop_all remove
+    remove_traces
+    exit 0
+    ;;
+esac
+
+step "Looking for what is missing"
+want_build_tools
+want jq jq
+want nftables nft
+want_static_busybox
+want_rust build
+want_engine
+install_missing
+require_rust
+build
+[ "$mode" = run ] || exit 0
+
+make_data_folder
+step "Looking for Docker"
+ensure_engine "$data"
+say "Docker $(engine GET /version | jq -r .Version) answers."
+write_config
+read_config
+start_lightd
+bring_up_server
+summary
