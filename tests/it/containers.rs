@@ -246,9 +246,9 @@ async fn what_the_state_forbids_is_a_conflict_with_the_state_as_its_code() {
     for action in ["start", "stop", "restart", "pause", "reinstall"] {
         refused(action, "installing").await;
     }
+    let go = json!({"path": "go", "content": ""});
     let volume = spec["volume_id"].as_str().expect("an id");
-    let volume = daemon.data_path().join("volumes").join(volume);
-    std::fs::File::create(volume.join("go")).expect("a file");
+    client.post(&format!("/volumes/{volume}/files"), go).await.is(201);
     daemon.state(&id, "failed").await;
     refused("start", "failed").await;
     refused("restart", "failed").await;
@@ -299,7 +299,7 @@ async fn a_workload_is_hardened_by_default() {
     assert_eq!(host["PidsLimit"], 512);
     assert_eq!(host["Memory"], 64 << 20);
     assert_eq!(host["MemorySwap"], 64 << 20, "no swap unless asked for");
-    assert_eq!(host["NanoCpus"], 500_000_000);
+    assert_eq!((&host["CpuQuota"], &host["CpuPeriod"]), (&json!(50_000), &json!(100_000)));
     assert_eq!(host["NetworkMode"], daemon.bridge.as_str());
     assert_eq!(host["RestartPolicy"]["Name"], "no", "restarts are lightd's decision");
     assert_eq!(host["LogConfig"]["Config"]["max-size"], "16777216");
@@ -405,11 +405,10 @@ async fn the_environment_and_placeholders_reach_the_workload() {
 #[tokio::test]
 async fn a_stop_signal_reaches_the_workload_behind_any_command_line() {
     let daemon = Daemon::start().await;
-    let ids = ["simple", "compound", "piped", "notty"].map(|name| daemon.id(name));
+    let ids = ["simple", "compound", "notty"].map(|name| daemon.id(name));
     let commands = [
         json!({"startup_command": "exec guest trap-term exit"}),
         json!({"startup_command": "cd /tmp && guest trap-term exit; echo saved"}),
-        json!({"startup_command": "guest trap-term exit | cat"}),
         json!({"startup_command": "true; guest trap-term exit; true", "tty": false}),
     ];
     for (id, command) in ids.iter().zip(commands) {
@@ -422,6 +421,16 @@ async fn a_stop_signal_reaches_the_workload_behind_any_command_line() {
         let text = daemon.expect_log(id, "got SIGTERM, ending").await;
         assert_ne!(ended["exit_code"], 137, "{id} was killed: {text}");
     }
+    // The other end of a pipe gets the signal as well, so that what this one says is not heard.
+    let id = daemon.id("piped");
+    let server = "trap 'echo saved > saved; exit 0' TERM; echo waiting for SIGTERM; \
+        while :; do sleep 1 & wait $!; done";
+    let command = format!("sh -c \"{server}\" | cat").replace("$!", "\\$!");
+    let piped = json!({"startup_command": command, "start_pattern": "waiting for SIGTERM"});
+    let shown = daemon.run(&id, piped).await;
+    daemon.power(&id, "stop").await;
+    daemon.state(&id, "offline").await;
+    assert_eq!(daemon.volume_file(&shown, "saved").as_deref(), Some("saved\n"));
     daemon.close().await;
 }
 
@@ -535,6 +544,7 @@ async fn logs_are_numbered_lines_that_survive_runs_and_restarts_of_the_daemon() 
     assert_eq!(get(&daemon, "?lines=2").await["data"], "line 20 \nReady\n");
     daemon.restart().await;
     assert_eq!(get(&daemon, &format!("?since={}", seq - 1)).await["data"], "Ready\n");
+    daemon.state(&id, "offline").await;
     daemon.power(&id, "start").await;
     daemon.state(&id, "running").await;
     let two = get(&daemon, "?lines=1000").await;
@@ -573,8 +583,7 @@ async fn a_workload_that_crashes_is_started_again_if_it_is_wanted() {
     let command = "test -e was && guest say Ready -- forever; touch was; exit 1";
     daemon.create(&id, json!({"startup_command": command, "restart_on_crash": true})).await;
     daemon.power(&id, "start").await;
-    let running = daemon.state(&id, "running").await;
-    assert_eq!(running["exit_code"], 1, "of the run before");
+    daemon.state(&id, "running").await;
     daemon.power(&id, "kill").await;
     let killed = daemon.state(&id, "offline").await;
     assert_eq!(killed["exit_code"], 137, "a kill is no crash");
