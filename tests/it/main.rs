@@ -3,5 +3,6 @@
 
 mod containers;
 mod guest;
+mod install;
 mod operations;
 mod support;
