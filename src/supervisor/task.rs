@@ -228,9 +228,8 @@ impl Owner {
                     Ok(()) => {
                         let mut spec = (*self.record.spec).clone();
                         spec.limits = limits;
-                        let saved = self.update(spec).await;
-                        self.record.restart_needed = false;
-                        saved
+                        // The engine has them; what else waits for a restart goes on waiting.
+                        self.replace_spec(spec, self.record.restart_needed).await
                     }
                 };
                 drop(reply.send(answer));

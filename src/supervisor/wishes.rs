@@ -60,16 +60,27 @@ impl Owner {
         Ok(Accepted { generation: self.generation, answer })
     }
 
-    pub(super) async fn update(&mut self, spec: ContainerSpec) -> Result<Accepted, Refusal> {
+    async fn update(&mut self, spec: ContainerSpec) -> Result<Accepted, Refusal> {
+        // The start command and the policies are read at each start; the rest is built into the Docker
+        // container.
+        let built_in = |spec: &ContainerSpec| (spec.env.clone(), spec.limits);
+        let restart_needed =
+            self.record.restart_needed || built_in(&spec) != built_in(&self.record.spec);
+        self.replace_spec(spec, restart_needed).await
+    }
+
+    /// Stores a specification. `restart_needed`: the Docker container is of another one.
+    pub(super) async fn replace_spec(
+        &mut self,
+        spec: ContainerSpec,
+        restart_needed: bool,
+    ) -> Result<Accepted, Refusal> {
         if matches!(self.record.machine.phase(), Phase::Deleting) {
             return Err(Refusal::Denied(Denied::Deleting));
         }
         self.check(&spec)?;
         let before = self.record.clone();
-        // The start command and the policies are read at each start; the rest is built into the Docker
-        // container.
-        let built_in = |spec: &ContainerSpec| (spec.env.clone(), spec.limits);
-        self.record.restart_needed |= built_in(&spec) != built_in(&before.spec);
+        self.record.restart_needed = restart_needed;
         if let Err(error) = self.save(&[], Some(Change::Spec(spec))).await {
             self.record = before;
             return Err(Refusal::Store(error));

@@ -104,6 +104,8 @@ impl Daemon {
             unique,
             _slot: slot,
         };
+        // Of an earlier run that failed.
+        std::fs::remove_dir_all(log_folder(&daemon.name)).ok();
         let subnet = numbers::free_subnet(&engine::subnets(&daemon.docker).await);
         daemon.write_config(&daemon.first_config(&subnet));
         daemon
@@ -296,6 +298,13 @@ impl Daemon {
         made["volume_id"].as_str().expect("an id").to_owned()
     }
 
+    /// A file in the volume of a container, as it lies on the disk.
+    pub(crate) fn volume_file(&self, container: &Value, path: &str) -> Option<String> {
+        let volume = container["volume_id"].as_str().expect("an id");
+        let path = self.data_path().join("volumes").join(volume).join(path);
+        std::fs::read_to_string(path).ok()
+    }
+
     /// What a request for a container says if the test does not care: the guest program that does
     /// nothing, in a new volume. `changes` are put over it.
     pub(crate) async fn spec(&self, id: &str, changes: Value) -> Value {
@@ -345,7 +354,12 @@ impl Daemon {
 
     pub(crate) async fn install_state(&self, id: &str, state: &str) -> Value {
         let what = format!("{id} is installed as {state}");
-        self.shown(id, &what, |shown| shown["install_state"] == state).await
+        self.shown(id, &what, |shown| {
+            let seen = &shown["install_state"];
+            assert!(seen != "failed" || state == "failed", "{what}: {}", shown["install_error"]);
+            seen == state
+        })
+        .await
     }
 
     /// Waits until the container is shown as wanted.
@@ -371,6 +385,16 @@ impl Daemon {
     pub(crate) async fn inspect(&self, id: &str) -> Value {
         let found = self.docker.inspect_container(&format!("lightd-{id}"), None).await;
         found.map_or(Value::Null, |found| serde_json::to_value(found).expect("JSON"))
+    }
+
+    /// Waits until the console's history holds this text, and returns all of it.
+    pub(crate) async fn expect_log(&self, id: &str, text: &str) -> String {
+        let what = format!("{text:?} on the console of {id}");
+        eventually(&what, SOON, async || {
+            let log = self.logs(id).await;
+            if log.contains(text) { Ok(log) } else { Err(log) }
+        })
+        .await
     }
 
     /// What the console says, all of it.

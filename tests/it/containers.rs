@@ -1,0 +1,741 @@
+//! Containers: what is taken and what is refused, what a workload gets, what power does.
+
+use serde_json::{Value, json};
+
+use crate::support::SOON;
+use crate::support::process::Daemon;
+use crate::support::wait::eventually;
+
+#[tokio::test]
+async fn a_bad_creation_is_refused_before_anything_is_made_and_the_field_is_named() {
+    let daemon = Daemon::start().await;
+    let (client, volume) = (daemon.client(), daemon.volume().await);
+    let a_lot = 1_u64 << 50;
+    for (change, field) in [
+        (json!({"internal_id": null}), "internal_id"),
+        (json!({"internal_id": ""}), "internal_id"),
+        (json!({"internal_id": "-x"}), "internal_id"),
+        (json!({"internal_id": ".x"}), "internal_id"),
+        (json!({"internal_id": "a/b"}), "internal_id"),
+        (json!({"internal_id": "a b"}), "internal_id"),
+        (json!({"internal_id": "ä"}), "internal_id"),
+        (json!({"internal_id": "x".repeat(64)}), "internal_id"),
+        (json!({"internal_id": 7}), "internal_id"),
+        (json!({"image": null}), "image"),
+        (json!({"image": ""}), "image"),
+        (json!({"image": "../../images/evil?force=1"}), "image"),
+        (json!({"image": "UPPER"}), "image"),
+        (json!({"volume_id": "not-a-volume"}), "volume_id"),
+        (json!({"volume_id": uuid::Uuid::nil()}), "volume_id"),
+        (json!({"startup_command": null}), "startup_command"),
+        (json!({"startup_command": "  "}), "startup_command"),
+        (json!({"startup_command": "run {{NOBODY}}"}), "startup_command"),
+        (json!({"startup_command": "run \0"}), "startup_command"),
+        (json!({"startup_command": "x".repeat(70_000)}), "startup_command"),
+        (json!({"start_pattern": "("}), "start_pattern"),
+        (json!({"start_pattern": "(?:a{1000}){1000}"}), "start_pattern"),
+        (json!({"ports": [{"port": 0}]}), "ports[0].port"),
+        (json!({"ports": [{"port": 70_000}]}), "ports[0].port"),
+        (json!({"ports": [{"ip": "here", "port": 80}]}), "ports[0].ip"),
+        (json!({"ports": [{"port": 80, "protocol": "icmp"}]}), "ports[0].protocol"),
+        (json!({"ports": [{"port": 80, "container_port": 0}]}), "ports[0].container_port"),
+        (json!({"ports": [{"port": 80, "prot": "tcp"}]}), "ports[0].prot"),
+        // In nobody's pool.
+        (json!({"ports": [{"ip": "0.0.0.0", "port": 1}]}), "ports"),
+        (json!({"limits": {"memory": 1}}), "limits.memory"),
+        (json!({"limits": {"memory": -1}}), "limits.memory"),
+        (json!({"limits": {"memory": "512m"}}), "limits.memory"),
+        (json!({"limits": {"memory": a_lot}}), "limits.memory"),
+        (json!({"limits": {"memory_swap": 64 << 20}}), "limits.memory_swap"),
+        (json!({"limits": {"memory": 64 << 20, "memory_swap": 1}}), "limits.memory_swap"),
+        (json!({"limits": {"cpu": 0}}), "limits.cpu"),
+        (json!({"limits": {"cpu": -1.5}}), "limits.cpu"),
+        (json!({"limits": {"cpu": 10_000}}), "limits.cpu"),
+        (json!({"limits": {"pids": 0}}), "limits.pids"),
+        (json!({"limits": {"memroy": 1}}), "limits.memroy"),
+        (json!({"mount": {"/data": "/etc"}}), "mount./data"),
+        (json!({"mount": {"/data": "/does/not/exist"}}), "mount./data"),
+        (json!({"mount": {"relative": "/etc"}}), "mount.relative"),
+        (json!({"env": {"1X": "a"}}), "env.1X"),
+        (json!({"env": {"A": 1}}), "env.A"),
+        (json!({"env": {"HOME": "/"}}), "env.HOME"),
+        (json!({"env": {"A": "a\0b"}}), "env.A"),
+        (json!({"stop": {"signal": "SIGKILL"}}), "stop.signal"),
+        (json!({"stop": {"signal": "SIGNOPE"}}), "stop.signal"),
+        (json!({"stop": {"command": ""}}), "stop.command"),
+        (json!({"stop": {"signal": "SIGTERM", "command": "stop"}}), "stop"),
+        (json!({"stop": {"timeout": 100_000}}), "stop.timeout"),
+        (json!({"install_image": "no such name"}), "install_image"),
+        (json!({"install_script": "x\0"}), "install_script"),
+        (json!({"restart_on_crash": "yes"}), "restart_on_crash"),
+        (json!({"registry_auth": {"username": "a"}}), "registry_auth.password"),
+        (json!({"imgae": "x"}), "imgae"),
+    ] {
+        let mut body = daemon.spec(&daemon.id("bad"), json!({"volume_id": volume})).await;
+        let given = change.as_object().expect("an object");
+        for (name, value) in given {
+            body[name] = value.clone();
+        }
+        client.post("/containers", body).await.names_field(field);
+    }
+    let all = client.post("/containers", json!({})).await.refused(400, "invalid");
+    let fields: Vec<&Value> =
+        all["problems"].as_array().expect("a list").iter().map(|found| &found["field"]).collect();
+    assert_eq!(fields, ["internal_id", "volume_id", "image", "startup_command"]);
+    assert_eq!(client.get("/containers").await.is(200)["containers"], json!([]));
+    daemon.close().await;
+}
+
+#[tokio::test]
+async fn a_name_or_a_port_that_is_taken_is_a_conflict() {
+    let daemon = Daemon::start().await;
+    let client = daemon.client();
+    let port = crate::support::numbers::free_port();
+    client.post("/network/ports", json!({"ip": "127.0.0.1", "port": port})).await.is(201);
+    let (first, second) = (daemon.id("first"), daemon.id("second"));
+    let ports = json!([{"ip": "127.0.0.1", "port": port}]);
+    daemon.create(&first, json!({"ports": ports})).await;
+    let again = daemon.spec(&first, json!({})).await;
+    client.post("/containers", again).await.refused(409, "container_exists");
+    let other = daemon.spec(&second, json!({"ports": ports})).await;
+    client.post("/containers", other).await.refused(409, "port_in_use");
+    let any = daemon.spec(&second, json!({"ports": [{"protocol": "tcp"}]})).await;
+    client.post("/containers", any).await.refused(409, "no_free_port");
+    client.get(&format!("/containers/{second}")).await.refused(404, "not_found");
+    client.delete(&format!("/containers/{first}")).await.is(200);
+    let shown = client.get(&format!("/network/ports/127.0.0.1/{port}")).await.is(200);
+    assert_eq!((&shown["in_use"], &shown["container"]), (&json!(false), &Value::Null));
+    let any = daemon.spec(&second, json!({"ports": [{"container_port": 80}]})).await;
+    client.post("/containers", any).await.is(201);
+    let made = daemon.install_state(&second, "ready").await;
+    assert_eq!(made["ports"][0]["port"], port);
+    assert_eq!(made["ports"][0]["container_port"], 80);
+    daemon.close().await;
+}
+
+#[tokio::test]
+async fn a_container_is_shown_with_all_that_is_stored_and_nothing_secret() {
+    let daemon = Daemon::start().await;
+    let id = daemon.id("shown");
+    let password = "a-password-nobody-should-see";
+    let asked = json!({
+        "env": {"MODE": "fast"}, "labels": {"tier": "gold"},
+        "stop": {"command": "stop", "timeout": 7}, "autostart": true,
+        "install_script": "#!/bin/sh\ntrue",
+        "limits": {"memory": 64 << 20, "memory_swap": 128 << 20, "cpu": 0.5, "pids": 99},
+        "registry_auth": {"username": "me", "password": password},
+    });
+    let spec = daemon.spec(&id, asked).await;
+    let answer = daemon.client().post("/containers", spec.clone()).await.is(201);
+    assert_eq!((&answer["internal_id"], &answer["state"]), (&json!(id), &json!("installing")));
+    assert!(answer["message"].is_string(), "{answer}");
+    let shown = daemon.install_state(&id, "ready").await;
+    for field in
+        ["internal_id", "image", "volume_id", "startup_command", "start_pattern", "env", "labels"]
+    {
+        assert_eq!(shown[field], spec[field], "{field}");
+    }
+    for limit in ["memory", "memory_swap", "cpu", "pids"] {
+        assert_eq!(shown["limits"][limit], spec["limits"][limit], "{limit}");
+    }
+    assert_eq!(shown["stop"], json!({"command": "stop", "timeout": 7}));
+    assert_eq!((&shown["state"], &shown["autostart"]), (&json!("offline"), &json!(true)));
+    for field in ["install_error", "exit_code", "started_at", "unknown_since"] {
+        assert_eq!(shown[field], Value::Null, "{field}");
+    }
+    assert!(shown["created_at"].is_u64() && shown["updated_at"].is_u64(), "{shown}");
+    assert_eq!(shown["container_id"], daemon.inspect(&id).await["Id"]);
+    assert!(!shown.to_string().contains(password), "{shown}");
+    assert!(!daemon.log().contains(password), "in the log");
+    for file in ["lightd.db", "lightd.db-wal"] {
+        let bytes = std::fs::read(daemon.data_path().join(file)).unwrap_or_default();
+        let found = bytes.windows(password.len()).any(|window| window == password.as_bytes());
+        assert!(!found, "in {file}");
+    }
+    daemon.close().await;
+}
+
+#[tokio::test]
+async fn lists_are_filtered_by_state_and_label_and_come_in_pages() {
+    let daemon = Daemon::start().await;
+    let client = daemon.client();
+    let ids: Vec<String> = ["a", "b", "c"].map(|name| daemon.id(name)).to_vec();
+    for (id, tier) in ids.iter().zip(["gold", "tin", "gold"]) {
+        daemon.create(id, json!({"labels": {"tier": tier}})).await;
+    }
+    daemon.power(&ids[1], "start").await;
+    daemon.state(&ids[1], "running").await;
+    let list = async |query: &str| {
+        let answer = client.get(&format!("/containers{query}")).await.is(200);
+        let listed = answer["containers"].as_array().expect("a list").clone();
+        let ids = listed.iter().map(|shown| shown["internal_id"].as_str().unwrap_or("").to_owned());
+        (ids.collect::<Vec<_>>(), answer["next_cursor"].clone())
+    };
+    assert_eq!(list("").await, (ids.clone(), Value::Null));
+    assert_eq!(list("?state=running").await.0, ids[1..2]);
+    assert_eq!(list("?label=tier=gold").await.0, [ids[0].clone(), ids[2].clone()]);
+    assert_eq!(list("?label=tier").await.0, ids);
+    assert_eq!(list("?label=tear").await.0, Vec::<String>::new());
+    let (first, cursor) = list("?limit=2").await;
+    assert_eq!(first, ids[..2]);
+    let cursor = cursor.as_str().expect("more to come").to_owned();
+    assert_eq!(list(&format!("?limit=2&cursor={cursor}")).await, (ids[2..].to_vec(), Value::Null));
+    client.get("/containers?state=sleeping").await.names_field("?state");
+    client.get("/containers?limit=none").await.names_field("?limit");
+    client.get("/containers?limit=0").await.names_field("?limit");
+    daemon.close().await;
+}
+
+#[tokio::test]
+async fn power_wishes_may_be_repeated() {
+    let daemon = Daemon::start().await;
+    let id = daemon.id("wishes");
+    daemon.create(&id, json!({})).await;
+    for action in ["stop", "kill"] {
+        daemon.power(&id, action).await;
+        assert_eq!(daemon.state(&id, "offline").await["exit_code"], Value::Null);
+    }
+    daemon.power(&id, "start").await;
+    daemon.power(&id, "start").await;
+    let first = daemon.state(&id, "running").await;
+    daemon.power(&id, "start").await;
+    daemon.power(&id, "resume").await;
+    let still = daemon.state(&id, "running").await;
+    assert_eq!(still["started_at"], first["started_at"]);
+    let pid = daemon.inspect(&id).await["State"]["Pid"].clone();
+
+    daemon.power(&id, "pause").await;
+    daemon.state(&id, "paused").await;
+    assert_eq!(daemon.inspect(&id).await["State"]["Paused"], true);
+    daemon.power(&id, "pause").await;
+    daemon.power(&id, "resume").await;
+    daemon.state(&id, "running").await;
+    assert_eq!(daemon.inspect(&id).await["State"]["Pid"], pid, "it is the same process");
+
+    daemon.power(&id, "restart").await;
+    daemon.shown(&id, "another process runs", |shown| shown["state"] == "running").await;
+    eventually("another process runs", SOON, async || {
+        let seen = daemon.inspect(&id).await["State"].clone();
+        if seen["Running"] == true && seen["Pid"] != pid { Ok(()) } else { Err(seen) }
+    })
+    .await;
+    daemon.state(&id, "running").await;
+    daemon.power(&id, "kill").await;
+    daemon.power(&id, "kill").await;
+    assert_eq!(daemon.state(&id, "offline").await["exit_code"], 137);
+    daemon.power(&id, "stop").await;
+    daemon.client().post_empty("/containers/nobody/start").await.refused(404, "not_found");
+    daemon.close().await;
+}
+
+#[tokio::test]
+async fn what_the_state_forbids_is_a_conflict_with_the_state_as_its_code() {
+    let daemon = Daemon::start().await;
+    let (id, client) = (daemon.id("denied"), daemon.client());
+    let refused = async |action: &str, code: &str| {
+        client.post_empty(&format!("/containers/{id}/{action}")).await.refused(409, code);
+    };
+    let spec = daemon
+        .spec(&id, json!({
+            "install_script": "until test -e /home/container/go; do sleep 0.1; done; exit 3",
+            "startup_command": "guest say Ready -- trap-term ignore",
+        }))
+        .await;
+    client.post("/containers", spec.clone()).await.is(201);
+    daemon.state(&id, "installing").await;
+    for action in ["start", "stop", "restart", "pause", "reinstall"] {
+        refused(action, "installing").await;
+    }
+    let go = json!({"path": "go", "content": ""});
+    let volume = spec["volume_id"].as_str().expect("an id");
+    client.post(&format!("/volumes/{volume}/files"), go).await.is(201);
+    daemon.state(&id, "failed").await;
+    refused("start", "failed").await;
+    refused("restart", "failed").await;
+
+    let other_script = json!({"install_script": "true"});
+    client.post(&format!("/containers/{id}/reinstall"), other_script).await.is(202);
+    daemon.state(&id, "offline").await;
+    refused("pause", "not_running").await;
+    let command = json!({"command": "hello"});
+    client.post(&format!("/containers/{id}/command"), command).await.refused(409, "not_running");
+    let exec = json!({"cmd": ["true"]});
+    client.post(&format!("/containers/{id}/exec"), exec).await.refused(409, "not_running");
+
+    daemon.power(&id, "start").await;
+    daemon.expect_log(&id, "waiting for SIGTERM").await;
+    daemon.power(&id, "stop").await;
+    daemon.state(&id, "stopping").await;
+    refused("restart", "stopping").await;
+    refused("pause", "stopping").await;
+    daemon.power(&id, "kill").await;
+    daemon.state(&id, "offline").await;
+
+    daemon.power(&id, "suspend").await;
+    daemon.state(&id, "suspended").await;
+    refused("start", "suspended").await;
+    refused("reinstall", "suspended").await;
+    daemon.power(&id, "unsuspend").await;
+    daemon.state(&id, "offline").await;
+    daemon.close().await;
+}
+
+#[tokio::test]
+async fn a_workload_is_hardened_by_default() {
+    let daemon = Daemon::start().await;
+    let id = daemon.id("hard");
+    let limits = json!({"memory": 64 << 20, "cpu": 0.5});
+    daemon.run(&id, json!({"limits": limits})).await;
+    let seen = daemon.inspect(&id).await;
+    let (host, config) = (&seen["HostConfig"], &seen["Config"]);
+    assert_eq!(config["User"], "988:988");
+    assert_eq!(host["Privileged"], false);
+    assert_eq!(host["CapDrop"], json!(["ALL"]));
+    assert_eq!(host["CapAdd"], json!(["NET_BIND_SERVICE"]));
+    assert_eq!(host["ReadonlyRootfs"], true);
+    let options = host["SecurityOpt"].to_string();
+    assert!(options.contains("no-new-privileges"), "{options}");
+    assert!(!options.contains("unconfined"), "{options}");
+    assert_eq!(host["PidsLimit"], 512);
+    assert_eq!(host["Memory"], 64 << 20);
+    assert_eq!(host["MemorySwap"], 64 << 20, "no swap unless asked for");
+    assert_eq!((&host["CpuQuota"], &host["CpuPeriod"]), (&json!(50_000), &json!(100_000)));
+    assert_eq!(host["NetworkMode"], daemon.bridge.as_str());
+    assert_eq!(host["RestartPolicy"]["Name"], "no", "restarts are lightd's decision");
+    assert_eq!(host["LogConfig"]["Config"]["max-size"], "16777216");
+    assert_eq!(host["PortBindings"], json!({}));
+    for namespace in ["PidMode", "UTSMode", "UsernsMode"] {
+        assert_eq!(host[namespace], "", "{namespace}");
+    }
+    assert_ne!(host["IpcMode"], "host");
+    let tmp = host["Tmpfs"]["/tmp"].as_str().expect("a tmpfs");
+    assert!(tmp.contains("mode=1777") && !tmp.contains("noexec"), "{tmp}");
+    let mounts = seen["Mounts"].as_array().expect("mounts");
+    let of = |at: &str| {
+        let found = mounts.iter().find(|mount| mount["Destination"] == at);
+        found.map(|mount| mount["RW"] == true)
+    };
+    assert_eq!((mounts.len(), of("/home/container"), of("/app/data")), (2, Some(true), Some(false)));
+
+    // And what of it the kernel says, inside.
+    let cmd = json!({"cmd": ["sh", "-c", "id -u; id -g; cat /proc/self/status; cat /proc/1/status"]});
+    let answer = daemon.client().post(&format!("/containers/{id}/exec"), cmd).await.is(200);
+    let text = answer["stdout"].as_str().expect("a text");
+    assert!(text.starts_with("988\n988\n"), "{text}");
+    assert!(text.contains("NoNewPrivs:\t1"), "{text}");
+    assert!(text.contains("CapEff:\t0000000000000000"), "{text}");
+    assert!(text.contains("CapPrm:\t0000000000000000"), "{text}");
+    assert!(text.contains("Seccomp:\t2"), "{text}");
+    daemon.close().await;
+}
+
+#[tokio::test]
+async fn the_root_is_read_only_unless_asked_otherwise_and_tmp_and_home_can_be_written() {
+    let daemon = Daemon::start().await;
+    let command = "touch /usr/mark && echo root-written; touch /app/data/x && echo data-written; \
+        cp /bin/busybox /tmp/echo && /tmp/echo tmp-runs; touch mark && echo home-written; \
+        stat -c %a /tmp; pwd; guest say Ready -- forever";
+    let (hard, soft) = (daemon.id("hard"), daemon.id("soft"));
+    daemon.run(&hard, json!({"startup_command": command})).await;
+    let text = daemon.logs(&hard).await.replace('\r', "");
+    for written in ["tmp-runs\n", "home-written\n", "1777\n", "\n/home/container\n"] {
+        assert!(text.contains(written), "{written}: {text}");
+    }
+    assert!(!text.contains("root-written"), "{text}");
+    assert!(!text.contains("data-written"), "{text}");
+    // The test image's folders belong to root, and the workload is not root: only /tmp of the image
+    // can show that the rest is not mounted read-only.
+    daemon.run(&soft, json!({"startup_command": command, "read_only": false})).await;
+    assert_eq!(daemon.inspect(&soft).await["HostConfig"]["ReadonlyRootfs"], false);
+    daemon.close().await;
+}
+
+#[tokio::test]
+async fn mounts_are_taken_from_beneath_the_allowed_folders_only() {
+    let allowed = tempfile::tempdir().expect("a folder");
+    let inside = allowed.path().join("shared");
+    std::fs::create_dir(&inside).expect("a folder");
+    std::os::unix::fs::symlink("/etc", allowed.path().join("link")).expect("a link");
+    let sibling = format!("{}b", allowed.path().display());
+    std::fs::create_dir(&sibling).expect("a folder");
+    let daemon = Daemon::start_with(|config| {
+        config["docker"]["allowed_mounts"] = json!([allowed.path()]);
+    })
+    .await;
+    let id = daemon.id("mounts");
+    let client = daemon.client();
+    for source in ["/etc", &sibling, &format!("{}/link", allowed.path().display())] {
+        let spec = daemon.spec(&id, json!({"mount": {"/data": source}})).await;
+        let refusal = client.post("/containers", spec).await.names_field("mount./data");
+        assert!(!refusal.to_string().contains(source), "{refusal}");
+    }
+    std::fs::remove_dir(&sibling).expect("it is empty");
+    let command = "ls -d /data && guest say Ready -- forever";
+    let mount = json!({"mount": {"/data": inside}, "startup_command": command});
+    daemon.run(&id, mount).await;
+    assert!(daemon.logs(&id).await.contains("/data"));
+    daemon.close().await;
+}
+
+#[tokio::test]
+async fn the_environment_and_placeholders_reach_the_workload() {
+    let daemon = Daemon::start().await;
+    let id = daemon.id("env");
+    let port = crate::support::numbers::free_port();
+    let pool = json!({"ip": "127.0.0.1", "port": port});
+    daemon.client().post("/network/ports", pool.clone()).await.is(201);
+    daemon
+        .run(&id, json!({
+            "startup_command": "echo \"$GREETING|{{GREETING}}|{{SERVER_MEMORY}}|{{SERVER_IP}}|\
+                {{SERVER_PORT}}|$SERVER_PORT|$HOME|${TZ:+zone}|{{ GREETING }}\"; guest say Ready -- forever",
+            "env": {"GREETING": "hello {{SERVER_PORT}} $HOME"},
+            "ports": [pool],
+        }))
+        .await;
+    let text = daemon.logs(&id).await;
+    // A placeholder's value is plain text in a shell's command line; it is not read for placeholders.
+    let expected = format!(
+        "hello {{{{SERVER_PORT}}}} $HOME|hello {{{{SERVER_PORT}}}} /home/container|64|127.0.0.1|\
+         {port}|{port}|/home/container|zone|{{{{ GREETING }}}}"
+    );
+    assert!(text.contains(&expected), "{expected}\n{text}");
+    daemon.close().await;
+}
+
+#[tokio::test]
+async fn a_stop_signal_reaches_the_workload_behind_any_command_line() {
+    let daemon = Daemon::start().await;
+    let ids = ["simple", "compound", "notty"].map(|name| daemon.id(name));
+    let commands = [
+        json!({"startup_command": "exec guest trap-term exit"}),
+        json!({"startup_command": "cd /tmp && guest trap-term exit; echo saved"}),
+        json!({"startup_command": "true; guest trap-term exit; true", "tty": false}),
+    ];
+    for (id, command) in ids.iter().zip(commands) {
+        let mut changes = json!({"start_pattern": "waiting for SIGTERM"});
+        changes["startup_command"] = command["startup_command"].clone();
+        changes["tty"] = command.get("tty").cloned().unwrap_or_else(|| json!(true));
+        daemon.run(id, changes).await;
+        daemon.power(id, "stop").await;
+        let ended = daemon.state(id, "offline").await;
+        let text = daemon.expect_log(id, "got SIGTERM, ending").await;
+        assert_ne!(ended["exit_code"], 137, "{id} was killed: {text}");
+    }
+    // The other end of a pipe gets the signal as well, so that what this one says is not heard.
+    let id = daemon.id("piped");
+    let server = "trap 'echo saved > saved; exit 0' TERM; echo waiting for SIGTERM; \
+        while :; do sleep 1 & wait $!; done";
+    let command = format!("sh -c \"{server}\" | cat").replace("$!", "\\$!");
+    let piped = json!({"startup_command": command, "start_pattern": "waiting for SIGTERM"});
+    let shown = daemon.run(&id, piped).await;
+    daemon.power(&id, "stop").await;
+    daemon.state(&id, "offline").await;
+    assert_eq!(daemon.volume_file(&shown, "saved").as_deref(), Some("saved\n"));
+    daemon.close().await;
+}
+
+#[tokio::test]
+async fn a_workload_that_does_not_stop_is_killed_after_its_grace() {
+    let daemon = Daemon::start().await;
+    let id = daemon.id("stubborn");
+    daemon
+        .run(&id, json!({
+            "startup_command": "exec guest trap-term ignore", "start_pattern": "waiting",
+            "stop": {"signal": "term", "timeout": 1},
+        }))
+        .await;
+    daemon.power(&id, "stop").await;
+    let ended = daemon.state(&id, "offline").await;
+    assert_eq!(ended["exit_code"], 137);
+    assert!(daemon.logs(&id).await.contains("got SIGTERM, going on"));
+    daemon.close().await;
+}
+
+#[tokio::test]
+async fn a_workload_is_stopped_by_its_command() {
+    let daemon = Daemon::start().await;
+    for (name, tty) in [("tty", true), ("notty", false)] {
+        let id = daemon.id(name);
+        let command = "echo Ready; read line; echo \"saving, because $line\"; exit 0";
+        daemon
+            .run(&id, json!({
+                "startup_command": command, "stop": {"command": "stop now"}, "tty": tty,
+            }))
+            .await;
+        daemon.power(&id, "stop").await;
+        assert_eq!(daemon.state(&id, "offline").await["exit_code"], 0);
+        daemon.expect_log(&id, "saving, because stop now").await;
+    }
+    daemon.close().await;
+}
+
+#[tokio::test]
+async fn a_tty_is_given_by_default_and_can_be_refused() {
+    let daemon = Daemon::start().await;
+    let command = "test -t 1 && echo is-a-tty || echo is-no-tty; guest complain wrong -- say Ready \
+        -- forever";
+    let (tty, plain) = (daemon.id("tty"), daemon.id("plain"));
+    daemon.run(&tty, json!({"startup_command": command})).await;
+    let text = daemon.logs(&tty).await;
+    assert!(text.contains("is-a-tty") && text.contains("wrong"), "{text}");
+    daemon.run(&plain, json!({"startup_command": command, "tty": false})).await;
+    let text = daemon.expect_log(&plain, "wrong").await;
+    assert!(text.contains("is-no-tty\n") && text.contains("Ready\n"), "{text}");
+    assert_eq!(daemon.inspect(&plain).await["Config"]["Tty"], false);
+    daemon.close().await;
+}
+
+#[tokio::test]
+async fn commands_go_to_the_standard_input_and_exec_beside_the_workload() {
+    let daemon = Daemon::start().await;
+    let (id, client) = (daemon.id("input"), daemon.client());
+    daemon.run(&id, json!({"startup_command": "guest say Ready -- echo"})).await;
+    let command = async |text: &str| {
+        client.post(&format!("/containers/{id}/command"), json!({"command": text})).await
+    };
+    let taken = command("say hi").await.is(202);
+    assert_eq!(taken["internal_id"], json!(id));
+    daemon.expect_log(&id, "got: say hi").await;
+    command("with its own line feed\n").await.is(202);
+    command("next").await.is(202);
+    let text = daemon.expect_log(&id, "got: next").await;
+    assert!(text.contains("got: with its own line feed"), "{text}");
+    assert!(!text.contains("got: \r\n") && !text.contains("got: \n"), "an empty line: {text}");
+    command(&"x".repeat(70_000)).await.names_field("command");
+
+    let exec = async |body: Value| client.post(&format!("/containers/{id}/exec"), body).await;
+    let done = exec(json!({"cmd": ["sh", "-c", "echo out; echo err >&2; pwd; exit 3"]})).await.is(200);
+    assert_eq!(done["exit_code"], 3);
+    assert_eq!(done["stdout"], "out\n/home/container\n");
+    assert_eq!(done["stderr"], "err\n");
+    let late = exec(json!({"cmd": ["sleep", "600"], "timeout": 1})).await.is(200);
+    assert_eq!((&late["exit_code"], &late["timed_out"]), (&Value::Null, &json!(true)));
+    exec(json!({"cmd": []})).await.names_field("cmd");
+    exec(json!({"cmd": "ls"})).await.names_field("cmd");
+    exec(json!({"cmd": ["true"], "timeout": 0})).await.names_field("timeout");
+    daemon.close().await;
+}
+
+#[tokio::test]
+async fn logs_are_numbered_lines_that_survive_runs_and_restarts_of_the_daemon() {
+    let mut daemon = Daemon::start().await;
+    let id = daemon.id("logs");
+    daemon
+        .run(&id, json!({
+            "startup_command": "guest lines 20 -- say Ready -- forever", "tty": false,
+        }))
+        .await;
+    let get = async |daemon: &Daemon, query: &str| {
+        daemon.client().get(&format!("/containers/{id}/logs{query}")).await.is(200)
+    };
+    let all = get(&daemon, "?lines=1000").await;
+    let seq = all["seq"].as_u64().expect("a number");
+    assert!(all["data"].as_str().expect("a text").ends_with("line 20 \nReady\n"), "{all}");
+    let last = get(&daemon, "?lines=2").await;
+    assert_eq!(last["data"], "line 20 \nReady\n");
+    let since = get(&daemon, &format!("?since={}", seq - 1)).await;
+    assert_eq!((&since["data"], &since["seq"]), (&json!("Ready\n"), &json!(seq)));
+    assert_eq!(get(&daemon, "?grep=line%201%5B34%5D").await["data"], "line 13 \nline 14 \n");
+    daemon.client().get(&format!("/containers/{id}/logs?grep=(")).await.names_field("?grep");
+    daemon.client().get(&format!("/containers/{id}/logs?lines=-1")).await.names_field("?lines");
+
+    daemon.power(&id, "kill").await;
+    daemon.state(&id, "offline").await;
+    assert_eq!(get(&daemon, "?lines=2").await["data"], "line 20 \nReady\n");
+    daemon.restart().await;
+    assert_eq!(get(&daemon, &format!("?since={}", seq - 1)).await["data"], "Ready\n");
+    daemon.state(&id, "offline").await;
+    daemon.power(&id, "start").await;
+    daemon.state(&id, "running").await;
+    let two = get(&daemon, "?lines=1000").await;
+    assert_eq!(two["data"].as_str().expect("a text").matches("Ready\n").count(), 2, "{two}");
+    assert!(two["seq"].as_u64() > Some(seq), "{two}");
+    daemon.close().await;
+}
+
+#[tokio::test]
+async fn an_exit_is_told_with_its_code_and_a_memory_that_ran_out_as_such() {
+    let daemon = Daemon::start().await;
+    let (exits, eats) = (daemon.id("exits"), daemon.id("eats"));
+    daemon.run(&exits, json!({"startup_command": "echo Ready; read x; exit 42"})).await;
+    let command = json!({"command": "end"});
+    daemon.client().post(&format!("/containers/{exits}/command"), command).await.is(202);
+    let ended = daemon.state(&exits, "offline").await;
+    assert_eq!((&ended["exit_code"], &ended["oom_killed"]), (&json!(42), &json!(false)));
+
+    daemon
+        .create(&eats, json!({
+            "startup_command": "guest say Ready -- alloc 200", "limits": {"memory": 32 << 20},
+        }))
+        .await;
+    daemon.power(&eats, "start").await;
+    let ended =
+        daemon.shown(&eats, "it has ended", |shown| shown["oom_killed"] == true).await;
+    assert_eq!(ended["exit_code"], 137, "{ended}");
+    daemon.close().await;
+}
+
+#[tokio::test]
+async fn a_workload_that_crashes_is_started_again_if_it_is_wanted() {
+    let daemon = Daemon::start().await;
+    let id = daemon.id("crashes");
+    // The second run finds what the first has left.
+    let command = "test -e was && guest say Ready -- forever; touch was; exit 1";
+    daemon.create(&id, json!({"startup_command": command, "restart_on_crash": true})).await;
+    daemon.power(&id, "start").await;
+    daemon.state(&id, "running").await;
+    daemon.power(&id, "kill").await;
+    let killed = daemon.state(&id, "offline").await;
+    assert_eq!(killed["exit_code"], 137, "a kill is no crash");
+    daemon.close().await;
+}
+
+#[tokio::test]
+async fn limits_are_changed_on_the_running_workload() {
+    let daemon = Daemon::start().await;
+    let (id, client) = (daemon.id("limits"), daemon.client());
+    daemon.run(&id, json!({"limits": {"memory": 64 << 20, "cpu": 0.5}})).await;
+    let path = format!("/containers/{id}/resources");
+    let asked = json!({"memory": 96 << 20, "memory_swap": 96 << 20, "cpu": 0.25, "pids": 77});
+    let changed = client.post(&path, asked).await.is(200);
+    assert_eq!((&changed["memory"], &changed["pids"]), (&json!(96 << 20), &json!(77)));
+    let host = daemon.inspect(&id).await["HostConfig"].clone();
+    assert_eq!(host["Memory"], 96 << 20);
+    assert_eq!(host["PidsLimit"], 77);
+    let read = json!({"cmd": ["sh", "-c",
+        "cat /sys/fs/cgroup/memory/memory.limit_in_bytes 2>/dev/null || cat /sys/fs/cgroup/memory.max"]});
+    let seen = client.post(&format!("/containers/{id}/exec"), read).await.is(200);
+    assert_eq!(seen["stdout"], format!("{}\n", 96 << 20));
+    assert_eq!(daemon.state(&id, "running").await["restart_needed"], false);
+    assert_eq!(client.get(&path).await.is(200)["cpu"], 0.25);
+    client.post(&path, json!({"memory": 1})).await.names_field("memory");
+    client.post(&path, json!({"cpu": 1000})).await.names_field("cpu");
+    client.post(&path, json!({"memoryy": 1})).await.names_field("memoryy");
+    assert_eq!(client.get(&path).await.is(200)["memory"], 96 << 20);
+    daemon.close().await;
+}
+
+#[tokio::test]
+async fn a_patch_says_what_waits_for_the_next_start_and_the_next_start_has_it() {
+    let daemon = Daemon::start().await;
+    let (id, client) = (daemon.id("patch"), daemon.client());
+    daemon
+        .run(&id, json!({
+            "startup_command": "echo \"<$A$B>\"; guest say Ready -- forever",
+            "env": {"A": "1", "B": "2"},
+        }))
+        .await;
+    let path = format!("/containers/{id}");
+    let quiet = client.patch(&path, json!({"labels": {"a": "b"}})).await.is(200);
+    assert_eq!(quiet["waits_for_restart"], json!([]));
+    let body = json!({
+        "env": {"A": null, "B": "3"}, "start_pattern": "Steady",
+        "startup_command": "echo \"<$A$B>\"; guest say Steady -- forever",
+        "limits": {"memory": 80 << 20},
+    });
+    let told = client.patch(&path, body).await.is(200);
+    let mut waits: Vec<String> = serde_json::from_value(told["waits_for_restart"].clone()).expect("a list");
+    waits.sort();
+    assert_eq!(waits, ["env", "limits", "start_pattern", "startup_command"]);
+    let shown = daemon.state(&id, "running").await;
+    assert_eq!(shown["restart_needed"], true);
+    assert_eq!((&shown["env"], &shown["labels"]), (&json!({"B": "3"}), &json!({"a": "b"})));
+    assert_eq!(shown["limits"]["memory"], 80 << 20);
+    daemon.power(&id, "restart").await;
+    daemon.expect_log(&id, "Steady").await;
+    let shown = daemon.state(&id, "running").await;
+    assert_eq!(shown["restart_needed"], false);
+    let text = daemon.logs(&id).await;
+    assert!(text.contains("<12>") && text.contains("<3>"), "{text}");
+    assert_eq!(daemon.inspect(&id).await["HostConfig"]["Memory"], 80 << 20);
+
+    for (body, field) in [
+        (json!({"startup_command": ""}), "startup_command"),
+        (json!({"startup_command": "{{NOBODY}}"}), "startup_command"),
+        (json!({"start_pattern": "["}), "start_pattern"),
+        (json!({"env": {"1X": "a"}}), "env.1X"),
+        (json!({"limits": {"memory": 1}}), "limits.memory"),
+        (json!({"image": "x"}), "image"),
+        (json!({"stop": {"signal": "SIGNOPE"}}), "stop.signal"),
+    ] {
+        client.patch(&path, body).await.names_field(field);
+    }
+    client.patch("/containers/nobody", json!({})).await.refused(404, "not_found");
+    daemon.close().await;
+}
+
+#[tokio::test]
+async fn stats_are_of_the_running_workload() {
+    let daemon = Daemon::start().await;
+    let id = daemon.id("stats");
+    daemon.run(&id, json!({"startup_command": "guest say Ready -- alloc 8"})).await;
+    let path = format!("/containers/{id}/stats");
+    let stats = eventually("stats that show what was allocated", SOON, async || {
+        let stats = daemon.client().get(&path).await.is(200);
+        let is_there = stats["memory_usage"].as_u64().is_some_and(|used| used > 8 << 20);
+        if is_there { Ok(stats) } else { Err(stats) }
+    })
+    .await;
+    assert_eq!((&stats["memory_limit"], &stats["state"]), (&json!(64 << 20), &json!("running")));
+    for field in ["cpu_usage", "network_rx", "network_tx", "block_read", "block_write", "uptime"] {
+        assert!(stats[field].is_number(), "{field}: {stats}");
+    }
+    daemon.close().await;
+}
+
+#[tokio::test]
+async fn a_start_without_a_pattern_runs_at_once_and_a_pattern_is_found_behind_colours() {
+    let daemon = Daemon::start().await;
+    let (none, coloured) = (daemon.id("none"), daemon.id("coloured"));
+    daemon.run(&none, json!({"startup_command": "guest forever", "start_pattern": null})).await;
+    let command = r"printf 'server \033[32mre'; sleep 0.1; printf 'ady\033[0m (1.5s)\n'; guest forever";
+    let pattern = r"^server ready \([0-9.]+s\)\s*$";
+    daemon.run(&coloured, json!({"startup_command": command, "start_pattern": pattern})).await;
+    daemon.close().await;
+}
+
+#[tokio::test]
+async fn a_deleted_container_leaves_its_volume_and_nothing_else() {
+    let daemon = Daemon::start().await;
+    let client = daemon.client();
+    let (id, lost, installing) = (daemon.id("gone"), daemon.id("lost"), daemon.id("installing"));
+    let shown = daemon.run(&id, json!({})).await;
+    let containers = daemon.data_path().join("containers");
+    assert!(containers.join(&id).exists());
+    client.delete(&format!("/containers/{id}")).await.is(200);
+    client.get(&format!("/containers/{id}")).await.refused(404, "not_found");
+    client.delete(&format!("/containers/{id}")).await.refused(404, "not_found");
+    assert_eq!(daemon.inspect(&id).await, Value::Null);
+    assert!(!containers.join(&id).exists());
+    let volume = shown["volume_id"].as_str().expect("an id");
+    assert!(daemon.data_path().join("volumes").join(volume).is_dir());
+
+    // What Docker has lost can be deleted as well.
+    daemon.create(&lost, json!({})).await;
+    daemon.docker.remove_container(&format!("lightd-{lost}"), None).await.expect("a removal");
+    client.delete(&format!("/containers/{lost}")).await.is(200);
+
+    let script = "echo begun; while :; do sleep 1; done";
+    let spec = daemon.spec(&installing, json!({"install_script": script})).await;
+    client.post("/containers", spec).await.is(201);
+    daemon.expect_log(&installing, "begun").await;
+    client.delete(&format!("/containers/{installing}")).await.is(200);
+    daemon.close().await;
+}
+
+#[tokio::test]
+async fn a_workload_cannot_make_more_processes_than_it_may() {
+    let daemon = Daemon::start().await;
+    let id = daemon.id("forks");
+    daemon
+        .run(&id, json!({
+            "startup_command": "guest fork 200", "start_pattern": "forked [0-9]+",
+            "limits": {"memory": 64 << 20, "pids": 40},
+        }))
+        .await;
+    let text = daemon.logs(&id).await;
+    let forked = text.split("forked ").nth(1).and_then(|rest| rest.split_whitespace().next());
+    let forked: u32 = forked.expect("a number").parse().expect("a number");
+    assert!((10..40).contains(&forked), "{forked}");
+    daemon.close().await;
+}
