@@ -18,8 +18,8 @@ Installs what is missing (asking first), builds lightd, starts it and brings a d
   --data DIR         where everything is kept (default .lightd-demo in the checkout)
   --build-only       install and build, start nothing
 
-  --stop             stop the demo server and lightd (and Docker, if this script started it); the data stays
-  --remove           stop, and take away all that the demo left: container, volume, image, network, data
+  --stop             stop the servers and lightd (and Docker, if this script started it); all data stays
+  --remove           stop, and take away all of it: servers, volumes, image, network, data
 END
 }
 
@@ -64,6 +64,7 @@ parse_arguments() {
     config=$data/config.json
     pidfile=$data/lightd.pid
     log=$data/lightd.log
+    engine_pidfile=$data/dockerd.pid
     binary=$repo/target/release/lightd
     [ -z "${CARGO_TARGET_DIR:-}" ] || binary=$CARGO_TARGET_DIR/release/lightd
 }
@@ -132,7 +133,7 @@ start_lightd() {
     local tries
     for tries in $(seq 100); do
         ping_answers && break
-        [ "$tries" -lt 5 ] || is_alive "$pidfile" || break
+        [ "$tries" -lt 10 ] || is_running "$pidfile" lightd || break
         sleep 0.2
     done
     if ! ping_answers; then
@@ -291,43 +292,66 @@ END
 
 # --- the ways to end -------------------------------------------------------------------------------------------
 
+# all_servers FILTER: what the jq filter makes of each server of this lightd.
+all_servers() {
+    must GET /containers
+    jq -r ".containers[] | $1" <<<"$body"
+}
+
+# wait_until_none FILTER SECONDS
+wait_until_none() {
+    local tries left
+    for tries in $(seq $(($2 * 5))); do
+        left=$(all_servers "$1")
+        [ -n "$left" ] || return 0
+        sleep 0.2
+    done
+    die "after $2 s there is still: $left" "See $log"
+}
+
+stop_servers() {
+    local id
+    for id in $(all_servers 'select(.state == ("running", "starting", "paused")).internal_id'); do
+        say "stopping $id"
+        api POST "/containers/$id/stop"
+    done
+    wait_until_none 'select(.state == ("running", "starting", "paused", "stopping")).internal_id' 60
+}
+
+remove_servers() {
+    local id
+    for id in $(all_servers .internal_id); do
+        say "removing $id"
+        must DELETE "/containers/$id"
+    done
+    wait_until_none .internal_id 60
+}
+
+# stop_all stop|remove
 stop_all() {
     step "Stopping"
-    engine_pidfile=$data/dockerd.pid
-    if as_root test -e "$config" && is_running "$pidfile" lightd; then
-        read_config
-        api GET "/containers/$server"
-        if [ "$status" = 200 ]; then
-            if [ "$1" = remove ]; then remove_server; else stop_server; fi
-        fi
+    if ! as_root test -e "$config"; then
+        say "There is no demo in $data."
+        return 0
+    fi
+    read_config
+    # What is to be removed is known to lightd alone, so it has to run for that.
+    if [ "$1" = remove ] && ! is_running "$pidfile" lightd; then
+        ensure_engine "$data"
+        start_lightd
+    fi
+    if is_running "$pidfile" lightd; then
+        if [ "$1" = remove ]; then remove_servers; else stop_servers; fi
         stop_pid "$pidfile" lightd 20 || die "lightd does not end." "See $log"
         say "lightd has ended."
     else
         say "lightd does not run."
-        ! engine_answers || [ "$(engine GET "/containers/lightd-$server/json" -o /dev/null -w '%{http_code}')" != 200 ] ||
-            warn "its demo server is still there: docker rm -f lightd-$server"
     fi
 }
 
-stop_server() {
-    api POST "/containers/$server/stop"
-    case $status in 2??) wait_for offline 60 ;; esac
-}
-
-remove_server() {
-    local volume tries
-    volume=$(jq -r .volume_id <<<"$body")
-    must DELETE "/containers/$server"
-    for tries in $(seq 150); do
-        api GET "/containers/$server"
-        [ "$status" != 404 ] || break
-        sleep 0.2
-    done
-    [ "$status" = 404 ] || die "the demo server is still there after 30 s." "See $log"
-    must DELETE "/volumes/$volume"
-}
-
 remove_traces() {
+    # Only a folder that this script has made.
+    as_root test -e "$data/.gitignore" -a -e "$config" || return 0
     if engine_answers; then
         engine DELETE "/images/$image" -o /dev/null
         engine DELETE "/networks/$bridge" -o /dev/null
@@ -335,8 +359,7 @@ remove_traces() {
     local family
     for family in inet bridge; do as_root nft delete table "$family" "$bridge" 2>/dev/null || true; done
     stop_engine "$engine_pidfile" || die "dockerd does not end." "See $data/dockerd.log"
-    case $data in / | "$HOME" | "$repo") die "refusing to remove $data" ;; esac
-    as_root test ! -e "$config" || as_root rm -rf -- "$data"
+    as_root rm -rf -- "$data"
     say "Nothing of the demo is left but the build in target/."
 }
 
