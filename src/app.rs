@@ -300,6 +300,7 @@ impl App {
 
     async fn shut_down(self, mut tasks: JoinSet<()>) {
         tracing::info!("stopping; workloads run on");
+        crate::shutdown::notify_stopping();
         self.handle.graceful_shutdown(Some(REQUESTS_END));
         self.stop.cancel();
         let end = async {

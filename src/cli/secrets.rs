@@ -242,8 +242,8 @@ mod tests {
         admin_key(AdminKeyAction::Reset, &from, &mut out).unwrap();
         admin_key(AdminKeyAction::What, &from, &mut out).unwrap();
         let text = String::from_utf8(out).unwrap();
-        let key = from.load().unwrap().authorization.admin_key;
-        let key = key.expose();
+        let file: Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+        let key = file["authorization"]["admin_key"].as_str().unwrap();
         assert_eq!(text, format!("New Admin Key: {key}\nCurrent Admin Key: {key}\n"));
     }
 }

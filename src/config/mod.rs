@@ -42,8 +42,6 @@ pub(crate) struct Config {
     pub(crate) console: Console,
     pub(crate) archives: Archives,
     pub(crate) remote: Remote,
-    pub(crate) ssh: SocketAddr,
-    pub(crate) dialects: Dialects,
     pub(crate) log: Log,
     /// What all of the above was made from; shown, and compared at a reload.
     raw: raw::Raw,
@@ -67,8 +65,6 @@ pub(crate) struct Authorization {
     pub(crate) enabled: bool,
     /// Well-formed while authorization is enabled.
     pub(crate) token: Secret,
-    /// Empty: nobody has it.
-    pub(crate) admin_key: Secret,
     /// As browsers send them: `https://panel.example`. Empty: no list.
     pub(crate) allowed_origins: Vec<String>,
 }
@@ -169,14 +165,6 @@ pub(crate) struct RemotePanel {
     pub(crate) url: Url,
     pub(crate) token: Secret,
     pub(crate) health_interval: Duration,
-}
-
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Dialects {
-    pub(crate) sessions: bool,
-    pub(crate) sandboxes: bool,
-    pub(crate) environments: bool,
-    pub(crate) images: bool,
 }
 
 #[derive(Clone, Copy, Debug)]

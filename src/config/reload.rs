@@ -23,7 +23,8 @@ pub(super) const LIVE: &[&str] = &[
     "log.level",
 ];
 
-/// Keys, or sections, that the daemon reads once.
+/// Keys, or sections, that the daemon reads once. With the ones above, all there are.
+#[cfg(test)]
 pub(super) const RESTART: &[&str] = &[
     "server",
     "docker.socket_path",

@@ -13,8 +13,8 @@ use url::Url;
 use super::error::ConfigProblem;
 use super::raw::{self, Raw};
 use super::{
-    Archives, Authorization, Config, Console, DefaultLimits, Dialects, Docker, HostService,
-    Install, Log, Network, PortSeed, Remote, RemotePanel, RunAs, Server, Storage, TlsFiles,
+    Archives, Authorization, Config, Console, DefaultLimits, Docker, HostService, Install, Log,
+    Network, PortSeed, Remote, RemotePanel, RunAs, Server, Storage, TlsFiles,
 };
 use crate::domain::access;
 use crate::domain::spec::Protocol;
@@ -75,6 +75,7 @@ impl Check<'_> {
 pub(super) fn validate(raw: Raw, problems: &mut Vec<ConfigProblem>) -> Config {
     let mut check = Check { problems };
     let server = server(&raw.server, &mut check);
+    dialects(&raw.dialects, &mut check);
     Config {
         authorization: authorization(&raw.authorization, server.address.ip(), &mut check),
         server,
@@ -101,13 +102,6 @@ pub(super) fn validate(raw: Raw, problems: &mut Vec<ConfigProblem>) -> Config {
             max_ratio: check.within("archives.max_ratio", raw.archives.max_ratio, 1, 1 << 20),
         },
         remote: remote(&raw.remote, &mut check),
-        ssh: SocketAddr::new(address("ssh.host", &raw.ssh.host, &mut check), raw.ssh.port),
-        dialects: Dialects {
-            sessions: raw.dialects.sessions.enabled,
-            sandboxes: raw.dialects.sandboxes.enabled,
-            environments: raw.dialects.environments.enabled,
-            images: raw.dialects.images.enabled,
-        },
         log: Log { format: raw.log.format, level: raw.log.level },
         raw,
     }
@@ -137,6 +131,22 @@ fn address(key: &str, text: &str, check: &mut Check<'_>) -> IpAddr {
     check.or(key, read, Ipv4Addr::LOCALHOST.into())
 }
 
+/// What this version does not speak is refused rather than switched on without effect.
+fn dialects(raw: &raw::Dialects, check: &mut Check<'_>) {
+    let all = [
+        ("sessions", &raw.sessions),
+        ("sandboxes", &raw.sandboxes),
+        ("environments", &raw.environments),
+        ("images", &raw.images),
+    ];
+    for (name, dialect) in all {
+        if dialect.enabled {
+            let why = "must be false: this version of lightd does not speak this dialect";
+            check.say(&format!("dialects.{name}.enabled"), why);
+        }
+    }
+}
+
 fn authorization(raw: &raw::Authorization, host: IpAddr, check: &mut Check<'_>) -> Authorization {
     if raw.enabled {
         if !access::is_token(raw.token.expose()) {
@@ -156,7 +166,6 @@ fn authorization(raw: &raw::Authorization, host: IpAddr, check: &mut Check<'_>) 
     Authorization {
         enabled: raw.enabled,
         token: raw.token.clone(),
-        admin_key: raw.admin_key.clone(),
         allowed_origins: check.each("authorization.allowed_origins", &raw.allowed_origins, origin),
     }
 }

@@ -42,13 +42,12 @@ use self::state::State;
 use crate::domain::ids::RunId;
 use crate::util::chain::Chain;
 
-pub(crate) use self::block::Block;
 pub(crate) use self::cursor::{Cursor, Delivery};
-pub(crate) use self::history::{History, Query};
-pub(crate) use self::input::{ConsoleInput, InputError, InputWriter, input};
+pub(crate) use self::history::Query;
+pub(crate) use self::input::{ConsoleInput, InputError, input};
 pub(crate) use self::journal::OpenError;
 pub(crate) use self::record::Stream;
-pub(crate) use self::resume::{EngineLine, Join, Tail, TailLine, join};
+pub(crate) use self::resume::{EngineLine, join};
 
 /// After the first line is on its way to the disk, the next ones are collected for so long.
 const FLUSH_INTERVAL: Duration = Duration::from_millis(100);

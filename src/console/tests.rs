@@ -375,7 +375,7 @@ async fn the_tail_of_a_run_is_what_the_engine_is_joined_to() {
     assert_eq!((tail.lines_in_run, tail.lines[31].text.as_slice()), (Some(100), &b"err 99"[..]));
     let first = console.tail(RunId(1), Stream::Out).await;
     assert_eq!((first.lines_in_run, first.lines.len()), (Some(1), 1));
-    assert_eq!(console.tail(RunId(3), Stream::Out).await, Tail::default());
+    assert_eq!(console.tail(RunId(3), Stream::Out).await, super::resume::Tail::default());
 }
 
 #[tokio::test]

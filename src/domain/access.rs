@@ -59,17 +59,6 @@ pub(crate) enum Principal {
     Anonymous,
 }
 
-impl Principal {
-    /// The name that stands in the audit log.
-    pub(crate) fn name(&self) -> String {
-        match self {
-            Self::Node => "node".to_owned(),
-            Self::Token { id, .. } => format!("token:{id}"),
-            Self::Anonymous => "anonymous".to_owned(),
-        }
-    }
-}
-
 /// What an issued token is narrowed to; `None` does not narrow.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Scope {

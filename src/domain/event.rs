@@ -20,8 +20,6 @@ pub(crate) enum SignalKind {
     State(StateEvent),
     /// A sentence from lightd for the people at the console.
     DaemonMessage(String),
-    /// Progress of background work on the container or its volume.
-    Operation(serde_json::Value),
 }
 
 /// A state as it goes out on a WebSocket and to the panel.

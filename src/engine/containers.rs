@@ -4,11 +4,10 @@
 //! is not there are `Ok`. A look that failed is an error and never "not there".
 
 use std::collections::HashMap;
-use std::net::IpAddr;
 use std::time::Duration;
 
 use bollard::errors::Error as VendorError;
-use bollard::models::{ChangeType, ContainerInspectResponse, ContainerSummaryStateEnum};
+use bollard::models::{ChangeType, ContainerInspectResponse};
 use bollard::query_parameters::{
     CommitContainerOptionsBuilder, CreateContainerOptionsBuilder, InspectContainerOptions,
     InspectContainerOptionsBuilder, KillContainerOptionsBuilder, ListContainersOptionsBuilder,
@@ -30,19 +29,16 @@ pub(crate) struct Ours {
     pub(crate) docker_id: String,
     pub(crate) name: String,
     pub(crate) labels: HashMap<String, String>,
-    /// Running or paused.
-    pub(crate) is_up: bool,
 }
 
-/// A look with what is seldom needed.
+/// A look with what only tests ask for.
+#[cfg(test)]
 #[derive(Clone, Debug)]
 pub(crate) struct Details {
-    pub(crate) observed: Observed,
     pub(crate) name: String,
     pub(crate) image_id: String,
-    pub(crate) labels: HashMap<String, String>,
     /// The address in the network it was created in, while it runs.
-    pub(crate) address: Option<IpAddr>,
+    pub(crate) address: Option<std::net::IpAddr>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -175,8 +171,9 @@ impl Engine {
             Err(error)
                 if matches!(error.kind(), EngineErrorKind::Conflict | EngineErrorKind::Invalid) =>
             {
-                let seen = self.inspect_details(id).await?;
-                if seen.is_some_and(|seen| seen.name == new_name) { Ok(()) } else { Err(error) }
+                let seen = self.look_at(op::INSPECT, id, None).await?;
+                let name = seen.and_then(|seen| seen.name).map(without_slash);
+                if name.as_deref() == Some(new_name) { Ok(()) } else { Err(error) }
             }
             renamed => renamed,
         }
@@ -199,17 +196,16 @@ impl Engine {
         }
     }
 
-    /// As [`Engine::inspect`], with image, labels and address.
+    /// As [`Engine::inspect`], with image and address.
+    #[cfg(test)]
     pub(crate) async fn inspect_details(&self, id: &str) -> Result<Option<Details>, EngineError> {
         let Some(found) = self.look_at(op::INSPECT, id, None).await? else { return Ok(None) };
         let network = found.host_config.as_ref().and_then(|host| host.network_mode.as_deref());
         let address = network.and_then(|network| convert::address(&found, network));
         Ok(Some(Details {
-            observed: observed(id, &found)?,
             address,
             name: without_slash(found.name.unwrap_or_default()),
             image_id: found.image.unwrap_or_default(),
-            labels: found.config.and_then(|config| config.labels).unwrap_or_default(),
         }))
     }
 
@@ -302,10 +298,6 @@ impl Engine {
                 docker_id: found.id?,
                 name: without_slash(found.names.unwrap_or_default().into_iter().next()?),
                 labels: found.labels.unwrap_or_default(),
-                is_up: matches!(
-                    found.state,
-                    Some(ContainerSummaryStateEnum::RUNNING | ContainerSummaryStateEnum::PAUSED)
-                ),
             })
         });
         Ok(ours.collect())

@@ -1,7 +1,6 @@
 //! Between the engine's words and ours. Pure.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
 
 use bollard::models::{
     ContainerConfig, ContainerCreateBody, ContainerInspectResponse, ContainerState,
@@ -192,7 +191,8 @@ fn status(state: &ContainerState, started_at_ms: Option<i64>) -> ObservedStatus 
     }
 }
 
-pub(super) fn address(found: &ContainerInspectResponse, network: &str) -> Option<IpAddr> {
+#[cfg(test)]
+pub(super) fn address(found: &ContainerInspectResponse, network: &str) -> Option<std::net::IpAddr> {
     let endpoint = found.network_settings.as_ref()?.networks.as_ref()?.get(network)?;
     endpoint.ip_address.as_deref()?.parse().ok()
 }

@@ -53,8 +53,6 @@ pub(crate) struct ImageInfo {
 pub(crate) struct OurImage {
     pub(crate) id: String,
     pub(crate) tags: Vec<String>,
-    pub(crate) size_bytes: u64,
-    pub(crate) labels: HashMap<String, String>,
 }
 
 /// How far a pull is. Sums grow as the engine learns of further layers.
@@ -69,10 +67,6 @@ pub(crate) struct PullProgress {
 }
 
 impl Engine {
-    pub(crate) async fn present(&self, image: &str) -> Result<bool, EngineError> {
-        Ok(self.find_image(image).await?.is_some())
-    }
-
     /// The image's facts if it is here; `Ok(None)` means that the engine says it is not.
     pub(crate) async fn find_image(&self, image: &str) -> Result<Option<ImageInfo>, EngineError> {
         match self.inspect_image(image).await {
@@ -164,12 +158,7 @@ impl Engine {
                 docker.list_images(Some(options)).await
             })
             .await?;
-        let ours = found.into_iter().map(|found| OurImage {
-            id: found.id,
-            tags: found.repo_tags,
-            size_bytes: u64::try_from(found.size).unwrap_or(0),
-            labels: found.labels,
-        });
+        let ours = found.into_iter().map(|found| OurImage { id: found.id, tags: found.repo_tags });
         Ok(ours.collect())
     }
 }

@@ -44,18 +44,17 @@ use std::sync::Arc;
 use bollard::{ClientVersion, Docker};
 use tokio::sync::{Notify, watch};
 
-#[allow(unused_imports, reason = "the callers are not there yet")]
 pub(crate) use self::{
-    containers::{ChangeKind, ChangedPath, Details, Ours},
+    containers::Ours,
     error::{EngineError, EngineErrorKind},
-    events::{Hint, HintAction},
+    events::Hint,
     exec::{ExecEnd, ExecRequest, ExecResult},
-    frames::{Chunk, Stream},
+    frames::Stream,
     health::Health,
-    images::{ImageInfo, OurImage, PullProgress, RegistryAuth},
-    logs::{LogLine, LogStream, LogsRequest},
-    networks::{BridgeSpec, UsedSubnet},
-    request::{Bind, CreateRequest, Created, Hardening, LogCap},
+    images::{PullProgress, RegistryAuth},
+    logs::{LogLine, LogsRequest},
+    networks::BridgeSpec,
+    request::{Bind, CreateRequest, Hardening, LogCap},
     streams::{Attached, AttachedInput, OutputStream},
 };
 

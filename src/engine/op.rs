@@ -41,8 +41,6 @@ pub(super) const EXEC: Op = op("run a command in", 15);
 pub(super) const ATTACH: Op = op("attach to", 15);
 pub(super) const LOGS: Op = op("read the log of", 15);
 pub(super) const EVENTS: Op = op("listen to", 15);
-/// The caller brings the deadline.
-pub(super) const INPUT: Op = op("write to the standard input of", 0);
 
 /// Between two signs of life of a pull, not for the whole of it.
 pub(super) const PULL: Op = op("pull", 120);

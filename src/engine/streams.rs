@@ -11,13 +11,12 @@ use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use hyper::Method;
 use tokio::net::UnixStream;
 
-use super::error::{EngineError, EngineErrorKind, Fault};
+use super::error::{EngineError, Fault};
 use super::frames::{Chunk, Decoder};
 use super::op::{self, Op};
 use super::raw::{RawRequest, Upgraded, broke, garbled};
@@ -53,7 +52,7 @@ impl Engine {
             body: Bytes::new(),
         };
         let upgraded = self.upgraded(request).await?;
-        let input = AttachedInput { socket: Arc::clone(&upgraded.socket), target: target.clone() };
+        let input = AttachedInput { socket: Arc::clone(&upgraded.socket) };
         Ok(Attached { output: OutputStream::new(op::ATTACH, target, upgraded, tty), input })
     }
 }
@@ -106,7 +105,6 @@ impl OutputStream {
 #[derive(Debug)]
 pub(crate) struct AttachedInput {
     socket: Arc<UnixStream>,
-    target: String,
 }
 
 /// A workload that does not read its input stops the writing after some 64 KiB. Shutting it down does
@@ -132,35 +130,5 @@ impl tokio::io::AsyncWrite for AttachedInput {
 
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
-    }
-}
-
-impl AttachedInput {
-    /// Writes all of it. A workload that does not read its input stops this after some 64 KiB; when the
-    /// deadline comes then, or the call is cancelled, some of the bytes may have gone in. That, and the
-    /// end of the connection, are conflicts: nothing takes the input, and the engine may be well.
-    pub(crate) async fn write_all(
-        &mut self,
-        bytes: &[u8],
-        deadline: Duration,
-    ) -> Result<(), EngineError> {
-        let fault = match tokio::time::timeout(deadline, self.write(bytes)).await {
-            Ok(Ok(())) => return Ok(()),
-            Ok(Err(error)) => Fault::Io(error),
-            Err(_) => Fault::Said("the workload does not read its standard input".to_owned()),
-        };
-        Err(EngineError::of_kind(op::INPUT, &self.target, EngineErrorKind::Conflict, fault))
-    }
-
-    async fn write(&mut self, mut bytes: &[u8]) -> io::Result<()> {
-        while !bytes.is_empty() {
-            self.socket.writable().await?;
-            match self.socket.try_write(bytes) {
-                Ok(written) => bytes = &bytes[written..],
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
     }
 }

@@ -94,11 +94,6 @@ impl Isolation {
         self.status.subscribe()
     }
 
-    /// The network to create containers in.
-    pub(crate) fn network(&self) -> &str {
-        &self.options.bridge
-    }
-
     /// Other exceptions, from the next [`Isolation::ensure`] on.
     pub(crate) fn set_exceptions(&self, exceptions: Exceptions) {
         *self.exceptions.lock().unwrap_or_else(PoisonError::into_inner) = exceptions;

@@ -110,10 +110,6 @@ impl Panel {
         }
     }
 
-    pub(crate) fn subscribe(&self) -> watch::Receiver<PanelStatus> {
-        self.status.subscribe()
-    }
-
     pub(crate) async fn report(&self) -> Result<PanelReport, StoreError> {
         let outbox = self.store.read("look at the outbox", |rx| rx.outbox_depth()).await?;
         Ok(PanelReport { status: self.status.borrow().clone(), outbox })

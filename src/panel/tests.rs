@@ -130,7 +130,7 @@ impl Fixture {
     }
 
     async fn wait_for_state(&self, state: PanelState) {
-        let mut status = self.panel.subscribe();
+        let mut status = self.panel.status.subscribe();
         let wait = status.wait_for(|status| status.state == state);
         let result = tokio::time::timeout(Duration::from_secs(15), wait).await;
         assert!(result.is_ok(), "{state:?} wanted, is {:?}", self.panel.status.borrow());

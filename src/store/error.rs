@@ -66,44 +66,7 @@ pub(crate) enum StoreError {
     NoSuchUpdate(i64),
 }
 
-/// An error's kind, as the edge needs it for an answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum StoreErrorKind {
-    NotFound,
-    Conflict,
-    Busy,
-    Internal,
-}
-
 impl StoreError {
-    pub(crate) fn kind(&self) -> StoreErrorKind {
-        match self {
-            Self::NoSuchContainer(_)
-            | Self::NoSuchVolume(_)
-            | Self::PortNotInPool(_)
-            | Self::NoFreePort { .. }
-            | Self::NoSuchToken
-            | Self::NoSuchUpdate(_) => StoreErrorKind::NotFound,
-            Self::ContainerExists(_)
-            | Self::VolumeInUse { .. }
-            | Self::PortExists(_)
-            | Self::PortOverlaps { .. }
-            | Self::PortInUse { .. }
-            | Self::PortMarked(_)
-            | Self::PortLeased(_)
-            | Self::PortTwice(_) => StoreErrorKind::Conflict,
-            Self::Busy | Self::Closed => StoreErrorKind::Busy,
-            Self::Open { .. }
-            | Self::Create { .. }
-            | Self::Locked { .. }
-            | Self::NewerSchema { .. }
-            | Self::Migrate { .. }
-            | Self::Sql { .. }
-            | Self::Decode { .. }
-            | Self::Panicked { .. } => StoreErrorKind::Internal,
-        }
-    }
-
     /// A stored value that is not what this program writes.
     pub(super) fn decode(
         what: &'static str,

@@ -16,7 +16,6 @@
 //! panics, changes nothing. A full queue is [`StoreError::Busy`] at once; nobody waits in line unseen.
 //! A caller that goes away while its closure is queued does not stop it.
 
-pub(crate) mod audit;
 pub(crate) mod bindings;
 pub(crate) mod containers;
 pub(crate) mod error;

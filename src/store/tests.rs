@@ -428,24 +428,3 @@ async fn the_outbox_says_when_it_grew_and_only_then() {
     let told = tokio::time::timeout(Duration::from_secs(5), waiting).await;
     told.expect("not told within 5 s");
 }
-
-#[tokio::test]
-async fn the_audit_log_is_newest_first() {
-    let (_folder, store) = open();
-    let entry = |action: &str, container: Option<&str>| audit::AuditEntry {
-        actor: "node".to_owned(),
-        action: action.to_owned(),
-        container: container.map(str::to_owned),
-        remote_addr: None,
-        detail: None,
-    };
-    let entries = [entry("start", Some("a")), entry("stop", Some("b")), entry("kill", Some("a"))];
-    let record = move |tx: &Tx<'_>| entries.iter().try_for_each(|entry| tx.record(entry, NOW));
-    store.write("record", record).await.unwrap();
-    let log = store.read("audit", |rx| rx.audit(Some("a"), None, 10)).await.unwrap();
-    let actions: Vec<&str> = log.iter().map(|record| record.action.as_str()).collect();
-    assert_eq!(actions, ["kill", "start"]);
-    let before = log[0].id;
-    let log = store.read("audit", move |rx| rx.audit(None, Some(before), 1)).await.unwrap();
-    assert_eq!(log[0].action, "stop");
-}

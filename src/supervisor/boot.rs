@@ -2,7 +2,7 @@
 //! there is of its container. What is under way is adopted, what was begun is finished or undone, what
 //! belongs to nobody is reported and left alone.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use tokio::sync::broadcast;
@@ -12,6 +12,7 @@ use super::record::Record;
 use super::registry::Registry;
 use super::task::BootLook;
 use crate::domain::ids::ContainerId;
+use crate::domain::lifecycle::Phase;
 use crate::engine::{EngineError, Hint, Ours, labels};
 use crate::network::isolation::IsolationError;
 use crate::store::StoreError;
@@ -136,7 +137,36 @@ impl Registry {
             };
             self.tell_boot(handle.id(), BootLook { seen, engine_was_away });
         }
+        self.drop_stale_images().await;
         tracing::info!("all containers are taken up");
+    }
+
+    /// Removes images of earlier installs whose removal was cut off: no container is made from them.
+    async fn drop_stale_images(&self) {
+        let engine = &self.services().engine;
+        let images = match engine.list_our_images().await {
+            Ok(images) => images,
+            Err(error) => {
+                return tracing::warn!(error = %Chain(&error), "cannot list the images of installs");
+            }
+        };
+        // An install that is under way names its image only when it ends.
+        let (mut used, mut installing) = (HashSet::new(), false);
+        for handle in self.list() {
+            let snapshot = handle.snapshot();
+            installing |= matches!(snapshot.phase, Phase::Installing { .. });
+            used.extend(snapshot.own_image.clone());
+        }
+        if installing {
+            return;
+        }
+        for image in images.iter().filter(|image| !image.tags.iter().any(|tag| used.contains(tag)))
+        {
+            match engine.remove_image(&image.id).await {
+                Ok(()) => tracing::info!(image.id, "removed an image that an install left behind"),
+                Err(error) => tracing::warn!(error = %Chain(&error), "an old image stays behind"),
+            }
+        }
     }
 
     async fn pass_on(&self, hinted: &mut broadcast::Receiver<Hint>) {

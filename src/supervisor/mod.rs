@@ -15,10 +15,12 @@
 mod admission;
 mod boot;
 mod credentials;
+mod doing;
 mod effects;
 mod gap;
 mod install;
 mod install_log;
+mod looks;
 mod record;
 mod registry;
 mod run;
@@ -58,6 +60,8 @@ pub(crate) struct Snapshot {
     pub(crate) ports: Arc<[PortBinding]>,
     pub(crate) phase: Phase,
     pub(crate) run: RunId,
+    /// Whether it was last asked to run rather than to rest.
+    pub(crate) wanted_up: bool,
     /// Since when the engine is out of reach, and this what was true before.
     pub(crate) unknown_since: Option<UnixSeconds>,
     pub(crate) docker_id: Option<String>,

@@ -120,6 +120,7 @@ impl Record {
             ports: Arc::clone(&self.ports),
             phase: self.machine.phase().clone(),
             run: self.machine.last_run(),
+            wanted_up: self.machine.wanted_up(),
             unknown_since,
             docker_id: self.docker_id.clone(),
             own_image: self.own_image.clone(),

@@ -14,26 +14,23 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use super::effects::Ctx;
+use super::looks::LOOK_SOON;
 use super::record::{Change, Record};
 use super::registry::Registry;
 use super::services::Services;
 use super::workload::policy;
 use super::{Msg, Refusal, Reply, Shared, Snapshot};
-use crate::domain::event::SignalKind;
 use crate::domain::ids::RunId;
 use crate::domain::lifecycle::{Effect, Fact, Machine, Phase};
-use crate::domain::observed::{Observed, ObservedStatus};
+use crate::domain::observed::Observed;
 use crate::domain::spec::Limits;
 use crate::domain::units::UnixSeconds;
-use crate::engine::{EngineError, Health};
+use crate::engine::EngineError;
 use crate::store::StoreError;
 use crate::util::chain::Chain;
 
 /// A look at the engine when nothing else gives cause for one.
 const LOOK_EVERY: Duration = Duration::from_secs(30);
-/// Between the end of an output stream and the next attach, so that a stream that ends at once does not
-/// make a loop.
-const LOOK_SOON: Duration = Duration::from_millis(250);
 
 /// What child tasks tell the owner.
 #[derive(Debug)]
@@ -197,8 +194,6 @@ impl Owner {
         }
     }
 
-    // --- facts ---
-
     async fn take_report(&mut self, report: Report) {
         match report {
             Report::Fact(fact) => {
@@ -244,7 +239,7 @@ impl Owner {
     }
 
     /// Feeds the machine, stores and publishes what came of it, and carries it out.
-    async fn fact(&mut self, fact: Fact) {
+    pub(super) async fn fact(&mut self, fact: Fact) {
         let before = self.record.machine.clone();
         let policy = policy(&self.record.spec);
         let effects = self.record.machine.fact(fact, policy, self.services.uptime());
@@ -284,74 +279,6 @@ impl Owner {
         }
         self.carry_out(effects).await;
     }
-
-    // --- looks ---
-
-    fn look(&mut self) {
-        if self.look_pending || !self.booted || self.unknown_since.is_some() {
-            return;
-        }
-        let Some(docker_id) = self.record.docker_id.clone() else { return };
-        self.look_pending = true;
-        let (ctx, generation) = (self.ctx(), self.generation);
-        self.tasks.spawn(async move {
-            let seen = ctx.services.engine.inspect(&docker_id).await;
-            ctx.report(Report::Looked { generation, seen }).await;
-        });
-    }
-
-    async fn looked(&mut self, generation: u64, seen: Result<Option<Observed>, EngineError>) {
-        self.look_pending = false;
-        let observed = match seen {
-            // A look that failed is not a sighting; that the engine is away shows in its health.
-            Err(error) => {
-                tracing::debug!(container.id = %self.record.id, error = %Chain(&error), "a look at the engine failed");
-                self.look_at = Some(Instant::now() + LOOK_SOON * 4);
-                return;
-            }
-            Ok(observed) => observed,
-        };
-        if generation != self.generation {
-            self.look_at = Some(Instant::now() + LOOK_SOON);
-            return;
-        }
-        let running = observed.as_ref().is_some_and(|seen| {
-            matches!(seen.status, ObservedStatus::Running | ObservedStatus::Paused)
-        });
-        let engine_was_away = std::mem::take(&mut self.engine_was_away);
-        self.fact(Fact::Seen { observed, engine_was_away }).await;
-        if let Some(run) = self.record.machine.live_run()
-            && running
-            && !self.is_followed(run)
-            && !matches!(self.record.machine.phase(), Phase::Starting { launched: false, .. })
-        {
-            self.carry_out(vec![Effect::Attach { run }]).await;
-        }
-    }
-
-    fn is_followed(&self, run: RunId) -> bool {
-        self.run_task.as_ref().is_some_and(|(of, task)| *of == run && !task.is_finished())
-    }
-
-    async fn note_health(&mut self, health: &Health) {
-        match health {
-            Health::Reachable { .. } if self.booted && self.unknown_since.is_some() => {
-                self.unknown_since = None;
-                self.publish();
-                self.look();
-            }
-            Health::Unreachable { since, .. } => {
-                self.engine_was_away = true;
-                if self.unknown_since.is_none() {
-                    self.unknown_since = Some(*since);
-                    self.publish();
-                }
-            }
-            Health::Reachable { .. } => {}
-        }
-    }
-
-    // --- storing, showing, doing ---
 
     pub(super) async fn save(
         &mut self,
@@ -396,122 +323,6 @@ impl Owner {
             snapshot: Arc::clone(&self.snapshot.borrow()),
             sealed_auth: self.record.sealed_auth.clone(),
             reports: self.reports.clone(),
-        }
-    }
-
-    pub(super) async fn carry_out(&mut self, effects: Vec<Effect>) {
-        for effect in effects {
-            match effect {
-                Effect::Emit(event) => {
-                    tracing::info!(container.id = %self.record.id, run.id = %event.run, state = event.name, "state changed");
-                    self.services.signal(&self.record.id, SignalKind::State(event));
-                }
-                Effect::Say(text) => {
-                    self.services.signal(&self.record.id, SignalKind::DaemonMessage(text))
-                }
-                Effect::Forget => self.forget().await,
-                // Before the boot look nothing is done: the look finds the stored phase and does it.
-                work if self.booted => self.begin(work),
-                _ => {}
-            }
-        }
-    }
-
-    /// Starts the child task for an effect on the engine.
-    fn begin(&mut self, effect: Effect) {
-        let ctx = self.ctx();
-        match effect {
-            Effect::Install { run } => self.install_task = Some(self.tasks.spawn(ctx.install(run))),
-            Effect::AbortInstall { run } => {
-                self.abort_install();
-                self.tasks.spawn(ctx.remove_install(run));
-            }
-            Effect::Start { run } => self.run_task = Some((run, self.tasks.spawn(ctx.start(run)))),
-            Effect::Attach { run } => {
-                self.launched = Some(run);
-                self.run_task = Some((run, self.tasks.spawn(ctx.resume(run))));
-            }
-            Effect::Stop { run, unpause } => {
-                if self.launched == Some(run) {
-                    self.tasks.spawn(ctx.stop(run, unpause));
-                } else {
-                    self.abort_run();
-                    self.tasks.spawn(ctx.kill(run));
-                }
-            }
-            Effect::Kill { run } => {
-                if self.launched != Some(run) {
-                    self.abort_run();
-                }
-                self.tasks.spawn(ctx.kill(run));
-            }
-            Effect::Pause { run } => drop(self.tasks.spawn(ctx.pause(run))),
-            Effect::Unpause { run } => drop(self.tasks.spawn(ctx.unpause(run))),
-            Effect::Rebind => drop(self.tasks.spawn(ctx.rebind())),
-            Effect::UndoRebind => drop(self.tasks.spawn(ctx.undo_rebind())),
-            Effect::FinishRebind => drop(self.tasks.spawn(ctx.finish_rebind())),
-            Effect::Remove => {
-                self.abort_install();
-                self.abort_run();
-                self.tasks.spawn(ctx.remove());
-            }
-            Effect::Forget | Effect::Emit(_) | Effect::Say(_) => {}
-        }
-    }
-
-    fn abort_run(&mut self) {
-        if let Some((_, task)) = self.run_task.take() {
-            task.abort();
-        }
-    }
-
-    fn abort_install(&mut self) {
-        if let Some(task) = self.install_task.take() {
-            task.abort();
-        }
-    }
-
-    /// The last act: the row goes, everybody learns of it, and only then is the name free.
-    async fn forget(&mut self) {
-        let id = self.record.id.clone();
-        let gone = self
-            .services
-            .store
-            .write("delete a container", move |tx| tx.delete_container(&id))
-            .await;
-        match gone {
-            Ok(()) | Err(StoreError::NoSuchContainer(_)) => {
-                self.generation += 1;
-                let last = self.record.snapshot(self.generation, None, true);
-                self.snapshot.send_replace(Arc::new(last));
-                self.registry.remove(&self.record.id);
-            }
-            Err(error) => {
-                tracing::error!(container.id = %self.record.id, error = %Chain(&error), "cannot delete the row; it will be tried again");
-                let ctx = self.ctx();
-                self.tasks.spawn(async move {
-                    tokio::time::sleep(Duration::from_secs(1)).await;
-                    ctx.report(Report::Fact(Fact::Removed)).await;
-                });
-            }
-        }
-    }
-
-    /// A child task that panicked has told nothing: what it was about is found by looking.
-    fn task_ended(&mut self, ended: Result<(), tokio::task::JoinError>) {
-        if let Err(error) = ended
-            && error.is_panic()
-        {
-            tracing::error!(container.id = %self.record.id, %error, "a task of the container panicked");
-            self.look_pending = false;
-            self.look_at = Some(Instant::now() + LOOK_SOON);
-            if let Phase::Installing { run, .. } = self.record.machine.phase() {
-                let (ctx, run) = (self.ctx(), *run);
-                let result = Err("an internal error ended the installation".to_owned());
-                self.tasks.spawn(async move {
-                    ctx.report(Report::Fact(Fact::InstallEnded { run, result })).await
-                });
-            }
         }
     }
 }

@@ -2,4 +2,5 @@
 #![allow(dead_code, reason = "the tests that use the support code are not there yet")]
 
 mod guest;
+mod operations;
 mod support;

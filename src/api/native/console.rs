@@ -51,6 +51,8 @@ struct LogsView {
     /// What to give as `since` for what follows.
     seq: u64,
     lines_lost: u64,
+    /// Lines that the disk did not take.
+    journal_lost_lines: u64,
 }
 
 async fn logs(
@@ -69,7 +71,13 @@ async fn logs(
     let (since, run) = (query.since, query.run.map(RunId));
     let query = console::Query { lines, since, run, grep: grep.as_ref() };
     let found = handle.console().history(query).await;
-    Ok(axum::Json(LogsView { data: found.text, seq: found.last_seq, lines_lost: found.lines_lost }))
+    let journal_lost_lines = handle.console().health().journal_lost_lines;
+    Ok(axum::Json(LogsView {
+        data: found.text,
+        seq: found.last_seq,
+        lines_lost: found.lines_lost,
+        journal_lost_lines,
+    }))
 }
 
 #[derive(Debug, Deserialize)]

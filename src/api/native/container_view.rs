@@ -19,6 +19,8 @@ pub(super) struct ContainerView<'a> {
     internal_id: &'a ContainerId,
     container_id: Option<&'a str>,
     state: &'static str,
+    /// What it was last asked to be: `running` or `offline`.
+    desired_state: &'static str,
     install_state: &'static str,
     install_error: Option<&'a str>,
     exit_code: Option<i64>,
@@ -57,6 +59,7 @@ impl<'a> From<&'a Snapshot> for ContainerView<'a> {
             internal_id: &snapshot.id,
             container_id: snapshot.docker_id.as_deref(),
             state: snapshot.state_name(),
+            desired_state: if snapshot.wanted_up { "running" } else { "offline" },
             install_state: snapshot.phase.install_state(),
             install_error: snapshot.phase.install_error(),
             exit_code: snapshot.last_exit.map(|exit| exit.code),

@@ -41,6 +41,8 @@ pub(super) struct AcceptedView {
     message: &'static str,
     internal_id: ContainerId,
     state: &'static str,
+    /// The container's snapshot of this generation, or a later one, contains the decision.
+    generation: u64,
 }
 
 fn wish(command: Command, permission: Permission) -> MethodRouter<AppState> {
@@ -104,8 +106,12 @@ async fn ask(
         Answer::Satisfied => message.1,
     };
     let snapshot = handle.snapshot();
-    let view =
-        AcceptedView { message, internal_id: handle.id().clone(), state: snapshot.state_name() };
+    let view = AcceptedView {
+        message,
+        internal_id: handle.id().clone(),
+        state: snapshot.state_name(),
+        generation: accepted.generation,
+    };
     Ok((StatusCode::ACCEPTED, axum::Json(view)))
 }
 

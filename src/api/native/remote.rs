@@ -6,19 +6,25 @@ use axum::extract::State;
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde::Serialize;
+use uuid::Uuid;
 
 use crate::api::auth::Auth;
 use crate::api::error::ApiError;
+use crate::api::extract::Path;
 use crate::api::state::AppState;
 use crate::domain::access::Permission;
+use crate::domain::ids::ContainerId;
 use crate::domain::units::UnixSeconds;
 use crate::panel::{PanelReport, PanelStatus};
+use crate::store::outbox::ParkedRow;
 
 pub(super) fn routes() -> Router<AppState> {
     Router::new()
         .route("/remote/config", get(config))
         .route("/remote/config/reload", post(reload))
         .route("/remote/status", get(status))
+        .route("/remote/outbox", get(parked))
+        .route("/remote/outbox/{sequence}/retry", post(retry))
 }
 
 /// The configuration with its secrets masked.
@@ -72,4 +78,53 @@ async fn status(auth: Auth, State(state): State<AppState>) -> Result<Json<Status
     let outbox =
         OutboxView { waiting: outbox.waiting, parked: outbox.parked, oldest_at: outbox.oldest_at };
     Ok(Json(StatusView { status, outbox }))
+}
+
+/// An update that the panel has refused for good.
+#[derive(Debug, Serialize)]
+struct ParkedView {
+    sequence: i64,
+    server: ContainerId,
+    delivery: Uuid,
+    body: serde_json::Value,
+    reason: String,
+    created_at: UnixSeconds,
+}
+
+#[derive(Debug, Serialize)]
+struct ParkedList {
+    parked: Vec<ParkedView>,
+}
+
+/// The newest first; so many at most.
+const PARKED_SHOWN: u32 = 200;
+
+async fn parked(auth: Auth, State(state): State<AppState>) -> Result<Json<ParkedList>, ApiError> {
+    auth.require(Permission::Node)?;
+    let rows = state.store.read("list parked updates", |read| read.parked(PARKED_SHOWN)).await?;
+    let view = |parked: ParkedRow| ParkedView {
+        sequence: parked.row.sequence,
+        server: parked.row.server,
+        delivery: parked.row.delivery,
+        body: serde_json::from_str(&parked.row.body_json).unwrap_or_default(),
+        reason: parked.reason,
+        created_at: parked.created_at,
+    };
+    Ok(Json(ParkedList { parked: rows.into_iter().map(view).collect() }))
+}
+
+#[derive(Debug, Serialize)]
+struct RetriedView {
+    message: &'static str,
+    sequence: i64,
+}
+
+async fn retry(
+    auth: Auth,
+    State(state): State<AppState>,
+    Path(sequence): Path<i64>,
+) -> Result<Json<RetriedView>, ApiError> {
+    auth.require(Permission::Node)?;
+    state.store.write("retry a parked update", move |tx| tx.unpark(sequence)).await?;
+    Ok(Json(RetriedView { message: "Update will be sent again", sequence }))
 }

@@ -32,9 +32,7 @@ pub(super) enum Outbound<'a> {
         /// The number of the last line in `data`; 0 if there is none.
         seq: u64,
     },
-    Operation(&'a serde_json::Value),
-    #[serde(rename = "operation")]
-    Progress(&'a OperationView),
+    Operation(&'a OperationView),
     Error {
         data: &'a str,
         code: &'static str,
@@ -205,10 +203,6 @@ mod tests {
         assert_eq!(
             json_of(&Outbound::Logs { data: "a\n", seq: 7 }),
             json!({"event": "logs", "data": "a\n", "seq": 7})
-        );
-        assert_eq!(
-            json_of(&Outbound::Operation(&json!({"operation_id": "x"}))),
-            json!({"event": "operation", "operation_id": "x"})
         );
         assert_eq!(
             json_of(&Outbound::Error { data: "no", code: "stopping" }),

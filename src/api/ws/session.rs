@@ -267,10 +267,7 @@ impl Session {
             SignalKind::DaemonMessage(data) if self.wants.daemon_message => {
                 Outbound::DaemonMessage { data }.text()
             }
-            SignalKind::Operation(value) if self.wants.operation => {
-                Outbound::Operation(value).text()
-            }
-            SignalKind::DaemonMessage(_) | SignalKind::Operation(_) => return Ok(()),
+            SignalKind::DaemonMessage(_) => return Ok(()),
         };
         wire::send(socket, Message::Text(text)).await
     }
@@ -283,7 +280,7 @@ impl Session {
         if !self.wants.operation || seen.subject.container.as_ref() != Some(self.handle.id()) {
             return Ok(());
         }
-        wire::send(socket, Message::Text(Outbound::Progress(seen).text())).await
+        wire::send(socket, Message::Text(Outbound::Operation(seen).text())).await
     }
 
     async fn tell_state(&mut self, socket: &mut WebSocket, state: &StateEvent) -> Result<(), End> {

@@ -83,14 +83,3 @@ CREATE TABLE outbox_servers (
     server        TEXT PRIMARY KEY,
     last_sequence INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
-
-CREATE TABLE audit (
-    id          INTEGER PRIMARY KEY AUTOINCREMENT,
-    at          INTEGER NOT NULL,
-    actor       TEXT NOT NULL,
-    action      TEXT NOT NULL,
-    container   TEXT,
-    remote_addr TEXT,
-    detail      TEXT
-) STRICT;
-CREATE INDEX audit_by_container ON audit (container, id);

@@ -10,8 +10,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bollard::Docker;
 use bollard::query_parameters::{
-    ListContainersOptionsBuilder, ListImagesOptionsBuilder, ListNetworksOptionsBuilder,
-    RemoveContainerOptionsBuilder, RemoveImageOptionsBuilder,
+    ListContainersOptionsBuilder, ListImagesOptionsBuilder, ListNetworksOptions,
+    ListNetworksOptionsBuilder, RemoveContainerOptionsBuilder, RemoveImageOptionsBuilder,
 };
 
 const NODE_LABEL: &str = "lightd.node";
@@ -57,6 +57,14 @@ pub(crate) async fn sweep(docker: &Docker) {
             thing.remove(docker).await;
         }
     }
+}
+
+/// The subnets of all the engine's networks.
+pub(crate) async fn subnets(docker: &Docker) -> Vec<String> {
+    let listed = docker.list_networks(None::<ListNetworksOptions>).await;
+    let listed = listed.expect("a list of networks").into_iter();
+    let configs = listed.filter_map(|network| network.ipam?.config).flatten();
+    configs.filter_map(|config| config.subnet).collect()
 }
 
 /// Something in the engine that bears a node's label. The order is the one to remove things in.
@@ -105,7 +113,7 @@ impl Thing {
 }
 
 /// lightd's tables are named like its bridge.
-fn remove_firewall(bridge: &str) {
+pub(crate) fn remove_firewall(bridge: &str) {
     for family in ["inet", "bridge"] {
         let mut nft = Command::new("/usr/sbin/nft");
         nft.args(["delete", "table", family, bridge]).stderr(Stdio::null());

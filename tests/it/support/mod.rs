@@ -1,4 +1,15 @@
 //! What the integration tests share.
 
+pub(crate) mod client;
 pub(crate) mod engine;
 pub(crate) mod guest;
+pub(crate) mod numbers;
+pub(crate) mod panel;
+pub(crate) mod process;
+pub(crate) mod wait;
+pub(crate) mod ws;
+
+use std::time::Duration;
+
+/// What should take a moment, on a machine that is busy with other tests.
+pub(crate) const SOON: Duration = Duration::from_secs(30);

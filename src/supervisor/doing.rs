@@ -1,0 +1,131 @@
+//! Carrying out what the machine has decided: signals, child tasks, and the container's last act.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::looks::LOOK_SOON;
+use super::task::{Owner, Report};
+use crate::domain::event::SignalKind;
+use crate::domain::lifecycle::{Effect, Fact, Phase};
+use crate::store::StoreError;
+use crate::util::chain::Chain;
+
+impl Owner {
+    pub(super) async fn carry_out(&mut self, effects: Vec<Effect>) {
+        for effect in effects {
+            match effect {
+                Effect::Emit(event) => {
+                    tracing::info!(container.id = %self.record.id, run.id = %event.run, state = event.name, "state changed");
+                    self.services.signal(&self.record.id, SignalKind::State(event));
+                }
+                Effect::Say(text) => {
+                    self.services.signal(&self.record.id, SignalKind::DaemonMessage(text))
+                }
+                Effect::Forget => self.forget().await,
+                // Before the boot look nothing is done: the look finds the stored phase and does it.
+                work if self.booted => self.begin(work),
+                _ => {}
+            }
+        }
+    }
+
+    /// Starts the child task for an effect on the engine.
+    fn begin(&mut self, effect: Effect) {
+        let ctx = self.ctx();
+        match effect {
+            Effect::Install { run } => self.install_task = Some(self.tasks.spawn(ctx.install(run))),
+            Effect::AbortInstall { run } => {
+                self.abort_install();
+                self.tasks.spawn(ctx.remove_install(run));
+            }
+            Effect::Start { run } => self.run_task = Some((run, self.tasks.spawn(ctx.start(run)))),
+            Effect::Attach { run } => {
+                self.launched = Some(run);
+                self.run_task = Some((run, self.tasks.spawn(ctx.resume(run))));
+            }
+            Effect::Stop { run, unpause } => {
+                if self.launched == Some(run) {
+                    self.tasks.spawn(ctx.stop(run, unpause));
+                } else {
+                    self.abort_run();
+                    self.tasks.spawn(ctx.kill(run));
+                }
+            }
+            Effect::Kill { run } => {
+                if self.launched != Some(run) {
+                    self.abort_run();
+                }
+                self.tasks.spawn(ctx.kill(run));
+            }
+            Effect::Pause { run } => drop(self.tasks.spawn(ctx.pause(run))),
+            Effect::Unpause { run } => drop(self.tasks.spawn(ctx.unpause(run))),
+            Effect::Rebind => drop(self.tasks.spawn(ctx.rebind())),
+            Effect::UndoRebind => drop(self.tasks.spawn(ctx.undo_rebind())),
+            Effect::FinishRebind => drop(self.tasks.spawn(ctx.finish_rebind())),
+            Effect::Remove => {
+                self.abort_install();
+                self.abort_run();
+                self.tasks.spawn(ctx.remove());
+            }
+            Effect::Forget | Effect::Emit(_) | Effect::Say(_) => {}
+        }
+    }
+
+    fn abort_run(&mut self) {
+        if let Some((_, task)) = self.run_task.take() {
+            task.abort();
+        }
+    }
+
+    fn abort_install(&mut self) {
+        if let Some(task) = self.install_task.take() {
+            task.abort();
+        }
+    }
+
+    /// The last act: the row goes, everybody learns of it, and only then is the name free.
+    async fn forget(&mut self) {
+        let id = self.record.id.clone();
+        let gone = self
+            .services
+            .store
+            .write("delete a container", move |tx| tx.delete_container(&id))
+            .await;
+        match gone {
+            Ok(()) | Err(StoreError::NoSuchContainer(_)) => {
+                self.generation += 1;
+                let last = self.record.snapshot(self.generation, None, true);
+                self.snapshot.send_replace(Arc::new(last));
+                self.registry.remove(&self.record.id);
+            }
+            Err(error) => {
+                tracing::error!(container.id = %self.record.id, error = %Chain(&error), "cannot delete the row; it will be tried again");
+                let ctx = self.ctx();
+                self.tasks.spawn(async move {
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                    ctx.report(Report::Fact(Fact::Removed)).await;
+                });
+            }
+        }
+    }
+
+    /// A child task that panicked has told nothing: what it was about is found by looking.
+    pub(super) fn task_ended(&mut self, ended: Result<(), tokio::task::JoinError>) {
+        if let Err(error) = ended
+            && error.is_panic()
+        {
+            tracing::error!(container.id = %self.record.id, %error, "a task of the container panicked");
+            self.look_pending = false;
+            self.look_at = Some(Instant::now() + LOOK_SOON);
+            if let Phase::Installing { run, .. } = self.record.machine.phase() {
+                let (ctx, run) = (self.ctx(), *run);
+                let result = Err("an internal error ended the installation".to_owned());
+                self.tasks.spawn(async move {
+                    ctx.report(Report::Fact(Fact::InstallEnded { run, result })).await
+                });
+            }
+        }
+    }
+}
