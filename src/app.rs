@@ -25,6 +25,7 @@ use crate::api;
 use crate::config::live::Live;
 use crate::config::{self, Config};
 use crate::console::ConsoleOptions;
+use crate::domain::ids::VolumeId;
 use crate::domain::spec::NodeCapacity;
 use crate::engine::{Engine, EngineOptions, LogCap};
 use crate::files::operation::Operations;
@@ -45,7 +46,6 @@ const START_SLOTS: usize = 4;
 const SIGNALS: usize = 1024;
 /// The rules and the bridge are set again so often: a reload of the host's firewall takes them away.
 const ISOLATION_EVERY: Duration = Duration::from_secs(300);
-const SWEEP_EVERY: Duration = Duration::from_secs(3600);
 /// What requests and owners may take to end, within the ten seconds that stopping may take in all.
 const REQUESTS_END: Duration = Duration::from_secs(4);
 const OWNERS_END: Duration = Duration::from_secs(4);
@@ -98,6 +98,7 @@ struct App {
     live: Arc<Live>,
     registry: Arc<Registry>,
     files: Files,
+    left_over_volumes: Vec<VolumeId>,
     operations: Operations,
     panel: Arc<Panel>,
     panel_settings: watch::Sender<Option<PanelSettings>>,
@@ -127,6 +128,11 @@ impl App {
         let engine =
             Engine::new(EngineOptions { socket_path: config.docker.socket_path.clone(), node });
         let files = Files::new(files_options(config)).map_err(AppError::Files)?;
+        // Asked before any request can add to them.
+        let left_over_volumes = store
+            .read("look for left-over volumes", |rx| rx.volume_folders_to_remove())
+            .await
+            .map_err(AppError::Store)?;
         let isolation = Isolation::new(engine.clone(), isolation_options(config));
         let settings = watch::Sender::new(Arc::new(settings_of(config)));
         let access = watch::Sender::new(access_of(config));
@@ -172,6 +178,7 @@ impl App {
             live,
             registry,
             files,
+            left_over_volumes,
             operations,
             panel,
             panel_settings,
@@ -259,17 +266,23 @@ impl App {
         }
     }
 
-    /// Removes what earlier crashes left half-made in volumes.
+    /// Removes what earlier runs left half-made: volumes, and temporary files in others.
     fn sweep(&self) -> impl Future<Output = ()> + use<> {
-        let (files, stop) = (self.files.clone(), self.stop.clone());
+        let (files, store) = (self.files.clone(), self.store.clone());
+        let volumes = self.left_over_volumes.clone();
         async move {
-            loop {
-                if let Err(error) = files.sweep().await {
-                    tracing::warn!(error = %Chain(&error), "left-over files stay behind");
+            for id in volumes {
+                if let Err(error) = files.remove_volume(id).await {
+                    tracing::warn!(volume = %id, error = %Chain(&error), "a left-over volume stays behind");
+                    continue;
                 }
-                if stop.run_until_cancelled(tokio::time::sleep(SWEEP_EVERY)).await.is_none() {
-                    return;
+                let forget = store.write("forget a volume", move |tx| tx.forget_volume_folder(id));
+                if let Err(error) = forget.await {
+                    tracing::warn!(volume = %id, error = %Chain(&error), "a removed volume is not forgotten");
                 }
+            }
+            if let Err(error) = files.sweep().await {
+                tracing::warn!(error = %Chain(&error), "left-over files stay behind");
             }
         }
     }

@@ -90,6 +90,17 @@ impl ApiError {
         Self { problems, ..Self::new(StatusCode::BAD_REQUEST, "invalid", message) }
     }
 
+    /// 400 for a field that names no place in a volume.
+    pub(crate) fn invalid_path(field: &str, why: &InvalidPath) -> Self {
+        Self { code: "invalid_path", ..Self::field(field, why.to_string()) }
+    }
+
+    /// 416 for a range behind a file's end.
+    pub(crate) fn range_not_satisfiable() -> Self {
+        let message = "the range lies behind the file's end";
+        Self::new(StatusCode::RANGE_NOT_SATISFIABLE, "range_not_satisfiable", message)
+    }
+
     pub(crate) fn unauthorized(message: &'static str) -> Self {
         Self::new(StatusCode::UNAUTHORIZED, "unauthorized", message)
     }
@@ -390,7 +401,7 @@ impl From<FileError> for ApiError {
             FileError::PreconditionFailed { .. } => {
                 Self::new(StatusCode::PRECONDITION_FAILED, "precondition_failed", text)
             }
-            FileError::NoSpace { .. } => {
+            FileError::NoSpace { .. } | FileError::QuotaExceeded { .. } => {
                 Self::new(StatusCode::INSUFFICIENT_STORAGE, "quota_exceeded", text)
             }
             FileError::TooManyOperations => {

@@ -7,6 +7,8 @@
 use std::fmt;
 use std::path::Path;
 
+use serde::{Serialize, Serializer};
+
 /// The longest name Linux file systems take (`NAME_MAX`).
 const NAME_MAX_BYTES: usize = 255;
 /// The longest path the kernel takes in one call (`PATH_MAX`), less room for the final NUL.
@@ -106,6 +108,12 @@ impl RelPath {
     /// Whether this is `other` or lies below it.
     pub(crate) fn is_within(&self, other: &RelPath) -> bool {
         self.as_path().starts_with(other.as_path())
+    }
+}
+
+impl Serialize for RelPath {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(&self.0)
     }
 }
 

@@ -357,7 +357,7 @@ mod tests {
             r#"{"Status":"running","Running":true,"Pid":7,"ExitCode":0,"StartedAt":"2026-01-01T00:00:00.5Z"}"#,
         );
         assert_eq!(running.status, ObservedStatus::Running);
-        assert_eq!((running.pid, running.started_at_ms), (Some(7), Some(1_767_225_600_000)));
+        assert_eq!((running.pid, running.started_at_ms), (Some(7), Some(1_767_225_600_500)));
         let paused = seen(r#"{"Status":"paused","Running":true,"Paused":true,"Pid":7}"#);
         assert_eq!(paused.status, ObservedStatus::Paused);
         let exited = seen(

@@ -597,7 +597,7 @@ impl Registry {
                 connections.spawn(serve(stream, Arc::clone(&contents)));
             }
         });
-        Self { address, tasks }
+        Self { address, _tasks: tasks }
     }
 
     fn image(&self) -> String {

@@ -36,6 +36,16 @@ pub(crate) struct WriteMode {
     pub(crate) if_match: Option<String>,
 }
 
+/// What a write has done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Written {
+    pub(crate) size: u64,
+    /// Whether there was no such file before.
+    pub(crate) is_new: bool,
+    /// The [`Stat::etag`] of what is there now.
+    pub(crate) etag: String,
+}
+
 impl Volume {
     /// Opens a regular file for reading; links are followed while they stay inside.
     pub(crate) fn open_read(&self, path: &RelPath) -> Result<(File, Stat), FileError> {
@@ -49,13 +59,13 @@ impl Volume {
     }
 
     /// Makes `content` the content of the file at `path`, in whole or not at all. Missing folders are
-    /// made, a replaced file's permissions stay. Returns the number of bytes.
+    /// made, a replaced file's permissions stay.
     pub(crate) fn write_atomic(
         &self,
         path: &RelPath,
         content: &mut dyn Read,
         mode: &WriteMode,
-    ) -> Result<u64, FileError> {
+    ) -> Result<Written, FileError> {
         let target = self.place_with_parents(path)?;
         let real;
         let target = match self.behind_link(&target, path)? {
@@ -73,30 +83,33 @@ impl Volume {
         let size = receive(content, &mut file, path)?;
         let bits = old.map_or(DEFAULT_MODE, |old| old.st_mode & 0o777);
         self.finish_file(&file, bits).during("write", path)?;
+        let etag = Stat::of(&rustix::fs::fstat(&file).during("write", path)?).etag;
         drop(file);
-        self.commit(&staging, &target, path, mode)?;
-        Ok(size)
+        let is_new = self.commit(&staging, &target, path, mode)?;
+        Ok(Written { size, is_new, etag })
     }
 
-    /// Renames a finished file from its staging folder into place.
+    /// Renames a finished file from its staging folder into place; whether there was none before.
     pub(super) fn commit(
         &self,
         staging: &Staging<'_>,
         target: &Place<'_>,
         path: &RelPath,
         mode: &WriteMode,
-    ) -> Result<(), FileError> {
-        {
+    ) -> Result<bool, FileError> {
+        let old = {
             let _held = self.commit.lock().unwrap_or_else(PoisonError::into_inner);
-            self.check_target(target, path, mode)?;
+            let old = self.check_target(target, path, mode)?;
             if mode.create_only {
                 rename_to_new(staging.dir(), STAGED, &target.dir, target.name)
             } else {
                 rustix::fs::renameat(staging.dir(), STAGED, &target.dir, target.name)
             }
             .during("write", path)?;
-        }
-        rustix::fs::fsync(&target.dir).during("write", path)
+            old
+        };
+        rustix::fs::fsync(&target.dir).during("write", path)?;
+        Ok(old.is_none())
     }
 
     /// Permissions, owner and safety on disk for a file that is complete.

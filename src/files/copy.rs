@@ -66,7 +66,8 @@ impl Volume {
         self.settle((staging.dir(), STAGED), (&target, to), overwrite)
     }
 
-    fn exists(&self, path: &RelPath) -> Result<bool, FileError> {
+    /// Whether there is anything at `path`; a link counts as itself.
+    pub(crate) fn exists(&self, path: &RelPath) -> Result<bool, FileError> {
         let place = match self.place(path) {
             Err(FileError::NotFound { .. }) => return Ok(false),
             place => place?,
@@ -172,7 +173,7 @@ impl Copier<'_> {
     fn content(&self, from: &File, to: &mut File, size: u64) -> io::Result<()> {
         if rustix::fs::ioctl_ficlone(&*to, from).is_ok() {
             self.progress.add_bytes(size);
-            return Ok(());
+            return self.progress.spend(size).map_err(FileError::into_io);
         }
         let mut at = 0;
         while at < size {
@@ -192,6 +193,7 @@ impl Copier<'_> {
     }
 
     fn range(&self, from: &File, to: &mut File, start: u64, end: u64) -> io::Result<()> {
+        self.progress.spend(end.saturating_sub(start)).map_err(FileError::into_io)?;
         let (mut read_at, mut write_at) = (start, start);
         while read_at < end {
             self.progress.check().map_err(FileError::into_io)?;

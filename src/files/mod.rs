@@ -18,6 +18,7 @@ mod copy;
 mod error;
 pub(crate) mod operation;
 mod progress;
+mod quota;
 mod resolve;
 mod staging;
 mod tree;
@@ -45,8 +46,9 @@ pub(crate) use volume::Volume;
 use crate::domain::ids::VolumeId;
 use crate::domain::path::RelPath;
 use error::During;
+use quota::Budgets;
 use resolve::{Resolver, make_folder, open_folder};
-use staging::{is_dot, is_reserved, remove_tree};
+use staging::{is_dot, is_own, is_reserved, own_mark, remove_tree};
 
 const DELETING_PREFIX: &str = ".deleting-";
 
@@ -81,6 +83,7 @@ struct Inner {
     owner: Option<Owner>,
     limits: ArchiveLimits,
     commit: Arc<Mutex<()>>,
+    budgets: Arc<Budgets>,
     quick: Arc<Semaphore>,
     transfer: Arc<Semaphore>,
     heavy: Arc<Semaphore>,
@@ -101,6 +104,7 @@ impl Files {
             owner: owner.map(|(uid, gid)| Owner { uid, gid }),
             limits,
             commit: Arc::default(),
+            budgets: Arc::default(),
             quick: Arc::new(Semaphore::new(16)),
             transfer: Arc::new(Semaphore::new(64)),
             heavy: Arc::new(Semaphore::new(4)),
@@ -131,6 +135,31 @@ impl Files {
         self.blocking(lane, move |inner| work(&inner.open(volume)?)).await
     }
 
+    /// Runs work on whole trees that can be cancelled, also while it still waits for its turn. Work that
+    /// has begun is waited for until it has cleaned up.
+    pub(crate) async fn run_long<T: Send + 'static>(
+        &self,
+        volume: VolumeId,
+        progress: Progress,
+        work: impl FnOnce(&Volume, &Progress) -> Result<T, FileError> + Send + 'static,
+    ) -> Result<T, FileError> {
+        let (began, has_begun) = tokio::sync::oneshot::channel();
+        let seen = progress.clone();
+        let run = self.run_in(Lane::Heavy, volume, move |volume| {
+            // Nobody listens once it has been cancelled, which the check sees.
+            began.send(()).ok();
+            progress.check()?;
+            work(volume, &progress)
+        });
+        tokio::pin!(run);
+        tokio::select! {
+            biased;
+            done = &mut run => done,
+            _ = has_begun => run.await,
+            () = seen.cancelled() => Err(FileError::Cancelled),
+        }
+    }
+
     /// Makes a volume's folder and says where it is.
     pub(crate) async fn create_volume(&self, volume: VolumeId) -> Result<PathBuf, FileError> {
         let name = volume.to_string();
@@ -146,12 +175,18 @@ impl Files {
     /// first, so that a crash on the way leaves garbage and never half a volume.
     pub(crate) async fn remove_volume(&self, volume: VolumeId) -> Result<(), FileError> {
         let name = volume.to_string();
-        self.blocking(Lane::Heavy, move |inner| {
-            let aside = format!("{DELETING_PREFIX}{name}-{:08x}", rand::random::<u32>());
-            match rustix::fs::renameat(&inner.volumes, &name, &inner.volumes, &aside) {
-                Err(Errno::NOENT) => return Ok(()),
-                outcome => outcome.during("remove", &name)?,
+        let aside = format!("{DELETING_PREFIX}{name}-{}{:08x}", own_mark(), rand::random::<u32>());
+        let (from, to) = (name.clone(), aside.clone());
+        let moved = self.blocking(Lane::Quick, move |inner| {
+            match rustix::fs::renameat(&inner.volumes, &from, &inner.volumes, &to) {
+                Err(Errno::NOENT) => Ok(false),
+                outcome => outcome.during("remove", &from).map(|()| true),
             }
+        });
+        if !moved.await? {
+            return Ok(());
+        }
+        self.blocking(Lane::Heavy, move |inner| {
             remove_tree(inner.volumes.as_fd(), aside.as_str(), &Progress::default())
                 .during("remove", &name)
         })
@@ -159,7 +194,7 @@ impl Files {
     }
 
     /// Removes what a crash has left: volumes on their way out and temporary folders in the others.
-    /// Only for the start, before any other work.
+    /// What this process is working on is left alone.
     pub(crate) async fn sweep(&self) -> Result<(), FileError> {
         self.blocking(Lane::Heavy, |inner| {
             for_each_name(&inner.volumes, |name| {
@@ -204,6 +239,9 @@ impl Files {
 
 impl Inner {
     fn sweep_one(&self, name: &CStr) -> Result<(), Errno> {
+        if is_own(name.to_bytes()) {
+            return Ok(());
+        }
         if name.to_bytes().starts_with(DELETING_PREFIX.as_bytes()) {
             return remove_tree(self.volumes.as_fd(), name, &Progress::default());
         }
@@ -214,7 +252,7 @@ impl Inner {
         let volume = open_folder(self.volumes.as_fd(), name)?;
         let mut outcome = Ok(());
         for_each_name(&volume, |name| {
-            if is_reserved(name.to_bytes()) {
+            if is_reserved(name.to_bytes()) && !is_own(name.to_bytes()) {
                 let removed = remove_tree(volume.as_fd(), name, &Progress::default());
                 outcome = outcome.and(removed);
             }
@@ -231,11 +269,13 @@ impl Inner {
             root => root.during("open", &name)?,
         };
         Ok(Volume {
+            id: volume,
             root,
             resolver: self.resolver,
             owner: self.owner,
             limits: self.limits,
             commit: Arc::clone(&self.commit),
+            budgets: Arc::clone(&self.budgets),
         })
     }
 }

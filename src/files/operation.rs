@@ -20,7 +20,7 @@ use uuid::Uuid;
 
 use super::error::FileError;
 use super::progress::Progress;
-use crate::domain::ids::{ContainerId, VolumeId};
+use crate::domain::ids::VolumeId;
 use crate::domain::units::UnixSeconds;
 use crate::util::chain::Chain;
 
@@ -71,23 +71,15 @@ pub(crate) enum OperationState {
     Cancelled,
 }
 
-/// What is being worked on, and whose screens want to know.
-#[derive(Clone, Debug, Serialize)]
-pub(crate) struct Subject {
-    #[serde(rename = "volume_id")]
-    pub(crate) volume: VolumeId,
-    #[serde(rename = "container")]
-    pub(crate) container: Option<ContainerId>,
-}
-
 /// An operation as it stands.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct OperationView {
     #[serde(rename = "operation_id")]
     pub(crate) id: OperationId,
     pub(crate) kind: OperationKind,
-    #[serde(flatten)]
-    pub(crate) subject: Subject,
+    /// What is being worked on; whose screens want to know is whose container uses it.
+    #[serde(rename = "volume_id")]
+    pub(crate) volume: VolumeId,
     pub(crate) state: OperationState,
     pub(crate) done_bytes: u64,
     /// 0 while it is not known.
@@ -102,7 +94,7 @@ pub(crate) struct OperationView {
 struct Operation {
     id: OperationId,
     kind: OperationKind,
-    subject: Subject,
+    volume: VolumeId,
     progress: Progress,
     started_at: UnixSeconds,
     end: Option<End>,
@@ -122,7 +114,7 @@ impl Operation {
         OperationView {
             id: self.id,
             kind: self.kind,
-            subject: self.subject.clone(),
+            volume: self.volume,
             state: end.map_or(OperationState::Running, |end| end.state),
             done_bytes: self.progress.done_bytes(),
             total_bytes: self.progress.total_bytes(),
@@ -156,7 +148,7 @@ impl Operations {
     pub(crate) fn start<F, W>(
         &self,
         kind: OperationKind,
-        subject: Subject,
+        volume: VolumeId,
         work: F,
     ) -> Result<OperationId, FileError>
     where
@@ -174,7 +166,7 @@ impl Operations {
             }
             let started_at = UnixSeconds::now();
             let progress = progress.clone();
-            let operation = Operation { id, kind, subject, progress, started_at, end: None };
+            let operation = Operation { id, kind, volume, progress, started_at, end: None };
             let view = operation.view();
             all.insert(id, operation);
             view

@@ -3,13 +3,15 @@
 //! The worker adds, anyone may read or cancel. All loops over entries or chunks of data pass through
 //! [`Progress::check`], so a cancel is seen within one entry or one chunk.
 
-use std::io::{self, Read};
-use std::sync::Arc;
+use std::fs::File;
+use std::io::{self, Read, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use tokio_util::sync::CancellationToken;
 
 use super::error::FileError;
+use super::quota::Budget;
 
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Progress(Arc<Counters>);
@@ -20,6 +22,7 @@ struct Counters {
     total_bytes: AtomicU64,
     entries: AtomicU64,
     cancel: CancellationToken,
+    budget: OnceLock<Budget>,
 }
 
 impl Progress {
@@ -33,6 +36,21 @@ impl Progress {
 
     pub(crate) fn set_total_bytes(&self, bytes: u64) {
         self.0.total_bytes.store(bytes, Ordering::Relaxed);
+    }
+
+    /// Lets what is written from now on count against a volume's limit. The first budget stays.
+    pub(super) fn draw_on(&self, budget: Budget) {
+        drop(self.0.budget.set(budget));
+    }
+
+    /// To be called before so many bytes are written to the volume.
+    pub(crate) fn spend(&self, bytes: u64) -> Result<(), FileError> {
+        self.0.budget.get().map_or(Ok(()), |budget| budget.take(bytes))
+    }
+
+    /// Whether so much could be written, for what announces its size.
+    pub(crate) fn has_room_for(&self, bytes: u64) -> Result<(), FileError> {
+        self.0.budget.get().map_or(Ok(()), |budget| budget.has_room_for(bytes))
     }
 
     pub(crate) fn done_bytes(&self) -> u64 {
@@ -80,5 +98,30 @@ impl<R: Read> Read for Tracked<R> {
 impl<R: io::Seek> io::Seek for Tracked<R> {
     fn seek(&mut self, to: io::SeekFrom) -> io::Result<u64> {
         self.inner.seek(to)
+    }
+}
+
+/// A file whose growth counts against the volume's limit.
+#[derive(Debug)]
+pub(super) struct Charged {
+    pub(super) file: File,
+    pub(super) progress: Progress,
+}
+
+impl Write for Charged {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.progress.spend(bytes.len() as u64).map_err(FileError::into_io)?;
+        self.file.write_all(bytes)?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+impl io::Seek for Charged {
+    fn seek(&mut self, to: io::SeekFrom) -> io::Result<u64> {
+        self.file.seek(to)
     }
 }

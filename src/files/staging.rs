@@ -7,6 +7,7 @@
 
 use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::OnceLock;
 
 use rustix::fs::{AtFlags, Mode};
 use rustix::io::Errno;
@@ -19,6 +20,18 @@ use super::resolve::open_folder;
 const PREFIX: &str = ".lightd-";
 /// How many folders are held open at once while removing; what lies deeper is moved up first.
 const MAX_HELD_DEPTH: u32 = 64;
+
+/// Stands in the name of everything temporary that this process makes, so that a sweep tells what a
+/// crash has left from what is being worked on.
+pub(super) fn own_mark() -> &'static str {
+    static MARK: OnceLock<String> = OnceLock::new();
+    MARK.get_or_init(|| format!("{:012x}-", rand::random::<u64>() >> 16))
+}
+
+pub(super) fn is_own(name: &[u8]) -> bool {
+    let mark = own_mark().as_bytes();
+    name.windows(mark.len()).any(|part| part == mark)
+}
 
 pub(super) fn is_reserved(name: &[u8]) -> bool {
     name.starts_with(PREFIX.as_bytes())
@@ -33,7 +46,7 @@ pub(super) struct Staging<'v> {
 
 impl<'v> Staging<'v> {
     pub(super) fn new(root: BorrowedFd<'v>) -> Result<Self, FileError> {
-        let name = format!("{PREFIX}staging-{:016x}", rand::random::<u64>());
+        let name = format!("{PREFIX}staging-{}{:016x}", own_mark(), rand::random::<u64>());
         rustix::fs::mkdirat(root, &name, Mode::from_raw_mode(0o700)).during("prepare", &"")?;
         let dir = open_folder(root, &name).during("prepare", &"")?;
         Ok(Self { root, name, dir })

@@ -18,8 +18,10 @@ use rustix::path::Arg;
 use super::archive::ArchiveLimits;
 use super::error::{During, FileError, refuse_reserved, shown};
 use super::progress::Progress;
+use super::quota::Budgets;
 use super::resolve::{DIRECTORY, HANDLE_ONLY, Owner, Resolver, kind_of, proc_path, stat_name};
 use super::staging::{Staging, is_dot, is_reserved};
+use crate::domain::ids::VolumeId;
 use crate::domain::path::{InvalidPath, RelPath};
 use crate::domain::units::UnixSeconds;
 
@@ -28,6 +30,7 @@ pub(crate) const MAX_PAGE: usize = 10_000;
 
 #[derive(Debug)]
 pub(crate) struct Volume {
+    pub(super) id: VolumeId,
     pub(super) root: OwnedFd,
     pub(super) resolver: Resolver,
     pub(super) owner: Option<Owner>,
@@ -35,6 +38,7 @@ pub(crate) struct Volume {
     /// Held from the last look at a destination to the rename over it, so that of two writers with
     /// the same `If-Match` one loses.
     pub(super) commit: Arc<Mutex<()>>,
+    pub(super) budgets: Arc<Budgets>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,4 +1,8 @@
 //! Volumes as the store knows them; their files are elsewhere.
+//!
+//! A folder exists without its row for a moment when a volume is made and when it goes. For that time it
+//! is listed as one to remove, in the transactions that decide, so that a crash leaves neither half a
+//! volume nor a folder that nobody knows of.
 
 use rusqlite::{OptionalExtension, Row};
 
@@ -19,6 +23,22 @@ pub(crate) struct VolumeRow {
 const COLUMNS: &str = "SELECT id, name, size_bytes, created_at FROM volumes";
 
 impl Tx<'_> {
+    /// To be stored before a volume's folder is made; [`Tx::insert_volume`] takes it back.
+    pub(crate) fn announce_volume_folder(&self, id: VolumeId) -> Result<(), StoreError> {
+        self.connection
+            .prepare_cached("INSERT OR IGNORE INTO volume_folders_to_remove (id) VALUES (?1)")?
+            .execute([id.to_string()])?;
+        Ok(())
+    }
+
+    /// To be stored once a folder that was to be removed is gone.
+    pub(crate) fn forget_volume_folder(&self, id: VolumeId) -> Result<(), StoreError> {
+        self.connection
+            .prepare_cached("DELETE FROM volume_folders_to_remove WHERE id = ?1")?
+            .execute([id.to_string()])?;
+        Ok(())
+    }
+
     pub(crate) fn insert_volume(&self, volume: &VolumeRow) -> Result<(), StoreError> {
         self.connection
             .prepare_cached(
@@ -30,7 +50,7 @@ impl Tx<'_> {
                 volume.size_bytes.map(to_sql),
                 volume.created_at.0,
             ))?;
-        Ok(())
+        self.forget_volume_folder(volume.id)
     }
 
     pub(crate) fn resize_volume(
@@ -45,8 +65,8 @@ impl Tx<'_> {
         if changed == 0 { Err(StoreError::NoSuchVolume(id)) } else { Ok(()) }
     }
 
-    /// Refused while a container uses it. The caller removes the files afterwards: a folder without a
-    /// row can be swept, a row without its folder would be a broken promise.
+    /// Refused while a container uses it. The caller removes the folder afterwards, which is now one to
+    /// remove.
     pub(crate) fn delete_volume(&self, id: VolumeId) -> Result<(), StoreError> {
         if let Some(by) = self.containers_of_volume(id)?.into_iter().next() {
             return Err(StoreError::VolumeInUse { volume: id, by });
@@ -55,7 +75,10 @@ impl Tx<'_> {
             .connection
             .prepare_cached("DELETE FROM volumes WHERE id = ?1")?
             .execute([id.to_string()])?;
-        if changed == 0 { Err(StoreError::NoSuchVolume(id)) } else { Ok(()) }
+        if changed == 0 {
+            return Err(StoreError::NoSuchVolume(id));
+        }
+        self.announce_volume_folder(id)
     }
 }
 
@@ -79,6 +102,18 @@ impl Read<'_> {
         Ok(found)
     }
 
+    /// Folders to remove that a crash, or a request that went away, has left.
+    pub(crate) fn volume_folders_to_remove(&self) -> Result<Vec<VolumeId>, StoreError> {
+        let mut statement =
+            self.connection.prepare_cached("SELECT id FROM volume_folders_to_remove")?;
+        let mut rows = statement.query([])?;
+        let mut found = Vec::new();
+        while let Some(row) = rows.next()? {
+            found.push(volume_id(row.get(0)?)?);
+        }
+        Ok(found)
+    }
+
     /// The containers that use a volume.
     pub(crate) fn containers_of_volume(
         &self,
@@ -97,13 +132,16 @@ impl Read<'_> {
 }
 
 fn volume_of(row: &Row<'_>) -> Result<VolumeRow, StoreError> {
-    let id: String = row.get(0)?;
     Ok(VolumeRow {
-        id: VolumeId::parse(&id).ok_or_else(|| StoreError::decode("volume id", id))?,
+        id: volume_id(row.get(0)?)?,
         name: row.get(1)?,
         size_bytes: row.get::<_, Option<i64>>(2)?.map(from_sql),
         created_at: UnixSeconds(row.get(3)?),
     })
+}
+
+fn volume_id(text: String) -> Result<VolumeId, StoreError> {
+    VolumeId::parse(&text).ok_or_else(|| StoreError::decode("volume id", text))
 }
 
 pub(super) fn container_id(text: &str) -> Result<ContainerId, StoreError> {

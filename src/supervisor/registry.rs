@@ -194,10 +194,12 @@ impl Registry {
         let folder = services.containers_path.join(record.id.as_str());
         let options = services.console;
         let open = move || {
-            std::fs::create_dir_all(&folder)?;
             let console =
                 Console::open(folder.join("console"), options).map_err(std::io::Error::other)?;
-            Ok::<_, std::io::Error>(Arc::new(Shared::new(folder, console)))
+            let shared = Shared::new(folder, console);
+            // The engine mounts it into the container, and refuses to where it is missing.
+            std::fs::create_dir_all(shared.data_folder())?;
+            Ok::<_, std::io::Error>(Arc::new(shared))
         };
         let shared = tokio::task::spawn_blocking(open).await.map_err(std::io::Error::other)??;
         let unknown_since = (!fresh).then(UnixSeconds::now);

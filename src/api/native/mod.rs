@@ -1,16 +1,22 @@
 //! lightd's own API: one file per area, each with its routes, its handlers and what they read and
 //! write. A handler parses, asks whether the caller may, asks a service, and renders.
 
+mod archives;
 mod console;
 mod container_body;
 mod container_view;
 mod containers;
+mod content_headers;
+mod contents;
+mod files;
+mod operations;
 mod ports;
 mod power;
 mod public;
 mod remote;
 mod resources;
 mod tokens;
+mod volumes;
 
 use axum::Router;
 
@@ -27,9 +33,17 @@ pub(super) fn quick_routes() -> Router<AppState> {
         .merge(console::routes())
         .merge(resources::routes())
         .merge(remote::routes())
+        .merge(volumes::routes())
+        .merge(files::routes())
+        .merge(operations::routes())
 }
 
 /// Calls that bring their own deadline, or stream.
 pub(super) fn long_routes() -> Router<AppState> {
-    Router::new().merge(console::long_routes())
+    Router::new()
+        .merge(console::long_routes())
+        .merge(volumes::long_routes())
+        .merge(files::long_routes())
+        .merge(contents::long_routes())
+        .merge(archives::long_routes())
 }

@@ -277,7 +277,7 @@ impl Session {
         socket: &mut WebSocket,
         seen: &OperationView,
     ) -> Result<(), End> {
-        if !self.wants.operation || seen.subject.container.as_ref() != Some(self.handle.id()) {
+        if !self.wants.operation || seen.volume != self.handle.snapshot().spec.volume_id {
             return Ok(());
         }
         wire::send(socket, Message::Text(Outbound::Operation(seen).text())).await

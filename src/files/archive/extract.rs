@@ -174,10 +174,13 @@ impl<'a> Extractor<'a> {
     }
 
     fn file(&mut self, path: &RelPath, head: &Head, data: &mut dyn Read) -> Result<(), FileError> {
-        let owner = self.owner;
+        let (owner, progress) = (self.owner, self.progress);
         let (dir, name) = self.parent_with_room(path)?;
         let mut file = create_new(dir, name).during("unpack", path)?;
-        self.each_chunk(data, |chunk| file.write_all(chunk).during("unpack", path))?;
+        self.each_chunk(data, |chunk| {
+            progress.spend(chunk.len() as u64)?;
+            file.write_all(chunk).during("unpack", path)
+        })?;
         give_to(owner, &file).during("unpack", path)?;
         rustix::fs::fchmod(&file, Mode::from_raw_mode(head.mode & 0o777)).during("unpack", path)?;
         if let Some(seconds) = head.modified_at_seconds {

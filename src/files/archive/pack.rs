@@ -13,7 +13,7 @@ use super::write::{Sink, sink};
 use crate::domain::path::{InvalidPath, RelPath};
 use crate::files::content::{WriteMode, new_file};
 use crate::files::error::{During, FileError};
-use crate::files::progress::{Progress, Tracked};
+use crate::files::progress::{Charged, Progress, Tracked};
 use crate::files::resolve::{kind_of, open_file, open_folder, same_file, stat_name};
 use crate::files::staging::Staging;
 use crate::files::tree::content_size;
@@ -44,6 +44,8 @@ pub(crate) struct Packed {
     pub(crate) entries: u64,
     /// Sockets, FIFOs and devices, which no archive holds.
     pub(crate) skipped: u64,
+    /// Whether it replaced no other.
+    pub(crate) is_new: bool,
 }
 
 impl Volume {
@@ -64,6 +66,7 @@ impl Volume {
         progress.set_total_bytes(self.size_to_pack(request)?);
         let staging = Staging::new(self.root())?;
         let file = new_file(&staging).during("pack", &request.output)?;
+        let file = Charged { file, progress: progress.clone() };
         let mut packer = Packer {
             sink: sink(request.format, request.level, file).during("pack", &request.output)?,
             ignore,
@@ -78,8 +81,8 @@ impl Volume {
         let size = size_of_file(&rustix::fs::fstat(&file).during("pack", &request.output)?);
         self.finish_file(&file, 0o644).during("pack", &request.output)?;
         progress.check()?;
-        self.commit(&staging, &target, &request.output, &mode)?;
-        Ok(Packed { size, entries, skipped })
+        let is_new = self.commit(&staging, &target, &request.output, &mode)?;
+        Ok(Packed { size, entries, skipped, is_new })
     }
 
     fn size_to_pack(&self, request: &PackRequest) -> Result<u64, FileError> {

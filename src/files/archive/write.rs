@@ -10,6 +10,7 @@ use zip::{CompressionMethod, DateTime, ZipWriter};
 
 use super::ArchiveFormat;
 use crate::files::error::FileError;
+use crate::files::progress::Charged;
 use crate::files::volume::size_of_file;
 
 /// From this size on a zip entry needs the 64-bit fields, which must be decided before its first byte.
@@ -31,7 +32,7 @@ pub(super) trait Sink {
 pub(super) fn sink(
     format: ArchiveFormat,
     level: Option<u32>,
-    file: File,
+    file: Charged,
 ) -> io::Result<Box<dyn Sink>> {
     let level = level.map(|level| level.min(9));
     let file = BufWriter::with_capacity(1 << 16, file);
@@ -56,9 +57,9 @@ trait Stream: Write {
     fn end(self) -> io::Result<File>;
 }
 
-impl Stream for BufWriter<File> {
+impl Stream for BufWriter<Charged> {
     fn end(self) -> io::Result<File> {
-        self.into_inner().map_err(io::IntoInnerError::into_error)
+        self.into_inner().map(|charged| charged.file).map_err(io::IntoInnerError::into_error)
     }
 }
 
@@ -121,7 +122,7 @@ impl<W: Stream> Sink for TarSink<W> {
 }
 
 struct ZipSink {
-    zip: ZipWriter<BufWriter<File>>,
+    zip: ZipWriter<BufWriter<Charged>>,
     level: Option<i64>,
 }
 

@@ -21,6 +21,7 @@ use super::content::WriteMode;
 use super::error::FileError;
 use super::resolve::{Owner, Resolver};
 use super::volume::Volume;
+use crate::domain::ids::VolumeId;
 use crate::domain::path::RelPath;
 
 /// A volume of its own, with a folder beside it that nothing may touch.
@@ -52,7 +53,9 @@ impl Scratch {
     }
 
     fn write(&self, path: &str, content: &[u8]) -> Result<u64, FileError> {
-        self.volume.write_atomic(&rel(path), &mut &*content, &WriteMode::default())
+        self.volume
+            .write_atomic(&rel(path), &mut &*content, &WriteMode::default())
+            .map(|written| written.size)
     }
 
     fn read(&self, path: &str) -> Vec<u8> {
@@ -68,7 +71,15 @@ fn open_volume(path: &Path, resolver: Resolver, limits: ArchiveLimits) -> Volume
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let root = rustix::fs::open(path, flags, Mode::empty()).expect("open the volume");
     let owner = Some(Owner { uid: 4321, gid: 4321 });
-    Volume { root, resolver, owner, limits, commit: Arc::default() }
+    Volume {
+        id: VolumeId::random(),
+        root,
+        resolver,
+        owner,
+        limits,
+        commit: Arc::default(),
+        budgets: Arc::default(),
+    }
 }
 
 fn rel(path: &str) -> RelPath {

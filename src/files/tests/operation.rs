@@ -1,11 +1,11 @@
 use std::time::Duration;
 
-use super::super::operation::{OperationId, OperationKind, OperationState, Operations, Subject};
+use super::super::operation::{OperationId, OperationKind, OperationState, Operations};
 use super::*;
 use crate::domain::ids::VolumeId;
 
-fn subject() -> Subject {
-    Subject { volume: VolumeId::random(), container: None }
+fn subject() -> VolumeId {
+    VolumeId::random()
 }
 
 async fn ended(operations: &Operations, id: OperationId) -> OperationState {

@@ -11,6 +11,11 @@ CREATE TABLE volumes (
     created_at INTEGER NOT NULL
 ) STRICT;
 
+-- Folders that no volume stands for: not yet, or not any more. What a crash leaves here is removed.
+CREATE TABLE volume_folders_to_remove (
+    id TEXT PRIMARY KEY
+) STRICT;
+
 CREATE TABLE containers (
     id                   TEXT PRIMARY KEY,
     spec_json            TEXT NOT NULL,

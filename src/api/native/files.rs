@@ -1,0 +1,389 @@
+//! Files and folders of a volume: listed, written in one piece, moved, copied and deleted. Content as a
+//! stream is `contents`.
+
+use axum::extract::State;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{delete, get, post};
+use axum::{Json as JsonAnswer, Router};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde::{Deserialize, Serialize};
+
+use super::operations::Job;
+use super::volumes::{entry_path, folder_path, made, reach};
+use crate::api::auth::Auth;
+use crate::api::error::ApiError;
+use crate::api::extract::{Json, Path, Query};
+use crate::api::state::AppState;
+use crate::domain::access::Permission;
+use crate::domain::ids::VolumeId;
+use crate::domain::path::RelPath;
+use crate::domain::units::UnixSeconds;
+use crate::files::content::{WriteMode, Written};
+use crate::files::operation::OperationKind;
+use crate::files::volume::{Entry, Kind, MAX_PAGE, Page};
+use crate::files::{FileError, Progress, Volume};
+
+pub(super) fn routes() -> Router<AppState> {
+    Router::new()
+        .route("/volumes/{id}/files", get(list).post(write))
+        .route("/volumes/{id}/folders", post(make_folder))
+        .route("/volumes/{id}/rename", post(rename))
+        .route("/volumes/{id}/chmod", post(chmod))
+}
+
+/// Calls on whole trees.
+pub(super) fn long_routes() -> Router<AppState> {
+    Router::new()
+        .route("/volumes/{id}/files", delete(delete_files))
+        .route("/volumes/{id}/copy", post(copy))
+}
+
+#[derive(Debug, Deserialize)]
+struct ListQuery {
+    #[serde(default)]
+    path: String,
+    limit: Option<usize>,
+    cursor: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct ListView {
+    path: RelPath,
+    files: Vec<EntryView>,
+    /// Give it as `cursor` for what follows; `null` at the end.
+    next_cursor: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct EntryView {
+    name: String,
+    #[serde(rename = "type")]
+    kind: &'static str,
+    size: u64,
+    mode: String,
+    modified_at: UnixSeconds,
+}
+
+impl From<Entry> for EntryView {
+    fn from(Entry { name, stat }: Entry) -> Self {
+        let kind = match stat.kind {
+            Kind::File => "file",
+            Kind::Directory => "directory",
+            Kind::Symlink => "symlink",
+            Kind::Other => "other",
+        };
+        let (size, mode) = (stat.size, octal(stat.mode));
+        Self { name, kind, size, mode, modified_at: stat.modified_at }
+    }
+}
+
+fn octal(mode: u32) -> String {
+    format!("{mode:04o}")
+}
+
+async fn list(
+    auth: Auth,
+    State(state): State<AppState>,
+    Path(id): Path<VolumeId>,
+    Query(query): Query<ListQuery>,
+) -> Result<JsonAnswer<ListView>, ApiError> {
+    reach(&auth, &state, id, Permission::FilesRead).await?;
+    let path = folder_path("?path", &query.path)?;
+    let limit = query.limit.unwrap_or(MAX_PAGE);
+    if !(1..=MAX_PAGE).contains(&limit) {
+        return Err(ApiError::field("?limit", format!("must be between 1 and {MAX_PAGE}")));
+    }
+    let (folder, page) = (path.clone(), Page { limit, cursor: query.cursor });
+    let listing = state.files.run(id, move |volume| volume.list(&folder, &page)).await?;
+    let files = listing.entries.into_iter().map(EntryView::from).collect();
+    Ok(JsonAnswer(ListView { path, files, next_cursor: listing.next }))
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WriteBody {
+    path: String,
+    content: String,
+    #[serde(default)]
+    encoding: Encoding,
+    #[serde(default)]
+    create_only: bool,
+}
+
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+enum Encoding {
+    #[default]
+    #[serde(rename = "utf-8", alias = "utf8")]
+    Utf8,
+    #[serde(rename = "base64")]
+    Base64,
+}
+
+impl WriteBody {
+    fn content(self) -> Result<Vec<u8>, ApiError> {
+        match self.encoding {
+            Encoding::Utf8 => Ok(self.content.into_bytes()),
+            Encoding::Base64 => STANDARD
+                .decode(self.content)
+                .map_err(|why| ApiError::field("content", format!("is not base64: {why}"))),
+        }
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct WrittenView {
+    message: &'static str,
+    path: RelPath,
+    size: u64,
+}
+
+/// The answer to a write, with the new content's tag for the next one's `If-Match`.
+pub(super) fn written_answer(path: RelPath, written: &Written) -> Response {
+    let message = if written.is_new { "File created" } else { "File written" };
+    let view = WrittenView { message, path, size: written.size };
+    let mut response = (made(written.is_new), JsonAnswer(view)).into_response();
+    if let Ok(tag) = HeaderValue::try_from(format!("\"{}\"", written.etag)) {
+        response.headers_mut().insert(header::ETAG, tag);
+    }
+    response
+}
+
+async fn write(
+    auth: Auth,
+    State(state): State<AppState>,
+    Path(id): Path<VolumeId>,
+    Json(body): Json<WriteBody>,
+) -> Result<Response, ApiError> {
+    let row = reach(&auth, &state, id, Permission::FilesWrite).await?;
+    let path = entry_path("path", &body.path)?;
+    let mode = WriteMode { create_only: body.create_only, if_match: None };
+    let (target, content) = (path.clone(), body.content()?);
+    let work = move |volume: &Volume| {
+        let progress = Progress::default();
+        volume.hold_to(row.size_bytes, size_now(volume, &target), &progress)?;
+        progress.spend(content.len() as u64)?;
+        volume.write_atomic(&target, &mut content.as_slice(), &mode)
+    };
+    let written = state.files.run(id, work).await?;
+    Ok(written_answer(path, &written))
+}
+
+/// What a file takes that is about to be replaced.
+pub(super) fn size_now(volume: &Volume, path: &RelPath) -> u64 {
+    volume.stat(path).map_or(0, |stat| if stat.kind == Kind::File { stat.size } else { 0 })
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FolderBody {
+    path: String,
+}
+
+#[derive(Debug, Serialize)]
+struct FolderView {
+    message: &'static str,
+    path: RelPath,
+}
+
+async fn make_folder(
+    auth: Auth,
+    State(state): State<AppState>,
+    Path(id): Path<VolumeId>,
+    Json(body): Json<FolderBody>,
+) -> Result<(StatusCode, JsonAnswer<FolderView>), ApiError> {
+    reach(&auth, &state, id, Permission::FilesWrite).await?;
+    let path = entry_path("path", &body.path)?;
+    let folder = path.clone();
+    let work = move |volume: &Volume| {
+        let is_new = !volume.exists(&folder)?;
+        volume.mkdir_all(&folder).map(|()| is_new)
+    };
+    let is_new = state.files.run(id, work).await?;
+    let message = if is_new { "Folder created" } else { "Folder exists" };
+    Ok((made(is_new), JsonAnswer(FolderView { message, path })))
+}
+
+/// From where to where.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RenameBody {
+    source: String,
+    destination: String,
+    #[serde(default)]
+    overwrite: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct MovedView {
+    message: &'static str,
+    source: RelPath,
+    destination: RelPath,
+}
+
+async fn rename(
+    auth: Auth,
+    State(state): State<AppState>,
+    Path(id): Path<VolumeId>,
+    Json(body): Json<RenameBody>,
+) -> Result<JsonAnswer<MovedView>, ApiError> {
+    reach(&auth, &state, id, Permission::FilesWrite).await?;
+    let source = entry_path("source", &body.source)?;
+    let destination = entry_path("destination", &body.destination)?;
+    let (from, to) = (source.clone(), destination.clone());
+    state.files.run(id, move |volume| volume.rename(&from, &to, body.overwrite)).await?;
+    Ok(JsonAnswer(MovedView { message: "Moved", source, destination }))
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CopyBody {
+    source: String,
+    destination: String,
+    #[serde(default)]
+    overwrite: bool,
+    #[serde(default)]
+    background: bool,
+}
+
+async fn copy(
+    auth: Auth,
+    State(state): State<AppState>,
+    Path(id): Path<VolumeId>,
+    Json(body): Json<CopyBody>,
+) -> Result<Response, ApiError> {
+    let row = reach(&auth, &state, id, Permission::FilesWrite).await?;
+    let source = entry_path("source", &body.source)?;
+    let destination = entry_path("destination", &body.destination)?;
+    let job = Job { state: &state, volume: &row, kind: OperationKind::Copy };
+    let (from, to, overwrite) = (source.clone(), destination.clone(), body.overwrite);
+    let work = move |volume: &Volume, progress: &Progress| {
+        let is_new = !volume.exists(&to)?;
+        volume.copy(&from, &to, overwrite, progress).map(|()| is_new)
+    };
+    if body.background {
+        let check = move |volume: &Volume| {
+            must_exist(volume, &source)?;
+            must_be_free(volume, &destination, overwrite)
+        };
+        state.files.run(id, check).await?;
+        return job.start(work);
+    }
+    let is_new = job.run(work).await?;
+    let view = MovedView { message: "Copied", source, destination };
+    Ok((made(is_new), JsonAnswer(view)).into_response())
+}
+
+/// What is plainly wrong is refused before background work is accepted.
+pub(super) fn must_exist(volume: &Volume, path: &RelPath) -> Result<(), FileError> {
+    if volume.exists(path)? {
+        return Ok(());
+    }
+    Err(FileError::NotFound { path: path.to_string() })
+}
+
+pub(super) fn must_be_free(
+    volume: &Volume,
+    path: &RelPath,
+    overwrite: bool,
+) -> Result<(), FileError> {
+    if overwrite || !volume.exists(path)? {
+        return Ok(());
+    }
+    Err(FileError::AlreadyExists { path: path.to_string() })
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ChmodBody {
+    path: String,
+    mode: String,
+}
+
+#[derive(Debug, Serialize)]
+struct ChangedView {
+    message: &'static str,
+    path: RelPath,
+    mode: String,
+}
+
+/// Reads `0644` or `644`. More than permissions for owner, group and others is not to be had.
+fn permissions(text: &str) -> Result<u32, ApiError> {
+    let is_octal = (3..=4).contains(&text.len()) && text.bytes().all(|b| matches!(b, b'0'..=b'7'));
+    match u32::from_str_radix(text, 8) {
+        Ok(mode) if is_octal && mode <= 0o777 => Ok(mode),
+        _ => Err(ApiError::field("mode", "must be octal permissions such as 0644, at most 0777")),
+    }
+}
+
+async fn chmod(
+    auth: Auth,
+    State(state): State<AppState>,
+    Path(id): Path<VolumeId>,
+    Json(body): Json<ChmodBody>,
+) -> Result<JsonAnswer<ChangedView>, ApiError> {
+    reach(&auth, &state, id, Permission::FilesWrite).await?;
+    let path = entry_path("path", &body.path)?;
+    let mode = permissions(&body.mode)?;
+    let target = path.clone();
+    state.files.run(id, move |volume| volume.chmod(&target, mode)).await?;
+    Ok(JsonAnswer(ChangedView { message: "Permissions changed", path, mode: octal(mode) }))
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct DeleteBody {
+    paths: Vec<String>,
+    #[serde(default)]
+    background: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct DeletedView {
+    deleted: u64,
+}
+
+async fn delete_files(
+    auth: Auth,
+    State(state): State<AppState>,
+    Path(id): Path<VolumeId>,
+    Json(body): Json<DeleteBody>,
+) -> Result<Response, ApiError> {
+    let row = reach(&auth, &state, id, Permission::FilesWrite).await?;
+    let paths = entry_paths("paths", &body.paths)?;
+    if paths.is_empty() {
+        return Err(ApiError::field("paths", "must name at least one file or folder"));
+    }
+    let job = Job { state: &state, volume: &row, kind: OperationKind::Delete };
+    if body.background {
+        let named = paths.clone();
+        let check =
+            move |volume: &Volume| named.iter().try_for_each(|path| must_exist(volume, path));
+        state.files.run(id, check).await?;
+        return job.start(move |volume, progress| volume.delete(&paths, progress));
+    }
+    let deleted = job.run(move |volume, progress| volume.delete(&paths, progress)).await?;
+    Ok(JsonAnswer(DeletedView { deleted }).into_response())
+}
+
+pub(super) fn entry_paths(field: &str, texts: &[String]) -> Result<Vec<RelPath>, ApiError> {
+    let each = texts.iter().enumerate();
+    each.map(|(index, text)| entry_path(&format!("{field}[{index}]"), text)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn permissions_are_octal_and_nothing_more() {
+        for (text, want) in [("0644", 0o644), ("755", 0o755), ("0000", 0), ("0777", 0o777)] {
+            assert_eq!(permissions(text).ok(), Some(want), "{text}");
+        }
+        for text in ["", "7", "64", "4755", "1777", "0888", "+644", "-644", "0o644", "00644", "rwx"]
+        {
+            assert!(permissions(text).is_err(), "{text}");
+        }
+    }
+}

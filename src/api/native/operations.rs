@@ -1,0 +1,173 @@
+//! Long work on volumes: begun by other calls, watched and cancelled here.
+
+use std::time::Duration;
+
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json as JsonAnswer, Router};
+use serde::Serialize;
+use tokio::sync::broadcast::error::RecvError;
+
+use crate::api::auth::Auth;
+use crate::api::error::ApiError;
+use crate::api::extract::Path;
+use crate::api::state::AppState;
+use crate::domain::access::{Permission, Resource, allows};
+use crate::domain::ids::VolumeId;
+use crate::files::operation::{OperationId, OperationKind, OperationState, OperationView};
+use crate::files::{FileError, Progress, Volume};
+use crate::store::volumes::VolumeRow;
+
+pub(super) fn routes() -> Router<AppState> {
+    Router::new()
+        .route("/operations", get(list))
+        .route("/operations/{id}", get(show).delete(cancel))
+}
+
+/// Work on a volume that may take long.
+pub(super) struct Job<'a> {
+    pub(super) state: &'a AppState,
+    pub(super) volume: &'a VolumeRow,
+    pub(super) kind: OperationKind,
+}
+
+/// Ends the work of a caller that has gone away.
+struct CancelOnDrop(Progress);
+
+impl Drop for CancelOnDrop {
+    fn drop(&mut self) {
+        self.0.cancel();
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct StartedView {
+    message: &'static str,
+    operation_id: OperationId,
+}
+
+impl Job<'_> {
+    /// Does the work while the caller waits.
+    pub(super) async fn run<T: Send + 'static>(
+        self,
+        work: impl FnOnce(&Volume, &Progress) -> Result<T, FileError> + Send + 'static,
+    ) -> Result<T, ApiError> {
+        let guard = CancelOnDrop(Progress::default());
+        let run = self.state.files.run_long(self.volume.id, guard.0.clone(), self.held(work));
+        Ok(run.await?)
+    }
+
+    /// Does the work in the background.
+    pub(super) fn start<T: Send + 'static>(
+        self,
+        work: impl FnOnce(&Volume, &Progress) -> Result<T, FileError> + Send + 'static,
+    ) -> Result<Response, ApiError> {
+        let (files, id, work) = (self.state.files.clone(), self.volume.id, self.held(work));
+        let operation_id =
+            self.state.operations.start(self.kind, id, move |progress| async move {
+                files.run_long(id, progress, work).await.map(drop)
+            })?;
+        let view = StartedView { message: "The work goes on in the background", operation_id };
+        Ok((StatusCode::ACCEPTED, JsonAnswer(view)).into_response())
+    }
+
+    fn held<T>(
+        &self,
+        work: impl FnOnce(&Volume, &Progress) -> Result<T, FileError> + Send + 'static,
+    ) -> impl FnOnce(&Volume, &Progress) -> Result<T, FileError> + Send + 'static {
+        let limit_bytes = match self.kind {
+            OperationKind::Delete => None,
+            OperationKind::Copy
+            | OperationKind::Compress
+            | OperationKind::Decompress
+            | OperationKind::Pull => self.volume.size_bytes,
+        };
+        move |volume, progress| {
+            volume.hold_to(limit_bytes, 0, progress)?;
+            work(volume, progress)
+        }
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct ListView {
+    operations: Vec<OperationView>,
+}
+
+async fn list(auth: Auth, State(state): State<AppState>) -> Result<JsonAnswer<ListView>, ApiError> {
+    auth.require_for_list(Permission::FilesRead)?;
+    let mut operations = state.operations.list();
+    let mut volumes: Vec<VolumeId> = operations.iter().map(|seen| seen.volume).collect();
+    volumes.sort_unstable();
+    volumes.dedup();
+    let look = state.store.read("list operations", move |rx| {
+        volumes.into_iter().map(|id| Ok((id, rx.containers_of_volume(id)?))).collect()
+    });
+    let users: std::collections::HashMap<_, _> = look.await?;
+    operations.retain(|seen| {
+        let used_by = users.get(&seen.volume).map_or(&[][..], Vec::as_slice);
+        allows(auth.principal(), Permission::FilesRead, Resource::Volume { used_by })
+    });
+    Ok(JsonAnswer(ListView { operations }))
+}
+
+async fn show(
+    auth: Auth,
+    State(state): State<AppState>,
+    Path(id): Path<String>,
+) -> Result<JsonAnswer<OperationView>, ApiError> {
+    find(&auth, &state, &id, Permission::FilesRead).await.map(JsonAnswer)
+}
+
+/// How long a cancelled operation may take to clean up before the answer goes out without its end.
+const CLEAN_UP: Duration = Duration::from_secs(10);
+
+async fn cancel(
+    auth: Auth,
+    State(state): State<AppState>,
+    Path(id): Path<String>,
+) -> Result<(StatusCode, JsonAnswer<OperationView>), ApiError> {
+    let seen = find(&auth, &state, &id, Permission::FilesWrite).await?;
+    let mut changes = state.operations.subscribe();
+    let mut seen = state.operations.cancel(seen.id).unwrap_or(seen);
+    let ended = async {
+        while seen.state == OperationState::Running {
+            match changes.recv().await {
+                Ok(change) if change.id == seen.id => seen = change,
+                Ok(_) => {}
+                Err(RecvError::Lagged(_)) => match state.operations.get(seen.id) {
+                    Some(now) => seen = now,
+                    None => return,
+                },
+                Err(RecvError::Closed) => return,
+            }
+        }
+    };
+    let is_over = tokio::time::timeout(CLEAN_UP, ended).await.is_ok();
+    let status = if is_over { StatusCode::OK } else { StatusCode::ACCEPTED };
+    Ok((status, JsonAnswer(seen)))
+}
+
+async fn find(
+    auth: &Auth,
+    state: &AppState,
+    id: &str,
+    permission: Permission,
+) -> Result<OperationView, ApiError> {
+    let found = OperationId::parse(id).and_then(|id| state.operations.get(id));
+    // The answer for a narrowed token is the same whether there is such an operation or not.
+    let used_by = match &found {
+        Some(seen) => {
+            let volume = seen.volume;
+            state
+                .store
+                .read("look up an operation", move |rx| rx.containers_of_volume(volume))
+                .await?
+        }
+        None => Vec::new(),
+    };
+    auth.require_on(permission, Resource::Volume { used_by: &used_by })?;
+    found.ok_or_else(|| ApiError::not_found("there is no such operation"))
+}

@@ -1,0 +1,95 @@
+//! How much a volume may still take, for as long as lightd itself writes to it.
+//!
+//! A limit here is a soft one: it stops what lightd writes, not what a container does. Usage is counted
+//! when a piece of work begins; from then on whatever is written to that volume at the same time draws
+//! on one common rest, so that many uploads at once get no more than one after the other.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use super::error::{During, FileError};
+use super::progress::Progress;
+use super::volume::Volume;
+use crate::domain::ids::VolumeId;
+
+/// What is left of each volume that is being written to.
+#[derive(Debug, Default)]
+pub(super) struct Budgets(Mutex<HashMap<VolumeId, Weak<AtomicU64>>>);
+
+/// A share in what is left of one volume.
+#[derive(Clone, Debug)]
+pub(super) struct Budget {
+    left: Arc<AtomicU64>,
+    limit_bytes: u64,
+}
+
+/// A volume's limit and what it holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Usage {
+    pub(crate) used_bytes: u64,
+    /// What can still be written: the rest of the limit, or of the disk if that is less.
+    pub(crate) available_bytes: u64,
+}
+
+impl Budgets {
+    /// The common rest of a volume, which is set to `left_bytes` as just counted.
+    fn join(&self, volume: VolumeId, left_bytes: u64, limit_bytes: u64) -> Budget {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|_, left| left.strong_count() > 0);
+        let left = match all.get(&volume).and_then(Weak::upgrade) {
+            Some(left) => left,
+            None => {
+                let left = Arc::new(AtomicU64::new(0));
+                all.insert(volume, Arc::downgrade(&left));
+                left
+            }
+        };
+        left.store(left_bytes, Ordering::Relaxed);
+        Budget { left, limit_bytes }
+    }
+}
+
+impl Budget {
+    pub(super) fn take(&self, bytes: u64) -> Result<(), FileError> {
+        let rest = |left: u64| left.checked_sub(bytes);
+        match self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, rest) {
+            Ok(_) => Ok(()),
+            Err(_) => Err(self.exceeded()),
+        }
+    }
+
+    pub(super) fn has_room_for(&self, bytes: u64) -> Result<(), FileError> {
+        if self.left.load(Ordering::Relaxed) < bytes { Err(self.exceeded()) } else { Ok(()) }
+    }
+
+    fn exceeded(&self) -> FileError {
+        FileError::QuotaExceeded { limit_bytes: self.limit_bytes }
+    }
+}
+
+impl Volume {
+    /// Holds the work that `progress` belongs to, which is to begin now, to the volume's limit.
+    /// `freed_bytes` is what the work will give back, such as a file that it replaces.
+    pub(crate) fn hold_to(
+        &self,
+        limit_bytes: Option<u64>,
+        freed_bytes: u64,
+        progress: &Progress,
+    ) -> Result<(), FileError> {
+        let Some(limit_bytes) = limit_bytes else { return Ok(()) };
+        let used_bytes = self.disk_usage()?.saturating_sub(freed_bytes);
+        let left_bytes = limit_bytes.saturating_sub(used_bytes);
+        progress.draw_on(self.budgets.join(self.id, left_bytes, limit_bytes));
+        Ok(())
+    }
+
+    pub(crate) fn usage(&self, limit_bytes: Option<u64>) -> Result<Usage, FileError> {
+        let used_bytes = self.disk_usage()?;
+        let disk = rustix::fs::fstatvfs(&self.root).during("measure", &"")?;
+        let free_bytes = disk.f_bavail.saturating_mul(disk.f_frsize);
+        let available_bytes = limit_bytes
+            .map_or(free_bytes, |limit| limit.saturating_sub(used_bytes).min(free_bytes));
+        Ok(Usage { used_bytes, available_bytes })
+    }
+}
