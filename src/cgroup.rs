@@ -275,9 +275,8 @@ fn network_totals(text: &str) -> (u64, u64) {
 
 #[cfg(test)]
 mod tests {
-    use std::process::Command;
-
     use super::*;
+    use crate::engine::testing::TestNode;
 
     const MOUNTS_V1: &str = "\
 31 23 0:28 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755
@@ -342,36 +341,14 @@ Inter-|   Receive                        |  Transmit
         assert_eq!(network_totals(devices), (2_000_000_200, 101));
     }
 
-    /// A container of the real engine that is removed in the end.
-    struct Container(String);
-
-    impl Container {
-        fn run(script: &str) -> Self {
-            let args = ["run", "-d", "--memory=64m", "lt-bb:1", "sh", "-c", script];
-            Self(docker(&args))
-        }
-
-        fn pid(&self) -> u32 {
-            docker(&["inspect", "-f", "{{.State.Pid}}", &self.0]).parse().unwrap()
-        }
-    }
-
-    impl Drop for Container {
-        fn drop(&mut self) {
-            docker(&["rm", "-f", &self.0]);
-        }
-    }
-
-    fn docker(args: &[&str]) -> String {
-        let output = Command::new("docker").args(args).output().unwrap();
-        assert!(output.status.success(), "docker {args:?}: {output:?}");
-        String::from_utf8(output.stdout).unwrap().trim().to_owned()
-    }
-
-    #[test]
-    fn a_running_container_is_read_until_it_is_gone() {
-        let container = Container::run("cat /dev/zero | cat > /dev/null");
-        let cgroup = Cgroup::find(container.pid()).unwrap();
+    #[tokio::test]
+    async fn a_running_container_is_read_until_it_is_gone() {
+        let node = TestNode::new().await;
+        let mut request = node.request("busy", &["sh", "-c", "cat /dev/zero | cat > /dev/null"]);
+        request.limits.memory = Some(64 << 20);
+        let id = node.run(&request).await;
+        let observed = node.engine.inspect(&id).await.expect("a look").expect("a container");
+        let cgroup = Cgroup::find(observed.pid.expect("it runs")).unwrap();
         let mut text = Vec::new();
         let first = cgroup.read(&mut text).unwrap();
         let mut last = first;
@@ -384,8 +361,8 @@ Inter-|   Receive                        |  Transmit
         assert!((1..64 << 20).contains(&last.memory_bytes), "{last:?}");
         assert_eq!(last.oom_kills, 0);
 
-        docker(&["kill", &container.0]);
-        docker(&["wait", &container.0]);
+        node.engine.kill(&id, "SIGKILL").await.expect("a kill");
+        node.engine.wait(&id).await.expect("an exit");
         assert!(matches!(cgroup.read(&mut text), Err(CgroupError::Gone)));
     }
 }
