@@ -127,6 +127,8 @@ start_lightd() {
     fi
     ! port_is_taken "$address" "$port" || die "port $port is taken by another program." \
         "Choose another one: $0 --port 8071" "Who has it: ss -ltnp 'sport = :$port'"
+    # A new store knows nothing of the network that an earlier demo may have left.
+    as_root test -e "$data/lightd.db" || engine DELETE "/networks/$bridge" -o /dev/null
     # shellcheck disable=SC2016 # The inner shell expands these.
     as_root sh -c 'nohup setsid "$1" --config "$2" >>"$3" 2>&1 </dev/null & echo $! >"$4"' \
         sh "$binary" "$config" "$log" "$pidfile"
