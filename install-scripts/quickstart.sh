@@ -62,6 +62,7 @@ parse_arguments() {
             die "not a port: $value" "Ports are numbers from 1 to 65535."
     done
     config=$data/config.json
+    base=$data/lightd
     pidfile=$data/lightd.pid
     log=$data/lightd.log
     engine_pidfile=$data/dockerd.pid
@@ -77,10 +78,11 @@ build() {
 }
 
 make_data_folder() {
+    # The folder ignores itself, so that no commit ever takes anything of it along; git has to be able to read that.
     as_root mkdir -p "$data"
-    as_root chmod 0700 "$data"
-    # The folder ignores itself, so that no commit ever takes a token along.
+    as_root chmod 0755 "$data"
     echo '*' | as_root tee "$data/.gitignore" >/dev/null
+    as_root mkdir -p -m 0700 "$base"
 }
 
 random_token() { printf 'lightd_%s' "$(head -c 30 /dev/urandom | base64 -w 0 | tr '+/' '-_')"; }
@@ -91,7 +93,7 @@ write_config() {
     local present='{}' wanted
     if as_root test -e "$config"; then present=$(as_root cat "$config"); fi
     # Handed over in the environment and on standard input: arguments can be read by everybody.
-    wanted=$(TOKEN=$(random_token) jq --arg port "$port" --arg host "$host" --arg base "$data" \
+    wanted=$(TOKEN=$(random_token) jq --arg port "$port" --arg host "$host" --arg base "$base" \
         --arg bridge "$bridge" --arg subnets "$subnets" '
         .server.host = (if $host != "" then $host else .server.host // "127.0.0.1" end)
         | .server.port = (if $port != "" then ($port | tonumber) else .server.port // 8070 end)
@@ -128,7 +130,7 @@ start_lightd() {
     ! port_is_taken "$address" "$port" || die "port $port is taken by another program." \
         "Choose another one: $0 --port 8071" "Who has it: ss -ltnp 'sport = :$port'"
     # A new store knows nothing of the network that an earlier demo may have left.
-    as_root test -e "$data/lightd.db" || engine DELETE "/networks/$bridge" -o /dev/null
+    as_root test -e "$base/lightd.db" || engine DELETE "/networks/$bridge" -o /dev/null
     # shellcheck disable=SC2016 # The inner shell expands these.
     as_root sh -c 'nohup setsid "$1" --config "$2" >>"$3" 2>&1 </dev/null & echo $! >"$4"' \
         sh "$binary" "$config" "$log" "$pidfile"
@@ -189,6 +191,23 @@ wait_for() {
     api GET "/containers/$server/logs?lines=15"
     jq -r '.data // .lines // .' <<<"$body" >&2 || true
     die "the demo server is $seen, not $wanted, after $2 s." "Its last lines stand above; lightd's own log is $log"
+}
+
+# all_servers FILTER: what the jq filter makes of each server of this lightd.
+all_servers() {
+    must GET /containers
+    jq -r ".containers[] | $1" <<<"$body"
+}
+
+# wait_until_none FILTER SECONDS
+wait_until_none() {
+    local tries left
+    for tries in $(seq $(($2 * 5))); do
+        left=$(all_servers "$1")
+        [ -n "$left" ] || return 0
+        sleep 0.2
+    done
+    die "after $2 s there is still: $left" "See $log"
 }
 
 # --- the demo server -------------------------------------------------------------------------------------------
@@ -259,7 +278,7 @@ bring_up_server() {
     api GET "/containers/$server"
     case $status in
     404) create_server && wait_for offline 120 ;;
-    200) say "The demo server is there already: $(jq -r .state <<<"$body")" ;;
+    200) say "The demo server is there already." && wait_until_none 'select(.state == ("unknown", "installing", "stopping")).internal_id' 120 ;;
     *) die "lightd answered $status: $body" "See $log" ;;
     esac
     say "POST /containers/$server/start"
@@ -293,23 +312,6 @@ END
 }
 
 # --- the ways to end -------------------------------------------------------------------------------------------
-
-# all_servers FILTER: what the jq filter makes of each server of this lightd.
-all_servers() {
-    must GET /containers
-    jq -r ".containers[] | $1" <<<"$body"
-}
-
-# wait_until_none FILTER SECONDS
-wait_until_none() {
-    local tries left
-    for tries in $(seq $(($2 * 5))); do
-        left=$(all_servers "$1")
-        [ -n "$left" ] || return 0
-        sleep 0.2
-    done
-    die "after $2 s there is still: $left" "See $log"
-}
 
 stop_servers() {
     local id
