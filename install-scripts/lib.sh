@@ -201,7 +201,7 @@ ensure_engine() {
     local tries
     for tries in $(seq 120); do
         engine_answers && return 0
-        if [ "$engine_started" = yes ] && [ "$tries" -gt 10 ] && ! is_alive "$engine_pidfile"; then break; fi
+        if [ "$engine_started" = yes ] && [ "$tries" -gt 10 ] && ! is_running "$engine_pidfile" dockerd; then break; fi
         sleep 0.5
     done
     [ ! -e "$engine_log" ] || as_root tail -n 15 "$engine_log" >&2
@@ -219,24 +219,22 @@ stop_engine() {
 
 read_pid() { as_root cat "$1" 2>/dev/null || true; }
 
-is_alive() {
-    local pid
-    pid=$(read_pid "$1")
-    [ -n "$pid" ] && [ -d "/proc/$pid" ]
-}
-
-# is_running PIDFILE NAME: is the process of the file alive, and still the program it was? Pids are used again.
+# is_running PIDFILE NAME: is the process of the file alive, and still the program it was? Pids are used again,
+# and one that nobody has waited for is dead all the same.
 is_running() {
     local pid
     pid=$(read_pid "$1")
-    [ -n "$pid" ] && [ "$(cat "/proc/$pid/comm" 2>/dev/null)" = "$2" ]
+    [ -n "$pid" ] &&
+        [ "$(awk '$1 == "Name:" { name = $2 } $1 == "State:" && $2 != "Z" { print name }' "/proc/$pid/status" 2>/dev/null)" = "$2" ]
 }
 
 # stop_pid PIDFILE NAME SECONDS: asks the process to end and waits for it.
 stop_pid() {
     local pidfile=$1 name=$2 tries
     is_running "$pidfile" "$name" || return 0
-    as_root kill -TERM "$(read_pid "$pidfile")"
+    # By a shell: a small system has no kill program.
+    # shellcheck disable=SC2016 # The inner shell expands this.
+    as_root sh -c 'kill -TERM "$1"' sh "$(read_pid "$pidfile")"
     for tries in $(seq $(($3 * 5))); do
         is_running "$pidfile" "$name" || break
         sleep 0.2

@@ -18,8 +18,8 @@ Installs what is missing (asking first), builds lightd, starts it and brings a d
   --data DIR         where everything is kept (default .lightd-demo in the checkout)
   --build-only       install and build, start nothing
 
-  --stop             stop the demo server and lightd (and Docker, if this script started it); the data stays
-  --remove           stop, and take away all that the demo left: container, volume, image, network, data
+  --stop             stop the servers and lightd (and Docker, if this script started it); all data stays
+  --remove           stop, and take away all of it: servers, volumes, image, network, data
 END
 }
 
@@ -62,8 +62,10 @@ parse_arguments() {
             die "not a port: $value" "Ports are numbers from 1 to 65535."
     done
     config=$data/config.json
+    base=$data/lightd
     pidfile=$data/lightd.pid
     log=$data/lightd.log
+    engine_pidfile=$data/dockerd.pid
     binary=$repo/target/release/lightd
     [ -z "${CARGO_TARGET_DIR:-}" ] || binary=$CARGO_TARGET_DIR/release/lightd
 }
@@ -76,10 +78,11 @@ build() {
 }
 
 make_data_folder() {
+    # The folder ignores itself, so that no commit ever takes anything of it along; git has to be able to read that.
     as_root mkdir -p "$data"
-    as_root chmod 0700 "$data"
-    # The folder ignores itself, so that no commit ever takes a token along.
+    as_root chmod 0755 "$data"
     echo '*' | as_root tee "$data/.gitignore" >/dev/null
+    as_root mkdir -p -m 0700 "$base"
 }
 
 random_token() { printf 'lightd_%s' "$(head -c 30 /dev/urandom | base64 -w 0 | tr '+/' '-_')"; }
@@ -90,7 +93,7 @@ write_config() {
     local present='{}' wanted
     if as_root test -e "$config"; then present=$(as_root cat "$config"); fi
     # Handed over in the environment and on standard input: arguments can be read by everybody.
-    wanted=$(TOKEN=$(random_token) jq --arg port "$port" --arg host "$host" --arg base "$data" \
+    wanted=$(TOKEN=$(random_token) jq --arg port "$port" --arg host "$host" --arg base "$base" \
         --arg bridge "$bridge" --arg subnets "$subnets" '
         .server.host = (if $host != "" then $host else .server.host // "127.0.0.1" end)
         | .server.port = (if $port != "" then ($port | tonumber) else .server.port // 8070 end)
@@ -126,13 +129,15 @@ start_lightd() {
     fi
     ! port_is_taken "$address" "$port" || die "port $port is taken by another program." \
         "Choose another one: $0 --port 8071" "Who has it: ss -ltnp 'sport = :$port'"
+    # A new store knows nothing of the network that an earlier demo may have left.
+    as_root test -e "$base/lightd.db" || engine DELETE "/networks/$bridge" -o /dev/null
     # shellcheck disable=SC2016 # The inner shell expands these.
     as_root sh -c 'nohup setsid "$1" --config "$2" >>"$3" 2>&1 </dev/null & echo $! >"$4"' \
         sh "$binary" "$config" "$log" "$pidfile"
     local tries
     for tries in $(seq 100); do
         ping_answers && break
-        [ "$tries" -lt 5 ] || is_alive "$pidfile" || break
+        [ "$tries" -lt 10 ] || is_running "$pidfile" lightd || break
         sleep 0.2
     done
     if ! ping_answers; then
@@ -186,6 +191,23 @@ wait_for() {
     api GET "/containers/$server/logs?lines=15"
     jq -r '.data // .lines // .' <<<"$body" >&2 || true
     die "the demo server is $seen, not $wanted, after $2 s." "Its last lines stand above; lightd's own log is $log"
+}
+
+# all_servers FILTER: what the jq filter makes of each server of this lightd.
+all_servers() {
+    must GET /containers
+    jq -r ".containers[] | $1" <<<"$body"
+}
+
+# wait_until_none FILTER SECONDS
+wait_until_none() {
+    local tries left
+    for tries in $(seq $(($2 * 5))); do
+        left=$(all_servers "$1")
+        [ -n "$left" ] || return 0
+        sleep 0.2
+    done
+    die "after $2 s there is still: $left" "See $log"
 }
 
 # --- the demo server -------------------------------------------------------------------------------------------
@@ -256,7 +278,7 @@ bring_up_server() {
     api GET "/containers/$server"
     case $status in
     404) create_server && wait_for offline 120 ;;
-    200) say "The demo server is there already: $(jq -r .state <<<"$body")" ;;
+    200) say "The demo server is there already." && wait_until_none 'select(.state == ("unknown", "installing", "stopping")).internal_id' 120 ;;
     *) die "lightd answered $status: $body" "See $log" ;;
     esac
     say "POST /containers/$server/start"
@@ -291,43 +313,49 @@ END
 
 # --- the ways to end -------------------------------------------------------------------------------------------
 
+stop_servers() {
+    local id
+    for id in $(all_servers 'select(.state == ("running", "starting", "paused")).internal_id'); do
+        say "stopping $id"
+        api POST "/containers/$id/stop"
+    done
+    wait_until_none 'select(.state == ("running", "starting", "paused", "stopping")).internal_id' 60
+}
+
+remove_servers() {
+    local id
+    for id in $(all_servers .internal_id); do
+        say "removing $id"
+        must DELETE "/containers/$id"
+    done
+    wait_until_none .internal_id 60
+}
+
+# stop_all stop|remove
 stop_all() {
     step "Stopping"
-    engine_pidfile=$data/dockerd.pid
-    if as_root test -e "$config" && is_running "$pidfile" lightd; then
-        read_config
-        api GET "/containers/$server"
-        if [ "$status" = 200 ]; then
-            if [ "$1" = remove ]; then remove_server; else stop_server; fi
-        fi
+    if ! as_root test -e "$config"; then
+        say "There is no demo in $data."
+        return 0
+    fi
+    read_config
+    # What is to be removed is known to lightd alone, so it has to run for that.
+    if [ "$1" = remove ] && ! is_running "$pidfile" lightd; then
+        ensure_engine "$data"
+        start_lightd
+    fi
+    if is_running "$pidfile" lightd; then
+        if [ "$1" = remove ]; then remove_servers; else stop_servers; fi
         stop_pid "$pidfile" lightd 20 || die "lightd does not end." "See $log"
         say "lightd has ended."
     else
         say "lightd does not run."
-        ! engine_answers || [ "$(engine GET "/containers/lightd-$server/json" -o /dev/null -w '%{http_code}')" != 200 ] ||
-            warn "its demo server is still there: docker rm -f lightd-$server"
     fi
 }
 
-stop_server() {
-    api POST "/containers/$server/stop"
-    case $status in 2??) wait_for offline 60 ;; esac
-}
-
-remove_server() {
-    local volume tries
-    volume=$(jq -r .volume_id <<<"$body")
-    must DELETE "/containers/$server"
-    for tries in $(seq 150); do
-        api GET "/containers/$server"
-        [ "$status" != 404 ] || break
-        sleep 0.2
-    done
-    [ "$status" = 404 ] || die "the demo server is still there after 30 s." "See $log"
-    must DELETE "/volumes/$volume"
-}
-
 remove_traces() {
+    # Only a folder that this script has made.
+    as_root test -e "$data/.gitignore" -a -e "$config" || return 0
     if engine_answers; then
         engine DELETE "/images/$image" -o /dev/null
         engine DELETE "/networks/$bridge" -o /dev/null
@@ -335,8 +363,7 @@ remove_traces() {
     local family
     for family in inet bridge; do as_root nft delete table "$family" "$bridge" 2>/dev/null || true; done
     stop_engine "$engine_pidfile" || die "dockerd does not end." "See $data/dockerd.log"
-    case $data in / | "$HOME" | "$repo") die "refusing to remove $data" ;; esac
-    as_root test ! -e "$config" || as_root rm -rf -- "$data"
+    as_root rm -rf -- "$data"
     say "Nothing of the demo is left but the build in target/."
 }
 

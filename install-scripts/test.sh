@@ -128,8 +128,7 @@ step "Looking for what is missing"
 want_build_tools
 want nftables nft
 want iproute2 ip
-want zip zip
-want unzip unzip
+want bzip2 bzip2
 want zstd zstd
 want shellcheck shellcheck
 want_static_busybox

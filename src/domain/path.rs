@@ -100,11 +100,6 @@ impl RelPath {
         })
     }
 
-    /// This path with another below it.
-    pub(crate) fn join(&self, below: &RelPath) -> Result<Self, InvalidPath> {
-        Self::parse(&format!("{}/{}", self.0, below.0))
-    }
-
     /// Whether this is `other` or lies below it.
     pub(crate) fn is_within(&self, other: &RelPath) -> bool {
         self.as_path().starts_with(other.as_path())

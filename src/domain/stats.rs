@@ -22,8 +22,6 @@ pub(crate) struct Counters {
     pub(crate) block_read: u64,
     pub(crate) block_write: u64,
     pub(crate) pids: u64,
-    /// Processes that the kernel killed because the memory was used up.
-    pub(crate) oom_kills: u64,
 }
 
 /// What goes out as a `stats` event.

@@ -228,7 +228,8 @@ impl Engine {
     }
 
     /// Waits, for as long as it takes, until the container is seen to have exited. A connection that
-    /// breaks meanwhile is an error and never an exit.
+    /// breaks meanwhile is an error and never an exit. That the memory ran out the engine records late
+    /// or not at all under load: the kernel knows better (`cgroup`).
     pub(crate) async fn wait(&self, id: &str) -> Result<Exit, EngineError> {
         loop {
             let code = self.wait_once(id).await?;
@@ -236,7 +237,7 @@ impl Engine {
                 return Ok(Exit { code, oom_killed: false });
             };
             match seen.status {
-                ObservedStatus::Exited(exit) => return Ok(self.with_cause(&seen, exit).await),
+                ObservedStatus::Exited(exit) => return Ok(exit),
                 // It began to run again between the two questions.
                 ObservedStatus::Running | ObservedStatus::Paused => {}
                 ObservedStatus::Created => {
@@ -245,19 +246,6 @@ impl Engine {
                 }
             }
         }
-    }
-
-    /// Under load the engine records an exit before it learns that the kernel ran out of memory, and
-    /// its record stays wrong; its events have it.
-    async fn with_cause(&self, seen: &Observed, exit: Exit) -> Exit {
-        const KILLED: i64 = 128 + 9;
-        if exit.oom_killed || exit.code != KILLED {
-            return exit;
-        }
-        let since = seen.started_at_ms.unwrap_or_default() / 1000;
-        // The exit is a fact all the same where the events cannot be had.
-        let oom_killed = self.was_out_of_memory(&seen.docker_id, since).await.unwrap_or(false);
-        Exit { oom_killed, ..exit }
     }
 
     async fn wait_once(&self, id: &str) -> Result<i64, EngineError> {

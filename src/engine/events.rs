@@ -101,7 +101,7 @@ impl Engine {
         failures: &mut u32,
     ) -> Result<(), EngineError> {
         let mut health = self.health();
-        let mut events = self.events(path(&of_node(self.node()), *last_nanos, None)).await?;
+        let mut events = self.events(path(&of_node(self.node()), *last_nanos)).await?;
         *failures = 0;
         tell(hints, Hint::LookAtAll);
         loop {
@@ -127,30 +127,7 @@ fn tell(hints: &broadcast::Sender<Hint>, hint: Hint) {
     drop(hints.send(hint));
 }
 
-/// How long after an exit the engine may still learn why: both come from the runtime, each by its own
-/// way.
-const OOM_IS_LATE_BY: Duration = Duration::from_millis(200);
-
 impl Engine {
-    /// Whether the engine reported, between that moment and a little after now, that a process in the
-    /// container was killed for want of memory.
-    pub(super) async fn was_out_of_memory(
-        &self,
-        docker_id: &str,
-        since_seconds: i64,
-    ) -> Result<bool, EngineError> {
-        let filters = serde_json::json!({
-            "type": ["container"], "event": ["oom"], "container": [docker_id],
-        });
-        let until =
-            jiff::Timestamp::now().as_nanosecond() + OOM_IS_LATE_BY.as_nanos().cast_signed();
-        let until = i64::try_from(until).unwrap_or(i64::MAX);
-        let path = path(&filters, Some(since_seconds.saturating_mul(SECOND)), Some(until));
-        let mut events = self.events(path).await?;
-        let found = tokio::time::timeout(op::EVENTS.deadline, events.next()).await;
-        found.unwrap_or(Ok(None)).map(|event| event.is_some())
-    }
-
     async fn events(&self, path: String) -> Result<Events, EngineError> {
         let request = RawRequest {
             op: op::EVENTS,
@@ -173,14 +150,12 @@ fn of_node(node: &str) -> serde_json::Value {
 
 const SECOND: i64 = 1_000_000_000;
 
-fn path(filters: &serde_json::Value, since: Option<i64>, until: Option<i64>) -> String {
+fn path(filters: &serde_json::Value, since: Option<i64>) -> String {
     let mut query = url::form_urlencoded::Serializer::new(String::new());
     query.append_pair("filters", &filters.to_string());
-    for (name, nanos) in [("since", since), ("until", until)] {
-        if let Some(nanos) = nanos {
-            let at = format!("{}.{:09}", nanos.div_euclid(SECOND), nanos.rem_euclid(SECOND));
-            query.append_pair(name, &at);
-        }
+    if let Some(nanos) = since {
+        let at = format!("{}.{:09}", nanos.div_euclid(SECOND), nanos.rem_euclid(SECOND));
+        query.append_pair("since", &at);
     }
     format!("/events?{}", query.finish())
 }
@@ -257,7 +232,7 @@ mod tests {
 
     #[test]
     fn the_question_names_node_and_time() {
-        let path = path(&of_node("a b"), Some(1_500_000_000_000_000_001), None);
+        let path = path(&of_node("a b"), Some(1_500_000_000_000_000_001));
         assert!(path.starts_with("/events?filters=%7B%22event%22"), "{path}");
         assert!(path.contains("lightd.node%3Da+b"), "{path}");
         assert!(path.ends_with("&since=1500000000.000000001"), "{path}");

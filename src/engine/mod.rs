@@ -49,7 +49,7 @@ pub(crate) use self::{
     error::{EngineError, EngineErrorKind},
     events::Hint,
     exec::{ExecEnd, ExecRequest, ExecResult},
-    frames::Stream,
+    frames::{Chunk, Stream},
     health::Health,
     images::{PullProgress, RegistryAuth},
     logs::{LogLine, LogsRequest},

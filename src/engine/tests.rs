@@ -125,16 +125,6 @@ async fn refusals_of_the_engine_have_kinds_and_words() {
 }
 
 #[tokio::test]
-async fn a_container_that_ran_out_of_memory_says_so() {
-    let node = TestNode::new().await;
-    let mut request = node.request("a", &["guest", "alloc", "64"]);
-    request.limits.memory = Some(24 * MIB);
-    let id = node.run(&request).await;
-    let exit = timeout(SOON, node.engine.wait(&id)).await.expect("an exit").expect("an exit");
-    assert_eq!(exit, Exit { code: 137, oom_killed: true });
-}
-
-#[tokio::test]
 async fn a_container_is_hardened_as_seen_from_inside() {
     let node = TestNode::new().await;
     let script = "grep -E 'CapEff|CapBnd|NoNewPrivs' /proc/self/status; touch /x || echo read-only; \

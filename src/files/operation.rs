@@ -59,7 +59,6 @@ pub(crate) enum OperationKind {
     Compress,
     Decompress,
     Delete,
-    Pull,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]

@@ -1,61 +1,147 @@
 //! What a workload printed while nobody was attached: taken from the engine's log, joined to the
-//! console's end line by line.
+//! console's end line by line, and to the beginning of the new attach byte by byte ([`super::seam`]).
 //!
-//! The attach of now is already there when this reads, so a line may stand in both; what the log has
-//! from after the attach began is left to it. Where the engine has rotated the lines away, the gap is
-//! said and not papered over.
+//! Where the engine has rotated lines away, the gap is said and not papered over.
+
+use std::time::Duration;
 
 use super::effects::Ctx;
+use super::seam::{self, Early};
 use crate::console::{EngineLine, Stream as ConsoleStream, join};
 use crate::domain::ids::RunId;
-use crate::domain::readiness::Readiness;
-use crate::engine::{EngineError, LogLine, LogsRequest, Stream};
+use crate::engine::{Chunk, EngineError, LogLine, LogsRequest, OutputStream, Stream};
+use crate::util::chain::Chain;
 
 /// The most of a log that is joined; of a longer one only the end.
 const LOG_MAX_BYTES: usize = 16 * 1024 * 1024;
 const NANOS_PER_MS: i64 = 1_000_000;
+const STREAMS: [Stream; 2] = [Stream::Stdout, Stream::Stderr];
+/// So far the engine's log may lag behind its attach.
+const LOG_LAG: Duration = Duration::from_millis(100);
+/// So far an attach may lag behind the log.
+const ATTACH_LAG: Duration = Duration::from_millis(20);
+const TRIES: u32 = 4;
+
+/// A run's output up to where an attach goes on.
+#[derive(Debug, Default)]
+pub(super) struct Caught {
+    /// What the engine's log has of the run.
+    pub(super) log: Vec<LogLine>,
+    /// Of those, what the console did not have yet.
+    pub(super) news: Vec<LogLine>,
+    /// What the attach has delivered since.
+    pub(super) early: Vec<Chunk>,
+}
+
+#[derive(Debug, Default)]
+struct Log {
+    lines: Vec<LogLine>,
+    /// From the run's first line on, as far as the engine kept it.
+    whole: bool,
+}
 
 impl Ctx {
-    /// Brings the console up to the moment this is called. Returns whether the start pattern was seen.
-    pub(super) async fn read_gap(
+    /// Brings the console up to where `output`, an attach from just now, goes on.
+    pub(super) async fn catch_up(
         &self,
         run: RunId,
         docker_id: &str,
-        readiness: &mut Option<&mut Readiness>,
-    ) -> Result<bool, EngineError> {
+        output: &mut OutputStream,
+    ) -> Caught {
         let attached_at = jiff::Timestamp::now().as_millisecond() * NANOS_PER_MS;
+        let mut early = Early::default();
+        let read = self.read_up_to(docker_id, output, &mut early, attached_at).await;
+        let mut caught = self.take_over(run, read).await;
+        caught.early = early.chunks;
+        caught
+    }
+
+    /// Takes over all that the engine's log has of a run that has ended.
+    pub(super) async fn take_rest(&self, run: RunId, docker_id: &str) -> Caught {
+        let read = self.read_log(docker_id).await;
+        let caught = self.take_over(run, read).await;
+        self.shared.console.end_run();
+        caught
+    }
+
+    async fn take_over(&self, run: RunId, read: Result<Log, EngineError>) -> Caught {
+        match read {
+            Ok(Log { lines, whole }) => {
+                let news = self.push_new(run, &lines, whole).await;
+                Caught { log: lines, news, early: Vec::new() }
+            }
+            Err(error) => {
+                tracing::warn!(container.id = %self.snapshot.id, error = %Chain(&error), "cannot read the engine's log");
+                self.say("some lines may be missing: the engine's log could not be read");
+                Caught::default()
+            }
+        }
+    }
+
+    /// The log up to where the attach begins.
+    async fn read_up_to(
+        &self,
+        docker_id: &str,
+        output: &mut OutputStream,
+        early: &mut Early,
+        attached_at: i64,
+    ) -> Result<Log, EngineError> {
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            early.collect_for(output, LOG_LAG).await;
+            let in_log_by_now = STREAMS.map(|stream| early.whole_lines(stream));
+            let mut log = tokio::select! {
+                log = self.read_log(docker_id) => log?,
+                () = early.collect(output) => Log::default(),
+            };
+            early.collect_for(output, ATTACH_LAG).await;
+            let mut places = [None; 2];
+            for (index, stream) in STREAMS.into_iter().enumerate() {
+                places[index] = early.place_in(&log.lines, stream, in_log_by_now[index]);
+            }
+            if places.contains(&None) && tries < TRIES {
+                continue;
+            }
+            for (place, stream) in places.into_iter().zip(STREAMS) {
+                match place {
+                    Some(length) => seam::cut(&mut log.lines, stream, length),
+                    // The log has other bytes than were printed, as with what is no UTF-8.
+                    None => log
+                        .lines
+                        .retain(|line| line.stream != stream || line.at_nanos < attached_at),
+                }
+            }
+            return Ok(log);
+        }
+    }
+
+    async fn read_log(&self, docker_id: &str) -> Result<Log, EngineError> {
         let engine = &self.services.engine;
-        let Some(observed) = engine.inspect(docker_id).await? else { return Ok(false) };
+        let Some(observed) = engine.inspect(docker_id).await? else { return Ok(Log::default()) };
         // A log that goes on over several runs is cut at this one's beginning.
         let since = observed.started_at_ms.map(|ms| {
             let nanos = u32::try_from(ms.rem_euclid(1000)).unwrap_or(0) * 1_000_000;
             (ms.div_euclid(1000), nanos)
         });
         let request = LogsRequest { since, tail: None, follow: false };
-        let mut log = engine.logs(docker_id, observed.tty, request).await?;
-        let mut lines: Vec<LogLine> = Vec::new();
+        let mut entries = engine.logs(docker_id, observed.tty, request).await?;
+        let mut log = Log { lines: Vec::new(), whole: true };
         let mut bytes = 0;
-        let mut whole = true;
-        while let Some(line) = log.next().await? {
-            if line.at_nanos >= attached_at {
-                break;
-            }
-            if readiness.as_mut().is_some_and(|readiness| readiness.feed(&line.bytes)) {
-                *readiness = None;
-            }
+        while let Some(line) = entries.next().await? {
             bytes += line.bytes.len();
-            lines.push(line);
+            log.lines.push(line);
             if bytes > LOG_MAX_BYTES {
-                let half = lines.len() / 2;
-                bytes -= lines.drain(..half).map(|line| line.bytes.len()).sum::<usize>();
-                whole = false;
+                let half = log.lines.len() / 2;
+                bytes -= log.lines.drain(..half).map(|line| line.bytes.len()).sum::<usize>();
+                log.whole = false;
             }
         }
-        self.push_new(run, &lines, whole).await;
-        Ok(readiness.is_none())
+        Ok(log)
     }
 
-    async fn push_new(&self, run: RunId, lines: &[LogLine], whole: bool) {
+    /// Pushes what the console does not have, and returns that.
+    async fn push_new(&self, run: RunId, lines: &[LogLine], whole: bool) -> Vec<LogLine> {
         let mut skip: Vec<Option<usize>> = vec![None; lines.len()];
         let mut gap = false;
         for (stream, ours) in
@@ -85,15 +171,14 @@ impl Ctx {
                 "some lines are missing: the engine's log does not reach back to the last one",
             );
         }
+        let mut news = Vec::new();
         for (line, skip) in lines.iter().zip(skip) {
             let Some(skip) = skip else { continue };
+            let new = LogLine { bytes: line.bytes.slice(skip..), ..line.clone() };
             let stream = super::run::console_stream(line.stream);
-            self.shared.console.push(
-                run,
-                stream,
-                line.at_nanos / NANOS_PER_MS,
-                &line.bytes[skip..],
-            );
+            self.shared.console.push(run, stream, line.at_nanos / NANOS_PER_MS, &new.bytes);
+            news.push(new);
         }
+        news
     }
 }

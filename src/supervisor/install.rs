@@ -19,12 +19,14 @@ use super::workload::{self, INSTALL_FILE, Places, install_name};
 use crate::domain::ids::RunId;
 use crate::domain::lifecycle::Fact;
 use crate::domain::observed::{Exit, ObservedStatus};
-use crate::engine::{Attached, EngineError, Ours, PullProgress, RegistryAuth, labels};
+use crate::engine::{Chunk, EngineError, Ours, PullProgress, RegistryAuth, labels};
 use crate::files::{FileError, Owner};
 use crate::util::chain::Chain;
 
 /// Between two progress messages of a pull.
 const PROGRESS_EVERY: Duration = Duration::from_secs(1);
+/// How far the end of the output and the exit may be apart.
+const DRAIN: Duration = Duration::from_secs(2);
 
 /// Why an install failed, as the panel and the console are told.
 #[derive(Debug, thiserror::Error)]
@@ -187,7 +189,7 @@ impl Ctx {
         })
         .await;
         log.close().await;
-        self.shared.console.end_run();
+        self.end_output().await;
         followed.unwrap_or(Err(InstallError::TimedOut(limit)))
     }
 
@@ -203,7 +205,8 @@ impl Ctx {
             match engine.inspect(docker_id).await?.map(|seen| seen.status) {
                 None => return Err(InstallError::Lost),
                 Some(ObservedStatus::Exited(exit)) => {
-                    self.fill_gap(run, docker_id, None).await;
+                    let rest = self.take_rest(run, docker_id).await;
+                    log.make_up(&rest.log, &rest.news).await;
                     return Ok(exit);
                 }
                 Some(
@@ -211,29 +214,46 @@ impl Ctx {
                 ) => {}
             }
         }
-        let attached = engine.attach(docker_id, false).await?;
-        if !fresh {
-            self.fill_gap(run, docker_id, None).await;
-        }
+        let mut output = engine.attach(docker_id, false).await?.output;
         engine.start(docker_id).await?;
-        let pump = self.pump_script(run, attached, log);
-        let wait = engine.wait(docker_id);
-        tokio::pin!(pump, wait);
-        tokio::select! {
-            exit = &mut wait => {
-                drop(tokio::time::timeout(Duration::from_secs(2), &mut pump).await);
-                Ok(exit?)
+        let (exit, output_broke_off) = {
+            let pump = async {
+                if !fresh {
+                    let caught = self.catch_up(run, docker_id, &mut output).await;
+                    log.make_up(&caught.log, &caught.news).await;
+                    for chunk in &caught.early {
+                        self.take_script_chunk(run, chunk, log).await;
+                    }
+                }
+                while let Ok(Some(chunk)) = output.next().await {
+                    self.take_script_chunk(run, &chunk, log).await;
+                }
+            };
+            let wait = engine.wait(docker_id);
+            tokio::pin!(pump, wait);
+            tokio::select! {
+                biased;
+                exit = &mut wait => {
+                    let drained = tokio::time::timeout(DRAIN, &mut pump).await;
+                    (exit?, drained.is_err())
+                }
+                () = &mut pump => match tokio::time::timeout(DRAIN, &mut wait).await {
+                    Ok(exit) => (exit?, false),
+                    Err(_) => (wait.await?, true),
+                }
             }
-            () = &mut pump => Ok(wait.await?),
+        };
+        if output_broke_off {
+            let rest = self.take_rest(run, docker_id).await;
+            log.make_up(&rest.log, &rest.news).await;
         }
+        Ok(exit)
     }
 
-    async fn pump_script(&self, run: RunId, mut attached: Attached, log: &mut InstallLog) {
-        while let Ok(Some(chunk)) = attached.output.next().await {
-            let now_ms = jiff::Timestamp::now().as_millisecond();
-            self.shared.console.push(run, console_stream(chunk.stream), now_ms, &chunk.bytes);
-            log.write(&chunk.bytes).await;
-        }
+    async fn take_script_chunk(&self, run: RunId, chunk: &Chunk, log: &mut InstallLog) {
+        let now_ms = jiff::Timestamp::now().as_millisecond();
+        self.shared.console.push(run, console_stream(chunk.stream), now_ms, &chunk.bytes);
+        log.write(&chunk.bytes).await;
     }
 
     /// The script ran as root; what it made in the volume belongs to the workload's user.

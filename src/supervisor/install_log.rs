@@ -5,7 +5,9 @@
 use std::path::{Path, PathBuf};
 
 use tokio::fs::{File, OpenOptions};
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncSeekExt, AsyncWriteExt};
+
+use crate::engine::LogLine;
 
 const MAX_BYTES: usize = 4 * 1024 * 1024;
 
@@ -28,6 +30,35 @@ impl InstallLog {
             .await;
         let file = opened.inspect_err(|error| Self::note(&path, error)).ok();
         Self { path, file, written: 0 }
+    }
+
+    /// Brings a log that was cut off up to date: written anew from the engine's log if that has it all,
+    /// and otherwise, where the engine has dropped its beginning, continued with what is new.
+    pub(super) async fn make_up(&mut self, whole: &[LogLine], news: &[LogLine]) {
+        let bytes: usize = whole.iter().map(|line| line.bytes.len()).sum();
+        let (lines, anew) = match self.length().await {
+            Some(present) if present <= bytes as u64 => (whole, true),
+            _ => (news, false),
+        };
+        if anew && let Err(error) = self.begin_anew().await {
+            return Self::note(&self.path, &error);
+        }
+        for line in lines {
+            self.write(&line.bytes).await;
+        }
+    }
+
+    async fn begin_anew(&mut self) -> std::io::Result<()> {
+        if let Some(file) = &mut self.file {
+            file.set_len(0).await?;
+            file.rewind().await?;
+        }
+        self.written = 0;
+        Ok(())
+    }
+
+    async fn length(&self) -> Option<u64> {
+        Some(self.file.as_ref()?.metadata().await.ok()?.len())
     }
 
     pub(super) async fn write(&mut self, bytes: &[u8]) {

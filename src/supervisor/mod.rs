@@ -24,6 +24,7 @@ mod looks;
 mod record;
 mod registry;
 mod run;
+mod seam;
 mod services;
 mod shared;
 mod stats;

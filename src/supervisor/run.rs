@@ -4,6 +4,7 @@
 //! nobody else, for an output that is not read blocks the workload. That the stream ends, or that the
 //! engine cannot be asked, is no exit: only the engine's word that it has exited is.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use super::effects::Ctx;
@@ -16,19 +17,28 @@ use crate::domain::lifecycle::{Fact, Phase};
 use crate::domain::observed::Exit;
 use crate::domain::readiness::Readiness;
 use crate::domain::spec;
-use crate::engine::{Attached, EngineError, EngineErrorKind, OutputStream, Stream};
+use crate::engine::{Attached, Chunk, EngineError, EngineErrorKind, OutputStream, Stream};
 use crate::util::atomic_file;
 use crate::util::backoff::Backoff;
 use crate::util::chain::Chain;
 
 /// How long the last output may take after the exit is known.
 const DRAIN: Duration = Duration::from_secs(2);
+/// The same while the engine's log is still being read.
+const CATCH_UP: Duration = Duration::from_secs(30);
 /// How long an exit may take to be known after the output has ended.
 const EXIT_AFTER_OUTPUT: Duration = Duration::from_secs(3);
 /// A line without an end is looked at for the start pattern after so long: it may be a prompt.
 const PROMPT_AFTER: Duration = Duration::from_millis(50);
 const AGAIN: Backoff =
     Backoff { first: Duration::from_millis(200), longest: Duration::from_secs(3) };
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum AttachedWhen {
+    BeforeStart,
+    /// Some output may have passed before.
+    Later,
+}
 
 /// How following a run ended.
 enum End {
@@ -47,12 +57,11 @@ impl Ctx {
             match self.launch(failures > 0).await {
                 Ok((docker_id, attached)) => {
                     let ready = self.snapshot.spec.start_pattern.is_none();
-                    if failures > 0 {
-                        // It may have been up for a while already.
-                        self.fill_gap(run, &docker_id, None).await;
-                    }
                     self.fact(Fact::Started { run, ready }).await;
-                    return self.follow(run, &docker_id, attached, self.readiness()).await;
+                    // After a failure it may have been up for a while already.
+                    let when =
+                        if failures > 0 { AttachedWhen::Later } else { AttachedWhen::BeforeStart };
+                    return self.follow(run, &docker_id, attached, self.readiness(), when).await;
                 }
                 Err(LaunchError::Engine(error)) if error.is_away() => {
                     failures += 1;
@@ -72,17 +81,16 @@ impl Ctx {
             return self.report(Report::Detached).await;
         };
         let tty = self.snapshot.spec.tty;
-        let engine = &self.services.engine;
-        match self.services.insist(|| engine.attach(&docker_id, tty)).await {
+        // Not insisted on: if the engine goes away now, it is for the next look to say what became of
+        // the run.
+        match self.services.engine.attach(&docker_id, tty).await {
             Ok(attached) => {
                 let starting = matches!(self.snapshot.phase, Phase::Starting { .. });
-                let mut readiness = if starting { self.readiness() } else { None };
-                let ready = self.fill_gap(run, &docker_id, readiness.as_mut()).await;
-                if starting && (ready || readiness.is_none()) {
-                    readiness = None;
+                let readiness = if starting { self.readiness() } else { None };
+                if starting && readiness.is_none() {
                     self.fact(Fact::Ready { run }).await;
                 }
-                self.follow(run, &docker_id, attached, readiness).await;
+                self.follow(run, &docker_id, attached, readiness, AttachedWhen::Later).await;
             }
             Err(error) if error.kind() == EngineErrorKind::NotFound => {
                 self.fact(Fact::Vanished { run }).await;
@@ -183,12 +191,22 @@ impl Ctx {
         docker_id: &str,
         attached: Attached,
         readiness: Option<Readiness>,
+        when: AttachedWhen,
     ) {
-        let writing = self.shared.open_input(attached.input);
+        let writing = self.shared.open_input(run, attached.input);
+        let caught_up = AtomicBool::new(when == AttachedWhen::BeforeStart);
+        let ran_out_of_memory = AtomicBool::new(false);
         let end = {
-            let pump = self.pump(run, attached.output, readiness);
+            let pump = async {
+                let (mut output, mut readiness) = (attached.output, readiness);
+                if when == AttachedWhen::Later {
+                    self.catch_up_run(run, docker_id, &mut output, &mut readiness).await;
+                    caught_up.store(true, Ordering::Relaxed);
+                }
+                self.pump(run, output, readiness).await;
+            };
             let wait = self.services.engine.wait(docker_id);
-            let sampling = Sampler::new(self, docker_id).run();
+            let sampling = Sampler::new(self, docker_id, &ran_out_of_memory).run();
             tokio::pin!(pump, wait, sampling, writing);
             let mut pumping = true;
             loop {
@@ -202,8 +220,9 @@ impl Ctx {
                             Err(_) => End::Detached,
                         };
                         if pumping && !matches!(end, End::Detached) {
-                            // What is not here by now will not come.
-                            drop(tokio::time::timeout(DRAIN, &mut pump).await);
+                            // What is not here by then will not come.
+                            let drain = if caught_up.load(Ordering::Relaxed) { DRAIN } else { CATCH_UP };
+                            drop(tokio::time::timeout(drain, &mut pump).await);
                         }
                         break end;
                     }
@@ -213,19 +232,49 @@ impl Ctx {
                 }
             }
         };
-        self.shared.close_input();
+        self.shared.close_input(run);
         match end {
-            End::Exited(exit) => {
-                self.shared.console.end_run();
-                self.shared.clear_stats();
+            End::Exited(mut exit) => {
+                // The engine forgets it now and then; that some other process of the workload was killed
+                // is not how this run ended.
+                exit.oom_killed |= exit.code != 0 && ran_out_of_memory.load(Ordering::Relaxed);
+                self.end_output().await;
                 self.fact(Fact::Exited { run, exit }).await;
             }
             End::Vanished => {
-                self.shared.console.end_run();
-                self.shared.clear_stats();
+                self.end_output().await;
                 self.fact(Fact::Vanished { run }).await;
             }
             End::Detached => self.report(Report::Detached).await,
+        }
+    }
+
+    /// Ends a run's console and figures. Its lines are on the disk before its end is stored: once that
+    /// is, nobody asks the engine's log for them again.
+    pub(super) async fn end_output(&self) {
+        self.shared.console.end_run();
+        self.shared.console.flush().await;
+        self.shared.clear_stats();
+    }
+
+    /// What passed before the attach, and what the attach had by the time that was known.
+    async fn catch_up_run(
+        &self,
+        run: RunId,
+        docker_id: &str,
+        output: &mut OutputStream,
+        readiness: &mut Option<Readiness>,
+    ) {
+        let caught = self.catch_up(run, docker_id, output).await;
+        // From the run's beginning: a pattern that had matched may not have been stored.
+        let matched =
+            |readiness: &mut Readiness| caught.log.iter().any(|line| readiness.feed(&line.bytes));
+        if readiness.as_mut().is_some_and(matched) {
+            *readiness = None;
+            self.fact(Fact::Ready { run }).await;
+        }
+        for chunk in &caught.early {
+            self.take_chunk(run, chunk, readiness).await;
         }
     }
 
@@ -254,30 +303,16 @@ impl Ctx {
                     return;
                 }
             };
-            let now_ms = jiff::Timestamp::now().as_millisecond();
-            self.shared.console.push(run, console_stream(chunk.stream), now_ms, &chunk.bytes);
-            if readiness.as_mut().is_some_and(|readiness| readiness.feed(&chunk.bytes)) {
-                readiness = None;
-                self.fact(Fact::Ready { run }).await;
-            }
+            self.take_chunk(run, &chunk, &mut readiness).await;
         }
     }
 
-    /// Takes from the engine's log what passed while nobody was attached. Returns whether the start
-    /// pattern was seen in the run so far.
-    pub(super) async fn fill_gap(
-        &self,
-        run: RunId,
-        docker_id: &str,
-        mut readiness: Option<&mut Readiness>,
-    ) -> bool {
-        match self.read_gap(run, docker_id, &mut readiness).await {
-            Ok(ready) => ready,
-            Err(error) => {
-                tracing::warn!(container.id = %self.snapshot.id, error = %Chain(&error), "cannot read the engine's log");
-                self.say("some lines may be missing: the engine's log could not be read");
-                false
-            }
+    async fn take_chunk(&self, run: RunId, chunk: &Chunk, readiness: &mut Option<Readiness>) {
+        let now_ms = jiff::Timestamp::now().as_millisecond();
+        self.shared.console.push(run, console_stream(chunk.stream), now_ms, &chunk.bytes);
+        if readiness.as_mut().is_some_and(|readiness| readiness.feed(&chunk.bytes)) {
+            *readiness = None;
+            self.fact(Fact::Ready { run }).await;
         }
     }
 }

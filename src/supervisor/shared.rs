@@ -8,6 +8,7 @@ use bytes::Bytes;
 use tokio::sync::{Notify, watch};
 
 use crate::console::{Console, ConsoleInput, InputError, input};
+use crate::domain::ids::RunId;
 use crate::domain::stats::Sample;
 use crate::engine::AttachedInput;
 
@@ -16,8 +17,8 @@ pub(crate) struct Shared {
     /// `{containers_path}/{id}`.
     pub(super) folder: PathBuf,
     pub(crate) console: Console,
-    /// Present while a workload is attached.
-    input: Mutex<Option<ConsoleInput>>,
+    /// Present while a workload is attached, with the run that it belongs to.
+    input: Mutex<Option<(RunId, ConsoleInput)>>,
     pub(super) stats: watch::Sender<Option<Sample>>,
     pub(super) stats_wanted: Notify,
 }
@@ -43,9 +44,13 @@ impl Shared {
     }
 
     /// Takes over the way to the workload's standard input; the future writes what is sent.
-    pub(super) fn open_input(&self, attached: AttachedInput) -> impl Future<Output = ()> + use<> {
+    pub(super) fn open_input(
+        &self,
+        run: RunId,
+        attached: AttachedInput,
+    ) -> impl Future<Output = ()> + use<> {
         let (sender, writer) = input();
-        *self.lock_input() = Some(sender);
+        *self.lock_input() = Some((run, sender));
         async move {
             if let Err(error) = writer.run(attached).await {
                 tracing::debug!(%error, "a workload's standard input broke off");
@@ -54,13 +59,19 @@ impl Shared {
         }
     }
 
-    pub(super) fn close_input(&self) {
-        *self.lock_input() = None;
+    /// Ends the input of a run; that of a later one stays open.
+    pub(super) fn close_input(&self, run: RunId) {
+        self.lock_input().take_if(|(of, _)| *of == run);
+    }
+
+    /// The run whose workload is attached.
+    pub(super) fn attached_run(&self) -> Option<RunId> {
+        self.lock_input().as_ref().map(|(run, _)| *run)
     }
 
     /// Writes one line to the workload, in order and at most once.
     pub(crate) async fn write_input(&self, mut line: String) -> Result<(), InputError> {
-        let sender = self.lock_input().clone().ok_or(InputError::NotRunning)?;
+        let (_, sender) = self.lock_input().clone().ok_or(InputError::NotRunning)?;
         if !line.ends_with('\n') {
             line.push('\n');
         }
@@ -85,12 +96,12 @@ impl Shared {
 
     /// Writes what waits to the disk and ends the readers.
     pub(super) async fn end(&self) {
-        self.close_input();
+        *self.lock_input() = None;
         self.console.flush().await;
         self.console.close().await;
     }
 
-    fn lock_input(&self) -> std::sync::MutexGuard<'_, Option<ConsoleInput>> {
+    fn lock_input(&self) -> std::sync::MutexGuard<'_, Option<(RunId, ConsoleInput)>> {
         self.input.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -4,6 +4,7 @@
 //! quiet containers pays next to nothing, and the last figure is there when someone comes. Where the
 //! kernel's files cannot be read (an engine on another machine) there are none, and it is logged once.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -23,13 +24,15 @@ const DISK_EVERY: Duration = Duration::from_secs(30);
 pub(super) struct Sampler<'a> {
     ctx: &'a Ctx,
     docker_id: &'a str,
+    ran_out_of_memory: &'a AtomicBool,
     disk_bytes: Option<u64>,
     disk_counted_at: Option<Instant>,
 }
 
 impl<'a> Sampler<'a> {
-    pub(super) fn new(ctx: &'a Ctx, docker_id: &'a str) -> Self {
-        Self { ctx, docker_id, disk_bytes: None, disk_counted_at: None }
+    /// `ran_out_of_memory` is set when the kernel says so.
+    pub(super) fn new(ctx: &'a Ctx, docker_id: &'a str, ran_out_of_memory: &'a AtomicBool) -> Self {
+        Self { ctx, docker_id, ran_out_of_memory, disk_bytes: None, disk_counted_at: None }
     }
 
     /// Samples until the control group is gone, then waits to be dropped.
@@ -51,6 +54,24 @@ impl<'a> Sampler<'a> {
             Duration::from_millis(u64::try_from(ms).unwrap_or(0))
         };
         let group = Cgroup::find(pid)?;
+        let mut oom = group.watch_oom()?;
+        let ran_out = self.ran_out_of_memory;
+        let watching = async {
+            oom.killed().await;
+            ran_out.store(true, Ordering::Relaxed);
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            () = watching => Ok(()),
+            sampled = self.sample_group(&group, age) => sampled,
+        }
+    }
+
+    async fn sample_group(
+        &mut self,
+        group: &Cgroup,
+        age: impl Fn() -> Duration,
+    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
         // What the engine spends on setting the group up counts as the run's, and is much in so little
         // time.
         tokio::time::sleep(WATCHED.saturating_sub(age())).await;

@@ -236,10 +236,13 @@ async fn what_the_state_forbids_is_a_conflict_with_the_state_as_its_code() {
         client.post_empty(&format!("/containers/{id}/{action}")).await.refused(409, code);
     };
     let spec = daemon
-        .spec(&id, json!({
-            "install_script": "until test -e /home/container/go; do sleep 0.1; done; exit 3",
-            "startup_command": "guest say Ready -- trap-term ignore",
-        }))
+        .spec(
+            &id,
+            json!({
+                "install_script": "until test -e /home/container/go; do sleep 0.1; done; exit 3",
+                "startup_command": "guest say Ready -- trap-term ignore",
+            }),
+        )
         .await;
     client.post("/containers", spec.clone()).await.is(201);
     daemon.state(&id, "installing").await;
@@ -315,10 +318,14 @@ async fn a_workload_is_hardened_by_default() {
         let found = mounts.iter().find(|mount| mount["Destination"] == at);
         found.map(|mount| mount["RW"] == true)
     };
-    assert_eq!((mounts.len(), of("/home/container"), of("/app/data")), (2, Some(true), Some(false)));
+    assert_eq!(
+        (mounts.len(), of("/home/container"), of("/app/data")),
+        (2, Some(true), Some(false))
+    );
 
     // And what of it the kernel says, inside.
-    let cmd = json!({"cmd": ["sh", "-c", "id -u; id -g; cat /proc/self/status; cat /proc/1/status"]});
+    let cmd =
+        json!({"cmd": ["sh", "-c", "id -u; id -g; cat /proc/self/status; cat /proc/1/status"]});
     let answer = daemon.client().post(&format!("/containers/{id}/exec"), cmd).await.is(200);
     let text = answer["stdout"].as_str().expect("a text");
     assert!(text.starts_with("988\n988\n"), "{text}");
@@ -439,10 +446,13 @@ async fn a_workload_that_does_not_stop_is_killed_after_its_grace() {
     let daemon = Daemon::start().await;
     let id = daemon.id("stubborn");
     daemon
-        .run(&id, json!({
-            "startup_command": "exec guest trap-term ignore", "start_pattern": "waiting",
-            "stop": {"signal": "term", "timeout": 1},
-        }))
+        .run(
+            &id,
+            json!({
+                "startup_command": "exec guest trap-term ignore", "start_pattern": "waiting",
+                "stop": {"signal": "term", "timeout": 1},
+            }),
+        )
         .await;
     daemon.power(&id, "stop").await;
     let ended = daemon.state(&id, "offline").await;
@@ -458,9 +468,12 @@ async fn a_workload_is_stopped_by_its_command() {
         let id = daemon.id(name);
         let command = "echo Ready; read line; echo \"saving, because $line\"; exit 0";
         daemon
-            .run(&id, json!({
-                "startup_command": command, "stop": {"command": "stop now"}, "tty": tty,
-            }))
+            .run(
+                &id,
+                json!({
+                    "startup_command": command, "stop": {"command": "stop now"}, "tty": tty,
+                }),
+            )
             .await;
         daemon.power(&id, "stop").await;
         assert_eq!(daemon.state(&id, "offline").await["exit_code"], 0);
@@ -504,7 +517,8 @@ async fn commands_go_to_the_standard_input_and_exec_beside_the_workload() {
     command(&"x".repeat(70_000)).await.names_field("command");
 
     let exec = async |body: Value| client.post(&format!("/containers/{id}/exec"), body).await;
-    let done = exec(json!({"cmd": ["sh", "-c", "echo out; echo err >&2; pwd; exit 3"]})).await.is(200);
+    let done =
+        exec(json!({"cmd": ["sh", "-c", "echo out; echo err >&2; pwd; exit 3"]})).await.is(200);
     assert_eq!(done["exit_code"], 3);
     assert_eq!(done["stdout"], "out\n/home/container\n");
     assert_eq!(done["stderr"], "err\n");
@@ -521,9 +535,12 @@ async fn logs_are_numbered_lines_that_survive_runs_and_restarts_of_the_daemon() 
     let mut daemon = Daemon::start().await;
     let id = daemon.id("logs");
     daemon
-        .run(&id, json!({
-            "startup_command": "guest lines 20 -- say Ready -- forever", "tty": false,
-        }))
+        .run(
+            &id,
+            json!({
+                "startup_command": "guest lines 20 -- say Ready -- forever", "tty": false,
+            }),
+        )
         .await;
     let get = async |daemon: &Daemon, query: &str| {
         daemon.client().get(&format!("/containers/{id}/logs{query}")).await.is(200)
@@ -564,13 +581,15 @@ async fn an_exit_is_told_with_its_code_and_a_memory_that_ran_out_as_such() {
     assert_eq!((&ended["exit_code"], &ended["oom_killed"]), (&json!(42), &json!(false)));
 
     daemon
-        .create(&eats, json!({
-            "startup_command": "guest say Ready -- alloc 200", "limits": {"memory": 32 << 20},
-        }))
+        .create(
+            &eats,
+            json!({
+                "startup_command": "guest say Ready -- alloc 200", "limits": {"memory": 32 << 20},
+            }),
+        )
         .await;
     daemon.power(&eats, "start").await;
-    let ended =
-        daemon.shown(&eats, "it has ended", |shown| shown["oom_killed"] == true).await;
+    let ended = daemon.shown(&eats, "it has ended", |shown| shown["oom_killed"] == true).await;
     assert_eq!(ended["exit_code"], 137, "{ended}");
     daemon.close().await;
 }
@@ -620,10 +639,13 @@ async fn a_patch_says_what_waits_for_the_next_start_and_the_next_start_has_it() 
     let daemon = Daemon::start().await;
     let (id, client) = (daemon.id("patch"), daemon.client());
     daemon
-        .run(&id, json!({
-            "startup_command": "echo \"<$A$B>\"; guest say Ready -- forever",
-            "env": {"A": "1", "B": "2"},
-        }))
+        .run(
+            &id,
+            json!({
+                "startup_command": "echo \"<$A$B>\"; guest say Ready -- forever",
+                "env": {"A": "1", "B": "2"},
+            }),
+        )
         .await;
     let path = format!("/containers/{id}");
     let quiet = client.patch(&path, json!({"labels": {"a": "b"}})).await.is(200);
@@ -634,7 +656,8 @@ async fn a_patch_says_what_waits_for_the_next_start_and_the_next_start_has_it() 
         "limits": {"memory": 80 << 20},
     });
     let told = client.patch(&path, body).await.is(200);
-    let mut waits: Vec<String> = serde_json::from_value(told["waits_for_restart"].clone()).expect("a list");
+    let mut waits: Vec<String> =
+        serde_json::from_value(told["waits_for_restart"].clone()).expect("a list");
     waits.sort();
     assert_eq!(waits, ["env", "limits", "start_pattern", "startup_command"]);
     let shown = daemon.state(&id, "running").await;
@@ -688,7 +711,8 @@ async fn a_start_without_a_pattern_runs_at_once_and_a_pattern_is_found_behind_co
     let daemon = Daemon::start().await;
     let (none, coloured) = (daemon.id("none"), daemon.id("coloured"));
     daemon.run(&none, json!({"startup_command": "guest forever", "start_pattern": null})).await;
-    let command = r"printf 'server \033[32mre'; sleep 0.1; printf 'ady\033[0m (1.5s)\n'; guest forever";
+    let command =
+        r"printf 'server \033[32mre'; sleep 0.1; printf 'ady\033[0m (1.5s)\n'; guest forever";
     let pattern = r"^server ready \([0-9.]+s\)\s*$";
     daemon.run(&coloured, json!({"startup_command": command, "start_pattern": pattern})).await;
     daemon.close().await;
@@ -728,10 +752,13 @@ async fn a_workload_cannot_make_more_processes_than_it_may() {
     let daemon = Daemon::start().await;
     let id = daemon.id("forks");
     daemon
-        .run(&id, json!({
-            "startup_command": "guest fork 200", "start_pattern": "forked [0-9]+",
-            "limits": {"memory": 64 << 20, "pids": 40},
-        }))
+        .run(
+            &id,
+            json!({
+                "startup_command": "guest fork 200", "start_pattern": "forked [0-9]+",
+                "limits": {"memory": 64 << 20, "pids": 40},
+            }),
+        )
         .await;
     let text = daemon.logs(&id).await;
     let forked = text.split("forked ").nth(1).and_then(|rest| rest.split_whitespace().next());

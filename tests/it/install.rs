@@ -46,7 +46,11 @@ async fn the_script_runs_as_root_in_its_own_shell_with_the_volume_in_both_places
     // What root made belongs to the workload now.
     let command = "echo more >> a && touch deep/er/c && stat -c %u:%g a deep/er/b && \
         guest say Ready -- forever";
-    daemon.client().patch(&format!("/containers/{id}"), json!({"startup_command": command})).await.is(200);
+    daemon
+        .client()
+        .patch(&format!("/containers/{id}"), json!({"startup_command": command}))
+        .await
+        .is(200);
     daemon.power(&id, "start").await;
     daemon.state(&id, "running").await;
     let text = daemon.logs(&id).await.replace('\r', "");
@@ -132,9 +136,12 @@ async fn an_image_or_shell_that_is_not_there_fails_the_install_with_a_reason() {
     let daemon = Daemon::start().await;
     for (name, changes) in [
         ("image", json!({"image": "127.0.0.1:1/nobody/nothing:1"})),
-        ("install-image", json!({
-            "install_image": "127.0.0.1:1/nobody/nothing:1", "install_script": "true",
-        })),
+        (
+            "install-image",
+            json!({
+                "install_image": "127.0.0.1:1/nobody/nothing:1", "install_script": "true",
+            }),
+        ),
         ("shell", json!({"install_script": "#!/no/such/shell\ntrue"})),
     ] {
         let id = daemon.id(name);
@@ -151,7 +158,11 @@ async fn what_the_script_changes_in_the_image_stays_until_a_reinstall() {
     let id = daemon.id("Kept");
     let ports = crate::support::numbers::free_ports(2);
     for port in &ports {
-        daemon.client().post("/network/ports", json!({"ip": "127.0.0.1", "port": port})).await.is(201);
+        daemon
+            .client()
+            .post("/network/ports", json!({"ip": "127.0.0.1", "port": port}))
+            .await
+            .is(201);
     }
     let script = "mkdir -p /opt/tool && echo tool-1 > /opt/tool/version && chmod 755 /opt/tool; \
         echo junk > /tmp/junk";
@@ -182,10 +193,11 @@ async fn what_the_script_changes_in_the_image_stays_until_a_reinstall() {
 
     let other = json!({"ports": [{"ip": "127.0.0.1", "port": ports[1]}]});
     daemon.client().post(&format!("/containers/{id}/rebind-network"), other).await.is(202);
-    daemon.shown(&id, "it runs with the other port", |shown| {
-        shown["ports"][0]["port"] == ports[1] && shown["state"] == "running"
-    })
-    .await;
+    daemon
+        .shown(&id, "it runs with the other port", |shown| {
+            shown["ports"][0]["port"] == ports[1] && shown["state"] == "running"
+        })
+        .await;
     assert_eq!(daemon.inspect(&id).await["Config"]["Image"], image);
 
     daemon.power(&id, "kill").await;
@@ -216,14 +228,18 @@ async fn a_script_in_an_install_image_leaves_only_the_volume() {
     // The same bits under another name.
     let install_image = format!("lightd-test-install:{}", id.to_lowercase());
     let (repository, tag) = install_image.split_once(':').expect("a tag");
-    let options = bollard::query_parameters::TagImageOptionsBuilder::new().repo(repository).tag(tag);
+    let options =
+        bollard::query_parameters::TagImageOptionsBuilder::new().repo(repository).tag(tag);
     daemon.docker.tag_image(&daemon.image, Some(options.build())).await.expect("a tag");
     let shown = daemon
-        .create(&id, json!({
-            "install_image": install_image,
-            "install_script": "mkdir /opt; echo lost > /opt/lost; echo kept > /mnt/server/kept",
-            "startup_command": "test -e /opt/lost && echo found-it; guest say Ready -- forever",
-        }))
+        .create(
+            &id,
+            json!({
+                "install_image": install_image,
+                "install_script": "mkdir /opt; echo lost > /opt/lost; echo kept > /mnt/server/kept",
+                "startup_command": "test -e /opt/lost && echo found-it; guest say Ready -- forever",
+            }),
+        )
         .await;
     assert_eq!(daemon.volume_file(&shown, "kept").as_deref(), Some("kept\n"));
     daemon.power(&id, "start").await;
@@ -241,9 +257,12 @@ async fn a_running_container_is_stopped_for_a_reinstall() {
     let daemon = Daemon::start().await;
     let id = daemon.id("again");
     daemon
-        .run(&id, json!({
-            "startup_command": "exec guest trap-term exit", "start_pattern": "waiting",
-        }))
+        .run(
+            &id,
+            json!({
+                "startup_command": "exec guest trap-term exit", "start_pattern": "waiting",
+            }),
+        )
         .await;
     let mut socket = daemon.ws(&id).await;
     socket.expect_state("running").await;
@@ -253,7 +272,10 @@ async fn a_running_container_is_stopped_for_a_reinstall() {
     }
     daemon.state(&id, "offline").await;
     assert!(daemon.logs(&id).await.contains("got SIGTERM, ending"), "it was asked, not killed");
-    daemon.client().post(&format!("/containers/{id}/reinstall"), json!({"image": "NOT AN IMAGE"}))
-        .await.names_field("image");
+    daemon
+        .client()
+        .post(&format!("/containers/{id}/reinstall"), json!({"image": "NOT AN IMAGE"}))
+        .await
+        .names_field("image");
     daemon.close().await;
 }

@@ -79,10 +79,9 @@ impl Job<'_> {
     ) -> impl FnOnce(&Volume, &Progress) -> Result<T, FileError> + Send + 'static {
         let limit_bytes = match self.kind {
             OperationKind::Delete => None,
-            OperationKind::Copy
-            | OperationKind::Compress
-            | OperationKind::Decompress
-            | OperationKind::Pull => self.volume.size_bytes,
+            OperationKind::Copy | OperationKind::Compress | OperationKind::Decompress => {
+                self.volume.size_bytes
+            }
         };
         move |volume, progress| {
             volume.hold_to(limit_bytes, 0, progress)?;

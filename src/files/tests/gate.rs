@@ -35,7 +35,7 @@ async fn a_volume_is_made_used_and_removed() {
             volume.write_atomic(&rel("a/b"), &mut &b"xyz"[..], &WriteMode::default())
         })
         .await;
-    assert_eq!(size.expect("write"), 3);
+    assert_eq!(size.expect("write").size, 3);
     files.remove_volume(volume).await.expect("remove");
     files.remove_volume(volume).await.expect("and once more");
     assert!(!path.exists());

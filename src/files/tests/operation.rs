@@ -86,7 +86,7 @@ async fn what_has_ended_is_kept_in_bounds() {
     let operations = Operations::default();
     for _ in 0..230 {
         let id =
-            operations.start(OperationKind::Pull, subject(), |_| async { Ok(()) }).expect("start");
+            operations.start(OperationKind::Copy, subject(), |_| async { Ok(()) }).expect("start");
         ended(&operations, id).await;
     }
     assert_eq!(operations.list().len(), 200);

@@ -10,6 +10,8 @@
 //! Only the control group is the container's for sure. The process id may have been given to another
 //! process after the exit, so it is read after the group was seen to exist.
 
+mod oom;
+
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -122,7 +124,6 @@ impl Cgroup {
         // Without a limit, version 2 says "max" and version 1 a number beyond all machines.
         let limit = read(&files.limit, text)?.trim().parse().unwrap_or(u64::MAX);
         counters.memory_limit_bytes = limit.min(self.machine_memory_bytes);
-        counters.oom_kills = field(read(&files.oom, text)?, "oom_kill").unwrap_or(0);
         Ok(())
     }
 }
@@ -275,7 +276,9 @@ fn network_totals(text: &str) -> (u64, u64) {
 
 #[cfg(test)]
 mod tests {
-    use std::process::Command;
+    use tokio::io::AsyncWriteExt as _;
+
+    use crate::engine::testing::TestNode;
 
     use super::*;
 
@@ -342,36 +345,18 @@ Inter-|   Receive                        |  Transmit
         assert_eq!(network_totals(devices), (2_000_000_200, 101));
     }
 
-    /// A container of the real engine that is removed in the end.
-    struct Container(String);
-
-    impl Container {
-        fn run(script: &str) -> Self {
-            let args = ["run", "-d", "--memory=64m", "lt-bb:1", "sh", "-c", script];
-            Self(docker(&args))
-        }
-
-        fn pid(&self) -> u32 {
-            docker(&["inspect", "-f", "{{.State.Pid}}", &self.0]).parse().unwrap()
-        }
+    async fn pid_of(node: &TestNode, id: &str) -> u32 {
+        let seen = node.engine.inspect(id).await.unwrap().unwrap();
+        seen.pid.unwrap()
     }
 
-    impl Drop for Container {
-        fn drop(&mut self) {
-            docker(&["rm", "-f", &self.0]);
-        }
-    }
-
-    fn docker(args: &[&str]) -> String {
-        let output = Command::new("docker").args(args).output().unwrap();
-        assert!(output.status.success(), "docker {args:?}: {output:?}");
-        String::from_utf8(output.stdout).unwrap().trim().to_owned()
-    }
-
-    #[test]
-    fn a_running_container_is_read_until_it_is_gone() {
-        let container = Container::run("cat /dev/zero | cat > /dev/null");
-        let cgroup = Cgroup::find(container.pid()).unwrap();
+    #[tokio::test]
+    async fn a_running_container_is_read_until_it_is_gone() {
+        let node = TestNode::new().await;
+        let mut request = node.request("a", &["sh", "-c", "cat /dev/zero | cat > /dev/null"]);
+        request.limits.memory = Some(64 << 20);
+        let id = node.run(&request).await;
+        let cgroup = Cgroup::find(pid_of(&node, &id).await).unwrap();
         let mut text = Vec::new();
         let first = cgroup.read(&mut text).unwrap();
         let mut last = first;
@@ -382,10 +367,30 @@ Inter-|   Receive                        |  Transmit
         }
         assert_eq!(last.memory_limit_bytes, 64 << 20);
         assert!((1..64 << 20).contains(&last.memory_bytes), "{last:?}");
-        assert_eq!(last.oom_kills, 0);
 
-        docker(&["kill", &container.0]);
-        docker(&["wait", &container.0]);
+        node.engine.kill(&id, "SIGKILL").await.unwrap();
+        node.engine.wait(&id).await.unwrap();
         assert!(matches!(cgroup.read(&mut text), Err(CgroupError::Gone)));
+    }
+
+    #[tokio::test]
+    async fn the_kernel_tells_of_memory_that_ran_out_and_of_nothing_else() {
+        let node = TestNode::new().await;
+        let mut request = node.request("a", &["sh", "-c", "read go; guest alloc 200"]);
+        request.limits.memory = Some(32 << 20);
+        let id = node.engine.create(&request).await.unwrap().docker_id;
+        let mut attached = node.engine.attach(&id, false).await.unwrap();
+        node.engine.start(&id).await.unwrap();
+        let mut watch = Cgroup::find(pid_of(&node, &id).await).unwrap().watch_oom().unwrap();
+        attached.input.write_all(b"go\n").await.unwrap();
+        let told = tokio::time::timeout(Duration::from_secs(20), watch.killed()).await;
+        told.expect("the kernel killed it and said nothing within 20 s");
+
+        let id = node.run(&node.request("b", &["sleep", "1000"])).await;
+        let mut watch = Cgroup::find(pid_of(&node, &id).await).unwrap().watch_oom().unwrap();
+        node.engine.kill(&id, "SIGKILL").await.unwrap();
+        node.engine.wait(&id).await.unwrap();
+        let told = tokio::time::timeout(Duration::from_millis(300), watch.killed()).await;
+        assert!(told.is_err(), "an ordinary end is no lack of memory");
     }
 }

@@ -1,0 +1,109 @@
+//! Being told by the kernel that a group ran out of memory, while the group is still there.
+//!
+//! The engine's own word on it is not to be relied on: under load, or with a control group of version 1
+//! that is taken down at once, it records an exit without its cause. The kernel's counter goes with the
+//! group, so it is read in the moment the kernel calls, which is before the group's last process is
+//! gone. Version 1 calls through an event descriptor (`cgroup.event_control`), also when the group is
+//! removed; then the counter cannot be read, and it was no such call. Version 2 marks `memory.events` as
+//! urgent to read.
+//!
+//! Source: <https://docs.kernel.org/admin-guide/cgroup-v1/memory.html> section 10,
+//! <https://docs.kernel.org/admin-guide/cgroup-v2.html> `memory.events`.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
+
+use rustix::event::{EventfdFlags, eventfd};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use super::{Cgroup, Files, field};
+
+/// More than any version of the file holds.
+const FILE_MAX_BYTES: usize = 1024;
+
+/// Waits for one group. Dropping it ends the watch.
+#[derive(Debug)]
+pub(crate) struct OomWatch {
+    counter: File,
+    calls: Calls,
+}
+
+#[derive(Debug)]
+enum Calls {
+    Event(AsyncFd<OwnedFd>),
+    Urgent(AsyncFd<File>),
+}
+
+impl Cgroup {
+    /// Begins to watch; to be called within a runtime.
+    #[expect(
+        deprecated,
+        reason = "its successor is unsafe; an owned descriptor and a file, which never change the \
+                  descriptor they hold, are what it is sound for"
+    )]
+    pub(crate) fn watch_oom(&self) -> io::Result<OomWatch> {
+        match &self.files {
+            Files::V1 { memory, .. } => {
+                let counter = File::open(&memory.oom)?;
+                let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+                register(&memory.oom, &event, &counter)?;
+                let event = AsyncFd::with_interest(event, Interest::READABLE)?;
+                Ok(OomWatch { counter, calls: Calls::Event(event) })
+            }
+            Files::V2 { memory, .. } => {
+                let counter = File::open(&memory.oom)?;
+                let urgent = AsyncFd::with_interest(counter.try_clone()?, Interest::PRIORITY)?;
+                Ok(OomWatch { counter, calls: Calls::Urgent(urgent) })
+            }
+        }
+    }
+}
+
+fn register(oom_control: &Path, event: &OwnedFd, counter: &File) -> io::Result<()> {
+    let control = oom_control.with_file_name("cgroup.event_control");
+    let line = format!("{} {}", event.as_raw_fd(), counter.as_raw_fd());
+    OpenOptions::new().write(true).open(control)?.write_all(line.as_bytes())
+}
+
+impl OomWatch {
+    /// Returns when a process of the group was killed for want of memory, and only then.
+    pub(crate) async fn killed(&mut self) {
+        while !self.has_killed() {
+            if self.next_call().await.is_err() {
+                return std::future::pending().await;
+            }
+        }
+    }
+
+    fn has_killed(&self) -> bool {
+        let mut text = [0; FILE_MAX_BYTES];
+        let read = self.counter.read_at(&mut text, 0).unwrap_or(0);
+        let text = std::str::from_utf8(&text[..read]).unwrap_or_default();
+        field(text, "oom_kill").is_some_and(|kills| kills > 0)
+    }
+
+    async fn next_call(&mut self) -> io::Result<()> {
+        match &self.calls {
+            Calls::Event(event) => {
+                let mut ready = event.readable().await?;
+                let mut count = [0; 8];
+                // What was counted does not matter; reading it makes room for the next call.
+                let read = rustix::io::read(ready.get_inner(), &mut count);
+                ready.clear_ready();
+                read.map(drop).or_else(|errno| {
+                    if errno == rustix::io::Errno::AGAIN { Ok(()) } else { Err(errno.into()) }
+                })
+            }
+            Calls::Urgent(urgent) => {
+                let mut ready = urgent.ready(Interest::PRIORITY).await?;
+                ready.clear_ready();
+                // A group that is gone calls for ever.
+                self.counter.read_at(&mut [0; 1], 0).map(drop)
+            }
+        }
+    }
+}
