@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "the tests that use the support code are not there yet")]
 
 mod access;
+mod architecture;
 mod containers;
 mod errors;
 mod guest;
@@ -10,3 +11,4 @@ mod operations;
 mod ports;
 mod sockets;
 mod support;
+mod workflow;
