@@ -8,6 +8,8 @@
 //! and container names of its own and removes them at the end. The machine's noise is in every figure:
 //! compare within a run.
 
+#![expect(clippy::disallowed_types, reason = "a bench measures real time")]
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
@@ -15,6 +17,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+type Part = fn(&Node) -> Result<()>;
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
 const TOKEN: &str = "lightd_bench_token_0123456789";
@@ -34,7 +37,7 @@ fn main() -> Result<()> {
         |name: &str| wanted.is_empty() || wanted.iter().any(|word| name.contains(word.as_str()));
     docker::import_image()?;
     let node = Node::new()?;
-    let parts: [(&str, fn(&Node) -> Result<()>); 5] = [
+    let parts: [(&str, Part); 5] = [
         ("ready", part_ready),
         ("requests", part_requests),
         ("start", part_start),

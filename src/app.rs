@@ -439,7 +439,7 @@ fn port_seeds(config: &Config) -> Vec<PortRange> {
 
 fn capacity() -> NodeCapacity {
     let system = rustix::system::sysinfo();
-    let memory_bytes = u64::from(system.totalram).saturating_mul(u64::from(system.mem_unit));
+    let memory_bytes = system.totalram.saturating_mul(u64::from(system.mem_unit));
     let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     NodeCapacity { memory_bytes, cpus: f64::from(u32::try_from(cpus).unwrap_or(u32::MAX)) }
 }

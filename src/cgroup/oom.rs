@@ -2,10 +2,8 @@
 //!
 //! The engine's own word on it is not to be relied on: under load, or with a control group of version 1
 //! that is taken down at once, it records an exit without its cause. The kernel's counter goes with the
-//! group, so it is read in the moment the kernel calls, which is before the group's last process is
-//! gone. Version 1 calls through an event descriptor (`cgroup.event_control`), also when the group is
-//! removed; then the counter cannot be read, and it was no such call. Version 2 marks `memory.events` as
-//! urgent to read.
+//! group, so it is read in the moment the kernel calls, while the group is there. Version 1 calls through
+//! an event descriptor (`cgroup.event_control`), version 2 marks `memory.events` as urgent to read.
 //!
 //! Source: <https://docs.kernel.org/admin-guide/cgroup-v1/memory.html> section 10,
 //! <https://docs.kernel.org/admin-guide/cgroup-v2.html> `memory.events`.
@@ -72,38 +70,37 @@ fn register(oom_control: &Path, event: &OwnedFd, counter: &File) -> io::Result<(
 impl OomWatch {
     /// Returns when a process of the group was killed for want of memory, and only then.
     pub(crate) async fn killed(&mut self) {
-        while !self.has_killed() {
-            if self.next_call().await.is_err() {
-                return std::future::pending().await;
-            }
+        let watched = match &self.calls {
+            Calls::Event(event) => self.called(event).await,
+            Calls::Urgent(urgent) => self.counted(urgent).await,
+        };
+        // The group is gone: nothing more will be told.
+        if watched.is_err() {
+            std::future::pending::<()>().await;
         }
     }
 
-    fn has_killed(&self) -> bool {
+    /// Version 1 calls before it kills, so the counter may not show it yet; that the counter is there
+    /// tells the call from the one at the group's removal, when its files are gone already.
+    async fn called(&self, event: &AsyncFd<OwnedFd>) -> io::Result<()> {
+        if self.kills()? > 0 {
+            return Ok(());
+        }
+        drop(event.readable().await?);
+        self.kills().map(drop)
+    }
+
+    async fn counted(&self, urgent: &AsyncFd<File>) -> io::Result<()> {
+        while self.kills()? == 0 {
+            urgent.ready(Interest::PRIORITY).await?.clear_ready();
+        }
+        Ok(())
+    }
+
+    fn kills(&self) -> io::Result<u64> {
         let mut text = [0; FILE_MAX_BYTES];
-        let read = self.counter.read_at(&mut text, 0).unwrap_or(0);
+        let read = self.counter.read_at(&mut text, 0)?;
         let text = std::str::from_utf8(&text[..read]).unwrap_or_default();
-        field(text, "oom_kill").is_some_and(|kills| kills > 0)
-    }
-
-    async fn next_call(&mut self) -> io::Result<()> {
-        match &self.calls {
-            Calls::Event(event) => {
-                let mut ready = event.readable().await?;
-                let mut count = [0; 8];
-                // What was counted does not matter; reading it makes room for the next call.
-                let read = rustix::io::read(ready.get_inner(), &mut count);
-                ready.clear_ready();
-                read.map(drop).or_else(|errno| {
-                    if errno == rustix::io::Errno::AGAIN { Ok(()) } else { Err(errno.into()) }
-                })
-            }
-            Calls::Urgent(urgent) => {
-                let mut ready = urgent.ready(Interest::PRIORITY).await?;
-                ready.clear_ready();
-                // A group that is gone calls for ever.
-                self.counter.read_at(&mut [0; 1], 0).map(drop)
-            }
-        }
+        Ok(field(text, "oom_kill").unwrap_or(0))
     }
 }

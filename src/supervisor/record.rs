@@ -48,7 +48,7 @@ struct Stored<M> {
 /// A change beside the state that belongs into the same transaction.
 #[derive(Clone, Debug)]
 pub(super) enum Change {
-    Spec(ContainerSpec),
+    Spec(Box<ContainerSpec>),
     /// New ports; the old ones are kept until it is clear that they are not needed again.
     Ports(Vec<PortRequest>),
     UndoPorts,
@@ -167,7 +167,7 @@ impl Record {
         match change {
             Some(Change::Spec(spec)) => {
                 tx.update_spec(&self.id, spec, now)?;
-                self.spec = Arc::new(spec.clone());
+                self.spec = Arc::new((**spec).clone());
             }
             Some(Change::Ports(wanted)) => {
                 let rebound = tx.rebind_ports(&self.id, wanted, now, pool::is_bindable)?;

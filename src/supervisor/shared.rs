@@ -64,11 +64,6 @@ impl Shared {
         self.lock_input().take_if(|(of, _)| *of == run);
     }
 
-    /// The run whose workload is attached.
-    pub(super) fn attached_run(&self) -> Option<RunId> {
-        self.lock_input().as_ref().map(|(run, _)| *run)
-    }
-
     /// Writes one line to the workload, in order and at most once.
     pub(crate) async fn write_input(&self, mut line: String) -> Result<(), InputError> {
         let (_, sender) = self.lock_input().clone().ok_or(InputError::NotRunning)?;

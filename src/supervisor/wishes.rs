@@ -19,7 +19,7 @@ impl Owner {
                 let mut spec = (*self.record.spec).clone();
                 spec.image = image.unwrap_or(spec.image);
                 spec.install_script = install_script.or(spec.install_script);
-                self.wish(Command::Reinstall, Some(Change::Spec(spec))).await
+                self.wish(Command::Reinstall, Some(Change::Spec(Box::new(spec)))).await
             }
             Request::Rebind { ports } => {
                 self.wish(Command::Rebind, Some(Change::Ports(ports))).await
@@ -81,7 +81,7 @@ impl Owner {
         self.check(&spec)?;
         let before = self.record.clone();
         self.record.restart_needed = restart_needed;
-        if let Err(error) = self.save(&[], Some(Change::Spec(spec))).await {
+        if let Err(error) = self.save(&[], Some(Change::Spec(Box::new(spec)))).await {
             self.record = before;
             return Err(Refusal::Store(error));
         }

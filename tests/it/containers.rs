@@ -421,7 +421,7 @@ async fn a_stop_signal_reaches_the_workload_behind_any_command_line() {
     for (id, command) in ids.iter().zip(commands) {
         let mut changes = json!({"start_pattern": "waiting for SIGTERM"});
         changes["startup_command"] = command["startup_command"].clone();
-        changes["tty"] = command.get("tty").cloned().unwrap_or_else(|| json!(true));
+        changes["tty"] = command.get("tty").cloned().unwrap_or(json!(true));
         daemon.run(id, changes).await;
         daemon.power(id, "stop").await;
         let ended = daemon.state(id, "offline").await;
