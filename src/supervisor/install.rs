@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use super::credentials;
 use super::effects::Ctx;
+use super::gap::RunLog;
 use super::install_log::InstallLog;
 use super::run::{LaunchError, console_stream};
 use super::task::Report;
@@ -201,7 +202,7 @@ impl Ctx {
             match engine.inspect(docker_id).await?.map(|seen| seen.status) {
                 None => return Err(InstallError::Lost),
                 Some(ObservedStatus::Exited(exit)) => {
-                    let rest = self.take_rest(run, docker_id).await;
+                    let rest = self.take_rest(RunLog { run, docker_id, since_ms: None }).await;
                     log.make_up(&rest.log, &rest.news).await;
                     return Ok(exit);
                 }
@@ -216,7 +217,8 @@ impl Ctx {
         let (exit, output_broke_off) = {
             let pump = async {
                 if !fresh {
-                    let caught = self.catch_up(run, docker_id, &mut output).await;
+                    let caught =
+                        self.catch_up(RunLog { run, docker_id, since_ms: None }, &mut output).await;
                     log.make_up(&caught.log, &caught.news).await;
                     for chunk in &caught.early {
                         self.take_script_chunk(run, chunk, log).await;
@@ -241,7 +243,7 @@ impl Ctx {
             }
         };
         if output_broke_off {
-            let rest = self.take_rest(run, docker_id).await;
+            let rest = self.take_rest(RunLog { run, docker_id, since_ms: None }).await;
             log.make_up(&rest.log, &rest.news).await;
         }
         Ok(exit)

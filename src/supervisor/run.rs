@@ -280,7 +280,7 @@ impl Ctx {
         output: &mut OutputStream,
         readiness: &mut Option<Readiness>,
     ) {
-        let caught = self.catch_up(run, docker_id, output).await;
+        let caught = self.catch_up(self.workload_log(run, docker_id), output).await;
         // From the run's beginning: a pattern that had matched may not have been stored.
         let matched =
             |readiness: &mut Readiness| caught.log.iter().any(|line| readiness.feed(&line.bytes));
