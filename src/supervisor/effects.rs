@@ -76,9 +76,11 @@ impl Ctx {
                 .insist(|| engine.kill(&docker_id, signal))
                 .await
                 .map_err(|error| error.reason()),
-            StopHow::Command(line) => {
-                self.shared.write_input(line.clone()).await.map_err(|refusal| refusal.to_string())
-            }
+            StopHow::Command(line) => self
+                .shared
+                .write_input(line.clone(), true)
+                .await
+                .map_err(|refusal| refusal.to_string()),
         };
         // What did not reach it is made up for when the grace is over.
         if let Err(reason) = asked {
