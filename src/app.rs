@@ -224,8 +224,7 @@ impl App {
         let mut changed = self.live.subscribe();
         let (settings, access, panel) =
             (self.settings.clone(), self.access.clone(), self.panel_settings.clone());
-        let (ports, registry, stop) =
-            (self.ports.clone(), Arc::clone(&self.registry), self.stop.clone());
+        let (ports, stop) = (self.ports.clone(), self.stop.clone());
         async move {
             while let Some(Ok(())) = stop.run_until_cancelled(changed.changed()).await {
                 let config = changed.borrow_and_update().clone();
@@ -237,30 +236,33 @@ impl App {
                 if let Err(error) = ports.seed(port_seeds(&config)).await {
                     tracing::error!(error = %Chain(&error), "the port pool of the configuration was not taken over");
                 }
-                let isolation = &registry.services().isolation;
-                isolation.set_exceptions(exceptions(&config));
-                ensure(isolation).await;
             }
         }
     }
 
-    /// Sets the rules and the bridge again when the engine is back and every few minutes.
+    /// Sets the rules and the bridge again when the engine is back, when the configuration has changed
+    /// and every few minutes. Apart from [`App::take_over_changes`]: it takes as long as the engine does,
+    /// and a changed token must not wait for that.
     fn keep_isolation(&self) -> impl Future<Output = ()> + use<> {
         let (registry, stop) = (Arc::clone(&self.registry), self.stop.clone());
         let mut health = registry.services().engine.health();
+        let (live, mut changed) = (Arc::clone(&self.live), self.live.subscribe());
         async move {
             loop {
                 let due = async {
                     tokio::select! {
                         () = tokio::time::sleep(ISOLATION_EVERY) => {}
                         _ = health.changed() => {}
+                        _ = changed.changed() => {}
                     }
                 };
                 if stop.run_until_cancelled(due).await.is_none() {
                     return;
                 }
+                let isolation = &registry.services().isolation;
+                isolation.set_exceptions(exceptions(&live.current()));
                 if health.borrow_and_update().is_reachable() {
-                    ensure(&registry.services().isolation).await;
+                    ensure(isolation).await;
                 }
             }
         }

@@ -296,6 +296,7 @@ impl From<InputError> for ApiError {
     fn from(error: InputError) -> Self {
         let code = match error {
             InputError::NotRunning => return Denied::NotRunning.into(),
+            InputError::EngineUnavailable => return Self::engine_unavailable(),
             InputError::QueueFull => {
                 return Self::unavailable("queue_full", "too many commands wait to be taken");
             }

@@ -134,7 +134,11 @@ pub(super) fn block_on<T, E: From<ClientError>>(
     work: impl Future<Output = Result<T, E>>,
 ) -> Result<T, E> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    runtime.map_err(|source| E::from(ClientError::Runtime(source)))?.block_on(work)
+    let runtime = runtime.map_err(|source| E::from(ClientError::Runtime(source)))?;
+    let done = runtime.block_on(work);
+    // A read of the terminal goes on until somebody types; the program does not wait for that.
+    runtime.shutdown_background();
+    done
 }
 
 /// Trusts the daemon's own certificate and no other: whoever reads its configuration has it at hand, and

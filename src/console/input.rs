@@ -23,6 +23,8 @@ const DEADLINE: Duration = Duration::from_secs(5);
 pub(crate) enum InputError {
     #[error("the container is not running")]
     NotRunning,
+    #[error("the container engine does not answer")]
+    EngineUnavailable,
     #[error("too many commands are waiting for the container to take them")]
     QueueFull,
     #[error("the container takes no input; nothing was written")]

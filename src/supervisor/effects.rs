@@ -125,7 +125,7 @@ impl Ctx {
         loop {
             match self.shared.attached_run() {
                 Some(of) if of == run => {
-                    let written = self.shared.write_input(line.to_owned()).await;
+                    let written = self.shared.write_input(line.to_owned(), false).await;
                     return written.map_err(|refusal| refusal.to_string());
                 }
                 // It has ended, and another one runs.

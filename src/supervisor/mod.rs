@@ -83,6 +83,11 @@ impl Snapshot {
     pub(crate) fn state_name(&self) -> &'static str {
         if self.unknown_since.is_some() { "unknown" } else { self.phase.state_name() }
     }
+
+    /// Whether the workload's process is there and may do something.
+    fn is_up(&self) -> bool {
+        matches!(self.phase, Phase::Starting { launched: true, .. } | Phase::Running { .. })
+    }
 }
 
 /// What can be asked of a container's owner.
@@ -179,7 +184,16 @@ impl ContainerHandle {
 
     /// Writes one line to the workload's standard input: in order, at most once, acknowledged.
     pub(crate) async fn write_input(&self, line: String) -> Result<(), InputError> {
-        self.shared.write_input(line).await
+        let snapshot = self.snapshot();
+        if snapshot.unknown_since.is_none() {
+            return self.shared.write_input(line, snapshot.is_up()).await;
+        }
+        // The attached stream may have outlived the engine's silence.
+        let written = self.shared.write_input(line, false).await;
+        written.map_err(|error| match error {
+            InputError::NotRunning => InputError::EngineUnavailable,
+            other => other,
+        })
     }
 
     /// The latest figures; while the receiver lives they are taken every second.
@@ -201,11 +215,7 @@ impl ContainerHandle {
         if snapshot.unknown_since.is_some() {
             return Err(ExecError::EngineUnavailable);
         }
-        let up = matches!(
-            snapshot.phase,
-            Phase::Starting { launched: true, .. } | Phase::Running { .. }
-        );
-        let Some(docker_id) = snapshot.docker_id.clone().filter(|_| up) else {
+        let Some(docker_id) = snapshot.docker_id.clone().filter(|_| snapshot.is_up()) else {
             return Err(ExecError::Denied(Denied::NotRunning));
         };
         let request = ExecRequest {

@@ -2,7 +2,7 @@
 //! where its own files lie.
 
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::{Notify, watch};
@@ -13,13 +13,17 @@ use crate::domain::ids::RunId;
 use crate::domain::stats::Sample;
 use crate::engine::{AttachedInput, CreateRequest, Created, Engine, EngineError};
 
+/// What runs is attached to a moment after it is found running, at the start of lightd or when the
+/// engine is back; so long is a command held for that.
+const ATTACHED_WITHIN: Duration = Duration::from_secs(5);
+
 #[derive(Debug)]
 pub(crate) struct Shared {
     /// `{containers_path}/{id}`.
     pub(super) folder: PathBuf,
     pub(crate) console: Console,
     /// Present while a workload is attached, with the run that it belongs to.
-    input: Mutex<Option<(RunId, ConsoleInput)>>,
+    input: watch::Sender<Option<(RunId, ConsoleInput)>>,
     pub(super) stats: watch::Sender<Option<Sample>>,
     pub(super) stats_wanted: Notify,
     /// Docker containers that are being made. The engine goes on with that when whoever asked is gone,
@@ -32,7 +36,7 @@ impl Shared {
         Self {
             folder,
             console,
-            input: Mutex::new(None),
+            input: watch::Sender::new(None),
             stats: watch::Sender::new(None),
             stats_wanted: Notify::new(),
             creating: TaskTracker::new(),
@@ -76,7 +80,7 @@ impl Shared {
         attached: AttachedInput,
     ) -> impl Future<Output = ()> + use<> {
         let (sender, writer) = input();
-        *self.lock_input() = Some((run, sender));
+        self.input.send_replace(Some((run, sender)));
         async move {
             if let Err(error) = writer.run(attached).await {
                 tracing::debug!(%error, "a workload's standard input broke off");
@@ -87,17 +91,26 @@ impl Shared {
 
     /// Ends the input of a run; that of a later one stays open.
     pub(super) fn close_input(&self, run: RunId) {
-        self.lock_input().take_if(|(of, _)| *of == run);
+        self.input.send_if_modified(|input| input.take_if(|(of, _)| *of == run).is_some());
     }
 
     /// The run whose workload is attached.
     pub(super) fn attached_run(&self) -> Option<RunId> {
-        self.lock_input().as_ref().map(|(run, _)| *run)
+        self.input.borrow().as_ref().map(|(run, _)| *run)
     }
 
-    /// Writes one line to the workload, in order and at most once.
-    pub(crate) async fn write_input(&self, mut line: String) -> Result<(), InputError> {
-        let (_, sender) = self.lock_input().clone().ok_or(InputError::NotRunning)?;
+    /// Writes one line to the workload, in order and at most once. `waits`: it runs, so that the way to
+    /// its input is about to open if it is not.
+    pub(crate) async fn write_input(
+        &self,
+        mut line: String,
+        waits: bool,
+    ) -> Result<(), InputError> {
+        let mut input = self.input.subscribe();
+        let patience = if waits { ATTACHED_WITHIN } else { Duration::ZERO };
+        let open = tokio::time::timeout(patience, input.wait_for(Option::is_some)).await;
+        let open = open.ok().and_then(Result::ok).and_then(|open| open.clone());
+        let (_, sender) = open.ok_or(InputError::NotRunning)?;
         if !line.ends_with('\n') {
             line.push('\n');
         }
@@ -122,12 +135,8 @@ impl Shared {
 
     /// Writes what waits to the disk and ends the readers.
     pub(super) async fn end(&self) {
-        *self.lock_input() = None;
+        self.input.send_replace(None);
         self.console.flush().await;
         self.console.close().await;
-    }
-
-    fn lock_input(&self) -> std::sync::MutexGuard<'_, Option<(RunId, ConsoleInput)>> {
-        self.input.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

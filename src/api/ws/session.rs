@@ -213,6 +213,8 @@ impl Session {
     async fn take(&mut self, socket: &mut WebSocket, step: Step) -> Result<Option<Work>, End> {
         match step {
             Step::In(frame) => return self.take_frame(socket, frame).await,
+            // The owner has left: with its container, or because lightd stops.
+            Step::Snapshot(None) if self.state.stop.is_cancelled() => return Err(End::Stopping),
             Step::Snapshot(None) => return Err(End::Deleted),
             Step::Snapshot(Some(snapshot)) => self.take_snapshot(socket, &snapshot, false).await?,
             Step::Signal(Ok(signal)) => self.take_signal(socket, signal).await?,

@@ -13,6 +13,10 @@ use bollard::query_parameters::{
     ListContainersOptionsBuilder, ListImagesOptionsBuilder, ListNetworksOptions,
     ListNetworksOptionsBuilder, RemoveContainerOptionsBuilder, RemoveImageOptionsBuilder,
 };
+use ipnet::Ipv4Net;
+
+use super::SOON;
+use super::wait::eventually;
 
 const NODE_LABEL: &str = "lightd.node";
 const IMAGE_LABEL: &str = "lightd.image";
@@ -41,11 +45,17 @@ pub(crate) async fn leftovers(docker: &Docker, node: &str) -> Vec<String> {
     found.into_iter().filter(|thing| thing.node == node).map(|thing| thing.to_string()).collect()
 }
 
-/// Removes all that a node made.
+/// Removes all that a node made. More than once: what a daemon asked for last may still be in the
+/// making when it has ended.
 pub(crate) async fn remove_node(docker: &Docker, node: &str) {
-    for thing in find(docker).await.into_iter().filter(|thing| thing.node == node) {
-        thing.remove(docker).await;
-    }
+    eventually("the engine is as it was", SOON, async || {
+        for thing in find(docker).await.into_iter().filter(|thing| thing.node == node) {
+            thing.remove(docker).await;
+        }
+        let left = leftovers(docker, node).await;
+        if left.is_empty() { Ok(()) } else { Err(left) }
+    })
+    .await;
 }
 
 /// Removes what test runs of more than an hour ago left behind.
@@ -59,12 +69,12 @@ pub(crate) async fn sweep(docker: &Docker) {
     }
 }
 
-/// The subnets of all the engine's networks.
-pub(crate) async fn subnets(docker: &Docker) -> Vec<String> {
+/// The IPv4 subnets of all the engine's networks.
+pub(crate) async fn subnets(docker: &Docker) -> Vec<Ipv4Net> {
     let listed = docker.list_networks(None::<ListNetworksOptions>).await;
     let listed = listed.expect("a list of networks").into_iter();
     let configs = listed.filter_map(|network| network.ipam?.config).flatten();
-    configs.filter_map(|config| config.subnet).collect()
+    configs.filter_map(|config| config.subnet?.parse().ok()).collect()
 }
 
 /// Something in the engine that bears a node's label. The order is the one to remove things in.

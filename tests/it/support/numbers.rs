@@ -5,6 +5,8 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::net::{TcpListener, UdpSocket};
 
+use ipnet::Ipv4Net;
+
 /// Below the range that the kernel takes ports for outgoing connections from.
 const PORTS: std::ops::Range<u16> = 20_000..30_000;
 const SUBNETS: u16 = 16 * 256;
@@ -29,14 +31,15 @@ pub(crate) fn free_port() -> u16 {
     free_ports(1)[0]
 }
 
-/// A /24 of 10.96.0.0/12 that is not among those `in_use`.
-pub(crate) fn free_subnet(in_use: &[String]) -> String {
+/// A /24 of 10.96.0.0/12 that overlaps with none of those `in_use`.
+pub(crate) fn free_subnet(in_use: &[Ipv4Net]) -> String {
     let mut counter = Counter::open("subnets");
     for _ in 0..SUBNETS {
         let n = counter.take(1) % SUBNETS;
-        let subnet = format!("10.{}.{}.0/24", 96 + n / 256, n % 256);
-        if !in_use.contains(&subnet) {
-            return subnet;
+        let subnet: Ipv4Net =
+            format!("10.{}.{}.0/24", 96 + n / 256, n % 256).parse().expect("a subnet");
+        if !in_use.iter().any(|used| used.contains(&subnet) || subnet.contains(used)) {
+            return subnet.to_string();
         }
     }
     panic!("no free subnet in 10.96.0.0/12")

@@ -48,6 +48,7 @@ pub(crate) struct Daemon {
     child: Option<Child>,
     scheme: &'static str,
     environment: Vec<(String, String)>,
+    arguments: Vec<String>,
     is_closed: bool,
     _slot: Option<SemaphorePermit<'static>>,
 }
@@ -99,6 +100,7 @@ impl Daemon {
             child: None,
             scheme: "http",
             environment: Vec::new(),
+            arguments: Vec::new(),
             is_closed: false,
             docker,
             unique,
@@ -178,6 +180,11 @@ impl Daemon {
         self.environment.push((name.to_owned(), value.to_owned()));
     }
 
+    /// Arguments for the next launch.
+    pub(crate) fn set_arguments(&mut self, arguments: &[&str]) {
+        self.arguments = arguments.iter().map(|&argument| argument.to_owned()).collect();
+    }
+
     /// The address is `https` from here on.
     pub(crate) fn use_tls(&mut self) {
         self.scheme = "https";
@@ -252,7 +259,9 @@ impl Daemon {
         std::fs::create_dir_all(&folder).expect("a folder for the log");
         let log = File::options().create(true).append(true).open(self.log_path()).expect("a log");
         let errors = log.try_clone().expect("a second handle");
-        let child = self.command(&[]).stdout(log).stderr(errors).spawn();
+        let mut command = self.command(&[]);
+        command.args(&self.arguments);
+        let child = command.stdout(log).stderr(errors).spawn();
         self.child = Some(child.expect("the program starts"));
     }
 
@@ -416,13 +425,7 @@ impl Daemon {
             .await;
             self.terminate().await;
         }
-        // More than once: what the daemon asked for last may still be in the making.
-        eventually("the engine is as it was", SOON, async || {
-            engine::remove_node(&self.docker, &self.node).await;
-            let left = engine::leftovers(&self.docker, &self.node).await;
-            if left.is_empty() { Ok(()) } else { Err(left) }
-        })
-        .await;
+        engine::remove_node(&self.docker, &self.node).await;
         engine::remove_firewall(&self.bridge);
         let log = self.log();
         assert!(!log.contains("panicked"), "something panicked:\n{}", tail(&log));
