@@ -6,3 +6,4 @@ mod guest;
 mod install;
 mod operations;
 mod support;
+mod volumes;
