@@ -4,16 +4,18 @@
 //! body is read up to its limit and no further, a struct takes no field it does not know (each request
 //! struct says `deny_unknown_fields`), and what is wrong is named by its path in the body.
 
-use axum::body::Bytes;
+use axum::body::{Body, Bytes};
 use axum::extract::path::ErrorKind;
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{FromRef, FromRequest, FromRequestParts, Request};
-use axum::http::header;
 use axum::http::request::Parts;
+use axum::http::{HeaderValue, header};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::de::DeserializeOwned;
 
 use super::error::ApiError;
+
+const DISCARDED_MAX_BYTES: usize = 64 << 20;
 
 /// The largest body that is read into memory.
 #[derive(Clone, Copy, Debug)]
@@ -57,19 +59,37 @@ where
 }
 
 async fn read_body(request: Request, limit_bytes: usize) -> Result<Bytes, ApiError> {
-    let announced = request.headers().get(header::CONTENT_LENGTH);
-    let announced = announced.and_then(|text| text.to_str().ok()?.parse::<usize>().ok());
+    let number = |text: &HeaderValue| text.to_str().ok()?.parse::<usize>().ok();
+    let announced = request.headers().get(header::CONTENT_LENGTH).and_then(number);
+    let waits_for_leave = request.headers().contains_key(header::EXPECT);
+    let mut body = request.into_body();
     if announced.is_some_and(|bytes| bytes > limit_bytes) {
+        if !waits_for_leave {
+            discard(&mut body).await;
+        }
         return Err(ApiError::too_large(limit_bytes));
     }
-    let limited = Limited::new(request.into_body(), limit_bytes);
-    match limited.collect().await {
+    match Limited::new(&mut body, limit_bytes).collect().await {
         Ok(whole) => Ok(whole.to_bytes()),
-        Err(error) if error.is::<LengthLimitError>() => Err(ApiError::too_large(limit_bytes)),
+        Err(error) if error.is::<LengthLimitError>() => {
+            discard(&mut body).await;
+            Err(ApiError::too_large(limit_bytes))
+        }
         Err(error) => {
             Err(ApiError::malformed("incomplete_body", "the request's body broke off")
                 .because(error))
         }
+    }
+}
+
+/// Takes the rest of a body that is too large and throws it away: a client that reads only once it has
+/// sent everything would else see a broken connection instead of the refusal.
+async fn discard(body: &mut Body) {
+    let mut left_bytes = DISCARDED_MAX_BYTES;
+    while let Some(Ok(frame)) = body.frame().await {
+        let length = frame.data_ref().map_or(0, Bytes::len);
+        let Some(left) = left_bytes.checked_sub(length) else { return };
+        left_bytes = left;
     }
 }
 
@@ -188,7 +208,6 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Query<T> {
 #[cfg(test)]
 mod tests {
     use axum::Router;
-    use axum::body::Body;
     use axum::http::StatusCode;
     use axum::routing::{get, post};
     use serde::Deserialize;

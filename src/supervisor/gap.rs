@@ -60,7 +60,7 @@ impl Ctx {
     pub(super) async fn take_rest(&self, run: RunId, docker_id: &str) -> Caught {
         let read = self.read_log(docker_id).await;
         let caught = self.take_over(run, read).await;
-        self.shared.console.end_run();
+        self.end_output().await;
         caught
     }
 

@@ -62,7 +62,6 @@ impl Ctx {
                 Err(error.to_string())
             }
         };
-        self.clone().remove_install(run).await;
         self.fact(Fact::InstallEnded { run, result }).await;
     }
 
@@ -152,14 +151,11 @@ impl Ctx {
     }
 
     async fn create_install(&self, script: &str) -> Result<String, EngineError> {
-        if let Some(found) = self.ours_named(&install_name(&self.snapshot.id)).await? {
-            return Ok(found.docker_id);
-        }
         let volume = self.services.files.volume_path(self.snapshot.spec.volume_id);
         let places = Places { volume: &volume, data: &self.shared.data_folder() };
         let settings = self.services.settings();
         let request = workload::install_request(&self.snapshot, script, &places, &settings);
-        Ok(self.services.engine.create(&request).await?.docker_id)
+        self.create(request).await
     }
 
     /// Follows the script until it has exited, however often the engine goes away meanwhile.
@@ -209,9 +205,10 @@ impl Ctx {
                     log.make_up(&rest.log, &rest.news).await;
                     return Ok(exit);
                 }
-                Some(
-                    ObservedStatus::Created | ObservedStatus::Running | ObservedStatus::Paused,
-                ) => {}
+                Some(ObservedStatus::Created) => {
+                    self.services.isolated().await.map_err(LaunchError::NotIsolated)?;
+                }
+                Some(ObservedStatus::Running | ObservedStatus::Paused) => {}
             }
         }
         let mut output = engine.attach(docker_id, false).await?.output;

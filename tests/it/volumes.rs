@@ -480,3 +480,20 @@ async fn a_crash_leaves_no_half_made_files_and_no_deleted_volumes() {
     .await;
     daemon.close().await;
 }
+
+#[tokio::test]
+async fn a_refusal_reaches_a_client_that_is_still_sending() {
+    let daemon = Daemon::start().await;
+    let volume = Volume::new(&daemon, json!({"size": 1})).await;
+    let uri = volume.uri("files/contents?path=x");
+    let stranger = daemon.client().with_token("lightd_0123456789_nobody");
+    let much = vec![7_u8; 32 << 20];
+    for _ in 0..5 {
+        let sent = stranger.request(Method::PUT, &uri).body(much.clone());
+        answer(sent).await.refused(401, "unauthorized");
+        volume.put("x", much.clone(), &[]).await.refused(507, "quota_exceeded");
+        let body = json!({"path": "x", "content": "x".repeat(20 << 20)});
+        volume.post("files", body).await.refused(413, "too_large");
+    }
+    daemon.close().await;
+}

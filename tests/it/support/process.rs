@@ -416,8 +416,8 @@ impl Daemon {
             .await;
             self.terminate().await;
         }
-        // What the daemon asked for last the engine may still be making.
-        eventually("nothing of this node is left in the engine", SOON, async || {
+        // More than once: what the daemon asked for last may still be in the making.
+        eventually("the engine is as it was", SOON, async || {
             engine::remove_node(&self.docker, &self.node).await;
             let left = engine::leftovers(&self.docker, &self.node).await;
             if left.is_empty() { Ok(()) } else { Err(left) }
