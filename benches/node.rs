@@ -116,11 +116,12 @@ fn part_requests(node: &Node) -> Result<()> {
     daemon.delete("requests")
 }
 
-/// `POST start` until `running`, beside `docker start` of the very same container.
+/// `POST start` until `running`, beside the engine's start of a container that is made alike.
 fn part_start(node: &Node) -> Result<()> {
     let daemon = node.start()?;
     daemon.create("starter", "echo Ready; sleep 1000000", Some("Ready"))?;
     daemon.wait_for("starter", "offline")?;
+    docker::create("bench-plain")?;
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
     for _ in 0..10 {
         let began = Instant::now();
@@ -194,7 +195,6 @@ impl Node {
     fn new() -> Result<Self> {
         let folder = std::env::temp_dir().join(format!("lightd-bench-{}", std::process::id()));
         std::fs::create_dir_all(&folder)?;
-        docker::create("bench-plain")?;
         Ok(Self { folder })
     }
 
@@ -463,6 +463,8 @@ mod docker {
             "create",
             "--name",
             name,
+            "--network",
+            BRIDGE,
             "--label",
             &label,
             "--init",

@@ -37,7 +37,13 @@ impl RestartHistory {
         if self.crashes_in_a_row > BUDGET {
             return None;
         }
-        Some(FIRST_DELAY.saturating_mul(1 << (self.crashes_in_a_row - 1)).min(LONGEST_DELAY))
+        Some(self.delay())
+    }
+
+    /// The delay after the latest crash.
+    pub(crate) fn delay(&self) -> Duration {
+        let doublings = self.crashes_in_a_row.saturating_sub(1).min(BUDGET);
+        FIRST_DELAY.saturating_mul(1 << doublings).min(LONGEST_DELAY)
     }
 
     /// Someone asked for a start or a stop: the series is over.

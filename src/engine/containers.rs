@@ -317,15 +317,21 @@ impl Engine {
         Ok(found.map(|found| found.size_rw.and_then(|n| u64::try_from(n).ok()).unwrap_or(0)))
     }
 
-    /// Makes an image of the container's root file system and returns its id. The image is configured
-    /// as the container's own image is: nothing that was set for this one container lives on in it.
+    /// Makes an image of the container's root file system and returns its id; one that was made of it
+    /// before under this name is kept. The image is configured as the container's own image is: nothing
+    /// that was set for this one container lives on in it.
     pub(crate) async fn commit(
         &self,
         id: &str,
         repo: &str,
         tag: &str,
     ) -> Result<String, EngineError> {
-        images::check_reference(op::COMMIT, &format!("{repo}:{tag}"))?;
+        let name = format!("{repo}:{tag}");
+        images::check_reference(op::COMMIT, &name)?;
+        let made = self.list_images(&labels::filter(labels::MADE_FROM, id)).await?;
+        if let Some(made) = made.into_iter().find(|made| made.tags.contains(&name)) {
+            return Ok(made.id);
+        }
         let Some(found) = self.look_at(op::COMMIT, id, None).await? else {
             let kind = EngineErrorKind::NotFound;
             return Err(EngineError::said(
@@ -336,7 +342,8 @@ impl Engine {
             ));
         };
         let base = self.image_config(&found.image.unwrap_or_default()).await?;
-        let config = convert::commit_config(&base, &found.config.unwrap_or_default(), self.node());
+        let config =
+            convert::commit_config(&base, &found.config.unwrap_or_default(), self.node(), id);
         let options = CommitContainerOptionsBuilder::new()
             .container(id)
             .repo(repo)

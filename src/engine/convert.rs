@@ -206,6 +206,7 @@ pub(super) fn commit_config(
     base: &ImageConfig,
     container: &ContainerConfig,
     node: &str,
+    made_from: &str,
 ) -> ContainerConfig {
     let or = |value: &Option<String>, default: &str| {
         Some(value.clone().filter(|text| !text.is_empty()).unwrap_or_else(|| default.to_owned()))
@@ -218,6 +219,7 @@ pub(super) fn commit_config(
         labels.insert(name.to_owned(), String::new());
     }
     labels.insert(labels::IMAGE.to_owned(), node.to_owned());
+    labels.insert(labels::MADE_FROM.to_owned(), made_from.to_owned());
     ContainerConfig {
         cmd: Some(base.cmd.clone().unwrap_or_default()),
         entrypoint: Some(base.entrypoint.clone().unwrap_or_default()),
@@ -383,7 +385,7 @@ mod tests {
             labels: Some([("team".to_owned(), "t".to_owned())].into()),
             ..ContainerConfig::default()
         };
-        let config = commit_config(&base, &container, "n");
+        let config = commit_config(&base, &container, "n", "c");
         assert_eq!(config.env, Some(vec!["PATH=/bin".to_owned(), "SECRET=".to_owned()]));
         assert_eq!(config.cmd, Some(vec!["sh".to_owned()]));
         assert_eq!(config.entrypoint, Some(Vec::new()));

@@ -150,9 +150,14 @@ impl Engine {
 
     /// All images that this node made of containers.
     pub(crate) async fn list_our_images(&self) -> Result<Vec<OurImage>, EngineError> {
-        let options = ListImagesOptionsBuilder::new()
-            .filters(&labels::filter(labels::IMAGE, self.node()))
-            .build();
+        self.list_images(&labels::filter(labels::IMAGE, self.node())).await
+    }
+
+    pub(super) async fn list_images(
+        &self,
+        filters: &HashMap<String, Vec<String>>,
+    ) -> Result<Vec<OurImage>, EngineError> {
+        let options = ListImagesOptionsBuilder::new().filters(filters).build();
         let found =
             self.call(op::LIST, "images", |docker| async move {
                 docker.list_images(Some(options)).await

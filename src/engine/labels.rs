@@ -15,6 +15,9 @@ pub(crate) const RUN: &str = "lightd.run";
 /// of their image, and must not count as ours by that.
 pub(crate) const IMAGE: &str = "lightd.image";
 
+/// On images that lightd made, with the engine's id of the container each was made from.
+pub(crate) const MADE_FROM: &str = "lightd.made-from";
+
 pub(crate) const ROLE_WORKLOAD: &str = "workload";
 pub(crate) const ROLE_INSTALL: &str = "install";
 

@@ -54,7 +54,7 @@ pub(crate) use self::{
     images::{PullProgress, RegistryAuth},
     logs::{LogLine, LogsRequest},
     networks::BridgeSpec,
-    request::{Bind, CreateRequest, Hardening, LogCap},
+    request::{Bind, CreateRequest, Created, Hardening, LogCap},
     streams::{Attached, AttachedInput, OutputStream},
 };
 

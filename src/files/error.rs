@@ -39,7 +39,7 @@ pub(crate) enum FileError {
     InvalidPattern { pattern: String },
     #[error("the cursor does not belong to a listing")]
     InvalidCursor,
-    #[error("the volume's limit of {} MB does not allow it", limit_bytes >> 20)]
+    #[error("the volume's limit of {} MB would be exceeded", limit_bytes >> 20)]
     QuotaExceeded { limit_bytes: u64 },
     #[error("there is no space left for {path}")]
     NoSpace { path: String },

@@ -105,6 +105,9 @@ impl Isolation {
         let ensured = self.ensure_both().await;
         let status = match &ensured {
             Ok(()) => IsolationStatus::Ready,
+            // An engine that is away says nothing of the isolation: a start that waits for the engine
+            // must not fail on what the engine's absence has left here.
+            Err(IsolationError::Bridge(error)) if error.is_away() => return ensured,
             Err(error) => IsolationStatus::Failed { why: Chain(error).to_string() },
         };
         self.status.send_if_modified(|present| {

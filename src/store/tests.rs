@@ -4,7 +4,9 @@ use super::bindings::PortRequest;
 use super::containers::ContainerFilter;
 use super::ports::{NotDeleted, PortFilter};
 use super::testing::*;
+use super::volumes::VolumeRow;
 use super::*;
+use crate::domain::ids::VolumeId;
 use crate::domain::panel_update::{PanelUpdate, PowerState};
 use crate::domain::spec::{HostPort, PortBinding, Protocol};
 use crate::domain::units::UnixSeconds;
@@ -214,6 +216,26 @@ async fn a_deleted_container_holds_nothing() {
     let again = store.write("delete", |tx| tx.delete_container(&id("a"))).await;
     assert!(matches!(again, Err(StoreError::NoSuchContainer(_))));
     store.write("delete", move |tx| tx.delete_volume(volume)).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_volumes_folder_is_one_to_remove_while_no_row_stands_for_it() {
+    let (_folder, store) = open();
+    let left = async || {
+        store.read("look", |rx| rx.volume_folders_to_remove()).await.expect("a list").len()
+    };
+    let id = VolumeId::random();
+    store.write("announce", move |tx| tx.announce_volume_folder(id)).await.unwrap();
+    assert_eq!(left().await, 1);
+    let row = VolumeRow { id, name: None, size_bytes: None, created_at: NOW };
+    store.write("insert", move |tx| tx.insert_volume(&row)).await.unwrap();
+    assert_eq!(left().await, 0);
+    store.write("delete", move |tx| tx.delete_volume(id)).await.unwrap();
+    assert_eq!(left().await, 1);
+    let again = store.write("delete", move |tx| tx.delete_volume(id)).await;
+    assert!(matches!(again, Err(StoreError::NoSuchVolume(_))));
+    store.write("forget", move |tx| tx.forget_volume_folder(id)).await.unwrap();
+    assert_eq!(left().await, 0);
 }
 
 #[tokio::test]

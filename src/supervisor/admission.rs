@@ -11,13 +11,17 @@ const TAKEN: &[&str] =
 
 pub(super) fn problems(spec: &ContainerSpec, services: &Services) -> Vec<Problem> {
     let mut found = spec.problems(services.capacity);
-    let allowed = &services.settings().allowed_mounts;
-    for mount in &spec.mounts {
-        if let Err(why) = check_mount(mount, allowed) {
-            found.push(Problem::new(format!("mount.{}", mount.target), why));
-        }
-    }
+    found.extend(mount_problems(spec, &services.settings().allowed_mounts));
     found
+}
+
+/// Blocking: looks at the folders.
+pub(super) fn mount_problems(spec: &ContainerSpec, allowed: &[PathBuf]) -> Vec<Problem> {
+    let refused = |mount: &Mount| {
+        let why = check_mount(mount, allowed).err()?;
+        Some(Problem::new(format!("mount.{}", mount.target), why))
+    };
+    spec.mounts.iter().filter_map(refused).collect()
 }
 
 /// A host folder may be mounted if it lies beneath an allowed one, both resolved, compared part by

@@ -13,6 +13,7 @@ use super::registry::Registry;
 use super::task::BootLook;
 use crate::domain::ids::ContainerId;
 use crate::domain::lifecycle::Phase;
+use crate::domain::observed::Observed;
 use crate::engine::{EngineError, Hint, Ours, labels};
 use crate::network::isolation::IsolationError;
 use crate::store::StoreError;
@@ -24,6 +25,13 @@ const AGAIN: Backoff = Backoff {
     first: std::time::Duration::from_millis(300),
     longest: std::time::Duration::from_secs(5),
 };
+
+/// The engine's containers that belong to a row.
+#[derive(Clone, Debug, Default)]
+struct Found {
+    workload: Option<String>,
+    others: Vec<Ours>,
+}
 
 #[derive(Debug, thiserror::Error)]
 enum BootError {
@@ -88,7 +96,7 @@ impl Registry {
         }
     }
 
-    async fn look_over(&self) -> Result<HashMap<ContainerId, Ours>, BootError> {
+    async fn look_over(&self) -> Result<HashMap<ContainerId, Found>, BootError> {
         // Containers that run are judged even where the network cannot be set up; a start is refused
         // then, each with its reason.
         if let Err(error) = self.services().isolation.ensure().await {
@@ -102,7 +110,7 @@ impl Registry {
             }
         }
         let ours = self.services().engine.list_ours().await.map_err(BootError::Engine)?;
-        let mut workloads = HashMap::new();
+        let mut all: HashMap<ContainerId, Found> = HashMap::new();
         for found in ours {
             let id = found.labels.get(labels::CONTAINER).and_then(|id| ContainerId::parse(id).ok());
             let Some(id) = id.filter(|id| self.get(id).is_some()) else {
@@ -113,32 +121,50 @@ impl Registry {
                 );
                 continue;
             };
-            if found.name == id.docker_name() {
-                workloads.insert(id, found);
+            let is_workload = found.name == id.docker_name();
+            let of_row = all.entry(id).or_default();
+            if is_workload {
+                of_row.workload = Some(found.docker_id);
+            } else {
+                of_row.others.push(found);
             }
         }
-        Ok(workloads)
+        Ok(all)
     }
 
-    async fn tell_all(&self, mut workloads: HashMap<ContainerId, Ours>, engine_was_away: bool) {
-        for handle in self.list() {
-            let seen = match workloads.remove(handle.id()) {
-                None => None,
-                Some(found) => {
-                    let engine = &self.services().engine;
-                    match self.services().insist(|| engine.inspect(&found.docker_id)).await {
-                        Ok(seen) => seen,
-                        Err(error) => {
-                            tracing::error!(container.id = %handle.id(), error = %Chain(&error), "cannot look at a container");
-                            continue;
-                        }
+    /// A container that cannot be looked at is tried again after the others.
+    async fn tell_all(&self, mut found: HashMap<ContainerId, Found>, engine_was_away: bool) {
+        let mut waiting = self.list();
+        let mut rounds = 0;
+        while !waiting.is_empty() {
+            if rounds > 0 {
+                tokio::time::sleep(AGAIN.delay(rounds)).await;
+            }
+            rounds += 1;
+            for handle in std::mem::take(&mut waiting) {
+                let Found { workload, others } =
+                    found.get(handle.id()).cloned().unwrap_or_default();
+                match self.see(workload.as_deref()).await {
+                    Ok(seen) => {
+                        let look = BootLook { seen, others, engine_was_away, rest_is_read: false };
+                        self.tell_boot(handle.id(), look);
+                        found.remove(handle.id());
+                    }
+                    Err(error) => {
+                        tracing::error!(container.id = %handle.id(), error = %Chain(&error), "cannot look at a container; it will be tried again");
+                        waiting.push(handle);
                     }
                 }
-            };
-            self.tell_boot(handle.id(), BootLook { seen, engine_was_away });
+            }
         }
         self.drop_stale_images().await;
         tracing::info!("all containers are taken up");
+    }
+
+    async fn see(&self, workload: Option<&str>) -> Result<Option<Observed>, EngineError> {
+        let Some(docker_id) = workload else { return Ok(None) };
+        let services = self.services();
+        services.insist(|| services.engine.inspect(docker_id)).await
     }
 
     /// Removes images of earlier installs whose removal was cut off: no container is made from them.

@@ -40,6 +40,7 @@ impl Owner {
                 self.abort_install();
                 self.tasks.spawn(ctx.remove_install(run));
             }
+            Effect::ClearInstall { run } => drop(self.tasks.spawn(ctx.remove_install(run))),
             Effect::Start { run } => self.run_task = Some((run, self.tasks.spawn(ctx.start(run)))),
             Effect::Attach { run } => {
                 self.launched = Some(run);

@@ -8,7 +8,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
+use super::record::is_of_run;
 use super::services::Services;
 use super::task::Report;
 use super::workload::{aside_name, install_name};
@@ -18,9 +20,13 @@ use crate::domain::ids::RunId;
 use crate::domain::lifecycle::Fact;
 use crate::domain::observed::ObservedStatus;
 use crate::domain::spec::{Limits, StopHow};
-use crate::engine::{EngineError, EngineErrorKind, Ours, labels};
+use crate::engine::{CreateRequest, EngineError, EngineErrorKind, Ours, labels};
 use crate::util::chain::Chain;
 
+/// A container that the engine is about to make shows in its lists only when it is there.
+const CREATE_AGAIN: Duration = Duration::from_millis(250);
+const CREATE_TRIES: u32 = 40;
+const INPUT_AGAIN: Duration = Duration::from_millis(50);
 /// How long an exit may take to show after the engine has taken a kill.
 const EXIT_AFTER_KILL: Duration = Duration::from_secs(10);
 
@@ -31,6 +37,8 @@ pub(super) struct Ctx {
     pub(super) shared: Arc<Shared>,
     pub(super) snapshot: Arc<Snapshot>,
     pub(super) sealed_auth: Option<Vec<u8>>,
+    /// When the latest start was decided.
+    pub(super) begun_at_ms: Option<i64>,
     pub(super) reports: mpsc::Sender<Report>,
 }
 
@@ -64,6 +72,32 @@ impl Ctx {
         Ok(self.ours().await?.into_iter().find(|found| found.name == name))
     }
 
+    /// Makes a Docker container. A name that is taken is taken by an attempt of ours that was cut off, by
+    /// a crash or an outage, and may still be on its way: that one is removed.
+    pub(super) async fn create(&self, request: CreateRequest) -> Result<String, EngineError> {
+        let engine = &self.services.engine;
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            match self.shared.create(engine.clone(), request.clone()).await {
+                Ok(created) => {
+                    for warning in &created.warnings {
+                        self.say(format!("the engine warns: {warning}"));
+                    }
+                    return Ok(created.docker_id);
+                }
+                Err(error) if error.kind() == EngineErrorKind::Conflict => {
+                    match self.ours_named(&request.name).await? {
+                        Some(left) => engine.remove(&left.docker_id).await?,
+                        None if tries < CREATE_TRIES => tokio::time::sleep(CREATE_AGAIN).await,
+                        None => return Err(error),
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
     pub(super) async fn stop(self, run: RunId, unpause: bool) {
         let Some(docker_id) = self.snapshot.docker_id.clone() else { return };
         let engine = &self.services.engine;
@@ -76,11 +110,7 @@ impl Ctx {
                 .insist(|| engine.kill(&docker_id, signal))
                 .await
                 .map_err(|error| error.reason()),
-            StopHow::Command(line) => self
-                .shared
-                .write_input(line.clone(), true)
-                .await
-                .map_err(|refusal| refusal.to_string()),
+            StopHow::Command(line) => self.stop_by_command(run, line).await,
         };
         // What did not reach it is made up for when the grace is over.
         if let Err(reason) = asked {
@@ -88,22 +118,38 @@ impl Ctx {
         }
     }
 
+    /// Types the stop command. After a restart of lightd or an outage the way to the workload's input may
+    /// not stand yet; it is waited for as long as the workload is not killed anyway.
+    async fn stop_by_command(&self, run: RunId, line: &str) -> Result<(), String> {
+        let end = Instant::now() + self.snapshot.spec.stop.grace;
+        loop {
+            match self.shared.attached_run() {
+                Some(of) if of == run => {
+                    let written = self.shared.write_input(line.to_owned(), false).await;
+                    return written.map_err(|refusal| refusal.to_string());
+                }
+                // It has ended, and another one runs.
+                Some(_) => return Ok(()),
+                None if Instant::now() >= end => return Ok(()),
+                None => tokio::time::sleep(INPUT_AGAIN).await,
+            }
+        }
+    }
+
     pub(super) async fn kill(self, run: RunId) {
         let Some(docker_id) = self.snapshot.docker_id.clone() else {
-            return self
-                .fact(Fact::StartFailed { run, reason: "it was ended before it began".to_owned() })
-                .await;
+            return self.never_began(run).await;
         };
         let engine = &self.services.engine;
         loop {
             self.services.until_done(|| engine.kill(&docker_id, "SIGKILL")).await;
             let seen = self.services.until_done(|| engine.inspect(&docker_id)).await;
+            let of_run = seen.as_ref().is_some_and(|seen| is_of_run(seen, self.begun_at_ms));
             match seen.map(|seen| seen.status) {
                 None => return self.fact(Fact::Vanished { run }).await,
-                Some(ObservedStatus::Created) => {
-                    let reason = "it was ended before it began".to_owned();
-                    return self.fact(Fact::StartFailed { run, reason }).await;
-                }
+                Some(ObservedStatus::Created) => return self.never_began(run).await,
+                // The engine shows the end of the run before this one.
+                Some(ObservedStatus::Exited(_)) if !of_run => return self.never_began(run).await,
                 Some(ObservedStatus::Exited(exit)) => {
                     // Whoever follows the run tells of its end after its last line; this is for when
                     // nobody does.
@@ -117,6 +163,11 @@ impl Ctx {
                 }
             }
         }
+    }
+
+    async fn never_began(&self, run: RunId) {
+        let reason = "it was ended before it began".to_owned();
+        self.fact(Fact::StartFailed { run, reason }).await;
     }
 
     pub(super) async fn pause(self, run: RunId) {
@@ -214,6 +265,7 @@ impl Ctx {
 
     /// Removes what an install run left in the engine.
     pub(super) async fn remove_install(self, run: RunId) {
+        self.shared.creates_done().await;
         let (name, run) = (install_name(&self.snapshot.id), run.to_string());
         self.services
             .until_done(|| async {
@@ -228,8 +280,14 @@ impl Ctx {
             .await;
     }
 
+    /// Removes a Docker container that a crash left behind.
+    pub(super) async fn remove_leftover(self, docker_id: String) {
+        self.services.until_done(|| self.services.engine.remove(&docker_id)).await;
+    }
+
     /// Removes everything that is the container's own, and keeps its volume.
     pub(super) async fn remove(self) {
+        self.shared.creates_done().await;
         self.services
             .until_done(|| async {
                 for found in self.ours().await? {

@@ -22,6 +22,16 @@ const LOG_LAG: Duration = Duration::from_millis(100);
 const ATTACH_LAG: Duration = Duration::from_millis(20);
 const TRIES: u32 = 4;
 
+/// The part of a Docker container's log that is of one run.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct RunLog<'a> {
+    pub(super) run: RunId,
+    pub(super) docker_id: &'a str,
+    /// When the run was decided, in Unix milliseconds, if others may have gone before it. The engine's
+    /// own word on when it began is of no use: it is of after the first lines.
+    pub(super) since_ms: Option<i64>,
+}
+
 /// A run's output up to where an attach goes on.
 #[derive(Debug, Default)]
 pub(super) struct Caught {
@@ -41,26 +51,26 @@ struct Log {
 }
 
 impl Ctx {
+    /// The log of a run of the workload.
+    pub(super) fn workload_log<'a>(&self, run: RunId, docker_id: &'a str) -> RunLog<'a> {
+        RunLog { run, docker_id, since_ms: self.begun_at_ms }
+    }
+
     /// Brings the console up to where `output`, an attach from just now, goes on.
-    pub(super) async fn catch_up(
-        &self,
-        run: RunId,
-        docker_id: &str,
-        output: &mut OutputStream,
-    ) -> Caught {
+    pub(super) async fn catch_up(&self, of: RunLog<'_>, output: &mut OutputStream) -> Caught {
         let attached_at = jiff::Timestamp::now().as_millisecond() * NANOS_PER_MS;
         let mut early = Early::default();
-        let read = self.read_up_to(docker_id, output, &mut early, attached_at).await;
-        let mut caught = self.take_over(run, read).await;
+        let read = self.read_up_to(of, output, &mut early, attached_at).await;
+        let mut caught = self.take_over(of.run, read).await;
         caught.early = early.chunks;
         caught
     }
 
     /// Takes over all that the engine's log has of a run that has ended.
-    pub(super) async fn take_rest(&self, run: RunId, docker_id: &str) -> Caught {
-        let read = self.read_log(docker_id).await;
-        let caught = self.take_over(run, read).await;
-        self.shared.console.end_run();
+    pub(super) async fn take_rest(&self, of: RunLog<'_>) -> Caught {
+        let read = self.read_log(of).await;
+        let caught = self.take_over(of.run, read).await;
+        self.end_output().await;
         caught
     }
 
@@ -81,7 +91,7 @@ impl Ctx {
     /// The log up to where the attach begins.
     async fn read_up_to(
         &self,
-        docker_id: &str,
+        of: RunLog<'_>,
         output: &mut OutputStream,
         early: &mut Early,
         attached_at: i64,
@@ -92,7 +102,7 @@ impl Ctx {
             early.collect_for(output, LOG_LAG).await;
             let in_log_by_now = STREAMS.map(|stream| early.whole_lines(stream));
             let mut log = tokio::select! {
-                log = self.read_log(docker_id) => log?,
+                log = self.read_log(of) => log?,
                 () = early.collect(output) => Log::default(),
             };
             early.collect_for(output, ATTACH_LAG).await;
@@ -116,16 +126,17 @@ impl Ctx {
         }
     }
 
-    async fn read_log(&self, docker_id: &str) -> Result<Log, EngineError> {
+    async fn read_log(&self, of: RunLog<'_>) -> Result<Log, EngineError> {
         let engine = &self.services.engine;
-        let Some(observed) = engine.inspect(docker_id).await? else { return Ok(Log::default()) };
-        // A log that goes on over several runs is cut at this one's beginning.
-        let since = observed.started_at_ms.map(|ms| {
+        let Some(observed) = engine.inspect(of.docker_id).await? else {
+            return Ok(Log::default());
+        };
+        let since = of.since_ms.map(|ms| {
             let nanos = u32::try_from(ms.rem_euclid(1000)).unwrap_or(0) * 1_000_000;
             (ms.div_euclid(1000), nanos)
         });
         let request = LogsRequest { since, tail: None, follow: false };
-        let mut entries = engine.logs(docker_id, observed.tty, request).await?;
+        let mut entries = engine.logs(of.docker_id, observed.tty, request).await?;
         let mut log = Log { lines: Vec::new(), whole: true };
         let mut bytes = 0;
         while let Some(line) = entries.next().await? {

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use super::credentials;
 use super::effects::Ctx;
+use super::gap::RunLog;
 use super::install_log::InstallLog;
 use super::run::{LaunchError, console_stream};
 use super::task::Report;
@@ -62,7 +63,6 @@ impl Ctx {
                 Err(error.to_string())
             }
         };
-        self.clone().remove_install(run).await;
         self.fact(Fact::InstallEnded { run, result }).await;
     }
 
@@ -152,14 +152,11 @@ impl Ctx {
     }
 
     async fn create_install(&self, script: &str) -> Result<String, EngineError> {
-        if let Some(found) = self.ours_named(&install_name(&self.snapshot.id)).await? {
-            return Ok(found.docker_id);
-        }
         let volume = self.services.files.volume_path(self.snapshot.spec.volume_id);
         let places = Places { volume: &volume, data: &self.shared.data_folder() };
         let settings = self.services.settings();
         let request = workload::install_request(&self.snapshot, script, &places, &settings);
-        Ok(self.services.engine.create(&request).await?.docker_id)
+        self.create(request).await
     }
 
     /// Follows the script until it has exited, however often the engine goes away meanwhile.
@@ -205,13 +202,14 @@ impl Ctx {
             match engine.inspect(docker_id).await?.map(|seen| seen.status) {
                 None => return Err(InstallError::Lost),
                 Some(ObservedStatus::Exited(exit)) => {
-                    let rest = self.take_rest(run, docker_id).await;
+                    let rest = self.take_rest(RunLog { run, docker_id, since_ms: None }).await;
                     log.make_up(&rest.log, &rest.news).await;
                     return Ok(exit);
                 }
-                Some(
-                    ObservedStatus::Created | ObservedStatus::Running | ObservedStatus::Paused,
-                ) => {}
+                Some(ObservedStatus::Created) => {
+                    self.services.isolated().await.map_err(LaunchError::NotIsolated)?;
+                }
+                Some(ObservedStatus::Running | ObservedStatus::Paused) => {}
             }
         }
         let mut output = engine.attach(docker_id, false).await?.output;
@@ -219,7 +217,8 @@ impl Ctx {
         let (exit, output_broke_off) = {
             let pump = async {
                 if !fresh {
-                    let caught = self.catch_up(run, docker_id, &mut output).await;
+                    let caught =
+                        self.catch_up(RunLog { run, docker_id, since_ms: None }, &mut output).await;
                     log.make_up(&caught.log, &caught.news).await;
                     for chunk in &caught.early {
                         self.take_script_chunk(run, chunk, log).await;
@@ -244,7 +243,7 @@ impl Ctx {
             }
         };
         if output_broke_off {
-            let rest = self.take_rest(run, docker_id).await;
+            let rest = self.take_rest(RunLog { run, docker_id, since_ms: None }).await;
             log.make_up(&rest.log, &rest.news).await;
         }
         Ok(exit)

@@ -7,18 +7,85 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::task::{Owner, Report};
+use super::record::is_of_run;
+use super::task::{BootLook, Owner, Report};
+use super::workload::{aside_name, install_name, policy};
 use crate::domain::ids::RunId;
 use crate::domain::lifecycle::{Effect, Fact, Phase};
 use crate::domain::observed::{Observed, ObservedStatus};
-use crate::engine::{EngineError, Health};
+use crate::engine::{EngineError, Health, Ours};
 use crate::util::chain::Chain;
 
 /// Between the end of an output stream and the next attach, so that a stream that ends at once does not
 /// make a loop.
 pub(super) const LOOK_SOON: Duration = Duration::from_millis(250);
 
+/// How long after a look has shown a run's end its follower may take to tell of it.
+const FOLLOWER_TELLS: Duration = Duration::from_secs(20);
+
 impl Owner {
+    /// Takes up a stored container with the first look at what the engine has of it.
+    pub(super) async fn boot(&mut self, look: BootLook) {
+        if self.booted {
+            return;
+        }
+        let ended = self.ended_unwatched(look.seen.as_ref());
+        if let Some((run, docker_id)) = ended.clone()
+            && !look.rest_is_read
+        {
+            let ctx = self.ctx();
+            self.tasks.spawn(async move {
+                ctx.take_rest(ctx.workload_log(run, &docker_id)).await;
+                ctx.report(Report::Boot(BootLook { rest_is_read: true, ..look })).await;
+            });
+            return;
+        }
+        self.booted = true;
+        self.unknown_since = None;
+        // Whether the engine was away is in the look; what was noted before it is from before lightd.
+        self.engine_was_away = false;
+        let before = self.record.machine.clone();
+        let (policy, now) = (policy(&self.record.spec), self.services.uptime());
+        if let Some(seen) = &look.seen {
+            self.record.docker_id = Some(seen.docker_id.clone());
+        }
+        self.drop_leftovers(look.others);
+        let machine = &mut self.record.machine;
+        // A start whose success was not stored any more: it is not started twice.
+        let mut effects = match ended {
+            Some((run, _)) => machine.fact(Fact::Started { run, ready: false }, policy, now),
+            None => Vec::new(),
+        };
+        effects.extend(machine.boot(look.seen, look.engine_was_away, policy, now));
+        if self.record.previous_ports.is_some() && !self.record.rebind_is_open() {
+            effects.insert(0, Effect::FinishRebind);
+            self.unsaved = true;
+        }
+        self.settle(&before, effects).await;
+        self.publish();
+    }
+
+    /// The latest run, if it has ended and nobody has told of it yet.
+    fn ended_unwatched(&self, seen: Option<&Observed>) -> Option<(RunId, String)> {
+        let (run, seen) = (self.record.machine.live_run()?, seen?);
+        let ended = matches!(seen.status, ObservedStatus::Exited(_));
+        (ended && is_of_run(seen, self.record.begun_at_ms)).then(|| (run, seen.docker_id.clone()))
+    }
+
+    /// Removes what a crash left of an install that has ended, or of a rebind that was finished.
+    fn drop_leftovers(&mut self, others: Vec<Ours>) {
+        let installing = matches!(self.record.machine.phase(), Phase::Installing { .. });
+        let rebinding = self.record.previous_ports.is_some() && self.record.rebind_is_open();
+        for other in others {
+            let left = (other.name == install_name(&self.record.id) && !installing)
+                || (other.name == aside_name(&self.record.id) && !rebinding);
+            if left {
+                tracing::info!(container.id = %self.record.id, docker.name = other.name, "removing what a crash left behind");
+                self.tasks.spawn(self.ctx().remove_leftover(other.docker_id));
+            }
+        }
+    }
+
     pub(super) fn look(&mut self) {
         if self.look_pending || !self.booted || self.unknown_since.is_some() {
             return;
@@ -26,8 +93,18 @@ impl Owner {
         let Some(docker_id) = self.record.docker_id.clone() else { return };
         self.look_pending = true;
         let (ctx, generation) = (self.ctx(), self.generation);
+        let launched =
+            !matches!(self.record.machine.phase(), Phase::Starting { launched: false, .. });
+        let unfollowed =
+            self.record.machine.live_run().filter(|run| launched && !self.is_followed(*run));
         self.tasks.spawn(async move {
             let seen = ctx.services.engine.inspect(&docker_id).await;
+            if let (Some(run), Ok(Some(seen))) = (unfollowed, &seen)
+                && matches!(seen.status, ObservedStatus::Exited(_))
+                && is_of_run(seen, ctx.begun_at_ms)
+            {
+                ctx.take_rest(ctx.workload_log(run, &docker_id)).await;
+            }
             ctx.report(Report::Looked { generation, seen }).await;
         });
     }
@@ -51,18 +128,35 @@ impl Owner {
             self.look_at = Some(Instant::now() + LOOK_SOON);
             return;
         }
-        let running = observed.as_ref().is_some_and(|seen| {
-            matches!(seen.status, ObservedStatus::Running | ObservedStatus::Paused)
-        });
+        let status = observed.as_ref().map(|seen| seen.status);
+        if matches!(status, Some(ObservedStatus::Exited(_))) && self.follower_will_tell() {
+            self.look_at = Some(Instant::now() + LOOK_SOON * 4);
+            return;
+        }
         let engine_was_away = std::mem::take(&mut self.engine_was_away);
         self.fact(Fact::Seen { observed, engine_was_away }).await;
+        // The engine attaches nobody to what is paused.
         if let Some(run) = self.record.machine.live_run()
-            && running
+            && status == Some(ObservedStatus::Running)
             && !self.is_followed(run)
             && !matches!(self.record.machine.phase(), Phase::Starting { launched: false, .. })
         {
             self.carry_out(vec![Effect::Attach { run }]).await;
         }
+    }
+
+    /// Whether an end that a look shows is left to the run's follower, which tells of it after the last
+    /// line and with its cause. One that has not told for long has lost its connections unnoticed.
+    fn follower_will_tell(&mut self) -> bool {
+        let Some(run) = self.record.machine.live_run().filter(|run| self.is_followed(*run)) else {
+            return false;
+        };
+        let since = match self.end_seen {
+            Some((of, since)) if of == run => since,
+            _ => Instant::now(),
+        };
+        self.end_seen = Some((run, since));
+        since.elapsed() < FOLLOWER_TELLS
     }
 
     fn is_followed(&self, run: RunId) -> bool {
@@ -73,6 +167,8 @@ impl Owner {
         match health {
             Health::Reachable { .. } if self.booted && self.unknown_since.is_some() => {
                 self.unknown_since = None;
+                let (policy, now) = (policy(&self.record.spec), self.services.uptime());
+                self.record.machine.engine_back(policy, now);
                 self.publish();
                 self.look();
             }

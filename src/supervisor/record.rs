@@ -11,6 +11,7 @@ use super::{Settings, Snapshot};
 use crate::domain::event::StateEvent;
 use crate::domain::ids::ContainerId;
 use crate::domain::lifecycle::{Effect, Machine, Phase};
+use crate::domain::observed::Observed;
 use crate::domain::panel_update::{PanelUpdate, PowerState};
 use crate::domain::spec::{ContainerSpec, PortBinding};
 use crate::domain::units::UnixSeconds;
@@ -29,6 +30,9 @@ pub(super) struct Record {
     /// While a rebind may still be undone: the ports from before.
     pub(super) previous_ports: Option<Vec<PortBinding>>,
     pub(super) restart_needed: bool,
+    /// When the latest start was decided, in Unix milliseconds: what the engine began before is of an
+    /// earlier run.
+    pub(super) begun_at_ms: Option<i64>,
     pub(super) docker_id: Option<String>,
     pub(super) own_image: Option<String>,
     pub(super) sealed_auth: Option<Vec<u8>>,
@@ -43,6 +47,8 @@ struct Stored<M> {
     machine: M,
     previous_ports: Option<Vec<PortBinding>>,
     restart_needed: bool,
+    #[serde(default)]
+    begun_at_ms: Option<i64>,
 }
 
 /// A change beside the state that belongs into the same transaction.
@@ -53,6 +59,20 @@ pub(super) enum Change {
     Ports(Vec<PortRequest>),
     UndoPorts,
     FinishPorts,
+}
+
+/// What is stored together with a record, all or nothing.
+#[derive(Clone, Debug, Default)]
+pub(super) struct With {
+    pub(super) changes: Vec<Change>,
+    pub(super) updates: Vec<PanelUpdate>,
+}
+
+impl With {
+    pub(super) fn extend(&mut self, other: Self) {
+        self.changes.extend(other.changes);
+        self.updates.extend(other.updates);
+    }
 }
 
 impl Change {
@@ -76,6 +96,7 @@ impl Record {
             ports: row.ports.into(),
             previous_ports: stored.previous_ports,
             restart_needed: stored.restart_needed,
+            begun_at_ms: stored.begun_at_ms,
             docker_id: row.state.docker_id,
             own_image: row.state.own_image,
             sealed_auth: row.registry_auth_sealed,
@@ -90,11 +111,12 @@ impl Record {
         let phase = self.machine.phase();
         let exit = self.machine.last_exit();
         ContainerState {
-            state_json: stored_json(
-                &self.machine,
-                self.previous_ports.clone(),
-                self.restart_needed,
-            ),
+            state_json: stored_json(&Stored {
+                machine: &self.machine,
+                previous_ports: self.previous_ports.clone(),
+                restart_needed: self.restart_needed,
+                begun_at_ms: self.begun_at_ms,
+            }),
             phase: phase.state_name().to_owned(),
             run: self.machine.last_run(),
             docker_id: self.docker_id.clone(),
@@ -133,21 +155,22 @@ impl Record {
         }
     }
 
-    /// Stores the record with a change and the panel updates that report it. On an error the change is
-    /// not taken over.
+    /// Stores the record with changes and the panel updates that report them. On an error the changes
+    /// are not taken over.
     pub(super) async fn save(
         &mut self,
         store: &Store,
-        updates: Vec<PanelUpdate>,
-        change: Option<Change>,
+        with: With,
         now: UnixSeconds,
     ) -> Result<(), StoreError> {
         let mut next = self.clone();
         let changed = store
             .write("save a container", move |tx| {
-                next.apply(tx, change.as_ref(), now)?;
+                for change in &with.changes {
+                    next.apply(tx, change, now)?;
+                }
                 tx.save_state(&next.id, &next.state(), now)?;
-                for update in &updates {
+                for update in &with.updates {
                     tx.enqueue_update(&next.id, update, now)?;
                 }
                 Ok(next)
@@ -158,23 +181,18 @@ impl Record {
     }
 
     /// Makes a change in the store and in the record alike.
-    fn apply(
-        &mut self,
-        tx: &Tx<'_>,
-        change: Option<&Change>,
-        now: UnixSeconds,
-    ) -> Result<(), StoreError> {
+    fn apply(&mut self, tx: &Tx<'_>, change: &Change, now: UnixSeconds) -> Result<(), StoreError> {
         match change {
-            Some(Change::Spec(spec)) => {
+            Change::Spec(spec) => {
                 tx.update_spec(&self.id, spec, now)?;
                 self.spec = Arc::new((**spec).clone());
             }
-            Some(Change::Ports(wanted)) => {
+            Change::Ports(wanted) => {
                 let rebound = tx.rebind_ports(&self.id, wanted, now, pool::is_bindable)?;
                 self.previous_ports.get_or_insert(rebound.old);
                 self.ports = rebound.new.into();
             }
-            Some(Change::UndoPorts) => {
+            Change::UndoPorts => {
                 if let Some(previous) = self.previous_ports.take() {
                     let wanted: Vec<_> = previous.iter().copied().map(PortRequest::from).collect();
                     tx.rebind_ports(&self.id, &wanted, now, pool::is_bindable)?;
@@ -182,11 +200,10 @@ impl Record {
                     self.ports = previous.into();
                 }
             }
-            Some(Change::FinishPorts) => {
+            Change::FinishPorts => {
                 tx.release_kept_ports(&self.id)?;
                 self.previous_ports = None;
             }
-            None => {}
         }
         Ok(())
     }
@@ -226,12 +243,21 @@ impl Record {
     }
 }
 
-/// The opaque part of a record as the store keeps it.
-pub(super) fn stored_json(
-    machine: &Machine,
-    previous_ports: Option<Vec<PortBinding>>,
-    restart_needed: bool,
-) -> String {
-    let stored = Stored { machine, previous_ports, restart_needed };
-    serde_json::to_string(&stored).expect("invariant: plain values are always JSON")
+/// Whether what the engine shows is of the latest run, which was decided then, and not of one before.
+pub(super) fn is_of_run(seen: &Observed, begun_at_ms: Option<i64>) -> bool {
+    match (seen.started_at_ms, begun_at_ms) {
+        (Some(started), Some(begun)) => started >= begun,
+        (None, _) => false,
+        (Some(_), None) => true,
+    }
+}
+
+/// The opaque part of a new container's record as the store keeps it.
+pub(super) fn first_state_json(machine: &Machine) -> String {
+    let stored = Stored { machine, previous_ports: None, restart_needed: false, begun_at_ms: None };
+    stored_json(&stored)
+}
+
+fn stored_json(stored: &Stored<&Machine>) -> String {
+    serde_json::to_string(stored).expect("invariant: plain values are always JSON")
 }

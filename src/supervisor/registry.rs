@@ -11,7 +11,7 @@ use tokio::sync::{broadcast, mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::credentials;
-use super::record::{Record, stored_json};
+use super::record::{Record, first_state_json};
 use super::services::Services;
 use super::shared::Shared;
 use super::task::{BootLook, Owner, Queues};
@@ -116,13 +116,28 @@ impl Registry {
             what: "container that was just written",
             source: why.into(),
         })?;
-        let handle = self.adopt(record, true).await.map_err(CreateError::Folder)?;
+        let id = record.id.clone();
+        let handle = match self.adopt(record, true).await {
+            Ok(handle) => handle,
+            Err(error) => {
+                self.take_back(id).await;
+                return Err(CreateError::Folder(error));
+            }
+        };
         for effect in effects {
             if let Effect::Emit(event) = effect {
                 services.signal(handle.id(), SignalKind::State(event));
             }
         }
         Ok(handle.snapshot())
+    }
+
+    /// A container without a folder would be a row that nobody can see or delete.
+    async fn take_back(&self, id: ContainerId) {
+        let delete = move |tx: &crate::store::Tx<'_>| tx.delete_container(&id);
+        if let Err(error) = self.services.store.write("take a container back", delete).await {
+            tracing::error!(error = %Chain(&error), "a container that could not be made stays in the store");
+        }
     }
 
     async fn seal(&self, new: &CreateContainer) -> Result<Option<Vec<u8>>, CreateError> {
@@ -145,7 +160,7 @@ impl Registry {
         let now = UnixSeconds::now();
         let phase = machine.phase();
         let state = ContainerState {
-            state_json: stored_json(machine, None, false),
+            state_json: first_state_json(machine),
             phase: phase.state_name().to_owned(),
             run: machine.last_run(),
             docker_id: None,

@@ -4,9 +4,11 @@
 //! nobody else, for an output that is not read blocks the workload. That the stream ends, or that the
 //! engine cannot be asked, is no exit: only the engine's word that it has exited is.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use super::admission;
 use super::effects::Ctx;
 use super::stats::Sampler;
 use super::task::Report;
@@ -16,7 +18,7 @@ use crate::domain::ids::RunId;
 use crate::domain::lifecycle::{Fact, Phase};
 use crate::domain::observed::Exit;
 use crate::domain::readiness::Readiness;
-use crate::domain::spec;
+use crate::domain::spec::{self, Problem};
 use crate::engine::{Attached, Chunk, EngineError, EngineErrorKind, OutputStream, Stream};
 use crate::util::atomic_file;
 use crate::util::backoff::Backoff;
@@ -106,6 +108,7 @@ impl Ctx {
         let services = &self.services;
         let _slot = services.start_slots.acquire().await.map_err(|_| LaunchError::Stopping)?;
         services.isolated().await.map_err(LaunchError::NotIsolated)?;
+        self.check_mounts().await?;
         self.write_data(
             ENTRYPOINT_FILE,
             workload::entrypoint(&self.snapshot.spec, &self.snapshot.ports),
@@ -150,12 +153,24 @@ impl Ctx {
         let settings = self.services.settings();
         let request =
             workload::workload_request(&self.snapshot, &self.snapshot.ports, &places, &settings);
-        let created = self.services.engine.create(&request).await?;
-        for warning in &created.warnings {
-            self.say(format!("the engine warns: {warning}"));
+        let docker_id = self.create(request).await?;
+        self.report(Report::Made { docker_id: docker_id.clone() }).await;
+        Ok(docker_id)
+    }
+
+    /// Mounted folders are looked at before each start: whoever can write beside them may have put a link
+    /// in their place since they were allowed.
+    async fn check_mounts(&self) -> Result<(), LaunchError> {
+        let (spec, settings) = (Arc::clone(&self.snapshot.spec), self.services.settings());
+        if spec.mounts.is_empty() {
+            return Ok(());
         }
-        self.report(Report::Made { docker_id: created.docker_id.clone() }).await;
-        Ok(created.docker_id)
+        let check = move || admission::mount_problems(&spec, &settings.allowed_mounts);
+        let problems = tokio::task::spawn_blocking(check).await;
+        match problems.map_err(|_| LaunchError::Stopping)?.into_iter().next() {
+            Some(problem) => Err(LaunchError::Mount(problem)),
+            None => Ok(()),
+        }
     }
 
     /// Writes one of lightd's own files for the container.
@@ -265,7 +280,7 @@ impl Ctx {
         output: &mut OutputStream,
         readiness: &mut Option<Readiness>,
     ) {
-        let caught = self.catch_up(run, docker_id, output).await;
+        let caught = self.catch_up(self.workload_log(run, docker_id), output).await;
         // From the run's beginning: a pattern that had matched may not have been stored.
         let matched =
             |readiness: &mut Readiness| caught.log.iter().any(|line| readiness.feed(&line.bytes));
@@ -333,6 +348,8 @@ pub(super) enum LaunchError {
     NotIsolated(String),
     #[error("cannot write {name}")]
     Write { name: &'static str, source: std::io::Error },
+    #[error("{} {}", .0.field, .0.message)]
+    Mount(Problem),
     #[error("lightd is stopping")]
     Stopping,
 }
@@ -343,7 +360,7 @@ impl LaunchError {
         match self {
             Self::Engine(error) => error.reason(),
             Self::Write { source, .. } => format!("{self}: {source}"),
-            Self::NotIsolated(_) | Self::Stopping => self.to_string(),
+            Self::NotIsolated(_) | Self::Mount(_) | Self::Stopping => self.to_string(),
         }
     }
 }

@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::{Notify, watch};
+use tokio_util::task::TaskTracker;
 
 use crate::console::{Console, ConsoleInput, InputError, input};
 use crate::domain::ids::RunId;
 use crate::domain::stats::Sample;
-use crate::engine::AttachedInput;
+use crate::engine::{AttachedInput, CreateRequest, Created, Engine, EngineError};
 
 /// What runs is attached to a moment after it is found running, at the start of lightd or when the
 /// engine is back; so long is a command held for that.
@@ -25,6 +26,9 @@ pub(crate) struct Shared {
     input: watch::Sender<Option<(RunId, ConsoleInput)>>,
     pub(super) stats: watch::Sender<Option<Sample>>,
     pub(super) stats_wanted: Notify,
+    /// Docker containers that are being made. The engine goes on with that when whoever asked is gone,
+    /// so these outlive the effect that asked, and a removal waits for them.
+    creating: TaskTracker,
 }
 
 impl Shared {
@@ -35,6 +39,7 @@ impl Shared {
             input: watch::Sender::new(None),
             stats: watch::Sender::new(None),
             stats_wanted: Notify::new(),
+            creating: TaskTracker::new(),
         }
     }
 
@@ -45,6 +50,27 @@ impl Shared {
 
     pub(super) fn install_log_path(&self) -> PathBuf {
         self.folder.join("install.log")
+    }
+
+    /// Makes a Docker container, to the end also if the caller is aborted.
+    pub(super) async fn create(
+        &self,
+        engine: Engine,
+        request: CreateRequest,
+    ) -> Result<Created, EngineError> {
+        self.creates_done().await;
+        let create = self.creating.spawn(async move { engine.create(&request).await });
+        match create.await {
+            Ok(created) => created,
+            // Nobody aborts it.
+            Err(ended) => std::panic::resume_unwind(ended.into_panic()),
+        }
+    }
+
+    /// Waits until no Docker container is being made.
+    pub(super) async fn creates_done(&self) {
+        self.creating.close();
+        self.creating.wait().await;
     }
 
     /// Takes over the way to the workload's standard input; the future writes what is sent.
@@ -66,6 +92,11 @@ impl Shared {
     /// Ends the input of a run; that of a later one stays open.
     pub(super) fn close_input(&self, run: RunId) {
         self.input.send_if_modified(|input| input.take_if(|(of, _)| *of == run).is_some());
+    }
+
+    /// The run whose workload is attached.
+    pub(super) fn attached_run(&self) -> Option<RunId> {
+        self.input.borrow().as_ref().map(|(run, _)| *run)
     }
 
     /// Writes one line to the workload, in order and at most once. `waits`: it runs, so that the way to

@@ -15,9 +15,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::effects::Ctx;
 use super::looks::LOOK_SOON;
-use super::record::{Change, Record};
+use super::record::{Change, Record, With};
 use super::registry::Registry;
 use super::services::Services;
+use super::wishes::lifts_a_limit;
 use super::workload::policy;
 use super::{Msg, Refusal, Reply, Shared, Snapshot};
 use crate::domain::ids::RunId;
@@ -25,7 +26,7 @@ use crate::domain::lifecycle::{Effect, Fact, Machine, Phase};
 use crate::domain::observed::Observed;
 use crate::domain::spec::Limits;
 use crate::domain::units::UnixSeconds;
-use crate::engine::EngineError;
+use crate::engine::{EngineError, Ours};
 use crate::store::StoreError;
 use crate::util::chain::Chain;
 
@@ -48,6 +49,8 @@ pub(super) enum Report {
     Installed {
         own_image: Option<String>,
     },
+    /// The last lines of a run that ended while lightd was away are here; now its end may be judged.
+    Boot(BootLook),
     Looked {
         generation: u64,
         seen: Result<Option<Observed>, EngineError>,
@@ -65,7 +68,11 @@ pub(super) enum Report {
 #[derive(Clone, Debug)]
 pub(super) struct BootLook {
     pub(super) seen: Option<Observed>,
+    /// Docker containers of ours that are not the workload's: an install's, or one set aside.
+    pub(super) others: Vec<Ours>,
     pub(super) engine_was_away: bool,
+    /// The engine's log of a run that has ended was read.
+    pub(super) rest_is_read: bool,
 }
 
 /// The receiving ends of a container's queues.
@@ -91,6 +98,10 @@ pub(super) struct Owner {
     /// The engine was out of reach since the last successful look.
     pub(super) engine_was_away: bool,
     pub(super) unsaved: bool,
+    /// What belongs to decisions that could not be stored yet.
+    owed: With,
+    /// A run whose end a look has shown, and since when its follower has not told of it.
+    pub(super) end_seen: Option<(RunId, Instant)>,
     pub(super) look_pending: bool,
     pub(super) look_at: Option<Instant>,
     pub(super) tasks: JoinSet<()>,
@@ -124,6 +135,8 @@ impl Owner {
             unknown_since,
             engine_was_away: false,
             unsaved: false,
+            owed: With::default(),
+            end_seen: None,
             look_pending: false,
             look_at: None,
             tasks: JoinSet::new(),
@@ -203,8 +216,19 @@ impl Owner {
                     self.record.started_at = Some(UnixSeconds::now());
                     self.launched = Some(*run);
                 }
+                if let (Fact::RebindFailed { .. }, Phase::Rebinding { undo: true, .. }) =
+                    (&fact, self.record.machine.phase())
+                {
+                    // Which container has which ports is not sure any more; the next start makes one.
+                    self.record.restart_needed = true;
+                }
+                // It may have been paused since before lightd began, and nobody could attach.
+                if matches!(fact, Fact::Resumed { .. }) {
+                    self.look_at = Some(Instant::now());
+                }
                 self.fact(fact).await;
             }
+            Report::Boot(look) => self.boot(look).await,
             Report::Made { docker_id } => {
                 self.record.docker_id = Some(docker_id);
                 self.record.restart_needed = false;
@@ -228,8 +252,10 @@ impl Owner {
                     Ok(()) => {
                         let mut spec = (*self.record.spec).clone();
                         spec.limits = limits;
-                        // The engine has them; what else waits for a restart goes on waiting.
-                        self.replace_spec(spec, self.record.restart_needed).await
+                        // The engine has them, but lifts none; what else waits for a restart goes on
+                        // waiting.
+                        let waits = lifts_a_limit(&self.record.spec.limits, &limits);
+                        self.replace_spec(spec, self.record.restart_needed || waits).await
                     }
                 };
                 drop(reply.send(answer));
@@ -245,33 +271,13 @@ impl Owner {
         self.settle(&before, effects).await;
     }
 
-    async fn boot(&mut self, look: BootLook) {
-        if self.booted {
-            return;
-        }
-        self.booted = true;
-        self.unknown_since = None;
-        let before = self.record.machine.clone();
-        let policy = policy(&self.record.spec);
-        if let Some(seen) = &look.seen {
-            self.record.docker_id = Some(seen.docker_id.clone());
-        }
-        let seen = look.seen;
-        let mut effects =
-            self.record.machine.boot(seen, look.engine_was_away, policy, self.services.uptime());
-        if self.record.previous_ports.is_some() && !self.record.rebind_is_open() {
-            effects.insert(0, Effect::FinishRebind);
-            self.unsaved = true;
-        }
-        self.settle(&before, effects).await;
-        self.publish();
-    }
-
-    async fn settle(&mut self, before: &Machine, effects: Vec<Effect>) {
+    pub(super) async fn settle(&mut self, before: &Machine, effects: Vec<Effect>) {
         if self.record.machine != *before || self.unsaved {
             if let Err(error) = self.save(&effects, None).await {
                 tracing::error!(container.id = %self.record.id, error = %Chain(&error), "cannot store what happened; it will be tried again");
                 self.unsaved = true;
+                let owed = self.with(&effects, None);
+                self.owed.extend(owed);
                 self.look_at = Some(Instant::now() + LOOK_EVERY.min(Duration::from_secs(5)));
             }
             self.publish();
@@ -286,7 +292,19 @@ impl Owner {
     ) -> Result<(), StoreError> {
         let now = UnixSeconds::now();
         self.record.updated_at = now;
-        let previous = std::mem::take(&mut self.unsaved);
+        if effects.iter().any(|effect| matches!(effect, Effect::Start { .. })) {
+            self.record.begun_at_ms = Some(jiff::Timestamp::now().as_millisecond());
+        }
+        let mut with = self.owed.clone();
+        with.extend(self.with(effects, change));
+        self.record.save(&self.services.store, with, now).await?;
+        self.owed = With::default();
+        self.unsaved = false;
+        Ok(())
+    }
+
+    /// What is to be stored with a decision that has these effects.
+    fn with(&self, effects: &[Effect], change: Option<Change>) -> With {
         let events: Vec<_> = effects
             .iter()
             .filter_map(|effect| match effect {
@@ -294,13 +312,10 @@ impl Owner {
                 _ => None,
             })
             .collect();
-        let updates = self.record.panel_updates(&events, &self.services.settings());
-        let change = change.or_else(|| Change::that_follows(effects));
-        if let Err(error) = self.record.save(&self.services.store, updates, change, now).await {
-            self.unsaved = previous;
-            return Err(error);
+        With {
+            changes: Vec::from_iter(change.or_else(|| Change::that_follows(effects))),
+            updates: self.record.panel_updates(&events, &self.services.settings()),
         }
-        Ok(())
     }
 
     async fn save_and_publish(&mut self) {
@@ -321,6 +336,7 @@ impl Owner {
             shared: Arc::clone(&self.shared),
             snapshot: Arc::clone(&self.snapshot.borrow()),
             sealed_auth: self.record.sealed_auth.clone(),
+            begun_at_ms: self.record.begun_at_ms,
             reports: self.reports.clone(),
         }
     }

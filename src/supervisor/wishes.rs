@@ -121,3 +121,15 @@ impl Owner {
         }
     }
 }
+
+/// Whether there is a limit less: the engine can lift none from what runs.
+pub(super) fn lifts_a_limit(before: &Limits, after: &Limits) -> bool {
+    let has_cpu = |limits: &Limits| limits.cpu.is_some() || limits.cpu_quota.is_some();
+    [
+        (before.memory.is_some(), after.memory.is_some()),
+        (before.memory_reservation.is_some(), after.memory_reservation.is_some()),
+        (before.cpu_shares.is_some(), after.cpu_shares.is_some()),
+        (has_cpu(before), has_cpu(after)),
+    ]
+    .contains(&(true, false))
+}

@@ -323,7 +323,8 @@ async fn a_scope_narrows_what_a_token_may_do_and_to_whom() {
     narrow.get("/remote/config").await.refused(403, "scope");
 
     // On a socket: reading is not writing.
-    let token = issue(&daemon, json!({"containers": [mine], "permissions": ["console.read"]})).await;
+    let token =
+        issue(&daemon, json!({"containers": [mine], "permissions": ["console.read"]})).await;
     let mut socket = Socket::open(&daemon.ws_url(&mine, token_of(&token), "")).await;
     for frame in [
         json!({"event": "send_command", "command": "x"}),
@@ -390,7 +391,13 @@ async fn the_node_token_is_shown_and_changed_and_counts_within_a_moment() {
         if answer.status == 200 { Ok(()) } else { Err(answer.status) }
     })
     .await;
-    for bad in ["", "short\n", "lightd_short\n", "lightd_with spaces in it 123\n", "xightd_12345678901234567890\n"] {
+    for bad in [
+        "",
+        "short\n",
+        "lightd_short\n",
+        "lightd_with spaces in it 123\n",
+        "xightd_12345678901234567890\n",
+    ] {
         let refused = set_token(&daemon, bad);
         assert_eq!(refused.status.code(), Some(2), "{bad:?}");
         assert!(!refused.stderr.is_empty(), "{bad:?} says nothing");
@@ -408,14 +415,19 @@ async fn a_token_that_the_environment_sets_cannot_be_changed_in_the_file() {
     let before = daemon.config();
     let file_token = std::mem::replace(&mut daemon.token, "lightd_from_the_environment".to_owned());
     daemon.set_environment("LIGHTD_AUTHORIZATION__TOKEN", "lightd_from_the_environment");
-    for output in [daemon.cli(&["--token", "reset"]), set_token(&daemon, "lightd_chosen_by_hand_1\n")] {
+    for output in
+        [daemon.cli(&["--token", "reset"]), set_token(&daemon, "lightd_chosen_by_hand_1\n")]
+    {
         assert_eq!(output.status.code(), Some(2));
         let why = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(why.contains("LIGHTD_AUTHORIZATION__TOKEN"), "{why}");
     }
     assert_eq!(daemon.config(), before);
     let shown = daemon.cli(&["--token", "what"]);
-    assert_eq!(String::from_utf8_lossy(&shown.stdout), "Current Token: lightd_from_the_environment\n");
+    assert_eq!(
+        String::from_utf8_lossy(&shown.stdout),
+        "Current Token: lightd_from_the_environment\n"
+    );
     daemon.launch().await;
     daemon.client().get("/containers").await.is(200);
     daemon.client().with_token(&file_token).get("/containers").await.refused(401, "unauthorized");

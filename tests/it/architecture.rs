@@ -16,16 +16,22 @@ const TABLE: &[(&str, &[&str])] = &[
     ("config", &["domain", "util"]),
     ("access", &["store", "domain", "util"]),
     ("network", &["engine", "store", "domain", "util"]),
-    (
-        "supervisor",
-        &["engine", "cgroup", "store", "console", "files", "network", "domain", "util"],
-    ),
+    ("supervisor", &["engine", "cgroup", "store", "console", "files", "network", "domain", "util"]),
     ("panel", &["access", "supervisor", "files", "network", "store", "console", "domain", "util"]),
     (
         "api",
         &[
-            "panel", "config", "access", "supervisor", "engine", "store", "files", "console",
-            "network", "domain", "util",
+            "panel",
+            "config",
+            "access",
+            "supervisor",
+            "engine",
+            "store",
+            "files",
+            "console",
+            "network",
+            "domain",
+            "util",
         ],
     ),
     // Wiring: everything.
@@ -173,7 +179,8 @@ fn skip_item<'a>(lines: &mut impl Iterator<Item = &'a str>, kept: &mut String) {
             }
         }
         let is_attribute = code.trim_start().starts_with("#[");
-        if (entered && depth <= 0) || (!entered && !is_attribute && code.trim_end().ends_with(';')) {
+        if (entered && depth <= 0) || (!entered && !is_attribute && code.trim_end().ends_with(';'))
+        {
             return;
         }
     }
@@ -253,7 +260,9 @@ fn the_reader_finds_paths_where_they_stand() {
         ]
     );
     let mut findings = Findings::default();
-    for (line, path) in [(1, "crate::engine::Engine"), (2, "super::super::api::x"), (3, "axum::Router")] {
+    for (line, path) in
+        [(1, "crate::engine::Engine"), (2, "super::super::api::x"), (3, "axum::Router")]
+    {
         let path: Vec<String> = path.split("::").map(str::to_owned).collect();
         check(&mut findings, Path::new("src/store/a.rs"), line, "store", 2, &path);
     }

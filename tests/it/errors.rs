@@ -14,7 +14,10 @@ fn is_json(daemon: &Daemon, answer: &Answer) {
     assert_eq!(kind, Some("application/json"), "{answer:?}");
     assert!(answer.headers.contains_key("x-request-id"), "{answer:?}");
     let fields: Vec<&String> = answer.body.as_object().expect("an object").keys().collect();
-    assert!(fields.iter().all(|field| ["error", "code", "problems"].contains(&field.as_str())), "{fields:?}");
+    assert!(
+        fields.iter().all(|field| ["error", "code", "problems"].contains(&field.as_str())),
+        "{fields:?}"
+    );
     let data = daemon.data_path().display().to_string();
     assert!(!answer.text.contains(&data) && !answer.text.contains(&daemon.token), "{answer:?}");
 }
@@ -41,7 +44,11 @@ async fn every_refusal_is_json_with_a_sentence_and_a_code() {
         (request(get.clone(), "/containers/a%20b"), 400, "invalid_parameter"),
         (request(get.clone(), "/containers/%ff"), 400, "invalid_parameter"),
         (request(get.clone(), "/containers/%00"), 400, "invalid_parameter"),
-        (request(get.clone(), &format!("/containers/{}", "x".repeat(64))), 400, "invalid_parameter"),
+        (
+            request(get.clone(), &format!("/containers/{}", "x".repeat(64))),
+            400,
+            "invalid_parameter",
+        ),
         (request(get.clone(), "/volumes/not-an-id"), 400, "invalid_parameter"),
         (request(get.clone(), "/containers/nobody"), 404, "not_found"),
         (request(get.clone(), "/containers?limit=many"), 400, "invalid"),
@@ -60,7 +67,11 @@ async fn every_refusal_is_json_with_a_sentence_and_a_code() {
         (request(post.clone(), "/containers").body(vec![0xff, 0xfe, b'{']), 400, "invalid_json"),
         (request(post.clone(), "/containers").body(deep), 400, "invalid_json"),
         (request(post.clone(), "/containers").body(long), 413, "too_large"),
-        (request(post.clone(), "/containers/a/command").body("{\"command\": \"x\"}"), 404, "not_found"),
+        (
+            request(post.clone(), "/containers/a/command").body("{\"command\": \"x\"}"),
+            404,
+            "not_found",
+        ),
     ] {
         let refusal = answer(request).await;
         is_json(&daemon, &refusal);
@@ -79,7 +90,8 @@ async fn unknown_fields_are_named_with_those_that_are_known() {
     let refusal = daemon.client().post("/containers", spec).await.names_field("start_patern");
     let sentence = refusal["error"].as_str().expect("a sentence");
     assert!(sentence.contains("start_pattern"), "{sentence}");
-    let spec = daemon.spec(&daemon.id("a"), json!({"limits": {"mem": 1}, "env": {"A-B": "c"}})).await;
+    let spec =
+        daemon.spec(&daemon.id("a"), json!({"limits": {"mem": 1}, "env": {"A-B": "c"}})).await;
     daemon.client().post("/containers", spec).await.names_field("limits.mem");
     daemon.close().await;
 }
@@ -118,7 +130,8 @@ async fn what_is_no_http_harms_nobody() {
         b"POST /containers HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
         b"GET /containers HTTP/1.1\r\n",
     ] {
-        let mut stream = TcpStream::connect(("127.0.0.1", daemon.port)).await.expect("a connection");
+        let mut stream =
+            TcpStream::connect(("127.0.0.1", daemon.port)).await.expect("a connection");
         stream.write_all(bytes).await.expect("a write");
         stream.shutdown().await.expect("an end");
         let mut text = Vec::new();
@@ -133,12 +146,17 @@ async fn what_is_no_http_harms_nobody() {
 
 #[tokio::test]
 async fn the_body_limit_is_the_configured_one_and_holds_for_bodies_of_unknown_length() {
-    let daemon = Daemon::start_with(|config| config["server"]["max_body_bytes"] = json!(2048)).await;
+    let daemon =
+        Daemon::start_with(|config| config["server"]["max_body_bytes"] = json!(2048)).await;
     let client = daemon.client();
     let request = || client.request(Method::POST, "/containers");
     let long = json!({"internal_id": "x".repeat(4000)}).to_string();
     answer(request().body(long.clone())).await.refused(413, "too_large");
-    let chunks = long.into_bytes().chunks(500).map(|chunk| Ok::<_, std::io::Error>(chunk.to_vec())).collect::<Vec<_>>();
+    let chunks = long
+        .into_bytes()
+        .chunks(500)
+        .map(|chunk| Ok::<_, std::io::Error>(chunk.to_vec()))
+        .collect::<Vec<_>>();
     let stream = reqwest::Body::wrap_stream(futures_util::stream::iter(chunks));
     answer(request().body(stream)).await.refused(413, "too_large");
     let fits: Value = json!({"internal_id": "x".repeat(1000)});

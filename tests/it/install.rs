@@ -20,8 +20,15 @@ async fn failing(daemon: &Daemon, id: &str, changes: Value) -> Value {
     daemon.client().post("/containers", spec).await.is(201);
     let failed = daemon.install_state(id, "failed").await;
     assert_eq!(failed["state"], "failed");
-    let left = daemon.docker.inspect_container(&format!("lightd.install-{id}"), None).await;
-    assert!(left.is_err(), "the install container is still there");
+    // The outcome is stored before what it was found by is removed.
+    eventually("the install container is removed", Duration::from_secs(20), async || {
+        let left = daemon.docker.inspect_container(&format!("lightd.install-{id}"), None).await;
+        match left {
+            Err(_) => Ok(()),
+            Ok(left) => Err(left.state),
+        }
+    })
+    .await;
     failed
 }
 

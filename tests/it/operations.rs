@@ -49,10 +49,13 @@ async fn stopping_leaves_workloads_running_and_the_next_start_goes_on_with_them(
     let mut daemon = Daemon::start().await;
     let id = daemon.id("stays");
     daemon
-        .run(&id, json!({
-            "startup_command": "echo Ready; while read line; do echo \"got $line\"; done",
-            "tty": false,
-        }))
+        .run(
+            &id,
+            json!({
+                "startup_command": "echo Ready; while read line; do echo \"got $line\"; done",
+                "tty": false,
+            }),
+        )
         .await;
     let before = daemon.inspect(&id).await;
     // A socket and a request under way must not hold it up.
@@ -139,7 +142,11 @@ async fn a_bad_configuration_stops_the_start_with_every_key_and_what_was_expecte
     });
     let text = err(&daemon.cli(&["check-config"]));
     for key in [
-        "network.subnets", "authorization.token", "docker.user", "install.timeout", "remote.url",
+        "network.subnets",
+        "authorization.token",
+        "docker.user",
+        "install.timeout",
+        "remote.url",
         "remote.token",
     ] {
         assert!(text.contains(&format!("{key}: ")), "{key}: {text}");
@@ -233,7 +240,15 @@ fn make_certificate(daemon: &Daemon) -> (String, String) {
     let at = |name: &str| daemon.folder().join(name).display().to_string();
     let (cert, key) = (at("cert.pem"), at("key.pem"));
     let made = Command::new("openssl")
-        .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"])
+        .args([
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:prime256v1",
+            "-nodes",
+        ])
         .args(["-days", "2", "-subj", "/CN=lightd-test", "-addext", "subjectAltName=IP:127.0.0.1"])
         .args(["-keyout", &key, "-out", &cert])
         .output()
@@ -327,7 +342,10 @@ async fn ps_lists_and_doctor_says_what_is_wrong_and_how_to_mend_it() {
     let listed = daemon.cli(&["ps"]);
     let text = out(&listed);
     let line = text.lines().find(|line| line.contains(&id)).unwrap_or_else(|| panic!("{text}"));
-    assert!(line.contains("running") && line.contains(&format!("127.0.0.1:{port}->80/tcp")), "{line}");
+    assert!(
+        line.contains("running") && line.contains(&format!("127.0.0.1:{port}->80/tcp")),
+        "{line}"
+    );
 
     let well = daemon.cli(&["doctor"]);
     assert!(well.status.success(), "{}", out(&well));
@@ -435,7 +453,9 @@ async fn a_console_in_the_terminal_shows_and_takes_lines_and_outlives_the_daemon
 
 #[tokio::test]
 async fn a_log_in_json_names_what_it_is_about() {
-    let daemon = Daemon::start_with(|config| config["log"] = json!({"format": "json", "level": "info"})).await;
+    let daemon =
+        Daemon::start_with(|config| config["log"] = json!({"format": "json", "level": "info"}))
+            .await;
     daemon.client().get("/containers/nobody").await.refused(404, "not_found");
     let lines: Vec<Value> = daemon
         .log()

@@ -212,8 +212,12 @@ async fn fifty_creations_at_once_share_five_ports_without_one_being_given_twice(
     assert_eq!(held.len(), 5, "{held:?}");
     // And so it says itself, container by container.
     let pool = client.get("/network/ports?in_use=true").await.is(200);
-    let holders: BTreeSet<&str> = pool["ports"].as_array().expect("a list").iter()
-        .map(|port| port["container"].as_str().expect("a holder")).collect();
+    let holders: BTreeSet<&str> = pool["ports"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(|port| port["container"].as_str().expect("a holder"))
+        .collect();
     assert_eq!(holders.len(), 5, "{pool}");
     for answer in made {
         let id = answer.body["internal_id"].as_str().expect("an id").to_owned();
@@ -321,7 +325,8 @@ async fn udp_and_tcp_are_published_apart_and_only_where_asked() {
     add(&client, port, "udp").await;
     daemon.run(&id, json!({"ports": [{"ip": "127.0.0.1", "port": port, "protocol": "udp"}]})).await;
     let seen = daemon.inspect(&id).await;
-    let expected = json!({format!("{port}/udp"): [{"HostIp": "127.0.0.1", "HostPort": port.to_string()}]});
+    let expected =
+        json!({format!("{port}/udp"): [{"HostIp": "127.0.0.1", "HostPort": port.to_string()}]});
     assert_eq!(seen["HostConfig"]["PortBindings"], expected);
     assert!(std::net::TcpListener::bind(("127.0.0.1", port)).is_ok(), "tcp is published as well");
     assert!(std::net::UdpSocket::bind(("127.0.0.1", port)).is_err(), "udp is not published");

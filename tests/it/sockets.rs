@@ -35,8 +35,15 @@ async fn a_life_is_told_from_the_first_frame_to_the_last() {
     assert_eq!(socket.expect_state("running").await, json!({"event": "event", "data": "running"}));
     let stats = socket.expect("figures", is("stats")).await;
     for field in [
-        "cpu_usage", "memory_usage", "memory_limit", "network_rx", "network_tx", "block_read",
-        "block_write", "disk_usage", "uptime",
+        "cpu_usage",
+        "memory_usage",
+        "memory_limit",
+        "network_rx",
+        "network_tx",
+        "block_read",
+        "block_write",
+        "disk_usage",
+        "uptime",
     ] {
         assert!(stats[field].is_number(), "{field}: {stats}");
     }
@@ -86,8 +93,11 @@ async fn an_install_is_told_with_messages_and_its_output() {
     socket.expect_console("out\n").await;
     socket.expect_state("failed").await;
 
-    daemon.client().post(&format!("/containers/{id}/reinstall"), json!({"install_script": "true"}))
-        .await.is(202);
+    daemon
+        .client()
+        .post(&format!("/containers/{id}/reinstall"), json!({"install_script": "true"}))
+        .await
+        .is(202);
     socket.expect_state("installing").await;
     let message = socket.expect("a message", is("daemon_message")).await;
     assert!(message["data"].as_str().is_some_and(|text| !text.is_empty()), "{message}");
@@ -176,19 +186,24 @@ async fn a_subscription_leaves_out_what_was_not_asked_for() {
     let command = json!({"command": "one"});
     daemon.client().post(&format!("/containers/{id}/command"), command).await.is(202);
     let mut others = Vec::new();
-    console.expect("the answer", |frame| {
-        if frame["event"] != "console" {
-            others.push(frame.clone());
-        }
-        frame["data"] == "got one\n"
-    })
-    .await;
+    console
+        .expect("the answer", |frame| {
+            if frame["event"] != "console" {
+                others.push(frame.clone());
+            }
+            frame["data"] == "got one\n"
+        })
+        .await;
     assert_eq!(others, Vec::<Value>::new());
-    events.expect("no console until the end", |frame| {
-        assert!(["event", "stats"].contains(&frame["event"].as_str().expect("a name")), "{frame}");
-        frame["data"] == "running"
-    })
-    .await;
+    events
+        .expect("no console until the end", |frame| {
+            assert!(
+                ["event", "stats"].contains(&frame["event"].as_str().expect("a name")),
+                "{frame}"
+            );
+            frame["data"] == "running"
+        })
+        .await;
     daemon.close().await;
 }
 
@@ -266,7 +281,10 @@ async fn a_prompt_without_a_line_end_is_seen_and_continued() {
             text.ends_with("\u{fffd}\n")
         })
         .await;
-    assert_eq!(text, "\u{1b}[31mhello\u{1b}[0m you\n\u{fffd}\n", "colours stay, nothing is repeated");
+    assert_eq!(
+        text, "\u{1b}[31mhello\u{1b}[0m you\n\u{fffd}\n",
+        "colours stay, nothing is repeated"
+    );
     daemon.close().await;
 }
 
@@ -276,10 +294,15 @@ async fn a_reader_that_keeps_up_misses_no_line() {
     let daemon = Daemon::start().await;
     let id = daemon.id("lines");
     let command = format!("read x; guest lines {LINES} 60; echo all-told; guest forever");
-    daemon.create(&id, json!({
-        "startup_command": format!("echo Ready; {command}"), "tty": false,
-        "limits": {"memory": 64 << 20},
-    })).await;
+    daemon
+        .create(
+            &id,
+            json!({
+                "startup_command": format!("echo Ready; {command}"), "tty": false,
+                "limits": {"memory": 64 << 20},
+            }),
+        )
+        .await;
     let mut socket = Socket::open(&daemon.ws_url(&id, &daemon.token, "&events=console")).await;
     daemon.power(&id, "start").await;
     daemon.state(&id, "running").await;
@@ -319,7 +342,8 @@ async fn a_slow_reader_holds_up_nobody_and_is_told_what_it_lost() {
         "startup_command": "echo Ready; read x; guest lines 300000 100; echo all-told; guest forever",
         "tty": false, "limits": {"memory": 64 << 20},
     })).await;
-    let mut slow = Socket::open(&daemon.ws_url(&id, &daemon.token, "&events=console,daemon_message")).await;
+    let mut slow =
+        Socket::open(&daemon.ws_url(&id, &daemon.token, "&events=console,daemon_message")).await;
     daemon.power(&id, "start").await;
     slow.expect_console("Ready").await;
     let command = json!({"command": "go"});

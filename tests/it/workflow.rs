@@ -55,7 +55,10 @@ async fn the_common_workflow() {
         }}"#
     );
     let created = post(&daemon, "/containers", body).await;
-    assert_eq!((&created["internal_id"], &created["state"]), (&json!(server), &json!("installing")));
+    assert_eq!(
+        (&created["internal_id"], &created["state"]),
+        (&json!(server), &json!("installing"))
+    );
     assert!(created["message"].is_string(), "{created}");
 
     // 5. Monitor via WebSocket
@@ -172,8 +175,10 @@ async fn the_panel_is_greeted_with_its_token_and_told_of_failures_in_its_own_wor
     eventually("the panel is asked for its health", SOON, async || {
         let calls = panel.calls();
         let health = calls.iter().find(|call| call.path == "/api/health").ok_or("nothing yet")?;
-        assert_eq!((health.method.as_str(), &health.headers["authorization"]),
-            ("GET", &"Bearer lightd_panel_token_0000".parse().expect("a header")));
+        assert_eq!(
+            (health.method.as_str(), &health.headers["authorization"]),
+            ("GET", &"Bearer lightd_panel_token_0000".parse().expect("a header"))
+        );
         Ok::<_, &str>(())
     })
     .await;
@@ -191,7 +196,10 @@ async fn the_panel_is_greeted_with_its_token_and_told_of_failures_in_its_own_wor
         panel.calls().into_iter().filter(|call| call.path == "/api/update").collect();
     for (n, call) in updates.iter().enumerate() {
         let header = |name: &str| call.headers[name].to_str().expect("a text").to_owned();
-        assert_eq!((call.method.as_str(), header("content-type").as_str()), ("POST", "application/json"));
+        assert_eq!(
+            (call.method.as_str(), header("content-type").as_str()),
+            ("POST", "application/json")
+        );
         assert_eq!(header("authorization"), "Bearer lightd_panel_token_0000");
         assert_eq!(header("x-lightd-sequence"), (n + 1).to_string());
         uuid::Uuid::parse_str(&header("x-lightd-delivery")).expect("a UUID");
@@ -252,7 +260,11 @@ async fn what_the_panel_refuses_for_good_is_parked_and_the_next_goes_on() {
     eventually("the panel is told of power", SOON, async || {
         let seen = panel.updates_of(&id);
         let first = ["ready", "starting", "running"].map(told);
-        if seen.starts_with(&first) && seen.last() == Some(&told("stopped")) { Ok(()) } else { Err(seen) }
+        if seen.starts_with(&first) && seen.last() == Some(&told("stopped")) {
+            Ok(())
+        } else {
+            Err(seen)
+        }
     })
     .await;
     let status = daemon.client().get("/remote/status").await.is(200);

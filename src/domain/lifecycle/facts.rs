@@ -41,9 +41,9 @@ impl Machine {
         policy: Policy,
         now: Uptime,
     ) -> Vec<Effect> {
-        let running = observed.as_ref().is_some_and(|seen| {
-            matches!(seen.status, ObservedStatus::Running | ObservedStatus::Paused)
-        });
+        let paused = observed.as_ref().is_some_and(|seen| seen.status == ObservedStatus::Paused);
+        let running =
+            paused || observed.as_ref().is_some_and(|seen| seen.status == ObservedStatus::Running);
         match &mut self.phase {
             Phase::Installing { run, .. } => vec![Effect::Install { run: *run }],
             Phase::Deleting => vec![Effect::Remove],
@@ -52,13 +52,17 @@ impl Machine {
             Phase::Starting { run, launched: false, .. } if !running => {
                 vec![Effect::Start { run: *run }]
             }
-            Phase::Starting { run, launched, .. } if running => {
-                *launched = true;
-                vec![Effect::Attach { run: *run }]
+            Phase::Starting { run, .. } if running => {
+                let run = *run;
+                let mut effects = self.started(run, false);
+                // The engine attaches nobody to what is paused.
+                effects.extend((!paused).then_some(Effect::Attach { run }));
+                effects.extend(self.seen(observed, engine_was_away, policy, now));
+                effects
             }
             Phase::Running { run } | Phase::Paused { run, .. } if running => {
                 let run = *run;
-                let mut effects = vec![Effect::Attach { run }];
+                let mut effects = Vec::from_iter((!paused).then_some(Effect::Attach { run }));
                 effects.extend(self.seen(observed, engine_was_away, policy, now));
                 effects
             }
@@ -72,8 +76,20 @@ impl Machine {
                 };
                 vec![Effect::Attach { run }, end]
             }
+            Phase::Crashed { restart_at } if policy.crash == CrashPolicy::Restart => {
+                *restart_at = now + self.restarts.delay();
+                Vec::new()
+            }
             Phase::Crashed { .. } => self.crash_again(policy, now),
             _ => self.seen(observed, engine_was_away, policy, now),
+        }
+    }
+
+    /// The engine is back after an outage, in which a stop could not reach the workload: its grace begins
+    /// now.
+    pub(crate) fn engine_back(&mut self, policy: Policy, now: Uptime) {
+        if let Phase::Stopping { killed: false, kill_at, .. } = &mut self.phase {
+            *kill_at = now + policy.stop_grace;
         }
     }
 
@@ -82,7 +98,7 @@ impl Machine {
         if run != of {
             return Vec::new();
         }
-        match result {
+        let mut effects = match result {
             Err(reason) => self.install_failed(reason, suspend_after),
             Ok(()) => {
                 self.phase = Phase::Offline;
@@ -93,7 +109,9 @@ impl Machine {
                 }
                 effects
             }
-        }
+        };
+        effects.push(Effect::ClearInstall { run });
+        effects
     }
 
     pub(super) fn install_failed(&mut self, reason: String, suspend_after: bool) -> Vec<Effect> {

@@ -210,6 +210,11 @@ pub(crate) enum Effect {
     AbortInstall {
         run: RunId,
     },
+    /// Remove what an install that has ended left in the engine. Comes after its end is stored, so that
+    /// a crash in between never makes the script run a second time.
+    ClearInstall {
+        run: RunId,
+    },
     /// Create the Docker container if needed, attach, start.
     Start {
         run: RunId,

@@ -209,6 +209,7 @@ fn report(effect: &Effect, well: bool) -> Vec<Fact> {
         Effect::Stop { .. }
         | Effect::Attach { .. }
         | Effect::AbortInstall { .. }
+        | Effect::ClearInstall { .. }
         | Effect::FinishRebind
         | Effect::Forget
         | Effect::Emit(_)

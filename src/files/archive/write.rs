@@ -130,9 +130,14 @@ type ZipOptions = FileOptions<'static, 'static, ExtendedFileOptions>;
 
 impl ZipSink {
     fn options(&self, stat: &RawStat) -> io::Result<ZipOptions> {
+        let (method, level) = match self.level {
+            // The crate knows 1 to 9, and no level for what is stored as it is.
+            Some(0) => (CompressionMethod::Stored, None),
+            level => (CompressionMethod::Deflated, level),
+        };
         let mut options = ZipOptions::default()
-            .compression_method(CompressionMethod::Deflated)
-            .compression_level(self.level)
+            .compression_method(method)
+            .compression_level(level)
             .unix_permissions(stat.st_mode & 0o777)
             .last_modified_time(dos_time(stat.st_mtime))
             .large_file(size_of_file(stat) >= ZIP64_FROM_BYTES);
@@ -162,6 +167,7 @@ impl Sink for ZipSink {
         let options = self
             .options(stat)?
             .compression_method(CompressionMethod::Stored)
+            .compression_level(None)
             .external_attributes((S_IFLNK | 0o777) << 16);
         self.zip.start_file(name, options).map_err(from_zip)?;
         self.zip.write_all(target)

@@ -49,10 +49,14 @@ impl Scratch {
 
 #[test]
 fn every_format_brings_back_what_was_packed() {
-    for format in FORMATS {
+    let levels = [None, Some(0), Some(9)];
+    for (format, level) in
+        FORMATS.into_iter().flat_map(|format| levels.map(|level| (format, level)))
+    {
         let scratch = Scratch::new();
         plant(&scratch, "source");
         let mut packing = request(format, "out/archive");
+        packing.level = level;
         packing.base = rel("source");
         let packed = scratch.pack(&packing).expect("pack");
         let meta = fs::metadata(scratch.path("out/archive")).expect("stat");

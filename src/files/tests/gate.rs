@@ -1,6 +1,7 @@
 use super::super::{Files, FilesOptions, Lane};
 use super::*;
 use crate::domain::ids::VolumeId;
+use crate::files::Progress;
 
 struct Node {
     dir: tempfile::TempDir,
@@ -101,4 +102,73 @@ async fn work_goes_on_when_the_caller_is_gone() {
     release.send(()).expect("release");
     has_finished.await.expect("finished");
     assert!(path.join("made").is_dir());
+}
+
+#[tokio::test]
+async fn a_sweep_leaves_alone_what_is_being_worked_on() {
+    let Node { dir: _dir, files } = node();
+    let volume = VolumeId::random();
+    files.create_volume(volume).await.expect("create");
+    let (started, has_started) = tokio::sync::oneshot::channel();
+    let (content, chunks) = std::sync::mpsc::channel::<u8>();
+    let write = files.run_in(Lane::Transfer, volume, move |volume| {
+        let mut started = Some(started);
+        let mut arriving = Arriving(|| {
+            if let Some(started) = started.take() {
+                started.send(()).expect("tell");
+            }
+            chunks.recv().ok()
+        });
+        volume.write_atomic(&rel("file"), &mut arriving, &WriteMode::default())
+    });
+    tokio::pin!(write);
+    tokio::select! {
+        _ = &mut write => panic!("ended before its content"),
+        begun = has_started => begun.expect("started"),
+    }
+    files.sweep().await.expect("sweep");
+    content.send(b'x').expect("send");
+    drop(content);
+    assert_eq!(write.await.expect("write").size, 1);
+}
+
+/// A byte at a time, from wherever it comes.
+struct Arriving<F>(F);
+
+impl<F: FnMut() -> Option<u8>> std::io::Read for Arriving<F> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let Some(byte) = (self.0)() else { return Ok(0) };
+        buffer[0] = byte;
+        Ok(1)
+    }
+}
+
+#[tokio::test]
+async fn long_work_can_be_cancelled_while_it_waits_and_is_waited_for_once_it_runs() {
+    let Node { dir: _dir, files } = node();
+    let volume = VolumeId::random();
+    files.create_volume(volume).await.expect("create");
+    let progress = Progress::default();
+    let (release, released) = std::sync::mpsc::channel::<()>();
+    let (started, has_started) = tokio::sync::oneshot::channel();
+    let runs = files.run_long(volume, progress.clone(), move |_, progress| {
+        started.send(()).expect("tell");
+        released.recv().expect("be told");
+        progress.check()
+    });
+    tokio::pin!(runs);
+    tokio::select! {
+        _ = &mut runs => panic!("ended before it was released"),
+        begun = has_started => begun.expect("started"),
+    }
+    progress.cancel();
+    assert!(futures_util::poll!(&mut runs).is_pending(), "it has not cleaned up yet");
+    let waits = Progress::default();
+    waits.cancel();
+    let never = files.run_long(volume, waits, |_, _| -> Result<(), FileError> {
+        panic!("cancelled work began")
+    });
+    assert!(matches!(never.await, Err(FileError::Cancelled)));
+    release.send(()).expect("release");
+    assert!(matches!(runs.await, Err(FileError::Cancelled)));
 }

@@ -5,6 +5,7 @@ mod content;
 mod gate;
 mod hostile;
 mod operation;
+mod quota;
 mod tree;
 mod volume;
 
