@@ -5,7 +5,7 @@
 //! leaves through [`error::ApiError`].
 //!
 //! ```text
-//!   connection -> observe (id, log line) -> catch panics -> origin -> deadline -> route
+//!   connection -> observe (id, log line) -> linger -> catch panics -> origin -> deadline -> route
 //!                                                                       handler: Auth, Path, Query, Json
 //!                                                                       /ws/{id}: upgrade -> one task per socket
 //! ```
@@ -14,6 +14,7 @@ mod auth;
 mod error;
 mod extract;
 mod layers;
+mod linger;
 mod native;
 mod state;
 #[cfg(test)]
@@ -47,5 +48,6 @@ fn with_layers(routes: Router<AppState>, state: &AppState) -> Router<AppState> {
     routes
         .layer(from_fn_with_state(state.clone(), layers::origin))
         .layer(CatchPanicLayer::custom(layers::panicked))
+        .layer(from_fn(linger::linger))
         .layer(from_fn(layers::observe))
 }

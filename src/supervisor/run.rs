@@ -114,30 +114,40 @@ impl Ctx {
             workload::entrypoint(&self.snapshot.spec, &self.snapshot.ports),
         )
         .await?;
-        let docker_id = self.ensure_workload(again).await?;
-        // Attached before it starts, so that not a byte is missed.
-        let attached = services.engine.attach(&docker_id, self.snapshot.spec.tty).await?;
+        let known = self.snapshot.docker_id.as_ref();
+        let known = known.filter(|_| !again && !self.snapshot.restart_needed);
+        // Attached before it starts, so that not a byte is missed. The attach also tells whether it is
+        // there still; looking first would cost a round trip.
+        let attached = match known {
+            Some(docker_id) => self.attach(docker_id).await?,
+            None => None,
+        };
+        let (docker_id, attached) = match (known, attached) {
+            (Some(docker_id), Some(attached)) => (docker_id.clone(), attached),
+            _ => {
+                let docker_id = self.ensure_workload(again).await?;
+                let attached = services.engine.attach(&docker_id, self.snapshot.spec.tty).await?;
+                (docker_id, attached)
+            }
+        };
         services.engine.start(&docker_id).await?;
         Ok((docker_id, attached))
     }
 
-    /// The Docker container for the workload, made if there is none or the specification has changed.
+    /// `Ok(None)`: the engine says that there is no such container.
+    async fn attach(&self, docker_id: &str) -> Result<Option<Attached>, EngineError> {
+        match self.services.engine.attach(docker_id, self.snapshot.spec.tty).await {
+            Ok(attached) => Ok(Some(attached)),
+            Err(error) if error.kind() == EngineErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The Docker container for the workload, made from the present specification. One that an attempt
+    /// made whose end we did not see is taken.
     async fn ensure_workload(&self, again: bool) -> Result<String, EngineError> {
         let engine = &self.services.engine;
-        if let Some(docker_id) = &self.snapshot.docker_id
-            && !again
-        {
-            if !self.snapshot.restart_needed {
-                // Whether it is there still, attaching tells; looking first would cost a round trip.
-                if engine.inspect(docker_id).await?.is_some() {
-                    return Ok(docker_id.clone());
-                }
-            } else {
-                engine.remove(docker_id).await?;
-            }
-        }
         match self.ours_named(&self.snapshot.id.docker_name()).await? {
-            // Made by an attempt whose end we did not see.
             Some(found) if again => Ok(found.docker_id),
             Some(left) => {
                 engine.remove(&left.docker_id).await?;

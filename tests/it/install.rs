@@ -1,5 +1,7 @@
 //! The install: what the script gets, what stays of it, and every way in which it fails.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
 use crate::support::SOON;

@@ -11,4 +11,5 @@ mod operations;
 mod ports;
 mod sockets;
 mod support;
+mod volumes;
 mod workflow;
