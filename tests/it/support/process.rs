@@ -423,6 +423,7 @@ impl Daemon {
                 if left.is_empty() { Ok(()) } else { Err(left) }
             })
             .await;
+            self.bridge_is_there().await;
             self.terminate().await;
         }
         engine::remove_node(&self.docker, &self.node).await;
@@ -431,6 +432,18 @@ impl Daemon {
         assert!(!log.contains("panicked"), "something panicked:\n{}", tail(&log));
         std::fs::remove_dir_all(log_folder(&self.name)).ok();
         self.is_closed = true;
+    }
+
+    /// Gives a daemon that has only just started the time to make its bridge: the engine finishes what it
+    /// was asked for also when the daemon has ended, and then nobody would remove it. Some make none.
+    async fn bridge_is_there(&self) {
+        let looking = async {
+            let options = None::<bollard::query_parameters::InspectNetworkOptions>;
+            while self.docker.inspect_network(&self.bridge, options.clone()).await.is_err() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(2), looking).await.ok();
     }
 
     async fn delete_all(&self) {
