@@ -21,6 +21,7 @@ async fn start(docker: &Docker, node: &str, verbs: &[&str]) -> String {
         image: Some(image),
         cmd: Some(verbs.iter().map(|&verb| verb.to_owned()).collect()),
         labels: Some([("lightd.node".to_owned(), node.to_owned())].into()),
+        // The engine's own bridge is not what is tested here, and may not be there.
         host_config: Some(HostConfig {
             init: Some(true),
             network_mode: Some("none".to_owned()),

@@ -361,6 +361,12 @@ async fn a_slow_reader_holds_up_nobody_and_is_told_what_it_lost() {
     })
     .await;
     assert!(lost > 1000, "{lost}");
+    // As is one who comes back for what is no longer there.
+    let mut late = Socket::open(&daemon.ws_url(&id, &daemon.token, "&since=1")).await;
+    let told = late.expect("the loss", is("daemon_message")).await;
+    assert!(told["data"].as_str().is_some_and(|text| text.contains("lines")), "{told}");
+    let next = late.expect("what is left", is("console")).await;
+    assert!(next["seq"].as_u64() > Some(1000), "{next}");
     daemon.close().await;
 }
 
