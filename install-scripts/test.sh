@@ -39,9 +39,9 @@ clean_up() {
     local status=$?
     trap - EXIT
     if [ "$engine_started" = yes ]; then
+        [ "$status" = 0 ] || as_root grep -E 'level=(error|fatal)' "$engine_log" | tail -n 10 >&2 || true
         say "Stopping the dockerd that this run started."
         stop_engine "$engine_pidfile" || status=1
-        [ "$status" = 0 ] || { warn "dockerd's last lines:" && as_root tail -n 20 "$engine_log" >&2; }
     fi
     as_root rm -rf "$scratch"
     if [ "$status" = 0 ]; then
@@ -118,7 +118,7 @@ run_tests() {
         export "CARGO_TARGET_${host}_RUNNER=sudo env PATH=$PATH HOME=$HOME RUSTC=$(command -v rustc)"
     fi
     local status=0
-    cargo test --locked -- "${filter[@]}" </dev/null || status=$?
+    cargo test --locked --no-fail-fast -- "${filter[@]}" </dev/null || status=$?
     [ "$(id -u)" = 0 ] || as_root chown -R "$(id -u):$(id -g)" target
     return "$status"
 }
