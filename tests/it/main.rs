@@ -1,13 +1,14 @@
 //! The integration tests: the real program, the real engine.
-#![allow(dead_code, reason = "the tests that use the support code are not there yet")]
 
 mod access;
 mod architecture;
 mod containers;
+mod crash;
 mod errors;
 mod guest;
 mod install;
 mod operations;
+mod outage;
 mod ports;
 mod sockets;
 mod support;

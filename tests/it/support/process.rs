@@ -65,15 +65,6 @@ impl Daemon {
         daemon
     }
 
-    /// A second one for the same test.
-    pub(crate) async fn beside(first: &Self, change: impl FnOnce(&mut Value)) -> Self {
-        let mut second = Self::assemble(None).await;
-        second.name = format!("{}-second", first.name);
-        second.edit_config(change);
-        second.launch().await;
-        second
-    }
-
     /// Everything but the process.
     pub(crate) async fn prepare(change: impl FnOnce(&mut Value)) -> Self {
         let daemon = Self::assemble(Some(SLOTS.acquire().await.expect("never closed"))).await;
@@ -207,10 +198,6 @@ impl Daemon {
     /// A container's socket, opened with the node's token.
     pub(crate) async fn ws(&self, id: &str) -> Socket {
         Socket::open(&self.ws_url(id, &self.token, "")).await
-    }
-
-    pub(crate) fn pid(&self) -> u32 {
-        self.child.as_ref().expect("a daemon that runs").id()
     }
 
     /// The program with this configuration and these arguments, not started.
