@@ -86,7 +86,7 @@ async fn an_install_is_told_with_messages_and_its_output() {
     let spec = daemon.spec(&id, json!({"install_script": script})).await;
     daemon.client().post("/containers", spec.clone()).await.is(201);
     let mut socket = daemon.ws(&id).await;
-    assert_eq!(socket.next().await, json!({"event": "event", "data": "installing"}));
+    socket.expect_state("installing").await;
     let volume = spec["volume_id"].as_str().expect("an id");
     let go = json!({"path": "go", "content": ""});
     daemon.client().post(&format!("/volumes/{volume}/files"), go).await.is(201);

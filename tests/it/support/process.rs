@@ -23,8 +23,8 @@ use super::wait::eventually;
 use super::ws::Socket;
 use super::{SOON, engine, guest, numbers};
 
-/// Daemons at once in this process: more only make each other slow. A test that needs two at once
-/// takes the second by [`Daemon::beside`].
+/// Daemons at once in this process: more only make each other slow. One test takes one: tests that hold
+/// one and wait for a second could wait for each other.
 static SLOTS: Semaphore = Semaphore::const_new(8);
 static SWEPT: OnceCell<()> = OnceCell::const_new();
 const STOPS_WITHIN: Duration = Duration::from_secs(10);
