@@ -2,8 +2,8 @@
 //!
 //! Order in the loop is biased: facts before urgent wishes before timers before ordinary wishes, so that
 //! a real exit that arrives together with the timeout wins. Whatever is decided is stored before its
-//! effects run; a decision that cannot be stored is taken back (a wish) or stored later (a fact: it
-//! has happened all the same).
+//! effects run; a decision that cannot be stored is taken back (a wish) or stored later (a fact: it has
+//! happened all the same; and a stop or kill: it may be what fills the disk that is ended).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,6 +32,9 @@ use crate::util::chain::Chain;
 
 /// A look at the engine when nothing else gives cause for one.
 const LOOK_EVERY: Duration = Duration::from_secs(30);
+
+/// After a failure to store something.
+const STORE_AGAIN: Duration = Duration::from_secs(5);
 
 /// What child tasks tell the owner.
 #[derive(Debug)]
@@ -274,15 +277,20 @@ impl Owner {
     pub(super) async fn settle(&mut self, before: &Machine, effects: Vec<Effect>) {
         if self.record.machine != *before || self.unsaved {
             if let Err(error) = self.save(&effects, None).await {
-                tracing::error!(container.id = %self.record.id, error = %Chain(&error), "cannot store what happened; it will be tried again");
-                self.unsaved = true;
-                let owed = self.with(&effects, None);
-                self.owed.extend(owed);
-                self.look_at = Some(Instant::now() + LOOK_EVERY.min(Duration::from_secs(5)));
+                self.store_later(&effects, &error);
             }
             self.publish();
         }
         self.carry_out(effects).await;
+    }
+
+    /// For what counts although it could not be stored.
+    pub(super) fn store_later(&mut self, effects: &[Effect], error: &StoreError) {
+        tracing::error!(container.id = %self.record.id, error = %Chain(error), "cannot store what happened; it will be tried again");
+        self.unsaved = true;
+        let owed = self.with(effects, None);
+        self.owed.extend(owed);
+        self.look_at = Some(Instant::now() + STORE_AGAIN);
     }
 
     pub(super) async fn save(

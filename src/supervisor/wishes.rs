@@ -52,8 +52,11 @@ impl Owner {
             return Ok(Accepted { generation: self.generation, answer });
         }
         if let Err(error) = self.save(&effects, change).await {
-            self.record = before;
-            return Err(Refusal::Store(error));
+            if !matches!(command, Command::Kill | Command::Stop) {
+                self.record = before;
+                return Err(Refusal::Store(error));
+            }
+            self.store_later(&effects, &error);
         }
         self.publish();
         self.carry_out(effects).await;
