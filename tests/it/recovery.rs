@@ -1,0 +1,364 @@
+//! After a kill of lightd, whatever it was doing: what was begun is finished or undone, once; row, pool and
+//! engine say the same; and the console has every line, once.
+
+use std::time::Duration;
+
+use bollard::query_parameters::ListContainersOptionsBuilder;
+use serde_json::{Value, json};
+
+use crate::support::SOON;
+use crate::support::numbers::free_ports;
+use crate::support::process::Daemon;
+use crate::support::wait::eventually;
+
+/// Waits for the file `go` in the volume.
+const WAIT_FOR_GO: &str = "until test -e /home/container/go; do sleep 0.02; done";
+
+/// Every line there is, page by page.
+async fn all_lines(daemon: &Daemon, id: &str) -> Vec<String> {
+    let (client, mut since, mut text) = (daemon.client(), 0, String::new());
+    loop {
+        let path = format!("/containers/{id}/logs?lines=1000&since={since}");
+        let page = client.get(&path).await.is(200);
+        assert_eq!(page["lines_lost"], 0, "{page}");
+        text.push_str(page["data"].as_str().expect("a text"));
+        match page["seq"].as_u64().expect("a number") {
+            last if last == since => break,
+            last => since = last,
+        }
+    }
+    text.lines().map(|line| line.trim_end().to_owned()).collect()
+}
+
+/// The numbers behind a prefix must be 1, 2, 3 and so on.
+fn assert_counts_up(lines: &[String], prefix: &str) {
+    let numbers = lines.iter().filter_map(|line| line.strip_prefix(prefix)?.parse().ok());
+    let numbers: Vec<u64> = numbers.collect();
+    let seam = numbers.iter().zip(1..).find(|(number, wanted)| **number != *wanted);
+    assert_eq!(seam, None, "{prefix}: found and wanted, among {} lines", numbers.len());
+    assert!(numbers.len() > 1, "{prefix}: nothing was printed");
+}
+
+fn go(daemon: &Daemon, container: &Value) {
+    let volume = container["volume_id"].as_str().expect("a volume");
+    let path = daemon.data_path().join("volumes").join(volume).join("go");
+    std::fs::File::create(path).expect("a file in the volume");
+}
+
+async fn last_seq(daemon: &Daemon, id: &str) -> u64 {
+    let page = daemon.client().get(&format!("/containers/{id}/logs?lines=1")).await.is(200);
+    page["seq"].as_u64().expect("a number")
+}
+
+async fn grows_by(daemon: &Daemon, id: &str, lines: u64) {
+    let wanted = last_seq(daemon, id).await + lines;
+    eventually("the console grows", SOON, async || {
+        let seen = last_seq(daemon, id).await;
+        if seen >= wanted { Ok(()) } else { Err(seen) }
+    })
+    .await;
+}
+
+async fn engine_ended(daemon: &Daemon, id: &str) {
+    eventually("the engine has seen it end", SOON, async || {
+        let state = daemon.inspect(id).await["State"].clone();
+        if state["Status"] == "exited" { Ok(()) } else { Err(state) }
+    })
+    .await;
+}
+
+/// The moment of a kill is what is varied here; nothing is waited for.
+async fn some_time(ms: u64) {
+    tokio::time::sleep(Duration::from_millis(ms)).await;
+}
+
+/// The engine's containers of this daemon: name, id and state.
+async fn in_engine(daemon: &Daemon) -> Vec<(String, String, String)> {
+    let label = vec![format!("lightd.node={}", daemon.node)];
+    let filters = std::collections::HashMap::from([("label".to_owned(), label)]);
+    let options = ListContainersOptionsBuilder::new().all(true).filters(&filters).build();
+    let found = daemon.docker.list_containers(Some(options)).await.expect("a list");
+    let found = found.into_iter().map(|found| {
+        let name = found.names.unwrap_or_default().remove(0);
+        let state = found.state.map(|state| state.to_string()).unwrap_or_default();
+        (name.trim_start_matches('/').to_owned(), found.id.unwrap_or_default(), state)
+    });
+    found.collect()
+}
+
+/// Row, pool and engine must say the same of the daemon's one container; `None`: that it is gone.
+async fn agree(daemon: &Daemon, id: &str, state: Option<&str>) -> Result<(), Value> {
+    let client = daemon.client();
+    let pool = client.get("/network/ports?in_use=true").await.is(200);
+    let held: Vec<u64> = numbers(&pool["ports"]);
+    let engine = in_engine(daemon).await;
+    let answer = client.get(&format!("/containers/{id}")).await;
+    let Some(state) = state else {
+        let is_gone = answer.status == 404 && held.is_empty() && engine.is_empty();
+        return if is_gone { Ok(()) } else { Err(json!([answer.text, held, engine])) };
+    };
+    let row = answer.is(200);
+    let published = published(daemon, id).await;
+    let wanted = if state == "running" { ["running"; 2] } else { ["exited", "created"] };
+    let is_one = matches!(&engine[..], [(name, docker_id, seen)]
+        if *name == format!("lightd-{id}") && row["container_id"] == docker_id.as_str()
+            && wanted.contains(&seen.as_str()));
+    let same_ports = numbers(&row["ports"]) == held && held == published;
+    if row["state"] == state && row["install_state"] == "ready" && is_one && same_ports {
+        Ok(())
+    } else {
+        Err(json!({"row": row, "engine": engine, "held": held, "published": published}))
+    }
+}
+
+fn numbers(ports: &Value) -> Vec<u64> {
+    let ports = ports.as_array().expect("a list").iter();
+    ports.filter_map(|port| port["port"].as_u64()).collect()
+}
+
+async fn published(daemon: &Daemon, id: &str) -> Vec<u64> {
+    let bindings = daemon.inspect(id).await["HostConfig"]["PortBindings"].clone();
+    let bindings = bindings.as_object().cloned().unwrap_or_default();
+    let port = |bound: &Value| bound[0]["HostPort"].as_str()?.parse().ok();
+    bindings.values().filter_map(port).collect()
+}
+
+#[tokio::test]
+async fn lines_of_both_streams_come_once_and_in_order_over_many_kills() {
+    let mut daemon = Daemon::start().await;
+    let id = daemon.id("counts");
+    let counts = "n=0; while :; do n=$((n+1)); echo o$n; echo e$n >&2; \
+                  test $((n % 4)) = 0 && sleep 0.01; done";
+    let spec = json!({"startup_command": counts, "tty": false, "start_pattern": "o1"});
+    let before = daemon.run(&id, spec).await;
+    for away_ms in [0, 150, 0, 400, 50, 0] {
+        grows_by(&daemon, &id, 40).await;
+        daemon.kill9().await;
+        some_time(away_ms).await;
+        daemon.launch().await;
+    }
+    let after = daemon.state(&id, "running").await;
+    assert_eq!(after["container_id"], before["container_id"]);
+    grows_by(&daemon, &id, 100).await;
+    daemon.power(&id, "kill").await;
+    daemon.state(&id, "offline").await;
+    let lines = all_lines(&daemon, &id).await;
+    assert_counts_up(&lines, "o");
+    assert_counts_up(&lines, "e");
+    assert!(lines.iter().all(|line| line.starts_with(['o', 'e'])), "{lines:?}");
+    daemon.close().await;
+}
+
+#[tokio::test]
+async fn a_run_that_ended_while_lightd_was_away_is_judged_with_its_last_lines() {
+    let mut daemon = Daemon::start().await;
+    let (plain, again) = (daemon.id("plain"), daemon.id("again"));
+    let command = format!("echo first words; {WAIT_FOR_GO}; echo last words; exit 7");
+    let spec = json!({"startup_command": command, "tty": false, "start_pattern": "first"});
+    let shown = daemon.run(&plain, spec.clone()).await;
+    let command =
+        "echo run >> runs; test $(wc -l < runs) = 2 && sleep 1000; ".to_owned() + &command;
+    let spec = json!({
+        "startup_command": command, "tty": false, "start_pattern": null, "restart_on_crash": true,
+    });
+    let crashing = daemon.run(&again, spec).await;
+    daemon.kill9().await;
+    for (id, container) in [(&plain, &shown), (&again, &crashing)] {
+        go(&daemon, container);
+        engine_ended(&daemon, id).await;
+    }
+    daemon.launch().await;
+    let ended = daemon.state(&plain, "offline").await;
+    assert_eq!(ended["exit_code"], 7);
+    assert_eq!(all_lines(&daemon, &plain).await, ["first words", "last words"]);
+    daemon.shown(&again, "it runs again", |shown| shown["state"] == "running").await;
+    assert_eq!(daemon.volume_file(&crashing, "runs").as_deref(), Some("run\nrun\n"));
+    assert_eq!(all_lines(&daemon, &again).await, ["first words", "last words"]);
+    daemon.close().await;
+}
+
+#[tokio::test]
+async fn a_start_pattern_that_passed_while_lightd_was_away_is_recognised() {
+    let mut daemon = Daemon::start().await;
+    let id = daemon.id("slow");
+    let command = format!("echo loading; {WAIT_FOR_GO}; echo all up; echo > said; guest forever");
+    let spec = json!({"startup_command": command, "start_pattern": "all up"});
+    let shown = daemon.create(&id, spec).await;
+    daemon.power(&id, "start").await;
+    daemon.expect_log(&id, "loading").await;
+    daemon.kill9().await;
+    go(&daemon, &shown);
+    eventually("it has said that it is up", SOON, async || {
+        daemon.volume_file(&shown, "said").ok_or("not yet")
+    })
+    .await;
+    daemon.launch().await;
+    daemon.state(&id, "running").await;
+    daemon.close().await;
+}
+
+#[tokio::test]
+async fn a_paused_workload_is_left_in_peace_and_followed_when_it_goes_on() {
+    let mut daemon = Daemon::start().await;
+    let id = daemon.id("paused");
+    let counts = "n=0; while :; do n=$((n+1)); echo n$n; sleep 0.01; done";
+    let spec = json!({"startup_command": counts, "tty": false, "start_pattern": "n1"});
+    daemon.run(&id, spec).await;
+    grows_by(&daemon, &id, 20).await;
+    daemon.power(&id, "pause").await;
+    daemon.state(&id, "paused").await;
+    daemon.kill9().await;
+    daemon.launch().await;
+    daemon.state(&id, "paused").await;
+    daemon.power(&id, "resume").await;
+    daemon.state(&id, "running").await;
+    grows_by(&daemon, &id, 50).await;
+    assert_counts_up(&all_lines(&daemon, &id).await, "n");
+    assert!(!daemon.log().contains("cannot attach"), "the engine attaches nobody to a paused one");
+    daemon.close().await;
+}
+
+#[tokio::test]
+async fn a_script_runs_once_at_whichever_moment_of_its_end_lightd_is_killed() {
+    let mut daemon = Daemon::start().await;
+    for (n, delay_ms) in [0, 15, 40, 80, 140, 220, 320].into_iter().enumerate() {
+        let id = daemon.id(&format!("once{n}"));
+        let script = "echo run >> runs; echo x > /kept; echo over";
+        let spec = daemon.spec(&id, json!({"install_script": script})).await;
+        daemon.client().post("/containers", spec.clone()).await.is(201);
+        daemon.expect_log(&id, "over").await;
+        some_time(delay_ms).await;
+        daemon.kill9().await;
+        daemon.launch().await;
+        let shown = daemon.install_state(&id, "ready").await;
+        let runs = daemon.volume_file(&shown, "runs");
+        assert_eq!(runs.as_deref(), Some("run\n"), "killed {delay_ms} ms after its last line");
+        assert_eq!(all_lines(&daemon, &id).await, ["over"], "killed after {delay_ms} ms");
+    }
+    // Also that no image, of a commit that was cut off, is left.
+    daemon.close().await;
+}
+
+#[tokio::test]
+async fn a_stop_that_lightd_did_not_outlive_is_asked_for_again_by_its_command() {
+    let mut daemon = Daemon::start().await;
+    let id = daemon.id("stubborn");
+    // Takes the second stop.
+    let command = "echo Up; n=0; while read line; do n=$((n+1)); echo asked $n; \
+                   test $n = 2 && { echo saved; exit 3; }; done";
+    let spec = json!({
+        "startup_command": command, "start_pattern": "Up", "tty": false,
+        "stop": {"command": "stop", "timeout": 60},
+    });
+    daemon.run(&id, spec).await;
+    daemon.power(&id, "stop").await;
+    daemon.expect_log(&id, "asked 1").await;
+    daemon.kill9().await;
+    daemon.launch().await;
+    let shown = daemon.state(&id, "offline").await;
+    assert_eq!(shown["exit_code"], 3, "it was asked and not killed");
+    assert_eq!(all_lines(&daemon, &id).await, ["Up", "asked 1", "asked 2", "saved"]);
+    daemon.close().await;
+}
+
+#[tokio::test]
+async fn whatever_lightd_was_doing_when_it_was_killed_row_pool_and_engine_agree_afterwards() {
+    let mut daemon = Daemon::start().await;
+    let both = free_ports(2);
+    for port in &both {
+        let body = json!({"ip": "127.0.0.1", "port": port});
+        daemon.client().post("/network/ports", body).await.is(201);
+    }
+    let bound = |port: u16| json!([{"ip": "127.0.0.1", "port": port}]);
+    // What is asked for, from running or not, and what must come of it.
+    let works = [
+        ("stop", true, Some("offline")),
+        ("kill", true, Some("offline")),
+        ("restart", true, Some("running")),
+        ("rebind-network", true, Some("running")),
+        ("rebind-network", false, Some("offline")),
+        ("reinstall", true, Some("offline")),
+        ("reinstall", false, Some("offline")),
+        ("delete", true, None),
+        ("delete", false, None),
+    ];
+    for (n, (work, from_running, outcome)) in works.into_iter().enumerate() {
+        let id = daemon.id(&format!("c{n}"));
+        let spec = json!({
+            "startup_command": "trap 'sleep 0.1; exit 0' TERM; echo Up; while :; do sleep 0.02; done",
+            "start_pattern": "Up", "ports": bound(both[0]), "install_script": "echo x > /kept",
+        });
+        daemon.create(&id, spec).await;
+        if from_running {
+            daemon.power(&id, "start").await;
+            daemon.state(&id, "running").await;
+        }
+        let client = daemon.client();
+        let path = format!("/containers/{id}/{work}");
+        let delay_ms = 60 * n as u64;
+        match work {
+            "delete" => {
+                let path = format!("/containers/{id}");
+                let asking = client.delete(&path);
+                // Its answer would come with its end.
+                drop(tokio::time::timeout(Duration::from_millis(delay_ms / 5), asking).await);
+            }
+            "rebind-network" => {
+                client.post(&path, json!({"ports": bound(both[1])})).await.is(202);
+                some_time(delay_ms).await;
+            }
+            _ => {
+                client.post_empty(&path).await.is(202);
+                some_time(delay_ms).await;
+            }
+        }
+        daemon.kill9().await;
+        daemon.launch().await;
+        let what = format!("agreement after a kill {delay_ms} ms into: {work}");
+        eventually(&what, SOON, async || agree(&daemon, &id, outcome).await).await;
+        if outcome.is_some() {
+            client.delete(&format!("/containers/{id}")).await;
+            eventually("it is deleted", SOON, async || agree(&daemon, &id, None).await).await;
+        }
+    }
+    daemon.close().await;
+}
+
+#[tokio::test]
+async fn many_hands_on_the_power_switch_leave_states_and_engine_in_agreement() {
+    let daemon = Daemon::start().await;
+    let ids = ["a", "b", "c"].map(|name| daemon.id(name));
+    for (id, pattern) in ids.iter().zip([Some("Up"), None, Some("Up")]) {
+        let spec = json!({
+            "startup_command": "trap 'exit 0' TERM; echo Up; while read line; do echo got $line; done",
+            "start_pattern": pattern, "tty": false, "stop": {"signal": "SIGTERM", "timeout": 1},
+        });
+        daemon.create(id, spec).await;
+    }
+    let hand = async |first: usize| {
+        let client = daemon.client();
+        let actions = ["start", "stop", "restart", "kill", "pause", "resume", "start"];
+        for n in 0..150 {
+            let (id, action) = (&ids[(first + n) % 3], actions[(first * 3 + n * 5) % 7]);
+            let answer = client.post_empty(&format!("/containers/{id}/{action}")).await;
+            assert!(matches!(answer.status, 202 | 409 | 503), "{answer:?}");
+        }
+    };
+    tokio::join!(hand(0), hand(1), hand(2), hand(3));
+    for id in &ids {
+        let (client, path) = (daemon.client(), format!("/containers/{id}/start"));
+        eventually("it can be started", SOON, async || {
+            let answer = client.post_empty(&path).await;
+            if answer.status == 202 { Ok(()) } else { Err(answer.text) }
+        })
+        .await;
+        let shown = daemon.state(id, "running").await;
+        assert_eq!(daemon.inspect(id).await["State"]["Status"], "running", "{shown}");
+        assert_eq!(daemon.inspect(id).await["Id"], shown["container_id"]);
+        // The way in is that of this run, not of one before.
+        let command = json!({"command": "hello"});
+        daemon.client().post(&format!("/containers/{id}/command"), command).await.is(202);
+        daemon.expect_log(id, "got hello").await;
+    }
+    daemon.close().await;
+}
