@@ -7,6 +7,7 @@
 
 use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net};
 use tokio::sync::watch;
@@ -14,6 +15,11 @@ use tokio::sync::watch;
 use super::firewall::{self, FirewallError, HostService, Rules, WithinBridge};
 use crate::engine::{BridgeSpec, Engine, EngineError};
 use crate::util::chain::Chain;
+
+/// A lightd that was killed may have left the engine in the middle of making the very same bridge; until
+/// that is through, the engine refuses a second one.
+const BRIDGE_TRIES: u32 = 8;
+const BRIDGE_AGAIN: Duration = Duration::from_millis(250);
 
 /// Whether lightd sets rules of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -132,7 +138,17 @@ impl Isolation {
             subnet: first_subnet(self.options.subnets),
             icc: false,
         };
-        self.engine.ensure_bridge(&spec).await.map_err(IsolationError::Bridge)
+        let mut tries = 1;
+        loop {
+            match self.engine.ensure_bridge(&spec).await {
+                Ok(()) => return Ok(()),
+                Err(error) if error.is_away() || tries == BRIDGE_TRIES => {
+                    return Err(IsolationError::Bridge(error));
+                }
+                Err(_) => tokio::time::sleep(BRIDGE_AGAIN).await,
+            }
+            tries += 1;
+        }
     }
 
     async fn ensure_rules(&self) -> Result<(), IsolationError> {

@@ -362,3 +362,27 @@ async fn many_hands_on_the_power_switch_leave_states_and_engine_in_agreement() {
     }
     daemon.close().await;
 }
+
+#[tokio::test]
+async fn a_start_cut_off_at_any_moment_is_one_start() {
+    let mut daemon = Daemon::start().await;
+    let id = daemon.id("start");
+    let command = "echo run >> runs; echo Up; guest forever";
+    let spec = json!({"startup_command": command, "start_pattern": "Up", "tty": false});
+    let shown = daemon.create(&id, spec).await;
+    let mut runs = 0;
+    for delay_ms in [0, 30, 80, 150, 250, 400, 600] {
+        daemon.power(&id, "start").await;
+        some_time(delay_ms).await;
+        daemon.kill9().await;
+        daemon.launch().await;
+        daemon.state(&id, "running").await;
+        runs += 1;
+        let written = daemon.volume_file(&shown, "runs").unwrap_or_default();
+        assert_eq!(written, "run\n".repeat(runs), "killed {delay_ms} ms into a start");
+        assert_eq!(all_lines(&daemon, &id).await, vec!["Up"; runs], "killed after {delay_ms} ms");
+        daemon.power(&id, "kill").await;
+        daemon.state(&id, "offline").await;
+    }
+    daemon.close().await;
+}
