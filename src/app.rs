@@ -31,7 +31,9 @@ use crate::engine::{Engine, EngineOptions, LogCap};
 use crate::files::operation::Operations;
 use crate::files::{ArchiveLimits, Files, FilesOptions};
 use crate::network::firewall::HostService;
-use crate::network::isolation::{Exceptions, Firewall, Isolation, IsolationOptions};
+use crate::network::isolation::{
+    Exceptions, Firewall, Isolation, IsolationOptions, IsolationStatus,
+};
 use crate::network::pool::{PortPool, PortRange};
 use crate::panel::{Panel, PanelSettings};
 use crate::store::{Store, StoreError};
@@ -46,6 +48,7 @@ const START_SLOTS: usize = 4;
 const SIGNALS: usize = 1024;
 /// The rules and the bridge are set again so often: a reload of the host's firewall takes them away.
 const ISOLATION_EVERY: Duration = Duration::from_secs(300);
+const ISOLATION_AGAIN: Duration = Duration::from_secs(10);
 /// What requests and owners may take to end, within the ten seconds that stopping may take in all.
 const REQUESTS_END: Duration = Duration::from_secs(4);
 const OWNERS_END: Duration = Duration::from_secs(4);
@@ -247,11 +250,14 @@ impl App {
         let (registry, stop) = (Arc::clone(&self.registry), self.stop.clone());
         let mut health = registry.services().engine.health();
         let (live, mut changed) = (Arc::clone(&self.live), self.live.subscribe());
+        let status = registry.services().isolation.status();
         async move {
             loop {
+                let failed = matches!(*status.borrow(), IsolationStatus::Failed { .. });
+                let pause = if failed { ISOLATION_AGAIN } else { ISOLATION_EVERY };
                 let due = async {
                     tokio::select! {
-                        () = tokio::time::sleep(ISOLATION_EVERY) => {}
+                        () = tokio::time::sleep(pause) => {}
                         _ = health.changed() => {}
                         _ = changed.changed() => {}
                     }

@@ -130,7 +130,22 @@ impl Ctx {
                 (docker_id, attached)
             }
         };
-        services.engine.start(&docker_id).await?;
+        match services.engine.start(&docker_id).await {
+            Ok(()) => Ok((docker_id, attached)),
+            Err(error) if error.kind() == EngineErrorKind::NotFound => {
+                tracing::info!(container.id = %self.snapshot.id, error = %Chain(&error), "making the container anew");
+                self.start_anew().await.map_err(LaunchError::Engine)
+            }
+            Err(error) => Err(LaunchError::Engine(error)),
+        }
+    }
+
+    /// A container knows its network by an id. If the network was made anew, so must the container be.
+    async fn start_anew(&self) -> Result<(String, Attached), EngineError> {
+        let engine = &self.services.engine;
+        let docker_id = self.ensure_workload(false).await?;
+        let attached = engine.attach(&docker_id, self.snapshot.spec.tty).await?;
+        engine.start(&docker_id).await?;
         Ok((docker_id, attached))
     }
 

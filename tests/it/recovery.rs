@@ -219,6 +219,47 @@ async fn a_paused_workload_is_left_in_peace_and_followed_when_it_goes_on() {
 }
 
 #[tokio::test]
+async fn an_install_that_ended_while_lightd_was_away_is_judged_and_its_log_is_whole() {
+    let mut daemon = Daemon::start().await;
+    for (name, code, outcome) in [("well", 0, "ready"), ("badly", 7, "failed")] {
+        let id = daemon.id(name);
+        let script = format!(
+            "echo run >> runs; echo begun; {WAIT_FOR_GO}; seq 1 50; echo x > /kept; exit {code}"
+        );
+        let spec = daemon.spec(&id, json!({"install_script": script})).await;
+        daemon.client().post("/containers", spec.clone()).await.is(201);
+        daemon.expect_log(&id, "begun").await;
+        daemon.kill9().await;
+        go(&daemon, &spec);
+        eventually("the script has ended", SOON, async || {
+            let name = format!("lightd.install-{id}");
+            let found = daemon.docker.inspect_container(&name, None).await;
+            let state = found.expect("an install container").state.expect("a state");
+            if state.running == Some(false) { Ok(()) } else { Err(state) }
+        })
+        .await;
+        daemon.launch().await;
+        let shown = daemon.install_state(&id, outcome).await;
+        let reason = shown["install_error"].as_str().unwrap_or_default();
+        assert_eq!(reason.contains("exit code 7"), code == 7, "{reason}");
+        assert_eq!(daemon.volume_file(&shown, "runs").as_deref(), Some("run\n"));
+        let wanted: Vec<String> =
+            ["begun".to_owned()].into_iter().chain((1..=50).map(|n| n.to_string())).collect();
+        assert_eq!(all_lines(&daemon, &id).await, wanted, "the console");
+        let log = daemon.client().get(&format!("/containers/{id}/install-log")).await.is(200);
+        let log = log["data"].as_str().expect("a text");
+        assert_eq!(log.lines().collect::<Vec<_>>(), wanted, "the install's log");
+        eventually("the install container is gone", SOON, async || {
+            let left: Vec<_> =
+                in_engine(&daemon).await.into_iter().filter(|c| c.0.contains("install")).collect();
+            if left.is_empty() { Ok(()) } else { Err(left) }
+        })
+        .await;
+    }
+    daemon.close().await;
+}
+
+#[tokio::test]
 async fn a_script_runs_once_at_whichever_moment_of_its_end_lightd_is_killed() {
     let mut daemon = Daemon::start().await;
     for (n, delay_ms) in [0, 15, 40, 80, 140, 220, 320].into_iter().enumerate() {
@@ -236,6 +277,30 @@ async fn a_script_runs_once_at_whichever_moment_of_its_end_lightd_is_killed() {
         assert_eq!(all_lines(&daemon, &id).await, ["over"], "killed after {delay_ms} ms");
     }
     // Also that no image, of a commit that was cut off, is left.
+    daemon.close().await;
+}
+
+#[tokio::test]
+async fn a_start_cut_off_at_any_moment_is_one_start() {
+    let mut daemon = Daemon::start().await;
+    let id = daemon.id("start");
+    let command = "echo run >> runs; echo Up; guest forever";
+    let spec = json!({"startup_command": command, "start_pattern": "Up", "tty": false});
+    let shown = daemon.create(&id, spec).await;
+    let mut runs = 0;
+    for delay_ms in [0, 30, 80, 150, 250, 400, 600] {
+        daemon.power(&id, "start").await;
+        some_time(delay_ms).await;
+        daemon.kill9().await;
+        daemon.launch().await;
+        daemon.state(&id, "running").await;
+        runs += 1;
+        let written = daemon.volume_file(&shown, "runs").unwrap_or_default();
+        assert_eq!(written, "run\n".repeat(runs), "killed {delay_ms} ms into a start");
+        assert_eq!(all_lines(&daemon, &id).await, vec!["Up"; runs], "killed after {delay_ms} ms");
+        daemon.power(&id, "kill").await;
+        daemon.state(&id, "offline").await;
+    }
     daemon.close().await;
 }
 
@@ -359,30 +424,6 @@ async fn many_hands_on_the_power_switch_leave_states_and_engine_in_agreement() {
         let command = json!({"command": "hello"});
         daemon.client().post(&format!("/containers/{id}/command"), command).await.is(202);
         daemon.expect_log(id, "got hello").await;
-    }
-    daemon.close().await;
-}
-
-#[tokio::test]
-async fn a_start_cut_off_at_any_moment_is_one_start() {
-    let mut daemon = Daemon::start().await;
-    let id = daemon.id("start");
-    let command = "echo run >> runs; echo Up; guest forever";
-    let spec = json!({"startup_command": command, "start_pattern": "Up", "tty": false});
-    let shown = daemon.create(&id, spec).await;
-    let mut runs = 0;
-    for delay_ms in [0, 30, 80, 150, 250, 400, 600] {
-        daemon.power(&id, "start").await;
-        some_time(delay_ms).await;
-        daemon.kill9().await;
-        daemon.launch().await;
-        daemon.state(&id, "running").await;
-        runs += 1;
-        let written = daemon.volume_file(&shown, "runs").unwrap_or_default();
-        assert_eq!(written, "run\n".repeat(runs), "killed {delay_ms} ms into a start");
-        assert_eq!(all_lines(&daemon, &id).await, vec!["Up"; runs], "killed after {delay_ms} ms");
-        daemon.power(&id, "kill").await;
-        daemon.state(&id, "offline").await;
     }
     daemon.close().await;
 }
