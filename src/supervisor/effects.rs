@@ -121,6 +121,7 @@ impl Ctx {
     /// Types the stop command. After a restart of lightd or an outage the way to the workload's input may
     /// not stand yet; it is waited for as long as the workload is not killed anyway.
     async fn stop_by_command(&self, run: RunId, line: &str) -> Result<(), String> {
+        self.services.engine_back().await;
         let end = Instant::now() + self.snapshot.spec.stop.grace;
         loop {
             match self.shared.attached_run() {

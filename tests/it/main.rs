@@ -4,6 +4,7 @@ mod access;
 mod architecture;
 mod containers;
 mod crash;
+mod engine_down;
 mod errors;
 mod guest;
 mod install;

@@ -427,3 +427,24 @@ async fn many_hands_on_the_power_switch_leave_states_and_engine_in_agreement() {
     }
     daemon.close().await;
 }
+
+#[tokio::test]
+async fn a_network_that_was_removed_is_made_again_and_stopped_containers_start_on_it() {
+    let mut daemon = Daemon::start().await;
+    let id = daemon.id("offline");
+    let before = daemon.run(&id, json!({})).await;
+    daemon.power(&id, "kill").await;
+    daemon.state(&id, "offline").await;
+    daemon.docker.remove_network(&daemon.bridge).await.expect("nothing runs on it");
+    daemon.kill9().await;
+    daemon.launch().await;
+    let path = format!("/containers/{id}/start");
+    eventually("the start is taken", SOON, async || {
+        let answer = daemon.client().post_empty(&path).await;
+        if answer.status == 202 { Ok(()) } else { Err(answer.text) }
+    })
+    .await;
+    let after = daemon.state(&id, "running").await;
+    assert_ne!(after["container_id"], before["container_id"], "it knew its network by an id");
+    daemon.close().await;
+}

@@ -1,0 +1,317 @@
+//! An engine that is stopped, restarted or killed: a private one, for the shared one is not ours to stop.
+//! And outages at bad moments, by a door in front of the shared one.
+
+use std::fs::File;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use bollard::Docker;
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::support::SOON;
+use crate::support::chaos::Door;
+use crate::support::guest;
+use crate::support::process::Daemon;
+use crate::support::wait::eventually;
+
+/// An engine with a runtime, a folder and a socket of its own.
+struct Engine {
+    folder: TempDir,
+    bridge: String,
+    containerd: Child,
+    dockerd: Option<Child>,
+}
+
+impl Engine {
+    async fn start(bridge: &str) -> Self {
+        let folder = TempDir::with_prefix("lightd-engine-").expect("a folder");
+        let at = |name: &str| folder.path().join(name);
+        // Not dockerd's own child, so that it outlives a kill of dockerd, as it does on a real host.
+        let containerd = Command::new("containerd")
+            .args(["--config", "/dev/null"])
+            .arg("--root")
+            .arg(at("containerd"))
+            .arg("--state")
+            .arg(at("containerd-state"))
+            .arg("--address")
+            .arg(at("containerd.sock"))
+            .stdout(Stdio::null())
+            .stderr(File::create(at("containerd.log")).expect("a log"))
+            .spawn()
+            .expect("containerd starts");
+        let mut engine = Self { containerd, dockerd: None, bridge: bridge.to_owned(), folder };
+        engine.launch().await;
+        engine
+    }
+
+    fn at(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn docker(&self) -> Docker {
+        let path = self.at("docker.sock");
+        let path = path.to_str().expect("a plain path");
+        Docker::connect_with_unix(path, 60, bollard::API_DEFAULT_VERSION).expect("a client")
+    }
+
+    async fn launch(&mut self) {
+        let log = File::options().create(true).append(true).open(self.at("dockerd.log"));
+        let dockerd = Command::new("dockerd")
+            .arg("--containerd")
+            .arg(self.at("containerd.sock"))
+            .arg("--data-root")
+            .arg(self.at("data"))
+            .arg("--exec-root")
+            .arg(self.at("exec"))
+            .arg("--pidfile")
+            .arg(self.at("pid"))
+            .arg("-H")
+            .arg(format!("unix://{}", self.at("docker.sock").display()))
+            .args(["--bridge=none", "--iptables=false", "--ip6tables=false"])
+            .stdout(Stdio::null())
+            .stderr(log.expect("a log"))
+            .spawn();
+        let mut dockerd = dockerd.expect("dockerd starts");
+        eventually("the private engine answers", SOON, async || {
+            if let Some(status) = dockerd.try_wait().expect("a look") {
+                let log = std::fs::read_to_string(self.at("dockerd.log")).unwrap_or_default();
+                panic!("the private engine ended with {status}:\n{log}");
+            }
+            if !self.at("docker.sock").exists() {
+                return Err("no socket".to_owned());
+            }
+            self.docker().ping().await.map_err(|error| error.to_string())
+        })
+        .await;
+        self.dockerd = Some(dockerd);
+    }
+
+    fn signal(&self, signal: Signal) {
+        let dockerd = self.dockerd.as_ref().expect("an engine that runs");
+        kill_process(Pid::from_child(dockerd), signal).expect("a signal");
+    }
+
+    /// Ends it by a signal.
+    fn end(&mut self, signal: Signal) {
+        self.signal(signal);
+        self.dockerd.take().expect("an engine that runs").wait().expect("an end");
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        if let Some(mut dockerd) = self.dockerd.take() {
+            // It may be stopped. Asked to end, it ends its containers.
+            for signal in [Signal::CONT, Signal::TERM] {
+                kill_process(Pid::from_child(&dockerd), signal).ok();
+            }
+            dockerd.wait().ok();
+        }
+        kill_process(Pid::from_child(&self.containerd), Signal::TERM).ok();
+        self.containerd.wait().ok();
+        // Nobody but this engine knew of it; after a test that went well it is gone.
+        let mut delete = Command::new("ip");
+        delete.args(["link", "delete", &self.bridge]).stderr(Stdio::null()).status().ok();
+    }
+}
+
+/// A daemon with an engine of its own. The engine is dropped last.
+async fn with_an_engine() -> (Engine, Daemon) {
+    let mut daemon = Daemon::prepare(|_| {}).await;
+    let engine = Engine::start(&daemon.bridge).await;
+    daemon.docker = engine.docker();
+    guest::ensure_image(&daemon.docker).await.expect("the test image");
+    let path = engine.at("docker.sock");
+    daemon.edit_config(|config| config["docker"]["socket_path"] = json!(path));
+    daemon.launch().await;
+    (engine, daemon)
+}
+
+async fn behind_a_door() -> (Daemon, Door) {
+    let mut daemon = Daemon::prepare(|_| {}).await;
+    let path = daemon.folder().join("engine.sock");
+    let door = Door::open_at(&path);
+    daemon.edit_config(|config| config["docker"]["socket_path"] = json!(path));
+    daemon.launch().await;
+    (daemon, door)
+}
+
+fn count(text: &str, line: &str) -> usize {
+    text.lines().filter(|found| found.trim_end() == line).count()
+}
+
+/// Each run counts from 1, and no number is missing or there twice.
+fn assert_counts_up(text: &str, runs: usize) {
+    let numbers = text.lines().filter_map(|line| line.trim_end().strip_prefix('n')?.parse().ok());
+    let numbers: Vec<u64> = numbers.collect();
+    let breaks = numbers.windows(2).filter(|pair| pair[1] != pair[0] + 1);
+    let breaks: Vec<&[u64]> = breaks.collect();
+    assert!(breaks.iter().all(|pair| pair[1] == 1), "lines lost or doubled: {breaks:?}");
+    assert_eq!(breaks.len() + 1, runs, "one count for each run");
+}
+
+/// Counts, and says goodbye on SIGTERM.
+const COUNTS: &str = "trap 'echo bye; exit 0' TERM; echo Up; n=0; \
+                      while :; do n=$((n+1)); echo n$n; sleep 0.05; done";
+
+#[tokio::test]
+async fn what_a_restarted_or_killed_engine_ended_is_started_again_and_counts_as_no_crash() {
+    let (mut engine, daemon) = with_an_engine().await;
+    let (id, crashes) = (daemon.id("a"), daemon.id("b"));
+    let spec = json!({"startup_command": COUNTS, "tty": false, "start_pattern": "Up"});
+    daemon.run(&id, spec).await;
+    daemon.run(&crashes, json!({"restart_on_crash": true})).await;
+    daemon.expect_log(&id, "n5").await;
+    for (signal, runs) in [(Signal::TERM, 2), (Signal::KILL, 3)] {
+        engine.end(signal);
+        for id in [&id, &crashes] {
+            daemon.state(id, "unknown").await;
+        }
+        let refused = daemon.client().post_empty(&format!("/containers/{id}/start")).await;
+        assert!(refused.headers.contains_key("retry-after"), "{refused:?}");
+        refused.refused(503, "engine_unavailable");
+        daemon.client().get("/api/v1/public/ping").await.is(200);
+        engine.launch().await;
+        eventually(&format!("it has come up {runs} times"), SOON, async || {
+            let log = daemon.logs(&id).await;
+            if count(&log, "Up") == runs { Ok(()) } else { Err(log) }
+        })
+        .await;
+        for id in [&id, &crashes] {
+            daemon.state(id, "running").await;
+        }
+    }
+    daemon.power(&id, "kill").await;
+    daemon.state(&id, "offline").await;
+    let log = daemon.logs(&id).await;
+    assert_counts_up(&log, 3);
+    // What it said when the engine ended it is here, although nobody was attached any more.
+    assert!(count(&log, "bye") > 0, "{log}");
+    assert!(!daemon.log().contains("it crashed"), "no crash was counted");
+    daemon.close().await;
+}
+
+#[tokio::test]
+async fn a_stopped_engine_is_noticed_and_its_workloads_are_the_same_when_it_goes_on() {
+    let (engine, daemon) = with_an_engine().await;
+    let id = daemon.id("a");
+    let spec = json!({"startup_command": COUNTS, "tty": false, "start_pattern": "Up"});
+    let before = daemon.run(&id, spec).await;
+    let pid = daemon.inspect(&id).await["State"]["Pid"].clone();
+    engine.signal(Signal::STOP);
+    // Nothing breaks; it just does not answer.
+    daemon.state(&id, "unknown").await;
+    let refused = daemon.client().post_empty(&format!("/containers/{id}/restart")).await;
+    refused.refused(503, "engine_unavailable");
+    engine.signal(Signal::CONT);
+    let after = daemon.state(&id, "running").await;
+    assert_eq!(daemon.inspect(&id).await["State"]["Pid"], pid);
+    assert_eq!(after["started_at"], before["started_at"]);
+    daemon.expect_log(&id, "n200").await;
+    assert_counts_up(&daemon.logs(&id).await, 1);
+    daemon.close().await;
+}
+
+#[tokio::test]
+async fn an_install_that_the_engine_ended_has_failed_and_is_not_run_again() {
+    let (mut engine, daemon) = with_an_engine().await;
+    let id = daemon.id("a");
+    let script = "echo run >> runs; echo begun; while :; do sleep 0.05; done";
+    let spec = daemon.spec(&id, json!({"install_script": script})).await;
+    daemon.client().post("/containers", spec).await.is(201);
+    daemon.expect_log(&id, "begun").await;
+    engine.end(Signal::KILL);
+    daemon.state(&id, "unknown").await;
+    engine.launch().await;
+    let shown = daemon.install_state(&id, "failed").await;
+    assert_eq!(daemon.volume_file(&shown, "runs").as_deref(), Some("run\n"));
+    assert_eq!(count(&daemon.logs(&id).await, "begun"), 1);
+    daemon.close().await;
+}
+
+#[tokio::test]
+async fn a_stop_asked_for_during_an_outage_has_its_whole_grace_after_it() {
+    let (daemon, mut door) = behind_a_door().await;
+    let (signal, command) = (daemon.id("signal"), daemon.id("command"));
+    let saves = "trap 'sleep 1; echo saved; exit 5' TERM; echo Up; while :; do sleep 0.05; done";
+    let spec = json!({
+        "startup_command": saves, "start_pattern": "Up", "tty": false,
+        "stop": {"signal": "SIGTERM", "timeout": 3},
+    });
+    daemon.run(&signal, spec).await;
+    let reads = "echo Up; read line; sleep 1; echo saved $line; exit 5";
+    let spec = json!({
+        "startup_command": reads, "start_pattern": "Up", "tty": false,
+        "stop": {"command": "end", "timeout": 3},
+    });
+    daemon.run(&command, spec).await;
+    door.shut();
+    for id in [&signal, &command] {
+        daemon.state(id, "unknown").await;
+        daemon.power(id, "stop").await;
+    }
+    let asked = Instant::now();
+    eventually("an outage that is longer than the grace", SOON, async || {
+        let lasts = asked.elapsed();
+        if lasts > Duration::from_secs(4) { Ok(()) } else { Err(lasts) }
+    })
+    .await;
+    door.reopen();
+    for (id, last) in [(&signal, "saved"), (&command, "saved end")] {
+        let shown = daemon.state(id, "offline").await;
+        assert_eq!(shown["exit_code"], 5, "{id} was killed");
+        assert_eq!(count(&daemon.logs(id).await, last), 1);
+    }
+    daemon.close().await;
+}
+
+#[tokio::test]
+async fn an_outage_in_the_middle_of_a_start_makes_it_no_second_one() {
+    let (daemon, mut door) = behind_a_door().await;
+    let id = daemon.id("a");
+    let spec = json!({
+        "startup_command": "echo run >> runs; echo Up; guest forever", "start_pattern": "Up",
+        "tty": false,
+    });
+    let shown = daemon.create(&id, spec).await;
+    for (n, delay_ms) in [0, 40, 100, 200, 350].into_iter().enumerate() {
+        daemon.power(&id, "start").await;
+        // The moment is what is varied; nothing is waited for.
+        tokio::time::sleep(Duration::from_millis(delay_ms)).await;
+        door.shut();
+        daemon.state(&id, "unknown").await;
+        door.reopen();
+        daemon.state(&id, "running").await;
+        let runs = daemon.volume_file(&shown, "runs").unwrap_or_default();
+        assert_eq!(runs, "run\n".repeat(n + 1), "cut {delay_ms} ms into a start");
+        assert_eq!(count(&daemon.logs(&id).await, "Up"), n + 1, "cut {delay_ms} ms into a start");
+        daemon.power(&id, "kill").await;
+        daemon.state(&id, "offline").await;
+    }
+    daemon.close().await;
+}
+
+#[tokio::test]
+async fn after_an_outage_all_goes_on_within_five_seconds_and_what_was_asked_for_is_installed() {
+    let (daemon, mut door) = behind_a_door().await;
+    let (id, new) = (daemon.id("there"), daemon.id("new"));
+    daemon.run(&id, json!({"startup_command": COUNTS, "tty": false, "start_pattern": "Up"})).await;
+    door.shut();
+    daemon.state(&id, "unknown").await;
+    let spec = daemon.spec(&new, json!({"install_script": "echo installed"})).await;
+    daemon.client().post("/containers", spec).await.is(201);
+    daemon.state(&new, "unknown").await;
+    door.reopen();
+    let (client, path) = (daemon.client(), format!("/containers/{id}"));
+    eventually("it is picked up", Duration::from_secs(5), async || {
+        let shown: Value = client.get(&path).await.is(200);
+        if shown["state"] == "running" { Ok(()) } else { Err(shown) }
+    })
+    .await;
+    daemon.install_state(&new, "ready").await;
+    assert_eq!(daemon.logs(&new).await, "installed\n");
+    daemon.close().await;
+}
