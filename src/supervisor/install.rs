@@ -26,6 +26,8 @@ use crate::util::chain::Chain;
 
 /// Between two progress messages of a pull.
 const PROGRESS_EVERY: Duration = Duration::from_secs(1);
+/// A script that lightd comes back to after its time limit gets this long to be seen to have ended.
+const LEAST_TO_JUDGE: Duration = Duration::from_secs(10);
 /// How far the end of the output and the exit may be apart.
 const DRAIN: Duration = Duration::from_secs(2);
 
@@ -167,7 +169,8 @@ impl Ctx {
         resumed: bool,
     ) -> Result<Exit, InstallError> {
         let limit = self.services.settings().install_timeout;
-        let deadline = Instant::now() + limit;
+        let age = if resumed { self.age_of(docker_id).await? } else { Duration::ZERO };
+        let deadline = Instant::now() + limit.saturating_sub(age).max(LEAST_TO_JUDGE);
         let mut log = InstallLog::open(self.shared.install_log_path(), resumed).await;
         let mut attach_first = !resumed;
         let followed = tokio::time::timeout_at(deadline, async {
@@ -188,6 +191,14 @@ impl Ctx {
         log.close().await;
         self.end_output().await;
         followed.unwrap_or(Err(InstallError::TimedOut(limit)))
+    }
+
+    /// How long ago the script began.
+    async fn age_of(&self, docker_id: &str) -> Result<Duration, EngineError> {
+        let seen = self.services.insist(|| self.services.engine.inspect(docker_id)).await?;
+        let now_ms = jiff::Timestamp::now().as_millisecond();
+        let age_ms = now_ms - seen.and_then(|seen| seen.started_at_ms).unwrap_or(now_ms);
+        Ok(Duration::from_millis(u64::try_from(age_ms).unwrap_or(0)))
     }
 
     async fn follow_once(

@@ -4,12 +4,13 @@
 use std::fs::File;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bollard::Docker;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tokio::time::Instant;
 
 use crate::support::SOON;
 use crate::support::chaos::Door;
@@ -112,6 +113,10 @@ impl Drop for Engine {
         }
         kill_process(Pid::from_child(&self.containerd), Signal::TERM).ok();
         self.containerd.wait().ok();
+        // A dockerd that was killed leaves its folder mounted on itself, once each time.
+        let unmount =
+            || Command::new("umount").arg("-l").arg(self.at("data")).stderr(Stdio::null()).status();
+        while unmount().is_ok_and(|status| status.success()) {}
         // Nobody but this engine knew of it; after a test that went well it is gone.
         let mut delete = Command::new("ip");
         delete.args(["link", "delete", &self.bridge]).stderr(Stdio::null()).status().ok();

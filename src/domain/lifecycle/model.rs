@@ -128,6 +128,61 @@ fn a_reinstall_while_running_stops_first() {
 }
 
 #[test]
+fn what_an_install_left_is_cleared_only_after_its_end() {
+    let (mut machine, effects) = Machine::install();
+    let run = machine.last_run();
+    assert!(!effects.contains(&Effect::ClearInstall { run }));
+    for result in [Ok(()), Err("it failed".to_owned())] {
+        let mut machine = machine.clone();
+        let effects = machine.fact(Fact::InstallEnded { run, result }, POLICY, NOW);
+        assert!(effects.contains(&Effect::ClearInstall { run }), "{effects:?}");
+    }
+    let effects = machine.boot(None, false, POLICY, NOW);
+    assert_eq!(effects, [Effect::Install { run }]);
+}
+
+#[test]
+fn the_grace_of_a_stop_begins_again_when_the_engine_is_back() {
+    let (mut machine, run) = running();
+    machine.command(Command::Stop, POLICY, NOW).unwrap();
+    let back = NOW + POLICY.stop_grace * 2;
+    machine.engine_back(POLICY, back);
+    assert_eq!(machine.fact(Fact::Woke, POLICY, back), []);
+    let effects = machine.fact(Fact::Woke, POLICY, back + POLICY.stop_grace);
+    assert!(effects.contains(&Effect::Kill { run }), "{effects:?}");
+}
+
+#[test]
+fn a_boot_is_no_crash() {
+    let (mut machine, run) = running();
+    machine.fact(Fact::Exited { run, exit: exit(1) }, POLICY, NOW);
+    let mut again = machine.clone();
+    for _ in 0..=crate::domain::restart::BUDGET {
+        assert_eq!(again.boot(seen(ObservedStatus::Exited(exit(1))), false, POLICY, NOW), []);
+        assert!(again.wake_at().is_some(), "it waits for its restart");
+    }
+}
+
+#[test]
+fn nobody_attaches_to_what_is_paused() {
+    let (machine, run) = running();
+    for (status, attaches) in [(ObservedStatus::Running, true), (ObservedStatus::Paused, false)] {
+        let effects = machine.clone().boot(seen(status), false, POLICY, NOW);
+        assert_eq!(effects.contains(&Effect::Attach { run }), attaches, "{status:?}");
+    }
+}
+
+#[test]
+fn a_trial_that_lightd_did_not_see_start_keeps_its_new_ports() {
+    let (mut machine, run) = running();
+    machine.command(Command::Rebind, POLICY, NOW).unwrap();
+    machine.fact(Fact::Exited { run, exit: exit(0) }, POLICY, NOW);
+    machine.fact(Fact::Rebound, POLICY, NOW);
+    let effects = machine.boot(seen(ObservedStatus::Running), false, POLICY, NOW);
+    assert!(effects.contains(&Effect::FinishRebind), "{effects:?}");
+}
+
+#[test]
 fn a_stray_that_runs_while_offline_is_killed() {
     let mut machine = installed();
     let look = Fact::Seen { observed: seen(ObservedStatus::Running), engine_was_away: false };
