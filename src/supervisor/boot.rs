@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::record::Record;
 use super::registry::Registry;
 use super::task::BootLook;
+use super::workload::aside_name;
 use crate::domain::ids::ContainerId;
 use crate::domain::lifecycle::Phase;
 use crate::domain::observed::Observed;
@@ -121,7 +122,11 @@ impl Registry {
                 );
                 continue;
             };
-            let is_workload = found.name == id.docker_name();
+            // By its id as well: somebody may have renamed it.
+            let is_stored = || self.get(&id)?.snapshot().docker_id.clone();
+            let is_aside = found.name == aside_name(&id);
+            let is_workload = found.name == id.docker_name()
+                || (!is_aside && is_stored().as_ref() == Some(&found.docker_id));
             let of_row = all.entry(id).or_default();
             if is_workload {
                 of_row.workload = Some(found.docker_id);
