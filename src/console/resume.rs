@@ -37,6 +37,11 @@ pub(crate) struct TailLine {
 }
 
 impl Tail {
+    /// Whether all lines are here that are ever compared; when the first of them came.
+    pub(crate) fn full_since_ms(&self) -> Option<i64> {
+        self.lines.first().filter(|_| self.lines.len() >= TAIL_LINES).map(|line| line.time_ms)
+    }
+
     /// When the last line came.
     pub(crate) fn last_time_ms(&self) -> Option<i64> {
         self.lines.last().map(|line| line.time_ms)
@@ -129,8 +134,11 @@ impl Console {
             let from = Position::line(view.end.line.saturating_sub(TAIL_SEARCH_LINES).max(1));
             let mut collector = Collector::default();
             let result = read::each_record(&view, from, |record, text| {
-                if (record.run, record.stream) == (run, stream) {
-                    collector.add(record, text);
+                if record.run == run {
+                    collector.count(record, stream);
+                    if record.stream == stream {
+                        collector.add(record, text);
+                    }
                 }
             });
             if let Err(error) = result {
@@ -154,9 +162,13 @@ struct Collector {
 }
 
 impl Collector {
-    fn add(&mut self, record: &Record, text: &[u8]) {
-        let newlines = record.newlines[record.stream.index()];
+    /// Every record counts the lines of both streams: also of one that has been silent for long.
+    fn count(&mut self, record: &Record, stream: Stream) {
+        let newlines = record.newlines[stream.index()];
         self.lines_in_run = (newlines < u32::MAX).then_some(u64::from(newlines));
+    }
+
+    fn add(&mut self, record: &Record, text: &[u8]) {
         for part in text.split_inclusive(|&b| b == b'\n') {
             self.forming.extend_from_slice(part);
             if part.ends_with(b"\n") {

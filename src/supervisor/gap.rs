@@ -21,6 +21,8 @@ const LOG_LAG: Duration = Duration::from_millis(100);
 /// So far an attach may lag behind the log.
 const ATTACH_LAG: Duration = Duration::from_millis(20);
 const TRIES: u32 = 4;
+/// So far the console's time of a line may be behind the engine's.
+const READ_LATE: Duration = Duration::from_secs(60);
 
 /// The part of a Docker container's log that is of one run.
 #[derive(Clone, Copy, Debug)]
@@ -30,6 +32,8 @@ pub(super) struct RunLog<'a> {
     /// When the run was decided, in Unix milliseconds, if others may have gone before it. The engine's
     /// own word on when it began is of no use: it is of after the first lines.
     pub(super) since_ms: Option<i64>,
+    /// From the run's first line on, and not only as much as is needed to go on from the console's last.
+    pub(super) whole: bool,
 }
 
 /// A run's output up to where an attach goes on.
@@ -53,7 +57,7 @@ struct Log {
 impl Ctx {
     /// The log of a run of the workload.
     pub(super) fn workload_log<'a>(&self, run: RunId, docker_id: &'a str) -> RunLog<'a> {
-        RunLog { run, docker_id, since_ms: self.begun_at_ms }
+        RunLog { run, docker_id, since_ms: self.begun_at_ms, whole: false }
     }
 
     /// Brings the console up to where `output`, an attach from just now, goes on.
@@ -131,13 +135,14 @@ impl Ctx {
         let Some(observed) = engine.inspect(of.docker_id).await? else {
             return Ok(Log::default());
         };
-        let since = of.since_ms.map(|ms| {
+        let overlap_ms = if of.whole { None } else { self.overlap_ms(of.run).await };
+        let since = overlap_ms.or(of.since_ms).map(|ms| {
             let nanos = u32::try_from(ms.rem_euclid(1000)).unwrap_or(0) * 1_000_000;
             (ms.div_euclid(1000), nanos)
         });
         let request = LogsRequest { since, tail: None, follow: false };
         let mut entries = engine.logs(of.docker_id, observed.tty, request).await?;
-        let mut log = Log { lines: Vec::new(), whole: true };
+        let mut log = Log { lines: Vec::new(), whole: overlap_ms.is_none() };
         let mut bytes = 0;
         while let Some(line) = entries.next().await? {
             bytes += line.bytes.len();
@@ -149,6 +154,21 @@ impl Ctx {
             }
         }
         Ok(log)
+    }
+
+    /// From when on the log must be read to be joined to the console's end; `None`: from the beginning.
+    /// Reading whole logs of hundreds of containers after each outage would keep the engine busy.
+    async fn overlap_ms(&self, run: RunId) -> Option<i64> {
+        let mut from_ms: Option<i64> = None;
+        for stream in [ConsoleStream::Out, ConsoleStream::Err] {
+            let tail = self.shared.console.tail(run, stream).await;
+            if tail.lines_in_run == Some(0) {
+                continue;
+            }
+            let since_ms = tail.full_since_ms()?;
+            from_ms = Some(from_ms.map_or(since_ms, |from_ms| from_ms.min(since_ms)));
+        }
+        Some(from_ms? - i64::try_from(READ_LATE.as_millis()).unwrap_or(0))
     }
 
     /// Pushes what the console does not have, and returns that.

@@ -136,6 +136,8 @@ impl Ctx {
             None => {
                 self.services.isolated().await.map_err(LaunchError::NotIsolated)?;
                 self.write_data(INSTALL_FILE, script.to_owned()).await?;
+                // Before there is a container: what is in it when one is found is of that one.
+                InstallLog::open(self.shared.install_log_path(), true).await.close().await;
                 self.services.insist(|| self.create_install(script)).await?
             }
         };
@@ -171,7 +173,7 @@ impl Ctx {
         let limit = self.services.settings().install_timeout;
         let age = if resumed { self.age_of(docker_id).await? } else { Duration::ZERO };
         let deadline = Instant::now() + limit.saturating_sub(age).max(LEAST_TO_JUDGE);
-        let mut log = InstallLog::open(self.shared.install_log_path(), resumed).await;
+        let mut log = InstallLog::open(self.shared.install_log_path(), false).await;
         let mut attach_first = !resumed;
         let followed = tokio::time::timeout_at(deadline, async {
             loop {
@@ -213,7 +215,9 @@ impl Ctx {
             match engine.inspect(docker_id).await?.map(|seen| seen.status) {
                 None => return Err(InstallError::Lost),
                 Some(ObservedStatus::Exited(exit)) => {
-                    let rest = self.take_rest(RunLog { run, docker_id, since_ms: None }).await;
+                    let rest = self
+                        .take_rest(RunLog { run, docker_id, since_ms: None, whole: true })
+                        .await;
                     log.make_up(&rest.log, &rest.news).await;
                     return Ok(exit);
                 }
@@ -228,8 +232,12 @@ impl Ctx {
         let (exit, output_broke_off) = {
             let pump = async {
                 if !fresh {
-                    let caught =
-                        self.catch_up(RunLog { run, docker_id, since_ms: None }, &mut output).await;
+                    let caught = self
+                        .catch_up(
+                            RunLog { run, docker_id, since_ms: None, whole: true },
+                            &mut output,
+                        )
+                        .await;
                     log.make_up(&caught.log, &caught.news).await;
                     for chunk in &caught.early {
                         self.take_script_chunk(run, chunk, log).await;
@@ -254,7 +262,7 @@ impl Ctx {
             }
         };
         if output_broke_off {
-            let rest = self.take_rest(RunLog { run, docker_id, since_ms: None }).await;
+            let rest = self.take_rest(RunLog { run, docker_id, since_ms: None, whole: true }).await;
             log.make_up(&rest.log, &rest.news).await;
         }
         Ok(exit)

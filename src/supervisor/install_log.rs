@@ -19,12 +19,12 @@ pub(super) struct InstallLog {
 
 impl InstallLog {
     /// Begins a new log, or goes on with the one there is.
-    pub(super) async fn open(path: PathBuf, resumed: bool) -> Self {
+    pub(super) async fn open(path: PathBuf, anew: bool) -> Self {
         let opened = OpenOptions::new()
             .create(true)
             .write(true)
-            .append(resumed)
-            .truncate(!resumed)
+            .append(!anew)
+            .truncate(anew)
             .mode(0o640)
             .open(&path)
             .await;

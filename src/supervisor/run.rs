@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use super::admission;
 use super::effects::Ctx;
+use super::gap::RunLog;
 use super::stats::Sampler;
 use super::task::Report;
 use super::workload::{self, ENTRYPOINT_FILE, Places};
@@ -305,8 +306,9 @@ impl Ctx {
         output: &mut OutputStream,
         readiness: &mut Option<Readiness>,
     ) {
-        let caught = self.catch_up(self.workload_log(run, docker_id), output).await;
-        // From the run's beginning: a pattern that had matched may not have been stored.
+        // From the beginning where the pattern is waited for: that it had matched may not have been stored.
+        let log = RunLog { whole: readiness.is_some(), ..self.workload_log(run, docker_id) };
+        let caught = self.catch_up(log, output).await;
         let matched =
             |readiness: &mut Readiness| caught.log.iter().any(|line| readiness.feed(&line.bytes));
         if readiness.as_mut().is_some_and(matched) {

@@ -448,3 +448,45 @@ async fn a_network_that_was_removed_is_made_again_and_stopped_containers_start_o
     assert_ne!(after["container_id"], before["container_id"], "it knew its network by an id");
     daemon.close().await;
 }
+
+#[tokio::test]
+async fn a_stream_that_was_silent_for_long_and_equal_lines_come_once_after_a_kill() {
+    let mut daemon = Daemon::start().await;
+    let (silent, ticks) = (daemon.id("silent"), daemon.id("ticks"));
+    // More lines of the one stream than are looked through for the other.
+    let command = "echo e1 >&2; echo e2 >&2; seq 1 700; echo up; sleep 1000";
+    let spec = json!({"startup_command": command, "tty": false, "start_pattern": "up"});
+    daemon.run(&silent, spec).await;
+    let command = "n=0; while test $n -lt 60; do n=$((n+1)); echo tick; sleep 0.05; done; exit 0";
+    let spec = json!({"startup_command": command, "tty": false, "start_pattern": "tick"});
+    daemon.run(&ticks, spec).await;
+    for _ in 0..3 {
+        grows_by(&daemon, &ticks, 8).await;
+        daemon.kill9().await;
+        some_time(200).await;
+        daemon.launch().await;
+    }
+    daemon.state(&ticks, "offline").await;
+    assert_eq!(all_lines(&daemon, &ticks).await, vec!["tick"; 60]);
+    let lines = all_lines(&daemon, &silent).await;
+    assert_eq!(lines.iter().filter(|line| line.starts_with('e')).count(), 2, "{lines:?}");
+    assert_eq!(lines.len(), 703);
+    daemon.close().await;
+}
+
+#[tokio::test]
+async fn a_reinstall_cut_off_at_its_beginning_has_a_log_of_its_own() {
+    let mut daemon = Daemon::start().await;
+    let id = daemon.id("again");
+    daemon.create(&id, json!({"install_script": "seq 1 5; sleep 0.3; echo over"})).await;
+    for delay_ms in [0, 20, 60, 120, 250] {
+        daemon.client().post(&format!("/containers/{id}/reinstall"), json!({})).await.is(202);
+        some_time(delay_ms).await;
+        daemon.kill9().await;
+        daemon.launch().await;
+        daemon.install_state(&id, "ready").await;
+        let log = daemon.client().get(&format!("/containers/{id}/install-log")).await.is(200);
+        assert_eq!(log["data"], "1\n2\n3\n4\n5\nover\n", "killed {delay_ms} ms into it");
+    }
+    daemon.close().await;
+}
