@@ -12,16 +12,18 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::time::Instant;
 
-use crate::support::SOON;
 use crate::support::chaos::Door;
-use crate::support::guest;
 use crate::support::process::Daemon;
 use crate::support::wait::eventually;
+use crate::support::{SOON, engine, guest, numbers};
 
 /// An engine with a runtime, a folder and a socket of its own.
 struct Engine {
     folder: TempDir,
+    /// The daemon's.
     bridge: String,
+    /// Its own. Without one, dockerd would take the host's `docker0` away.
+    default_bridge: String,
     containerd: Child,
     dockerd: Option<Child>,
 }
@@ -43,7 +45,19 @@ impl Engine {
             .stderr(File::create(at("containerd.log")).expect("a log"))
             .spawn()
             .expect("containerd starts");
-        let mut engine = Self { containerd, dockerd: None, bridge: bridge.to_owned(), folder };
+        let default_bridge = format!("{bridge}d");
+        let subnet = numbers::free_subnet(&engine::subnets(&engine::connect().await).await);
+        let address = subnet.replace(".0/", ".1/");
+        for arguments in [
+            format!("link add {default_bridge} type bridge"),
+            format!("addr add {address} dev {default_bridge}"),
+            format!("link set {default_bridge} up"),
+        ] {
+            let added = Command::new("ip").args(arguments.split(' ')).status();
+            assert!(added.is_ok_and(|status| status.success()), "ip {arguments}");
+        }
+        let mut engine =
+            Self { containerd, dockerd: None, bridge: bridge.to_owned(), default_bridge, folder };
         engine.launch().await;
         engine
     }
@@ -71,7 +85,8 @@ impl Engine {
             .arg(self.at("pid"))
             .arg("-H")
             .arg(format!("unix://{}", self.at("docker.sock").display()))
-            .args(["--bridge=none", "--iptables=false", "--ip6tables=false"])
+            .args(["--bridge", &self.default_bridge])
+            .args(["--iptables=false", "--ip6tables=false", "--ip-forward=false"])
             .stdout(Stdio::null())
             .stderr(log.expect("a log"))
             .spawn();
@@ -117,9 +132,11 @@ impl Drop for Engine {
         let unmount =
             || Command::new("umount").arg("-l").arg(self.at("data")).stderr(Stdio::null()).status();
         while unmount().is_ok_and(|status| status.success()) {}
-        // Nobody but this engine knew of it; after a test that went well it is gone.
-        let mut delete = Command::new("ip");
-        delete.args(["link", "delete", &self.bridge]).stderr(Stdio::null()).status().ok();
+        // Nobody but this engine knew of them; the first is gone after a test that went well.
+        for bridge in [&self.bridge, &self.default_bridge] {
+            let mut delete = Command::new("ip");
+            delete.args(["link", "delete", bridge]).stderr(Stdio::null()).status().ok();
+        }
     }
 }
 
