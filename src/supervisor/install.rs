@@ -211,6 +211,8 @@ impl Ctx {
         fresh: bool,
     ) -> Result<Exit, InstallError> {
         let engine = &self.services.engine;
+        // Only what has never run is started: a script that was running a moment ago may have ended.
+        let mut begins = fresh;
         if !fresh {
             match engine.inspect(docker_id).await?.map(|seen| seen.status) {
                 None => return Err(InstallError::Lost),
@@ -223,12 +225,15 @@ impl Ctx {
                 }
                 Some(ObservedStatus::Created) => {
                     self.services.isolated().await.map_err(LaunchError::NotIsolated)?;
+                    begins = true;
                 }
                 Some(ObservedStatus::Running | ObservedStatus::Paused) => {}
             }
         }
         let mut output = engine.attach(docker_id, false).await?.output;
-        engine.start(docker_id).await?;
+        if begins {
+            engine.start(docker_id).await?;
+        }
         let (exit, output_broke_off) = {
             let pump = async {
                 if !fresh {

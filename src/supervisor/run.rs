@@ -8,9 +8,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use super::admission;
 use super::effects::Ctx;
 use super::gap::RunLog;
+use super::record::is_of_run;
 use super::stats::Sampler;
 use super::task::Report;
 use super::workload::{self, ENTRYPOINT_FILE, Places};
@@ -131,6 +134,10 @@ impl Ctx {
                 (docker_id, attached)
             }
         };
+        // An attempt whose answer was lost may have started it, and it may have ended since.
+        if again && self.was_started(&docker_id).await? {
+            return Ok((docker_id, attached));
+        }
         match services.engine.start(&docker_id).await {
             Ok(()) => Ok((docker_id, attached)),
             Err(error) if error.kind() == EngineErrorKind::NotFound => {
@@ -139,6 +146,12 @@ impl Ctx {
             }
             Err(error) => Err(LaunchError::Engine(error)),
         }
+    }
+
+    /// Whether the engine has started the container for this run.
+    async fn was_started(&self, docker_id: &str) -> Result<bool, EngineError> {
+        let seen = self.services.engine.inspect(docker_id).await?;
+        Ok(seen.is_some_and(|seen| is_of_run(&seen, self.begun_at_ms)))
     }
 
     /// A container knows its network by an id. If the network was made anew, so must the container be.
@@ -261,9 +274,12 @@ impl Ctx {
                             Err(_) => End::Detached,
                         };
                         if pumping && !matches!(end, End::Detached) {
-                            // What is not here by then will not come.
-                            let drain = if caught_up.load(Ordering::Relaxed) { DRAIN } else { CATCH_UP };
-                            drop(tokio::time::timeout(drain, &mut pump).await);
+                            // What is not here by then will not come. An attach to what had exited never ends.
+                            let began = Instant::now();
+                            while tokio::time::timeout(DRAIN, &mut pump).await.is_err()
+                                && !caught_up.load(Ordering::Relaxed)
+                                && began.elapsed() < CATCH_UP
+                            {}
                         }
                         break end;
                     }

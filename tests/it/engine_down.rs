@@ -152,15 +152,6 @@ async fn with_an_engine() -> (Engine, Daemon) {
     (engine, daemon)
 }
 
-async fn behind_a_door() -> (Daemon, Door) {
-    let mut daemon = Daemon::prepare(|_| {}).await;
-    let path = daemon.folder().join("engine.sock");
-    let door = Door::open_at(&path);
-    daemon.edit_config(|config| config["docker"]["socket_path"] = json!(path));
-    daemon.launch().await;
-    (daemon, door)
-}
-
 fn count(text: &str, line: &str) -> usize {
     text.lines().filter(|found| found.trim_end() == line).count()
 }
@@ -256,7 +247,7 @@ async fn an_install_that_the_engine_ended_has_failed_and_is_not_run_again() {
 
 #[tokio::test]
 async fn a_stop_asked_for_during_an_outage_has_its_whole_grace_after_it() {
-    let (daemon, mut door) = behind_a_door().await;
+    let (daemon, mut door) = Door::and_daemon().await;
     let (signal, command) = (daemon.id("signal"), daemon.id("command"));
     let saves = "trap 'sleep 1; echo saved; exit 5' TERM; echo Up; while :; do sleep 0.05; done";
     let spec = json!({
@@ -292,7 +283,7 @@ async fn a_stop_asked_for_during_an_outage_has_its_whole_grace_after_it() {
 
 #[tokio::test]
 async fn an_outage_in_the_middle_of_a_start_makes_it_no_second_one() {
-    let (daemon, mut door) = behind_a_door().await;
+    let (daemon, mut door) = Door::and_daemon().await;
     let id = daemon.id("a");
     let spec = json!({
         "startup_command": "echo run >> runs; echo Up; guest forever", "start_pattern": "Up",
@@ -317,8 +308,33 @@ async fn an_outage_in_the_middle_of_a_start_makes_it_no_second_one() {
 }
 
 #[tokio::test]
+async fn a_run_that_was_over_before_its_start_was_answered_is_no_reason_for_a_second_one() {
+    let (daemon, mut door) = Door::and_daemon().await;
+    let id = daemon.id("short");
+    let spec = json!({"startup_command": "echo run >> runs; echo over", "start_pattern": null, "tty": false});
+    let shown = daemon.create(&id, spec).await;
+    for n in 1..=2 {
+        door.lose_the_answer_to_a_start();
+        daemon.power(&id, "start").await;
+        door.the_answer_was_lost().await;
+        door.shut();
+        eventually("it has run", SOON, async || {
+            let state = daemon.inspect(&id).await["State"].clone();
+            if state["Status"] == "exited" { Ok(()) } else { Err(state) }
+        })
+        .await;
+        door.reopen();
+        daemon.state(&id, "offline").await;
+        let runs = daemon.volume_file(&shown, "runs").unwrap_or_default();
+        assert_eq!(runs, "run\n".repeat(n));
+        assert_eq!(count(&daemon.logs(&id).await, "over"), n);
+    }
+    daemon.close().await;
+}
+
+#[tokio::test]
 async fn after_an_outage_all_goes_on_within_five_seconds_and_what_was_asked_for_is_installed() {
-    let (daemon, mut door) = behind_a_door().await;
+    let (daemon, mut door) = Door::and_daemon().await;
     let (id, new) = (daemon.id("there"), daemon.id("new"));
     daemon.run(&id, json!({"startup_command": COUNTS, "tty": false, "start_pattern": "Up"})).await;
     door.shut();

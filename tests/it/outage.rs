@@ -4,21 +4,11 @@ use serde_json::json;
 
 use crate::support::SOON;
 use crate::support::chaos::Door;
-use crate::support::process::Daemon;
 use crate::support::wait::eventually;
-
-async fn behind_a_door() -> (Daemon, Door) {
-    let mut daemon = Daemon::prepare(|_| {}).await;
-    let path = daemon.folder().join("engine.sock");
-    let door = Door::open_at(&path);
-    daemon.edit_config(|config| config["docker"]["socket_path"] = json!(path));
-    daemon.launch().await;
-    (daemon, door)
-}
 
 #[tokio::test]
 async fn while_the_engine_is_away_states_are_unknown_and_nothing_is_taken_for_a_crash() {
-    let (daemon, mut door) = behind_a_door().await;
+    let (daemon, mut door) = Door::and_daemon().await;
     let id = daemon.id("away");
     let counts = "echo Ready; n=0; while :; do n=$((n+1)); echo tick $n; sleep 0.05; done";
     let spec = json!({"startup_command": counts, "tty": false, "restart_on_crash": true});
@@ -45,7 +35,7 @@ async fn while_the_engine_is_away_states_are_unknown_and_nothing_is_taken_for_a_
 
 #[tokio::test]
 async fn a_kill_and_a_delete_asked_for_meanwhile_are_carried_out_on_the_engines_return() {
-    let (daemon, mut door) = behind_a_door().await;
+    let (daemon, mut door) = Door::and_daemon().await;
     let (killed, deleted) = (daemon.id("killed"), daemon.id("deleted"));
     daemon.run(&killed, json!({})).await;
     daemon.run(&deleted, json!({})).await;
@@ -66,7 +56,7 @@ async fn a_kill_and_a_delete_asked_for_meanwhile_are_carried_out_on_the_engines_
 
 #[tokio::test]
 async fn lightd_starts_and_answers_without_an_engine_and_takes_up_its_work_with_it() {
-    let (mut daemon, mut door) = behind_a_door().await;
+    let (mut daemon, mut door) = Door::and_daemon().await;
     let id = daemon.id("later");
     daemon.run(&id, json!({})).await;
     daemon.terminate().await;

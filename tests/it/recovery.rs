@@ -7,6 +7,7 @@ use bollard::query_parameters::ListContainersOptionsBuilder;
 use serde_json::{Value, json};
 
 use crate::support::SOON;
+use crate::support::chaos::Door;
 use crate::support::numbers::free_ports;
 use crate::support::process::Daemon;
 use crate::support::wait::eventually;
@@ -277,6 +278,32 @@ async fn a_script_runs_once_at_whichever_moment_of_its_end_lightd_is_killed() {
         assert_eq!(all_lines(&daemon, &id).await, ["over"], "killed after {delay_ms} ms");
     }
     // Also that no image, of a commit that was cut off, is left.
+    daemon.close().await;
+}
+
+#[tokio::test]
+async fn a_script_that_ends_while_it_is_being_attached_to_again_runs_once() {
+    let (mut daemon, door) = Door::and_daemon().await;
+    let id = daemon.id("race");
+    let script = format!("echo run >> runs; echo begun; {WAIT_FOR_GO}; echo over");
+    let spec = daemon.spec(&id, json!({"install_script": script})).await;
+    daemon.client().post("/containers", spec).await.is(201);
+    daemon.expect_log(&id, "begun").await;
+    let shown = daemon.client().get(&format!("/containers/{id}")).await.is(200);
+    daemon.kill9().await;
+    door.hold_attaches();
+    daemon.launch().await;
+    door.attach_is_waited_for().await;
+    go(&daemon, &shown);
+    eventually("the script ends", SOON, async || {
+        let seen = in_engine(&daemon).await;
+        if seen.iter().all(|(_, _, state)| state == "exited") { Ok(()) } else { Err(seen) }
+    })
+    .await;
+    door.let_attach();
+    let shown = daemon.install_state(&id, "ready").await;
+    assert_eq!(daemon.volume_file(&shown, "runs").as_deref(), Some("run\n"));
+    assert_eq!(all_lines(&daemon, &id).await, ["begun", "over"]);
     daemon.close().await;
 }
 

@@ -1,39 +1,96 @@
 //! A door in front of the engine's socket that can be shut: what goes through it is cut, and nothing
-//! new gets in, as if the engine had ended.
+//! new gets in, as if the engine had ended. It can also keep those who want to attach waiting, and lose
+//! the answer to a start.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use serde_json::json;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::unix::{ReadHalf, WriteHalf};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 
+use super::SOON;
+use super::process::Daemon;
+
 const ENGINE: &str = "/var/run/docker.sock";
+const CHUNK_BYTES: usize = 16 * 1024;
 
 pub(crate) struct Door {
     path: PathBuf,
-    open: Arc<watch::Sender<bool>>,
+    rules: Arc<watch::Sender<Rules>>,
     task: JoinHandle<()>,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Rules {
+    is_shut: bool,
+    holds_attaches: bool,
+    attaches_waiting: usize,
+    loses_a_start: bool,
 }
 
 impl Door {
     /// Opens it at `path`.
     pub(crate) fn open_at(path: &Path) -> Self {
-        let open = Arc::new(watch::Sender::new(true));
+        let rules = Arc::new(watch::Sender::new(Rules::default()));
         let listener = UnixListener::bind(path).expect("a socket");
-        let task = serve(listener, open.subscribe());
-        Self { path: path.to_owned(), open, task }
+        let task = serve(listener, Arc::clone(&rules));
+        Self { path: path.to_owned(), rules, task }
+    }
+
+    /// A daemon that runs and reaches the engine through a door.
+    pub(crate) async fn and_daemon() -> (Daemon, Self) {
+        let mut daemon = Daemon::prepare(|_| {}).await;
+        let path = daemon.folder().join("engine.sock");
+        let door = Self::open_at(&path);
+        daemon.edit_config(|config| config["docker"]["socket_path"] = json!(path));
+        daemon.launch().await;
+        (daemon, door)
     }
 
     /// Cuts every connection and takes no more; the socket's file is gone.
     pub(crate) fn shut(&self) {
-        self.open.send_replace(false);
+        self.rules.send_modify(|rules| rules.is_shut = true);
         self.task.abort();
         std::fs::remove_file(&self.path).expect("the socket's file");
     }
 
     pub(crate) fn reopen(&mut self) {
         *self = Self::open_at(&self.path);
+    }
+
+    /// From now on attaching takes until [`Self::let_attach`].
+    pub(crate) fn hold_attaches(&self) {
+        self.rules.send_modify(|rules| rules.holds_attaches = true);
+    }
+
+    pub(crate) fn let_attach(&self) {
+        self.rules.send_modify(|rules| rules.holds_attaches = false);
+    }
+
+    /// Until somebody waits to attach.
+    pub(crate) async fn attach_is_waited_for(&self) {
+        self.come_to("nobody attaches", |rules| rules.attaches_waiting > 0).await;
+    }
+
+    /// The next start reaches the engine, and its answer nobody.
+    pub(crate) fn lose_the_answer_to_a_start(&self) {
+        self.rules.send_modify(|rules| rules.loses_a_start = true);
+    }
+
+    pub(crate) async fn the_answer_was_lost(&self) {
+        self.come_to("nothing is started", |rules| !rules.loses_a_start).await;
+    }
+
+    async fn come_to(&self, else_: &str, is_so: impl FnMut(&Rules) -> bool) {
+        let mut rules = self.rules.subscribe();
+        let come = tokio::time::timeout(SOON, rules.wait_for(is_so)).await;
+        come.expect(else_).expect("invariant: the door holds the sender");
     }
 }
 
@@ -44,20 +101,83 @@ impl Drop for Door {
 }
 
 #[expect(clippy::disallowed_methods, reason = "the task is held and ended by its door")]
-fn serve(listener: UnixListener, open: watch::Receiver<bool>) -> JoinHandle<()> {
+fn serve(listener: UnixListener, rules: Arc<watch::Sender<Rules>>) -> JoinHandle<()> {
     tokio::spawn(async move {
         let mut passing = JoinSet::new();
         while let Ok((client, _)) = listener.accept().await {
-            passing.spawn(pass(client, open.clone()));
+            passing.spawn(pass(client, Arc::clone(&rules)));
             while passing.try_join_next().is_some() {}
         }
     })
 }
 
-async fn pass(mut client: UnixStream, mut open: watch::Receiver<bool>) {
-    let mut engine = UnixStream::connect(ENGINE).await.expect("the engine");
+async fn pass(client: UnixStream, rules: Arc<watch::Sender<Rules>>) {
+    let mut shut = rules.subscribe();
     tokio::select! {
-        _ = tokio::io::copy_bidirectional(&mut client, &mut engine) => {}
-        _ = open.wait_for(|open| !open) => {}
+        _ = carry_both_ways(client, &rules) => {}
+        _ = shut.wait_for(|rules| rules.is_shut) => {}
     }
+}
+
+async fn carry_both_ways(mut client: UnixStream, rules: &watch::Sender<Rules>) -> io::Result<()> {
+    let mut engine = UnixStream::connect(ENGINE).await?;
+    let (from_client, to_client) = client.split();
+    let (from_engine, to_engine) = engine.split();
+    let is_start = AtomicBool::new(false);
+    tokio::try_join!(
+        ask(from_client, to_engine, rules, &is_start),
+        answer(from_engine, to_client, rules, &is_start),
+    )?;
+    Ok(())
+}
+
+async fn ask(
+    mut from: ReadHalf<'_>,
+    mut to: WriteHalf<'_>,
+    rules: &watch::Sender<Rules>,
+    is_start: &AtomicBool,
+) -> io::Result<()> {
+    let mut chunk = vec![0; CHUNK_BYTES];
+    loop {
+        let read = from.read(&mut chunk).await?;
+        if read == 0 {
+            return to.shutdown().await;
+        }
+        if is_post(&chunk[..read], "/attach?") {
+            rules.send_modify(|rules| rules.attaches_waiting += 1);
+            drop(rules.subscribe().wait_for(|rules| !rules.holds_attaches).await);
+            rules.send_modify(|rules| rules.attaches_waiting -= 1);
+        }
+        is_start.store(is_post(&chunk[..read], "/start HTTP/"), Ordering::Relaxed);
+        to.write_all(&chunk[..read]).await?;
+    }
+}
+
+async fn answer(
+    mut from: ReadHalf<'_>,
+    mut to: WriteHalf<'_>,
+    rules: &watch::Sender<Rules>,
+    is_start: &AtomicBool,
+) -> io::Result<()> {
+    let mut chunk = vec![0; CHUNK_BYTES];
+    loop {
+        let read = from.read(&mut chunk).await?;
+        if read == 0 {
+            return to.shutdown().await;
+        }
+        let mut is_lost = false;
+        if is_start.load(Ordering::Relaxed) {
+            rules.send_modify(|rules| is_lost = std::mem::take(&mut rules.loses_a_start));
+        }
+        if is_lost {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
+        to.write_all(&chunk[..read]).await?;
+    }
+}
+
+/// Whether a request with this in its first line begins in the chunk.
+fn is_post(chunk: &[u8], path_has: &str) -> bool {
+    let line = chunk.split(|byte| *byte == b'\r').next().unwrap_or_default();
+    line.starts_with(b"POST ") && String::from_utf8_lossy(line).contains(path_has)
 }
