@@ -231,6 +231,7 @@ fn storage(raw: &raw::Storage, check: &mut Check<'_>) -> Storage {
         volumes_path: below("storage.volumes_path", &raw.volumes_path, "volumes"),
         containers_path: below("storage.containers_path", &raw.containers_path, "containers"),
         base_path,
+        fsync: raw.fsync,
     }
 }
 
