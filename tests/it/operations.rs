@@ -457,7 +457,7 @@ async fn a_console_in_the_terminal_shows_and_takes_lines_and_outlives_the_daemon
     assert!(said.contains("deleted"), "{said}");
     let (code, said) = Console::open(&daemon, "nobody").end().await;
     assert_eq!(code, Some(1), "{said}");
-    assert!(said.contains("404"), "{said}");
+    assert!(said.contains("there is no server nobody"), "{said}");
     daemon.close().await;
 }
 
