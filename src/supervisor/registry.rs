@@ -4,6 +4,7 @@
 //! by the store's transaction; two who ask for the same id or port meet there.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -39,6 +40,8 @@ pub(crate) struct Registry {
     services: Arc<Services>,
     containers: RwLock<HashMap<ContainerId, Entry>>,
     owners: Mutex<JoinSet<()>>,
+    /// Whether the owners know what the engine has, so that they take commands.
+    taken_up: AtomicBool,
 }
 
 #[derive(Clone, Debug)]
@@ -74,7 +77,12 @@ pub(crate) enum CreateError {
 
 impl Registry {
     pub(crate) fn new(services: Arc<Services>) -> Arc<Self> {
-        Arc::new(Self { services, containers: RwLock::default(), owners: Mutex::default() })
+        Arc::new(Self {
+            services,
+            containers: RwLock::default(),
+            owners: Mutex::default(),
+            taken_up: AtomicBool::new(false),
+        })
     }
 
     pub(crate) fn services(&self) -> &Arc<Services> {
@@ -83,6 +91,16 @@ impl Registry {
 
     pub(crate) fn get(&self, id: &ContainerId) -> Option<ContainerHandle> {
         self.read().get(id).map(|entry| entry.handle.clone())
+    }
+
+    /// Whether the containers that were stored when lightd began are taken up: before, what needs the
+    /// engine is refused. Never false again.
+    pub(crate) fn is_taken_up(&self) -> bool {
+        self.taken_up.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_taken_up(&self) {
+        self.taken_up.store(true, Ordering::Relaxed);
     }
 
     /// All containers, by id.
