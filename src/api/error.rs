@@ -11,6 +11,7 @@
 
 use std::borrow::Cow;
 use std::error::Error;
+use std::io::{self, ErrorKind};
 use std::time::Duration;
 
 use axum::http::{HeaderValue, StatusCode, header};
@@ -158,6 +159,17 @@ impl ApiError {
         .because(source)
     }
 
+    /// 507 where the disk is full that lightd's own files are on, else 500: it is not lightd that has
+    /// failed then, and who runs the node can mend it.
+    fn own_files(source: impl Error + Send + Sync + 'static) -> Self {
+        if is_full_disk(&source) { Self::node_is_full(source) } else { Self::internal(source) }
+    }
+
+    fn node_is_full(source: impl Error + Send + Sync + 'static) -> Self {
+        let message = "no space is left on the node's own disk";
+        Self::new(StatusCode::INSUFFICIENT_STORAGE, "insufficient_storage", message).because(source)
+    }
+
     fn retry_after(self, delay: Duration) -> Self {
         Self { retry_after: Some(delay), ..self }
     }
@@ -277,7 +289,7 @@ impl From<CreateError> for ApiError {
             CreateError::Invalid(problems) => Self::invalid(problems),
             CreateError::Stopping => Self::unavailable("stopping", "lightd is stopping"),
             CreateError::Store(error) => Self::binding(error),
-            CreateError::Seal(_) | CreateError::Folder(_) => Self::internal(error),
+            CreateError::Seal(_) | CreateError::Folder(_) => Self::own_files(error),
         }
     }
 }
@@ -344,6 +356,7 @@ impl From<StoreError> for ApiError {
             StoreError::PortTwice(_) => Self::field("ports", error.to_string()),
             StoreError::Busy => Self::unavailable("busy", "too many changes wait to be stored"),
             StoreError::Closed => Self::unavailable("stopping", "lightd is stopping"),
+            StoreError::NoSpace { .. } => Self::node_is_full(error),
             StoreError::Open { .. }
             | StoreError::Create { .. }
             | StoreError::Locked { .. }
@@ -429,10 +442,17 @@ impl From<ConfigError> for ApiError {
                 Self { code: "invalid_config", ..Self::invalid(problems) }
             }
             ConfigError::Read { .. } | ConfigError::Write { .. } | ConfigError::Missing { .. } => {
-                Self::internal(error)
+                Self::own_files(error)
             }
         }
     }
+}
+
+/// Whether somewhere down the chain the kernel has said that there is no room.
+fn is_full_disk(error: &(dyn Error + 'static)) -> bool {
+    std::iter::successors(Some(error), |error| (*error).source())
+        .filter_map(|error| error.downcast_ref::<io::Error>())
+        .any(|error| matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded))
 }
 
 #[cfg(test)]
@@ -479,6 +499,18 @@ mod tests {
         let response = ApiError::from(Refusal::EngineUnavailable).into_response();
         assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
         assert!(response.headers().contains_key(header::RETRY_AFTER));
+    }
+
+    #[tokio::test]
+    async fn a_full_disk_is_no_fault_of_lightds_however_deep_it_is_told() {
+        let full = || io::Error::from(ErrorKind::StorageFull);
+        let deep = io::Error::other(CreateError::Folder(full()));
+        for error in [full(), deep] {
+            let (status, body) = body(CreateError::Folder(error).into()).await;
+            assert_eq!((status, &body["code"]), (507, &"insufficient_storage".into()));
+        }
+        let other = CreateError::Folder(io::Error::from(ErrorKind::PermissionDenied));
+        assert_eq!(ApiError::from(other).status(), StatusCode::INTERNAL_SERVER_ERROR);
     }
 
     #[test]
