@@ -17,11 +17,11 @@ use std::time::Duration;
 use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
 
-use super::{ContainerHandle, Snapshot};
 use super::record::Record;
 use super::registry::Registry;
 use super::task::BootLook;
 use super::workload::aside_name;
+use super::{ContainerHandle, Snapshot};
 use crate::domain::ids::ContainerId;
 use crate::domain::lifecycle::Phase;
 use crate::domain::observed::Observed;
@@ -203,9 +203,8 @@ impl Registry {
     async fn note_taken_up(&self, containers: Vec<ContainerHandle>) {
         let all = async {
             for handle in containers {
-                let is_known = |snapshot: &Arc<Snapshot>| {
-                    snapshot.deleted || snapshot.unknown_since.is_none()
-                };
+                let is_known =
+                    |snapshot: &Arc<Snapshot>| snapshot.deleted || snapshot.unknown_since.is_none();
                 // Its owner is gone: it was deleted, or lightd stops.
                 drop(handle.watch().wait_for(is_known).await);
             }

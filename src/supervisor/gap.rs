@@ -206,8 +206,7 @@ impl Ctx {
         for (line, skip) in lines.iter().zip(skip) {
             let Some(skip) = skip else { continue };
             let new = LogLine { bytes: line.bytes.slice(skip..), ..line.clone() };
-            let stream = super::run::console_stream(line.stream);
-            self.shared.console.push(run, stream, line.at_nanos / NANOS_PER_MS, &new.bytes);
+            self.shared.print(run, line.stream, line.at_nanos / NANOS_PER_MS, &new.bytes);
             news.push(new);
         }
         news

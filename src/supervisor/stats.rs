@@ -2,8 +2,9 @@
 //!
 //! Sampled once a second while somebody looks and every ten seconds otherwise: a node with hundreds of
 //! quiet containers pays next to nothing, and the last figure is there when someone comes. Where the
-//! kernel's files cannot be read (an engine on another machine) there are none, and it is logged once.
+//! kernel's files cannot be read (an engine on another machine) there are none, which is logged with each run.
 
+use std::convert::Infallible;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -36,11 +37,11 @@ impl<'a> Sampler<'a> {
     }
 
     /// Samples until the control group is gone, then waits to be dropped.
-    pub(super) async fn run(mut self) {
+    pub(super) async fn run(mut self) -> Infallible {
         if let Err(error) = self.sample_on().await {
             tracing::debug!(container.id = %self.ctx.snapshot.id, error = %Chain(&*error), "no more figures");
         }
-        std::future::pending::<()>().await;
+        std::future::pending().await
     }
 
     async fn sample_on(&mut self) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
