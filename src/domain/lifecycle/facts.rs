@@ -1,9 +1,12 @@
 //! Facts: what happened, and what follows from it in each phase.
+//!
+//! What was seen rather than told (a look at the engine, the clock) is judged in [`super::sightings`],
+//! and comes here as the fact that it shows.
 
 use super::{AfterStop, Effect, Fact, Machine, Phase, Policy, Rest, Uptime};
 use crate::domain::event::StateEvent;
 use crate::domain::ids::RunId;
-use crate::domain::observed::{Exit, Observed, ObservedStatus};
+use crate::domain::observed::Exit;
 use crate::domain::restart::CrashPolicy;
 
 impl Machine {
@@ -29,67 +32,6 @@ impl Machine {
                 self.seen(observed, engine_was_away, policy, now)
             }
             Fact::Woke => self.woke(now),
-        }
-    }
-
-    /// Takes up a stored machine again: what was under way when lightd ended is done again from the
-    /// phase alone. Called once, with the first successful look at the engine.
-    pub(crate) fn boot(
-        &mut self,
-        observed: Option<Observed>,
-        engine_was_away: bool,
-        policy: Policy,
-        now: Uptime,
-    ) -> Vec<Effect> {
-        let paused = observed.as_ref().is_some_and(|seen| seen.status == ObservedStatus::Paused);
-        let running =
-            paused || observed.as_ref().is_some_and(|seen| seen.status == ObservedStatus::Running);
-        match &mut self.phase {
-            Phase::Installing { run, .. } => vec![Effect::Install { run: *run }],
-            Phase::Deleting => vec![Effect::Remove],
-            Phase::Rebinding { undo: false, .. } => vec![Effect::Rebind],
-            Phase::Rebinding { undo: true, .. } => vec![Effect::UndoRebind],
-            Phase::Starting { run, launched: false, .. } if !running => {
-                vec![Effect::Start { run: *run }]
-            }
-            Phase::Starting { run, .. } if running => {
-                let run = *run;
-                let mut effects = self.started(run, false);
-                // The engine attaches nobody to what is paused.
-                effects.extend((!paused).then_some(Effect::Attach { run }));
-                effects.extend(self.seen(observed, engine_was_away, policy, now));
-                effects
-            }
-            Phase::Running { run } | Phase::Paused { run, .. } if running => {
-                let run = *run;
-                let mut effects = Vec::from_iter((!paused).then_some(Effect::Attach { run }));
-                effects.extend(self.seen(observed, engine_was_away, policy, now));
-                effects
-            }
-            Phase::Stopping { run, killed, kill_at, .. } if running => {
-                let run = *run;
-                *kill_at = now + policy.stop_grace;
-                let end = if *killed {
-                    Effect::Kill { run }
-                } else {
-                    Effect::Stop { run, unpause: true }
-                };
-                vec![Effect::Attach { run }, end]
-            }
-            Phase::Crashed { restart_at } if policy.crash == CrashPolicy::Restart => {
-                *restart_at = now + self.restarts.delay();
-                Vec::new()
-            }
-            Phase::Crashed { .. } => self.crash_again(policy, now),
-            _ => self.seen(observed, engine_was_away, policy, now),
-        }
-    }
-
-    /// The engine is back after an outage, in which a stop could not reach the workload: its grace begins
-    /// now.
-    pub(crate) fn engine_back(&mut self, policy: Policy, now: Uptime) {
-        if let Phase::Stopping { killed: false, kill_at, .. } = &mut self.phase {
-            *kill_at = now + policy.stop_grace;
         }
     }
 
@@ -126,7 +68,7 @@ impl Machine {
         effects
     }
 
-    fn started(&mut self, of: RunId, ready: bool) -> Vec<Effect> {
+    pub(super) fn started(&mut self, of: RunId, ready: bool) -> Vec<Effect> {
         let Phase::Starting { run, launched, trial } = &mut self.phase else { return Vec::new() };
         if *run != of || *launched {
             return Vec::new();
@@ -185,7 +127,13 @@ impl Machine {
         }
     }
 
-    fn exited(&mut self, of: RunId, exit: Exit, policy: Policy, now: Uptime) -> Vec<Effect> {
+    pub(super) fn exited(
+        &mut self,
+        of: RunId,
+        exit: Exit,
+        policy: Policy,
+        now: Uptime,
+    ) -> Vec<Effect> {
         if self.live_run() != Some(of) {
             return Vec::new();
         }
@@ -222,7 +170,7 @@ impl Machine {
         vec![self.emit("stopped")]
     }
 
-    fn crash_again(&mut self, policy: Policy, now: Uptime) -> Vec<Effect> {
+    pub(super) fn crash_again(&mut self, policy: Policy, now: Uptime) -> Vec<Effect> {
         let delay = match policy.crash {
             CrashPolicy::Restart => self.restarts.crashed(now),
             CrashPolicy::StayDown => None,
@@ -267,7 +215,7 @@ impl Machine {
         effects
     }
 
-    fn vanished(&mut self, of: RunId) -> Vec<Effect> {
+    pub(super) fn vanished(&mut self, of: RunId) -> Vec<Effect> {
         if self.live_run() != Some(of) {
             return Vec::new();
         }
@@ -288,7 +236,7 @@ impl Machine {
         effects
     }
 
-    fn paused(&mut self, of: RunId) -> Vec<Effect> {
+    pub(super) fn paused(&mut self, of: RunId) -> Vec<Effect> {
         let ready = match self.phase {
             Phase::Running { run } if run == of => true,
             Phase::Starting { run, launched: true, .. } if run == of => false,
@@ -298,7 +246,7 @@ impl Machine {
         vec![self.emit("paused")]
     }
 
-    fn resumed(&mut self, of: RunId) -> Vec<Effect> {
+    pub(super) fn resumed(&mut self, of: RunId) -> Vec<Effect> {
         let Phase::Paused { run, ready } = self.phase else { return Vec::new() };
         if run != of {
             return Vec::new();
@@ -336,77 +284,5 @@ impl Machine {
             effects.extend(self.rebound());
         }
         effects
-    }
-
-    fn seen(
-        &mut self,
-        observed: Option<Observed>,
-        engine_was_away: bool,
-        policy: Policy,
-        now: Uptime,
-    ) -> Vec<Effect> {
-        let launched = !matches!(self.phase, Phase::Starting { launched: false, .. });
-        match (self.live_run(), observed) {
-            (Some(_), _) if !launched => Vec::new(),
-            (Some(run), None) => self.vanished(run),
-            (Some(run), Some(seen)) => match seen.status {
-                ObservedStatus::Running => self.resumed(run),
-                ObservedStatus::Paused => self.paused(run),
-                // Made anew behind our back and never started.
-                ObservedStatus::Created => self.vanished(run),
-                ObservedStatus::Exited(exit) => {
-                    self.seen_exited(run, exit, engine_was_away, policy, now)
-                }
-            },
-            (None, Some(seen)) => match (&self.phase, seen.status) {
-                (
-                    Phase::Offline
-                    | Phase::Crashed { .. }
-                    | Phase::Suspended { .. }
-                    | Phase::Failed { .. },
-                    ObservedStatus::Running | ObservedStatus::Paused,
-                ) => vec![
-                    Effect::Say("it was running although it should not; it is stopped".to_owned()),
-                    Effect::Kill { run: self.run },
-                ],
-                _ => Vec::new(),
-            },
-            (None, None) => Vec::new(),
-        }
-    }
-
-    /// An exit that nobody watched. If the engine was away, it or the host ended the workload: what was
-    /// meant to run is started again, and not counted as a crash.
-    fn seen_exited(
-        &mut self,
-        run: RunId,
-        exit: Exit,
-        engine_was_away: bool,
-        policy: Policy,
-        now: Uptime,
-    ) -> Vec<Effect> {
-        let stopping = matches!(self.phase, Phase::Stopping { .. });
-        if engine_was_away && !stopping {
-            let mut effects =
-                vec![Effect::Say("the engine had ended it; it is started again".to_owned())];
-            effects.extend(self.begin_start(false));
-            return effects;
-        }
-        self.exited(run, exit, policy, now)
-    }
-
-    fn woke(&mut self, now: Uptime) -> Vec<Effect> {
-        match &mut self.phase {
-            Phase::Stopping { run, killed, kill_at, .. } if !*killed && *kill_at <= now => {
-                *killed = true;
-                let run = *run;
-                vec![
-                    Effect::Say("it did not stop in time and is killed".to_owned()),
-                    Effect::Kill { run },
-                ]
-            }
-            Phase::Crashed { restart_at } if *restart_at <= now => self.begin_start(false),
-            _ => Vec::new(),
-        }
     }
 }
