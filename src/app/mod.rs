@@ -7,6 +7,11 @@
 //! The listener answers before the engine was asked anything: what is stored can be shown at once, and
 //! an engine that is away is a state, not a reason not to start. Shutting down goes the other way round
 //! and leaves workloads running.
+//!
+//! What a part needs of the configuration is in [`parts`], what runs all the time in [`tasks`].
+
+mod parts;
+mod tasks;
 
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
@@ -15,40 +20,31 @@ use std::time::Duration;
 
 use axum_server::Handle;
 use axum_server::tls_rustls::RustlsConfig;
-use tokio::sync::{Notify, Semaphore, broadcast, watch};
+use tokio::sync::{Notify, Semaphore, broadcast};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::access::{Access, AccessSettings};
-use crate::api;
+use self::tasks::{Levers, Sweep};
+use crate::access::Access;
+use crate::api::{self, AppState};
+use crate::config::Config;
 use crate::config::live::Live;
-use crate::config::{self, Config};
-use crate::console::ConsoleOptions;
-use crate::domain::ids::VolumeId;
-use crate::domain::spec::NodeCapacity;
-use crate::engine::{Engine, EngineOptions, LogCap};
+use crate::engine::Engine;
+use crate::files::Files;
 use crate::files::operation::Operations;
-use crate::files::{ArchiveLimits, Files, FilesOptions};
-use crate::network::firewall::HostService;
-use crate::network::isolation::{
-    Exceptions, Firewall, Isolation, IsolationOptions, IsolationStatus,
-};
-use crate::network::pool::{PortPool, PortRange};
-use crate::panel::{Panel, PanelSettings};
+use crate::network::isolation::Isolation;
+use crate::network::pool::PortPool;
+use crate::panel::Panel;
 use crate::store::{Store, StoreError};
-use crate::supervisor::{Registry, Services, Settings};
+use crate::supervisor::{Registry, Services};
 use crate::telemetry::Telemetry;
-use crate::util::chain::Chain;
 use crate::util::secret::Sealer;
 
 /// How many containers are brought up at once.
 const START_SLOTS: usize = 4;
 /// Signals that a slow reader may be behind.
 const SIGNALS: usize = 1024;
-/// The rules and the bridge are set again so often: a reload of the host's firewall takes them away.
-const ISOLATION_EVERY: Duration = Duration::from_secs(300);
-const ISOLATION_AGAIN: Duration = Duration::from_secs(10);
 /// What requests and owners may take to end, within the ten seconds that stopping may take in all.
 const REQUESTS_END: Duration = Duration::from_secs(4);
 const OWNERS_END: Duration = Duration::from_secs(4);
@@ -98,21 +94,11 @@ pub(crate) async fn run(
 }
 
 struct App {
-    live: Arc<Live>,
-    registry: Arc<Registry>,
-    files: Files,
-    left_over_volumes: Vec<VolumeId>,
-    operations: Operations,
-    panel: Arc<Panel>,
-    panel_settings: watch::Sender<Option<PanelSettings>>,
-    store: Store,
-    settings: watch::Sender<Arc<Settings>>,
-    access: watch::Sender<AccessSettings>,
-    ports: PortPool,
-    state: api::AppState,
+    state: AppState,
+    levers: Levers,
+    sweep: Sweep,
     handle: Handle<SocketAddr>,
     host_was_restarted: bool,
-    stop: CancellationToken,
 }
 
 impl App {
@@ -121,178 +107,58 @@ impl App {
         config: &Config,
         stop: CancellationToken,
     ) -> Result<Self, AppError> {
-        let storage = &config.storage;
-        for folder in [&storage.base_path, &storage.volumes_path, &storage.containers_path] {
-            std::fs::create_dir_all(folder)
-                .map_err(|source| AppError::Folder(folder.display().to_string(), source))?;
-        }
-        let store = Store::open(&storage.store_path()).map_err(AppError::Store)?;
-        let node = config.docker.node.clone().unwrap_or_else(|| store.node_id().to_string());
-        let engine =
-            Engine::new(EngineOptions { socket_path: config.docker.socket_path.clone(), node });
-        let files = Files::new(files_options(config)).map_err(AppError::Files)?;
+        let store = open_store(config)?;
+        let files = Files::new(parts::files(config)).map_err(AppError::Files)?;
         // Asked before any request can add to them.
         let left_over_volumes = store
             .read("look for left-over volumes", |rx| rx.volume_folders_to_remove())
             .await
             .map_err(AppError::Store)?;
-        let isolation = Isolation::new(engine.clone(), isolation_options(config));
-        let settings = watch::Sender::new(Arc::new(settings_of(config)));
-        let access = watch::Sender::new(access_of(config));
-        let services = Arc::new(Services {
-            engine: engine.clone(),
-            store: store.clone(),
-            files: files.clone(),
-            isolation,
-            sealer: Sealer::new(storage.secret_key_path()),
-            settings: settings.subscribe(),
-            signals: broadcast::Sender::new(SIGNALS),
-            console: console_options(config),
-            capacity: capacity(),
-            containers_path: storage.containers_path.clone(),
-            start_slots: Semaphore::new(START_SLOTS),
-            began: Instant::now(),
-            stop: stop.clone(),
-        });
-        let registry = Registry::new(services);
-        let loaded = registry.load().await.map_err(AppError::Store)?;
+        let levers = Levers::new(config);
+        let registry = Registry::new(Arc::new(services(config, &store, &files, &levers, &stop)));
+        let containers = registry.load().await.map_err(AppError::Store)?;
         let ports = PortPool::new(store.clone());
-        ports.seed(port_seeds(config)).await.map_err(AppError::Ports)?;
+        ports.seed(parts::port_seeds(config)).await.map_err(AppError::Ports)?;
         let host_was_restarted = note_host_boot(&store).await.map_err(AppError::Store)?;
-        tracing::info!(containers = loaded, host_was_restarted, "the store is open");
-        let operations = Operations::default();
-        let panel_settings = watch::Sender::new(panel_of(config));
-        let panel = Arc::new(Panel::new(store.clone(), panel_settings.subscribe()));
-        let state = api::AppState::new(api::Services {
-            supervisor: Arc::clone(&registry),
-            access: Access::new(store.clone(), access.subscribe()),
-            ports: ports.clone(),
+        tracing::info!(containers, host_was_restarted, "the store is open");
+        let state = AppState::new(api::Services {
+            access: Access::new(store.clone(), levers.access.subscribe()),
+            ports,
             files: files.clone(),
-            operations: operations.clone(),
-            panel: Arc::clone(&panel),
-            config: Arc::clone(&live),
-            store: store.clone(),
-            engine_health: engine.health(),
+            operations: Operations::default(),
+            panel: Arc::new(Panel::new(store.clone(), levers.panel.subscribe())),
+            config: live,
+            engine_health: registry.services().engine.health(),
             sockets: api::Sockets::default(),
             began: Instant::now(),
-            stop: stop.clone(),
-        });
-        Ok(Self {
-            live,
-            registry,
-            files,
-            left_over_volumes,
-            operations,
-            panel,
-            panel_settings,
-            store,
-            settings,
-            access,
-            ports,
-            state,
-            handle: Handle::new(),
-            host_was_restarted,
             stop,
-        })
+            supervisor: registry,
+            store: store.clone(),
+        });
+        let sweep = Sweep { files, store, left_over_volumes };
+        Ok(Self { state, levers, sweep, handle: Handle::new(), host_was_restarted })
     }
 
     /// Starts what lives as long as lightd. Each ends with `stop`.
     fn spawn_all(&self, tasks: &mut JoinSet<()>, telemetry: Telemetry, reload: Arc<Notify>) {
-        let engine = self.registry.services().engine.clone();
-        let stop = self.stop.clone();
-        tasks.spawn(async move { engine.watch_health(stop).await });
-        tasks.spawn(Arc::clone(&self.registry).run(self.host_was_restarted, self.stop.clone()));
-        let (panel, stop) = (Arc::clone(&self.panel), self.stop.clone());
-        tasks.spawn(async move { panel.run(stop).await });
-        let (live, stop) = (Arc::clone(&self.live), self.stop.clone());
-        tasks.spawn(async move { live.watch_file(stop).await });
-        let (live, stop) = (Arc::clone(&self.live), self.stop.clone());
-        tasks.spawn(async move {
-            while stop.run_until_cancelled(reload.notified()).await.is_some() {
-                match live.reload() {
-                    Ok(changes) => tracing::info!(?changes, "the configuration was read again"),
-                    Err(error) => {
-                        tracing::error!(error = %Chain(&error), "the configuration stays as it was")
-                    }
-                }
-            }
-        });
-        tasks.spawn(self.take_over_changes(telemetry));
-        tasks.spawn(self.keep_isolation());
-        tasks.spawn(self.sweep());
-    }
-
-    /// Hands each part its piece of a changed configuration.
-    fn take_over_changes(&self, telemetry: Telemetry) -> impl Future<Output = ()> + use<> {
-        let mut changed = self.live.subscribe();
-        let (settings, access, panel) =
-            (self.settings.clone(), self.access.clone(), self.panel_settings.clone());
-        let (ports, stop) = (self.ports.clone(), self.stop.clone());
-        async move {
-            while let Some(Ok(())) = stop.run_until_cancelled(changed.changed()).await {
-                let config = changed.borrow_and_update().clone();
-                settings.send_replace(Arc::new(settings_of(&config)));
-                access.send_replace(access_of(&config));
-                let news = panel_of(&config);
-                panel.send_if_modified(|present| std::mem::replace(present, news.clone()) != news);
-                telemetry.set_level(config.log.level);
-                if let Err(error) = ports.seed(port_seeds(&config)).await {
-                    tracing::error!(error = %Chain(&error), "the port pool of the configuration was not taken over");
-                }
-            }
-        }
-    }
-
-    /// Sets the rules and the bridge again when the engine is back, when the configuration has changed
-    /// and every few minutes. Apart from [`App::take_over_changes`]: it takes as long as the engine does,
-    /// and a changed token must not wait for that.
-    fn keep_isolation(&self) -> impl Future<Output = ()> + use<> {
-        let (registry, stop) = (Arc::clone(&self.registry), self.stop.clone());
-        let mut health = registry.services().engine.health();
-        let (live, mut changed) = (Arc::clone(&self.live), self.live.subscribe());
-        let status = registry.services().isolation.status();
-        async move {
-            loop {
-                let failed = matches!(*status.borrow(), IsolationStatus::Failed { .. });
-                let pause = if failed { ISOLATION_AGAIN } else { ISOLATION_EVERY };
-                let due = async {
-                    tokio::select! {
-                        () = tokio::time::sleep(pause) => {}
-                        _ = health.changed() => {}
-                        _ = changed.changed() => {}
-                    }
-                };
-                if stop.run_until_cancelled(due).await.is_none() {
-                    return;
-                }
-                let isolation = &registry.services().isolation;
-                isolation.set_exceptions(exceptions(&live.current()));
-                if health.borrow_and_update().is_reachable() {
-                    ensure(isolation).await;
-                }
-            }
-        }
-    }
-
-    /// Removes what earlier runs left half-made: volumes, and temporary files in others.
-    fn sweep(&self) -> impl Future<Output = ()> + use<> {
-        let (files, store) = (self.files.clone(), self.store.clone());
-        let volumes = self.left_over_volumes.clone();
-        async move {
-            for id in volumes {
-                if let Err(error) = files.remove_volume(id).await {
-                    tracing::warn!(volume = %id, error = %Chain(&error), "a left-over volume stays behind");
-                    continue;
-                }
-                let forget = store.write("forget a volume", move |tx| tx.forget_volume_folder(id));
-                if let Err(error) = forget.await {
-                    tracing::warn!(volume = %id, error = %Chain(&error), "a removed volume is not forgotten");
-                }
-            }
-            if let Err(error) = files.sweep().await {
-                tracing::warn!(error = %Chain(&error), "left-over files stay behind");
-            }
-        }
+        let state = &self.state;
+        let engine = state.supervisor.services().engine.clone();
+        let stop = || state.stop.clone();
+        let until = stop();
+        tasks.spawn(async move { engine.watch_health(until).await });
+        tasks.spawn(Arc::clone(&state.supervisor).run(self.host_was_restarted, stop()));
+        let (panel, until) = (Arc::clone(&state.panel), stop());
+        tasks.spawn(async move { panel.run(until).await });
+        let (live, until) = (Arc::clone(&state.config), stop());
+        tasks.spawn(async move { live.watch_file(until).await });
+        tasks.spawn(tasks::reload_on(reload, Arc::clone(&state.config), stop()));
+        // Subscribed to here, and not when the tasks come to it: nothing is missed in between.
+        let changed = || state.config.subscribe();
+        let levers = self.levers.clone();
+        tasks.spawn(levers.follow(changed(), state.ports.clone(), telemetry, stop()));
+        let (registry, health) = (Arc::clone(&state.supervisor), state.engine_health.clone());
+        tasks.spawn(tasks::keep_isolation(registry, changed(), health, stop()));
+        tasks.spawn(self.sweep.clone().run());
     }
 
     /// The server, listening; the future ends when the handle shuts it down.
@@ -323,19 +189,19 @@ impl App {
         tracing::info!("stopping; workloads run on");
         crate::shutdown::notify_stopping();
         self.handle.graceful_shutdown(Some(REQUESTS_END));
-        self.stop.cancel();
+        self.state.stop.cancel();
         let end = async {
             tokio::join!(
                 self.state.sockets.drained(),
-                self.operations.shutdown(),
-                self.registry.wind_down(OWNERS_END)
+                self.state.operations.shutdown(),
+                self.state.supervisor.wind_down(OWNERS_END)
             )
         };
         if tokio::time::timeout(OWNERS_END + Duration::from_secs(1), end).await.is_err() {
             tracing::warn!("some work did not end in time");
         }
         tasks.shutdown().await;
-        let store = self.store.clone();
+        let store = self.state.store.clone();
         if tokio::task::spawn_blocking(move || store.close()).await.is_err() {
             tracing::error!("the store did not close");
         }
@@ -343,123 +209,43 @@ impl App {
     }
 }
 
-async fn ensure(isolation: &Isolation) {
-    if let Err(error) = isolation.ensure().await {
-        tracing::error!(error = %Chain(&error), "the containers' isolation does not stand");
+/// Makes the folders that the configuration names and opens the store in them.
+fn open_store(config: &Config) -> Result<Store, AppError> {
+    let storage = &config.storage;
+    for folder in [&storage.base_path, &storage.volumes_path, &storage.containers_path] {
+        std::fs::create_dir_all(folder)
+            .map_err(|source| AppError::Folder(folder.display().to_string(), source))?;
+    }
+    Store::open(&storage.store_path()).map_err(AppError::Store)
+}
+
+fn services(
+    config: &Config,
+    store: &Store,
+    files: &Files,
+    levers: &Levers,
+    stop: &CancellationToken,
+) -> Services {
+    let engine = Engine::new(parts::engine(config, store.node_id()));
+    Services {
+        isolation: Isolation::new(engine.clone(), parts::isolation(config)),
+        engine,
+        store: store.clone(),
+        files: files.clone(),
+        sealer: Sealer::new(config.storage.secret_key_path()),
+        settings: levers.settings.subscribe(),
+        signals: broadcast::Sender::new(SIGNALS),
+        console: parts::console(config),
+        capacity: parts::capacity(),
+        containers_path: config.storage.containers_path.clone(),
+        start_slots: Semaphore::new(START_SLOTS),
+        began: Instant::now(),
+        stop: stop.clone(),
     }
 }
 
 async fn load_tls(cert: &Path, key: &Path) -> Result<RustlsConfig, AppError> {
     RustlsConfig::from_pem_file(cert, key).await.map_err(AppError::Tls)
-}
-
-fn files_options(config: &Config) -> FilesOptions {
-    let user = config.docker.user;
-    let limits = &config.archives;
-    FilesOptions {
-        volumes_path: config.storage.volumes_path.clone(),
-        owner: Some((user.uid, user.gid)),
-        limits: ArchiveLimits {
-            max_entries: limits.max_entries,
-            max_total_bytes: limits.max_bytes,
-            max_ratio: limits.max_ratio,
-            ..ArchiveLimits::default()
-        },
-    }
-}
-
-fn isolation_options(config: &Config) -> IsolationOptions {
-    let network = &config.network;
-    IsolationOptions {
-        bridge: network.bridge.clone(),
-        subnets: network.subnets,
-        exceptions: exceptions(config),
-        firewall: match network.firewall {
-            config::Firewall::Nftables => Firewall::Nftables,
-            config::Firewall::Off => Firewall::Off,
-        },
-    }
-}
-
-fn exceptions(config: &Config) -> Exceptions {
-    let service = |service: &config::HostService| HostService {
-        protocol: service.protocol,
-        port: service.port,
-    };
-    let network = &config.network;
-    Exceptions {
-        host: network.allow_host.iter().map(service).collect(),
-        private: network.allow_private.clone(),
-    }
-}
-
-fn panel_of(config: &Config) -> Option<PanelSettings> {
-    let panel = config.remote.panel.as_ref()?;
-    Some(PanelSettings {
-        url: panel.url.clone(),
-        token: panel.token.clone(),
-        health_interval: panel.health_interval,
-    })
-}
-
-fn settings_of(config: &Config) -> Settings {
-    let user = config.docker.user;
-    Settings {
-        user: format!("{}:{}", user.uid, user.gid),
-        owner: (user.uid, user.gid),
-        network: config.network.bridge.clone(),
-        time_zone: host_time_zone(),
-        default_pids: config.limits.pids,
-        log: LogCap { max_size_bytes: config.limits.log_max_bytes, max_files: 1 },
-        allowed_mounts: config.docker.allowed_mounts.clone(),
-        install_timeout: config.install.timeout,
-        install_image_max_bytes: config.install.max_image_bytes,
-        panel: config.remote.panel.is_some(),
-        panel_power_events: config.remote.power_events,
-    }
-}
-
-fn access_of(config: &Config) -> AccessSettings {
-    let authorization = &config.authorization;
-    AccessSettings {
-        enabled: authorization.enabled,
-        node_token: authorization.token.digest(),
-        allowed_origins: authorization.allowed_origins.clone(),
-    }
-}
-
-fn console_options(config: &Config) -> ConsoleOptions {
-    ConsoleOptions {
-        ring_bytes: config.console.ring_bytes,
-        journal_bytes: config.console.journal_bytes,
-        ..ConsoleOptions::default()
-    }
-}
-
-fn port_seeds(config: &Config) -> Vec<PortRange> {
-    let range = |seed: &config::PortSeed| PortRange {
-        ip: seed.ip,
-        ports: seed.ports.clone(),
-        protocol: seed.protocol,
-    };
-    config.network.ports.iter().map(range).collect()
-}
-
-fn capacity() -> NodeCapacity {
-    let system = rustix::system::sysinfo();
-    let memory_bytes = system.totalram.saturating_mul(u64::from(system.mem_unit));
-    let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    NodeCapacity { memory_bytes, cpus: f64::from(u32::try_from(cpus).unwrap_or(u32::MAX)) }
-}
-
-/// The host's time zone by its name, for workloads; the containers' own is most often UTC.
-fn host_time_zone() -> String {
-    let named = std::fs::read_to_string("/etc/timezone").ok().map(|name| name.trim().to_owned());
-    let linked = || {
-        let target = std::fs::read_link("/etc/localtime").ok()?;
-        Some(target.to_str()?.split_once("/zoneinfo/")?.1.to_owned())
-    };
-    named.filter(|name| !name.is_empty()).or_else(linked).unwrap_or_else(|| "UTC".to_owned())
 }
 
 /// Whether the host was started since lightd last ran on this store.
