@@ -17,7 +17,7 @@ impl Owner {
         for effect in effects {
             match effect {
                 Effect::Emit(event) => {
-                    tracing::info!(container.id = %self.record.id, run.id = %event.run, state = event.name, "state changed");
+                    tracing::info!(container.id = %self.record.id, run.id = %event.run, state = event.name.as_str(), "state changed");
                     self.services.signal(&self.record.id, SignalKind::State(event));
                 }
                 Effect::Say(text) => {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::{Settings, Snapshot};
-use crate::domain::event::StateEvent;
+use crate::domain::event::{StateEvent, StateName};
 use crate::domain::ids::ContainerId;
 use crate::domain::lifecycle::{Effect, Machine, Phase};
 use crate::domain::observed::Observed;
@@ -219,17 +219,21 @@ impl Record {
         }
         let power = |state| settings.panel_power_events.then_some(PanelUpdate::Power(state));
         let update = |event: &StateEvent| match event.name {
-            "installing" => Some(PanelUpdate::Installing),
-            "ready" => Some(PanelUpdate::Ready),
-            "failed" => {
+            StateName::Installing => Some(PanelUpdate::Installing),
+            StateName::Ready => Some(PanelUpdate::Ready),
+            StateName::Failed => {
                 let details = self.machine.phase().install_error().unwrap_or_default().to_owned();
                 Some(PanelUpdate::Failed { details })
             }
-            "starting" => power(PowerState::Starting),
-            "running" => power(PowerState::Running),
-            "stopping" => power(PowerState::Stopping),
-            "stopped" => power(PowerState::Stopped),
-            _ => None,
+            StateName::Starting => power(PowerState::Starting),
+            StateName::Running => power(PowerState::Running),
+            StateName::Stopping => power(PowerState::Stopping),
+            StateName::Stopped => power(PowerState::Stopped),
+            StateName::Exit
+            | StateName::Paused
+            | StateName::Suspended
+            | StateName::Deleting
+            | StateName::Unknown => None,
         };
         events.iter().filter_map(update).collect()
     }

@@ -18,7 +18,7 @@ use super::shared::Shared;
 use super::task::{BootLook, Owner, Queues};
 use super::{ContainerHandle, Snapshot};
 use crate::console::Console;
-use crate::domain::event::{Signal, SignalKind};
+use crate::domain::event::{Signal, SignalKind, StateName};
 use crate::domain::ids::ContainerId;
 use crate::domain::lifecycle::{Effect, Machine};
 use crate::domain::spec::{ContainerSpec, Problem};
@@ -196,9 +196,9 @@ impl Registry {
             ports: new.ports,
             state,
         };
-        let installing = effects
-            .iter()
-            .any(|effect| matches!(effect, Effect::Emit(event) if event.name == "installing"));
+        let installing = effects.iter().any(
+            |effect| matches!(effect, Effect::Emit(event) if event.name == StateName::Installing),
+        );
         let panel = self.services.settings().panel && installing;
         self.services
             .store

@@ -4,7 +4,7 @@
 //! and comes here as the fact that it shows.
 
 use super::{AfterStop, Effect, Fact, Machine, Phase, Policy, Rest, Uptime};
-use crate::domain::event::StateEvent;
+use crate::domain::event::{StateEvent, StateName};
 use crate::domain::ids::RunId;
 use crate::domain::observed::Exit;
 use crate::domain::restart::CrashPolicy;
@@ -44,10 +44,10 @@ impl Machine {
             Err(reason) => self.install_failed(reason, suspend_after),
             Ok(()) => {
                 self.phase = Phase::Offline;
-                let mut effects = vec![self.emit("ready")];
+                let mut effects = vec![self.emit(StateName::Ready)];
                 if suspend_after {
                     self.phase = Phase::Suspended { failed: None };
-                    effects.push(self.emit("suspended"));
+                    effects.push(self.emit(StateName::Suspended));
                 }
                 effects
             }
@@ -57,11 +57,13 @@ impl Machine {
     }
 
     pub(super) fn install_failed(&mut self, reason: String, suspend_after: bool) -> Vec<Effect> {
-        let mut effects =
-            vec![Effect::Say(format!("installation failed: {reason}")), self.emit("failed")];
+        let mut effects = vec![
+            Effect::Say(format!("installation failed: {reason}")),
+            self.emit(StateName::Failed),
+        ];
         if suspend_after {
             self.phase = Phase::Suspended { failed: Some(reason) };
-            effects.push(self.emit("suspended"));
+            effects.push(self.emit(StateName::Suspended));
         } else {
             self.phase = Phase::Failed { reason };
         }
@@ -88,7 +90,7 @@ impl Machine {
         match self.phase {
             Phase::Starting { run, trial, .. } if run == of => {
                 self.phase = Phase::Running { run };
-                let mut effects = vec![self.emit("running")];
+                let mut effects = vec![self.emit(StateName::Running)];
                 if trial {
                     effects.push(Effect::FinishRebind);
                 }
@@ -111,7 +113,7 @@ impl Machine {
             Phase::Starting { trial: true, .. } => {
                 self.phase =
                     Phase::Rebinding { undo: true, start_after: true, rest: Rest::Offline };
-                vec![say, self.emit("stopped"), Effect::UndoRebind]
+                vec![say, self.emit(StateName::Stopped), Effect::UndoRebind]
             }
             Phase::Stopping { next, .. } => {
                 let next = next.clone();
@@ -122,7 +124,7 @@ impl Machine {
             _ => {
                 self.phase = Phase::Offline;
                 self.wanted_up = false;
-                vec![say, self.emit("stopped")]
+                vec![say, self.emit(StateName::Stopped)]
             }
         }
     }
@@ -139,7 +141,7 @@ impl Machine {
         }
         self.last_exit = Some(exit);
         let mut effects = vec![Effect::Emit(StateEvent {
-            name: "exit",
+            name: StateName::Exit,
             run: of,
             exit_code: Some(exit.code),
             oom_killed: Some(exit.oom_killed),
@@ -167,7 +169,7 @@ impl Machine {
         }
         self.phase = Phase::Offline;
         self.wanted_up = false;
-        vec![self.emit("stopped")]
+        vec![self.emit(StateName::Stopped)]
     }
 
     pub(super) fn crash_again(&mut self, policy: Policy, now: Uptime) -> Vec<Effect> {
@@ -180,7 +182,7 @@ impl Machine {
                 self.phase = Phase::Crashed { restart_at: now + delay };
                 let seconds = delay.as_secs();
                 vec![
-                    self.emit("stopped"),
+                    self.emit(StateName::Stopped),
                     Effect::Say(format!("it crashed; the next start is in {seconds} s")),
                 ]
             }
@@ -188,7 +190,7 @@ impl Machine {
                 self.phase = Phase::Offline;
                 self.wanted_up = false;
                 vec![
-                    self.emit("stopped"),
+                    self.emit(StateName::Stopped),
                     Effect::Say("it crashed too often and stays down".to_owned()),
                 ]
             }
@@ -197,7 +199,7 @@ impl Machine {
 
     fn after_stop(&mut self, next: AfterStop) -> Vec<Effect> {
         self.phase = Phase::Offline;
-        let mut effects = vec![self.emit("stopped")];
+        let mut effects = vec![self.emit(StateName::Stopped)];
         match next {
             AfterStop::Rest => {}
             AfterStop::Start => effects.extend(self.begin_start(false)),
@@ -209,7 +211,7 @@ impl Machine {
             }
             AfterStop::Suspend => {
                 self.phase = Phase::Suspended { failed: None };
-                effects.push(self.emit("suspended"));
+                effects.push(self.emit(StateName::Suspended));
             }
         }
         effects
@@ -230,7 +232,7 @@ impl Machine {
             _ => {
                 self.phase = Phase::Offline;
                 self.wanted_up = false;
-                effects.push(self.emit("stopped"));
+                effects.push(self.emit(StateName::Stopped));
             }
         }
         effects
@@ -243,7 +245,7 @@ impl Machine {
             _ => return Vec::new(),
         };
         self.phase = Phase::Paused { run: of, ready };
-        vec![self.emit("paused")]
+        vec![self.emit(StateName::Paused)]
     }
 
     pub(super) fn resumed(&mut self, of: RunId) -> Vec<Effect> {
@@ -253,10 +255,10 @@ impl Machine {
         }
         if ready {
             self.phase = Phase::Running { run };
-            vec![self.emit("running")]
+            vec![self.emit(StateName::Running)]
         } else {
             self.phase = Phase::Starting { run, launched: true, trial: false };
-            vec![self.emit("starting")]
+            vec![self.emit(StateName::Starting)]
         }
     }
 

@@ -35,7 +35,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::event::StateEvent;
+use super::event::{StateEvent, StateName};
 use super::ids::RunId;
 use super::observed::{Exit, Observed};
 use super::restart::{CrashPolicy, RestartHistory};
@@ -271,7 +271,7 @@ impl Machine {
         self.wanted_up = false;
         self.last_exit = None;
         self.phase = Phase::Installing { run: self.run, suspend_after: false };
-        vec![self.emit("installing"), Effect::Install { run: self.run }]
+        vec![self.emit(StateName::Installing), Effect::Install { run: self.run }]
     }
 
     fn begin_start(&mut self, trial: bool) -> Vec<Effect> {
@@ -279,10 +279,10 @@ impl Machine {
         self.wanted_up = true;
         self.last_exit = None;
         self.phase = Phase::Starting { run: self.run, launched: false, trial };
-        vec![self.emit("starting"), Effect::Start { run: self.run }]
+        vec![self.emit(StateName::Starting), Effect::Start { run: self.run }]
     }
 
-    fn emit(&self, name: &'static str) -> Effect {
+    fn emit(&self, name: StateName) -> Effect {
         Effect::Emit(StateEvent { name, run: self.run, exit_code: None, oom_killed: None })
     }
 }

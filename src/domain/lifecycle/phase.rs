@@ -6,6 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::Uptime;
+use crate::domain::event::StateName;
 use crate::domain::ids::RunId;
 
 /// What a container is doing.
@@ -98,6 +99,31 @@ impl Phase {
             Self::Paused { .. } => "paused",
             Self::Stopping { .. } => "stopping",
             Self::Deleting => "deleting",
+        }
+    }
+
+    /// The state as an event names it: one that was installed and never ran is ready, not stopped.
+    pub(crate) fn event_name(&self, has_run: bool) -> StateName {
+        match self {
+            Self::Installing { .. } => StateName::Installing,
+            Self::Failed { .. } | Self::Rebinding { rest: Rest::Failed(_), .. } => {
+                StateName::Failed
+            }
+            Self::Offline | Self::Crashed { .. } | Self::Rebinding { rest: Rest::Offline, .. } => {
+                if has_run {
+                    StateName::Stopped
+                } else {
+                    StateName::Ready
+                }
+            }
+            Self::Suspended { .. } | Self::Rebinding { rest: Rest::Suspended { .. }, .. } => {
+                StateName::Suspended
+            }
+            Self::Starting { .. } => StateName::Starting,
+            Self::Running { .. } => StateName::Running,
+            Self::Paused { .. } => StateName::Paused,
+            Self::Stopping { .. } => StateName::Stopping,
+            Self::Deleting => StateName::Deleting,
         }
     }
 
