@@ -1,4 +1,7 @@
 //! A right to be here, and its end.
+//!
+//! Made by [`super::Access`] from a checked token and held for as long as a request or a socket lasts. A
+//! socket waits for [`Grant::ended`] beside its work; that the store could not be asked ends nobody.
 
 use std::time::Duration;
 
@@ -31,6 +34,7 @@ enum Hold {
     /// On the node's token staying as it is.
     NodeToken(watch::Receiver<AccessSettings>, SecretDigest),
     Issued {
+        id: TokenId,
         once: bool,
         store: Store,
         revoked: broadcast::Receiver<TokenId>,
@@ -63,26 +67,23 @@ impl Grant {
         Self {
             principal: Principal::Token { id: row.id, scope: row.scope },
             expires_at: Some(row.expires_at),
-            hold: Hold::Issued { once: row.remove_on_use, store, revoked },
+            hold: Hold::Issued { id: row.id, once: row.remove_on_use, store, revoked },
         }
     }
 
     /// Waits for the token's end. May be dropped and asked again.
     pub(crate) async fn ended(&mut self) -> Ended {
-        match (&mut self.hold, &self.principal) {
-            (Hold::AuthorizationOff(settings), _) => until(settings, |now| now.enabled).await,
-            (Hold::NodeToken(settings, digest), _) => {
+        match &mut self.hold {
+            Hold::AuthorizationOff(settings) => until(settings, |now| now.enabled).await,
+            Hold::NodeToken(settings, digest) => {
                 let digest = *digest;
                 until(settings, |now| now.enabled && now.node_token != digest).await
             }
-            (Hold::Issued { once, store, revoked }, Principal::Token { id, .. }) => {
+            Hold::Issued { id, once, store, revoked } => {
                 tokio::select! {
                     () = revocation(*id, *once, store, revoked) => Ended::Revoked,
                     () = expiry(self.expires_at) => Ended::Expired,
                 }
-            }
-            (Hold::Issued { .. }, Principal::Node | Principal::Anonymous) => {
-                unreachable!("invariant: only tokens are issued")
             }
         }
     }
