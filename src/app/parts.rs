@@ -10,7 +10,7 @@ use crate::config::{self, Config};
 use crate::console::ConsoleOptions;
 use crate::domain::spec::NodeCapacity;
 use crate::engine::{EngineOptions, LogCap};
-use crate::files::{ArchiveLimits, FilesOptions};
+use crate::files::{ArchiveLimits, FilesOptions, Owner};
 use crate::network::firewall::HostService;
 use crate::network::isolation::{Exceptions, Firewall, IsolationOptions};
 use crate::network::pool::PortRange;
@@ -75,8 +75,7 @@ pub(super) fn panel(config: &Config) -> Option<PanelSettings> {
 pub(super) fn settings(config: &Config) -> Settings {
     let user = config.docker.user;
     Settings {
-        user: format!("{}:{}", user.uid, user.gid),
-        owner: (user.uid, user.gid),
+        user: Owner { uid: user.uid, gid: user.gid },
         network: config.network.bridge.clone(),
         time_zone: host_time_zone(),
         default_pids: config.limits.pids,

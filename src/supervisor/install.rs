@@ -20,7 +20,7 @@ use super::workload::{self, INSTALL_FILE, Places, install_name};
 use crate::domain::ids::RunId;
 use crate::domain::lifecycle::Fact;
 use crate::engine::{EngineError, Ours, PullProgress, RegistryAuth, labels};
-use crate::files::{FileError, Owner};
+use crate::files::FileError;
 use crate::util::chain::Chain;
 
 /// Between two progress messages of a pull.
@@ -160,10 +160,10 @@ impl Ctx {
 
     /// The script ran as root; what it made in the volume belongs to the workload's user.
     async fn give_volume_away(&self) -> Result<(), InstallError> {
-        let (uid, gid) = self.services.settings().owner;
+        let user = self.services.settings().user;
         self.services
             .files
-            .run(self.snapshot.spec.volume_id, move |volume| volume.chown_all(Owner { uid, gid }))
+            .run(self.snapshot.spec.volume_id, move |volume| volume.chown_all(user))
             .await
             .map_err(InstallError::Volume)
     }

@@ -222,7 +222,7 @@ impl ContainerHandle {
         };
         let request = ExecRequest {
             cmd: command,
-            user: Some(self.services.settings().user.clone()),
+            user: Some(self.services.settings().user_text()),
             working_dir: None,
             env: Vec::new(),
             deadline,

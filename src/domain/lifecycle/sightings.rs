@@ -42,12 +42,8 @@ impl Machine {
             Phase::Stopping { run, killed, kill_at, .. } if is_there => {
                 let run = *run;
                 *kill_at = now + policy.stop_grace;
-                let end = if *killed {
-                    Effect::Kill { run }
-                } else {
-                    Effect::Stop { run, unpause: true }
-                };
-                vec![Effect::Attach { run }, end]
+                let stop = Effect::Stop { run, unpause: true };
+                vec![Effect::Attach { run }, if *killed { Effect::Kill { run } } else { stop }]
             }
             Phase::Crashed { restart_at } if policy.crash == CrashPolicy::Restart => {
                 *restart_at = now + self.restarts.delay();
