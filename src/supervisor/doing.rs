@@ -1,4 +1,7 @@
 //! Carrying out what the machine has decided: signals, child tasks, and the container's last act.
+//!
+//! Called by the owner task once a decision is stored. Nothing here waits for the engine. What a child
+//! task that panicked was about is found by looking; a row that cannot be deleted is tried again.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -223,8 +223,6 @@ impl ContainerHandle {
         let request = ExecRequest {
             cmd: command,
             user: Some(self.services.settings().user_text()),
-            working_dir: None,
-            env: Vec::new(),
             deadline,
             output_max_bytes: EXEC_OUTPUT_MAX_BYTES,
         };

@@ -1,5 +1,8 @@
 //! What a container's owner shares with readers: its console, its input, its latest figures, and
 //! where its own files lie.
+//!
+//! Written to by the tasks of the owner, read through a [`super::ContainerHandle`] without asking it. It
+//! outlives runs and ends with the container: then readers end and input is refused.
 
 use std::convert::Infallible;
 use std::path::PathBuf;

@@ -1,4 +1,7 @@
 //! Wishes: the rows of the table in the module above.
+//!
+//! Each names every phase, so that a new phase does not compile until each wish has its answer. A denied
+//! wish has changed nothing.
 
 use super::{AfterStop, Answer, Command, Denied, Effect, Machine, Phase, Policy, Rest, Uptime};
 use crate::domain::event::StateName;
