@@ -112,7 +112,8 @@ impl Ctx {
             early.collect_for(output, ATTACH_LAG).await;
             let mut places = [None; 2];
             for (index, stream) in STREAMS.into_iter().enumerate() {
-                places[index] = early.place_in(&log.lines, stream, in_log_by_now[index]);
+                places[index] =
+                    early.place_in(&log.lines, stream, in_log_by_now[index], attached_at);
             }
             if places.contains(&None) && tries < TRIES {
                 continue;

@@ -3,7 +3,9 @@
 //! Both carry the same bytes, but neither says where it stands in the other: the engine stamps a line
 //! when its log gets it, some time after the attach did. So what the attach delivers first is kept here
 //! and looked for at the end of the log; the log is then used up to there and the attach from there on.
-//! Without that, each restart of lightd would lose or repeat what passed in those milliseconds.
+//! Without that, each restart of lightd would lose or repeat what passed in those milliseconds. Where
+//! equal lines make several places fit, the times decide: the log has about as much beyond the place as
+//! it got since the attach.
 
 use std::time::Duration;
 
@@ -71,10 +73,17 @@ impl Early {
         log: &[LogLine],
         stream: Stream,
         at_least: usize,
+        attached_at_nanos: i64,
     ) -> Option<usize> {
-        let of_stream = log.iter().filter(|line| line.stream == stream);
-        let log: Vec<u8> = of_stream.flat_map(|line| line.bytes.iter().copied()).collect();
-        place(&log, &self.of(stream), at_least, self.is_full())
+        let of_stream = || log.iter().filter(|line| line.stream == stream);
+        let since_attach = of_stream().filter(|line| line.at_nanos >= attached_at_nanos);
+        let common = Common {
+            at_least,
+            likely: since_attach.map(|line| line.bytes.len()).sum(),
+            early_is_cut: self.is_full(),
+        };
+        let log: Vec<u8> = of_stream().flat_map(|line| line.bytes.iter().copied()).collect();
+        place(&log, &self.of(stream), common)
     }
 }
 
@@ -92,7 +101,16 @@ pub(super) fn cut(log: &mut Vec<LogLine>, stream: Stream, length: usize) {
     });
 }
 
-fn place(log: &[u8], early: &[u8], at_least: usize, early_is_cut: bool) -> Option<usize> {
+/// What is known of how many bytes the log and the attach have in common.
+#[derive(Clone, Copy)]
+struct Common {
+    at_least: usize,
+    likely: usize,
+    early_is_cut: bool,
+}
+
+fn place(log: &[u8], early: &[u8], common: Common) -> Option<usize> {
+    let Common { at_least, likely, early_is_cut } = common;
     if at_least == 0 && !early.contains(&b'\n') {
         return Some(log.len());
     }
@@ -111,7 +129,12 @@ fn place(log: &[u8], early: &[u8], at_least: usize, early_is_cut: bool) -> Optio
         }
         matched += usize::from(early[matched] == byte);
     }
-    (matched > 0 && matched >= at_least).then(|| log.len() - matched)
+    // Each shorter beginning of `early` that the log ends with fits as well, and none at all.
+    let fitting =
+        std::iter::successors(Some(matched), |&fits| (fits > 0).then(|| step_back(&borders, fits)));
+    let fitting = fitting.filter(|&fits| fits >= at_least);
+    let best = fitting.min_by_key(|fits| fits.abs_diff(likely))?;
+    (best > 0).then(|| log.len() - best)
 }
 
 /// For each length of a beginning of `text`: the longest shorter beginning that it ends with. It keeps
@@ -139,7 +162,22 @@ mod tests {
     use proptest::prelude::*;
 
     fn at(log: &str, early: &str, at_least: usize) -> Option<usize> {
-        place(log.as_bytes(), early.as_bytes(), at_least, false)
+        likely_at(log, early, at_least, early.len())
+    }
+
+    fn likely_at(log: &str, early: &str, at_least: usize, likely: usize) -> Option<usize> {
+        let common = Common { at_least, likely, early_is_cut: false };
+        place(log.as_bytes(), early.as_bytes(), common)
+    }
+
+    #[test]
+    fn of_several_places_that_fit_the_one_is_taken_that_the_times_speak_for() {
+        let log = "tick\ntick\ntick\n";
+        assert_eq!(likely_at(log, "tick\ntick\n", 5, 10), Some(5));
+        assert_eq!(likely_at(log, "tick\ntick\n", 5, 5), Some(10), "the second came later");
+        assert_eq!(likely_at(log, "tick\ntick\n", 0, 0), None, "the log lags behind");
+        assert_eq!(likely_at(log, "tick\ntick\n", 10, 0), Some(5), "both must be there");
+        assert_eq!(likely_at("a\nb\n", "b\nc\n", 0, 4), Some(2), "nothing else fits");
     }
 
     #[test]
@@ -156,7 +194,8 @@ mod tests {
 
     #[test]
     fn an_attach_that_had_to_wait_is_found_in_the_midst_of_the_log() {
-        let found = place(b"a\nb\nc\nd\ne\n", b"b\nc\n", 4, true);
+        let common = Common { at_least: 4, likely: 4, early_is_cut: true };
+        let found = place(b"a\nb\nc\nd\ne\n", b"b\nc\n", common);
         assert_eq!(found, Some(2));
     }
 
