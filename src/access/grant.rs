@@ -9,7 +9,7 @@ use tokio::sync::{broadcast, watch};
 
 use super::AccessSettings;
 use crate::domain::access::{Principal, TokenId};
-use crate::domain::units::UnixSeconds;
+use crate::domain::units::{UnixSeconds, now_unix_ms};
 use crate::store::Store;
 use crate::store::tokens::TokenRow;
 use crate::util::secret::SecretDigest;
@@ -128,7 +128,7 @@ async fn revocation(
 async fn expiry(at: Option<UnixSeconds>) {
     let Some(at) = at else { return std::future::pending().await };
     loop {
-        let left = at.0.saturating_mul(1000) - now_ms();
+        let left = at.0.saturating_mul(1000) - now_unix_ms();
         let Ok(left @ 1..) = u64::try_from(left) else { return };
         tokio::time::sleep(Duration::from_millis(left).min(LONGEST_SLEEP)).await;
     }
@@ -137,9 +137,5 @@ async fn expiry(at: Option<UnixSeconds>) {
 /// The first whole second at which `ttl` has passed.
 pub(super) fn after(ttl: Duration) -> UnixSeconds {
     let ttl_ms = i64::try_from(ttl.as_millis()).unwrap_or(i64::MAX);
-    UnixSeconds(now_ms().saturating_add(ttl_ms).saturating_add(999) / 1000)
-}
-
-fn now_ms() -> i64 {
-    jiff::Timestamp::now().as_millisecond()
+    UnixSeconds(now_unix_ms().saturating_add(ttl_ms).saturating_add(999) / 1000)
 }

@@ -1,7 +1,7 @@
 //! The pure core: what lightd knows and decides, without doing anything.
 //!
 //! Everything above imports this, and this imports nothing of ours. It holds no socket, no file and no
-//! lock, and no rule asks a clock ([`units::UnixSeconds::now`] is there for those above): time comes in
+//! lock, and no rule asks a clock (what reads it, in [`units`], is there for those above): time comes in
 //! as a value, decisions go out as values. That is why each rule can be tested by playing sequences
 //! against it.
 

@@ -20,6 +20,7 @@ use crate::domain::lifecycle::{Fact, Phase};
 use crate::domain::observed::Exit;
 use crate::domain::readiness::Readiness;
 use crate::domain::spec;
+use crate::domain::units::now_unix_ms;
 use crate::engine::{Attached, Chunk, EngineError, EngineErrorKind, OutputStream};
 use crate::util::chain::Chain;
 
@@ -233,7 +234,7 @@ impl Ctx {
     }
 
     async fn take_chunk(&self, run: RunId, chunk: &Chunk, readiness: &mut Option<Readiness>) {
-        let now_ms = jiff::Timestamp::now().as_millisecond();
+        let now_ms = now_unix_ms();
         self.shared.print(run, chunk.stream, now_ms, &chunk.bytes);
         if readiness.as_mut().is_some_and(|readiness| readiness.feed(&chunk.bytes)) {
             *readiness = None;

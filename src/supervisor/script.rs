@@ -16,6 +16,7 @@ use super::install_log::InstallLog;
 use super::launch::LaunchError;
 use crate::domain::ids::RunId;
 use crate::domain::observed::{Exit, ObservedStatus};
+use crate::domain::units::now_unix_ms;
 use crate::engine::{Chunk, EngineError, OutputStream};
 
 /// A script that lightd comes back to after its time limit gets this long to be seen to have ended.
@@ -74,7 +75,7 @@ impl<'a> Script<'a> {
     async fn age(self) -> Result<Duration, EngineError> {
         let services = &self.ctx.services;
         let seen = services.insist(|| services.engine.inspect(self.docker_id)).await?;
-        let now_ms = jiff::Timestamp::now().as_millisecond();
+        let now_ms = now_unix_ms();
         let age_ms = now_ms - seen.and_then(|seen| seen.started_at_ms).unwrap_or(now_ms);
         Ok(Duration::from_millis(u64::try_from(age_ms).unwrap_or(0)))
     }
@@ -147,7 +148,7 @@ impl<'a> Script<'a> {
     }
 
     async fn take_chunk(self, chunk: &Chunk, log: &mut InstallLog) {
-        let now_ms = jiff::Timestamp::now().as_millisecond();
+        let now_ms = now_unix_ms();
         self.ctx.shared.print(self.run, chunk.stream, now_ms, &chunk.bytes);
         log.write(&chunk.bytes).await;
     }

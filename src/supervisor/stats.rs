@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use super::effects::Ctx;
 use crate::cgroup::{self, Cgroup, CgroupError};
 use crate::domain::stats::{Meter, Sample};
+use crate::domain::units::now_unix_ms;
 use crate::util::chain::Chain;
 
 const WATCHED: Duration = Duration::from_secs(1);
@@ -49,9 +50,9 @@ impl<'a> Sampler<'a> {
             return Ok(());
         };
         let Some(pid) = seen.pid else { return Ok(()) };
-        let began_at_ms = seen.started_at_ms.unwrap_or_else(now_ms);
+        let began_at_ms = seen.started_at_ms.unwrap_or_else(now_unix_ms);
         let age = || {
-            let ms = now_ms().saturating_sub(began_at_ms);
+            let ms = now_unix_ms().saturating_sub(began_at_ms);
             Duration::from_millis(u64::try_from(ms).unwrap_or(0))
         };
         let group = Cgroup::find(pid)?;
@@ -111,10 +112,6 @@ impl<'a> Sampler<'a> {
             }
         }
     }
-}
-
-fn now_ms() -> i64 {
-    jiff::Timestamp::now().as_millisecond()
 }
 
 /// Whoever waits is woken only when something but the time has changed.

@@ -24,7 +24,7 @@ use crate::domain::ids::RunId;
 use crate::domain::lifecycle::{Effect, Fact, Machine, Phase};
 use crate::domain::observed::Observed;
 use crate::domain::spec::Limits;
-use crate::domain::units::UnixSeconds;
+use crate::domain::units::{UnixSeconds, now_unix_ms};
 use crate::engine::{EngineError, Ours};
 use crate::store::StoreError;
 use crate::util::chain::Chain;
@@ -292,7 +292,7 @@ impl Owner {
         let now = UnixSeconds::now();
         self.record.updated_at = now;
         if effects.iter().any(|effect| matches!(effect, Effect::Start { .. })) {
-            self.record.begun_at_ms = Some(jiff::Timestamp::now().as_millisecond());
+            self.record.begun_at_ms = Some(now_unix_ms());
         }
         let mut with = self.owed.clone();
         with.extend(self.with(effects, change));
