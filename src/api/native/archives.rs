@@ -19,6 +19,7 @@ use crate::domain::ids::VolumeId;
 use crate::domain::path::RelPath;
 use crate::files::archive::ArchiveFormat;
 use crate::files::archive::pack::PackRequest;
+use crate::files::archive::unpack::UnpackRequest;
 use crate::files::operation::OperationKind;
 use crate::files::{Progress, Volume};
 
@@ -68,14 +69,8 @@ impl CompressBody {
 
 /// Adds the format's ending to a name that has not got it; `.tgz` and `.tbz2` are as good.
 fn with_ending(output: RelPath, format: ArchiveFormat) -> Result<RelPath, ApiError> {
-    let endings: &[&str] = match format {
-        ArchiveFormat::Zip => &[".zip"],
-        ArchiveFormat::Tar => &[".tar"],
-        ArchiveFormat::TarGz => &[".tar.gz", ".tgz"],
-        ArchiveFormat::TarBz2 => &[".tar.bz2", ".tbz2"],
-    };
     let lower = output.as_str().to_ascii_lowercase();
-    if endings.iter().any(|ending| lower.ends_with(ending)) {
+    if format.endings().iter().any(|ending| lower.ends_with(&format!(".{ending}"))) {
         return Ok(output);
     }
     entry_path("output_name", &format!("{output}.{}", format.as_str()))
@@ -151,8 +146,8 @@ async fn decompress(
     let archive = entry_path("archive_path", &body.archive_path)?;
     let destination = folder_path("destination", &body.destination)?;
     let job = Job { state: &state, volume: &row, kind: OperationKind::Decompress };
-    let (from, to) = (archive.clone(), destination.clone());
-    let work = move |volume: &Volume, progress: &Progress| volume.unpack(&from, &to, progress);
+    let request = UnpackRequest::all(archive.clone(), destination.clone());
+    let work = move |volume: &Volume, progress: &Progress| volume.unpack(&request, progress);
     if body.background {
         state.files.run(id, move |volume| volume.open_read(&archive).map(drop)).await?;
         return job.start(work);

@@ -18,6 +18,7 @@ use std::sync::Arc;
 use rustix::fs::{Mode, OFlags};
 
 use super::archive::ArchiveLimits;
+use super::archive::unpack::UnpackRequest;
 use super::content::WriteMode;
 use super::error::FileError;
 use super::resolve::{Owner, Resolver};
@@ -85,6 +86,10 @@ fn open_volume(path: &Path, resolver: Resolver, limits: ArchiveLimits) -> Volume
 
 fn rel(path: &str) -> RelPath {
     RelPath::parse(path).expect("a valid path")
+}
+
+fn unpacking(archive: &str, destination: &str) -> UnpackRequest {
+    UnpackRequest::all(rel(archive), rel(destination))
 }
 
 fn put(path: &Path, content: &[u8]) {
