@@ -66,10 +66,6 @@ pub(super) struct Extractor<'a> {
 }
 
 impl<'a> Room<'a> {
-    pub(super) fn limits(&self) -> &ArchiveLimits {
-        &self.limits
-    }
-
     pub(super) fn progress(&self) -> &'a Progress {
         self.progress
     }

@@ -164,6 +164,18 @@ fn decompressor(compression: Compression, file: Tracked<File>) -> io::Result<Box
     })
 }
 
+/// Tells streams that need more memory than they get from damaged ones.
+fn named(error: io::Error) -> io::Error {
+    let cause = error.get_ref().and_then(|cause| cause.downcast_ref());
+    let is_xz = matches!(cause, Some(liblzma::stream::Error::MemLimit));
+    // zstd's binding keeps no more than the library's sentence.
+    if is_xz || error.to_string().contains("requires too much memory") {
+        let reason = "it was compressed with more memory than may be used to decompress it";
+        return FileError::UnsupportedArchive { reason: reason.to_owned() }.into_io();
+    }
+    error
+}
+
 fn most_stream_bytes(limits: &ArchiveLimits) -> u64 {
     limits
         .max_entries
@@ -182,7 +194,7 @@ struct Capped<R> {
 
 impl<R: Read> Read for Capped<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let count = self.inner.read(buffer)?;
+        let count = self.inner.read(buffer).map_err(named)?;
         self.content_bytes = self.content_bytes.saturating_add(count as u64);
         if self.content_bytes > self.most_bytes {
             return Err(FileError::ArchiveLimit { what: "the size of its content" }.into_io());

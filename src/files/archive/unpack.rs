@@ -37,12 +37,6 @@ pub(crate) struct UnpackRequest {
     pub(crate) name: Option<RelPath>,
 }
 
-impl UnpackRequest {
-    pub(crate) fn all(archive: RelPath, destination: RelPath) -> Self {
-        Self { archive, destination, entries: Vec::new(), name: None }
-    }
-}
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Unpacked {
     pub(crate) entries: u64,

@@ -4,6 +4,7 @@ mod archive;
 mod content;
 mod gate;
 mod hostile;
+mod interop;
 mod operation;
 mod quota;
 mod tree;
@@ -88,8 +89,10 @@ fn rel(path: &str) -> RelPath {
     RelPath::parse(path).expect("a valid path")
 }
 
+/// All of an archive.
 fn unpacking(archive: &str, destination: &str) -> UnpackRequest {
-    UnpackRequest::all(rel(archive), rel(destination))
+    let (archive, destination) = (rel(archive), rel(destination));
+    UnpackRequest { archive, destination, entries: Vec::new(), name: None }
 }
 
 fn put(path: &Path, content: &[u8]) {
