@@ -7,12 +7,14 @@
 
 use std::io::{self, Read, Write};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Mutex, PoisonError};
 
 use flate2::{Compress, Compression, FlushCompress, Status};
 
-use super::threads::{join, spawn, workers};
+use crate::files::threads::{Shared, join, spawn, workers};
 
+/// What the levels of gzip's own program are here, measured by how small the result is. The library's
+/// are faster, and a little larger.
+const DEFLATE_LEVELS: [u32; 10] = [0, 2, 3, 4, 5, 6, 7, 7, 9, 9];
 /// As far as deflate looks back.
 const WINDOW_BYTES: usize = 32 * 1024;
 /// Blocks under way for each worker.
@@ -104,11 +106,13 @@ pub(super) fn in_blocks<A: Assembler, T: Send>(
     let workers = workers();
     let (jobs, queue) = sync_channel::<Job>(workers);
     let (pieces, ordered) = sync_channel(workers * BLOCKS_AHEAD);
-    let queue = Mutex::new(queue);
+    let queue = Shared::new(queue);
     std::thread::scope(|scope| {
         for _ in 0..workers {
-            spawn(scope, "pack-compress", || compress_all(codec, &queue))?;
+            let queue = queue.clone();
+            spawn(scope, "pack-compress", move || compress_all(codec, &queue))?;
         }
+        drop(queue);
         let feeder = spawn(scope, "pack-read", move || {
             feed(Feed { codec, jobs, pieces, content: Vec::new(), dictionary: None })
         })?;
@@ -127,11 +131,9 @@ pub(super) fn in_blocks<A: Assembler, T: Send>(
     })
 }
 
-fn compress_all(codec: Codec, queue: &Mutex<Receiver<Job>>) {
+fn compress_all(codec: Codec, queue: &Shared<Job>) {
     let mut compressor = Compressor::new(codec);
-    loop {
-        let job = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
-        let Ok(job) = job else { return };
+    while let Some(job) = queue.next() {
         let block = compressor.block(job.content, &job.dictionary, (job.is_first, job.is_last));
         // Nobody waits any more once another block has failed.
         job.done.send(block).ok();
@@ -146,10 +148,11 @@ enum Compressor {
 impl Compressor {
     fn new(codec: Codec) -> Self {
         match codec {
-            Codec::Deflate { level, may_be_plain } => Self::Deflate {
-                deflate: Compress::new(Compression::new(level), false),
-                may_be_plain,
-            },
+            Codec::Deflate { level, may_be_plain } => {
+                let level = DEFLATE_LEVELS.get(level as usize).copied().unwrap_or(9);
+                let deflate = Compress::new(Compression::new(level), false);
+                Self::Deflate { deflate, may_be_plain }
+            }
             Codec::Bzip2 { level } => Self::Bzip2(bzip2::Compression::new(level)),
         }
     }

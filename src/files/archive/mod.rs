@@ -6,7 +6,7 @@
 //! counted as they are written, and all of it lands in a staging folder first. Only when the last byte
 //! of the archive was read and found sound does anything appear in the volume.
 //!
-//! Both spread their work over a few threads of low priority (`threads`), which live as long as the
+//! Both spread their work over a few threads of low priority (`files::threads`), which live as long as the
 //! call; what waits between them is bounded, so that memory does not grow with files or archives.
 //!
 //! ```text
@@ -25,7 +25,6 @@ mod select;
 mod streams;
 mod tar_read;
 mod tar_write;
-mod threads;
 pub(crate) mod unpack;
 mod write;
 mod zip_names;

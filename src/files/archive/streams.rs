@@ -8,10 +8,10 @@ use std::sync::mpsc::{Receiver, sync_channel};
 use liblzma::stream::CONCATENATED;
 
 use super::tar_read::{Source, begins_like_tar};
-use super::threads::spawn;
 use super::{ArchiveFormat, ArchiveLimits, RATIO_FREE_BYTES, read_up_to, reading};
 use crate::files::error::FileError;
 use crate::files::progress::Tracked;
+use crate::files::threads::spawn;
 
 /// The most memory one decompressor may take. zstd's own program and xz's highest level stay below.
 const MAX_WINDOW_LOG: u32 = 26;

@@ -77,7 +77,7 @@ pub(super) fn read_tar(stream: &mut dyn Source, each: &mut Each<'_>) -> Result<(
             return read_padding(stream);
         }
         let header = Header::from_byte_slice(&block);
-        if !has_sound_checksum(header) {
+        if !has_sound_checksum(header) && !cfg!(fuzzing) {
             return Err(FileError::corrupt("a header's checksum does not match"));
         }
         let size = match extensions.size {

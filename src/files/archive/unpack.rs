@@ -4,15 +4,11 @@ use std::fs::File;
 use std::io::Read;
 use std::ops::ControlFlow;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, sync_channel};
-use std::sync::{Mutex, PoisonError};
 
 use super::extract::{Extractor, Near};
 use super::merge::merge;
 use super::streams::{Compression, Opened, is_named_tar, open, without_ending};
 use super::tar_read::read_tar;
-use super::threads::{join, spawn, workers};
 use super::zip_read::{Inflater, Member, Zip};
 use super::{Head, HeadKind, reading};
 use crate::domain::path::RelPath;
@@ -21,6 +17,7 @@ use crate::files::error::{During, FileError, refuse_reserved};
 use crate::files::progress::{Progress, Tracked};
 use crate::files::resolve::make_folder;
 use crate::files::staging::Staging;
+use crate::files::threads::share_out;
 use crate::files::volume::{Stat, Volume};
 
 /// Entries of a zip that wait for a thread.
@@ -63,6 +60,8 @@ impl Volume {
         self.read_archive(file, &stat, request, &mut extractor)?;
         extractor.finish()?;
         progress.check()?;
+        // Headers and what was passed over are no more work.
+        progress.add_bytes(stat.size.saturating_sub(progress.done_bytes()));
         // All of it at once: file by file would take a hundred times as long.
         rustix::fs::syncfs(extractor.tree()).during("unpack", archive)?;
         match existing {
@@ -155,51 +154,23 @@ fn unpack_zip(zip: &Zip, extractor: &mut Extractor<'_>) -> Result<(), FileError>
         }
         Ok(ControlFlow::Continue(()))
     })?;
-    let (send, queue) = sync_channel(MEMBERS_AHEAD);
-    let (queue, has_failed) = (Mutex::new(queue), AtomicBool::new(false));
     let extractor = &*extractor;
-    std::thread::scope(|scope| {
-        let mut threads = Vec::new();
-        for _ in 0..workers() {
-            let work = || unpack_files(zip, extractor, &queue, &has_failed);
-            threads.push(spawn(scope, "unpack-file", work).map_err(reading)?);
-        }
-        let listed = zip.each(&mut |member| {
-            let is_file = matches!(member.head.kind, HeadKind::File) && !member.is_link;
-            if let Some(path) = extractor.admitted(&member.head)?.filter(|_| is_file) {
-                drop(send.send((path, member)));
-            }
-            let goes_on = !has_failed.load(Ordering::Relaxed);
-            Ok(if goes_on { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
-        });
-        drop(send);
-        threads.into_iter().map(join).fold(listed, |all, one| all.and(one))
-    })
-}
-
-/// One thread's share of a zip's files. After a failure, its own or another's, it only empties the queue.
-fn unpack_files(
-    zip: &Zip,
-    extractor: &Extractor<'_>,
-    queue: &Mutex<Receiver<(RelPath, Member)>>,
-    has_failed: &AtomicBool,
-) -> Result<(), FileError> {
-    let (mut near, mut inflater) = (Near::default(), Inflater::default());
-    let mut outcome = Ok(());
-    loop {
-        let next = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
-        let Ok((path, member)) = next else { return outcome };
-        if has_failed.load(Ordering::Relaxed) {
-            continue;
-        }
-        let unpacked = zip.content(&member, &mut inflater).and_then(|mut content| {
-            let left_out = extractor.left_out();
-            let (room, what) = (extractor.room(), (&path, &member.head));
-            room.new_file(&mut near, left_out, what, &mut content)
-        });
-        if unpacked.is_err() {
-            has_failed.store(true, Ordering::Relaxed);
-            outcome = unpacked;
-        }
-    }
+    let room = extractor.room();
+    share_out(
+        "unpack-file",
+        MEMBERS_AHEAD,
+        || (Near::default(), Inflater::default()),
+        |(near, inflater), (path, member): (RelPath, Member)| {
+            let mut content = zip.content(&member, inflater)?;
+            room.new_file(near, extractor.left_out(), (&path, &member.head), &mut content)
+        },
+        |give| {
+            zip.each(&mut |member| {
+                let is_file = matches!(member.head.kind, HeadKind::File) && !member.is_link;
+                let path = extractor.admitted(&member.head)?.filter(|_| is_file);
+                let goes_on = path.is_none_or(|path| give((path, member)));
+                Ok(if goes_on { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
+            })
+        },
+    )
 }

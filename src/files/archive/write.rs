@@ -11,12 +11,12 @@ use zstd::zstd_safe::CParameter;
 use super::ArchiveFormat;
 use super::blocks::{Codec, in_blocks};
 use super::tar_write::{Bzip2File, GzipFile, Stream, TarSink};
-use super::threads::{join, spawn, workers};
 use super::zip_write::{ZipFile, ZipSink};
 use crate::files::error::FileError;
+use crate::files::threads::{join, spawn, workers};
 
-/// What a worker of zstd takes at once: its own choice is four times as much memory.
-const ZSTD_JOB_BYTES: u32 = 2 << 20;
+/// What a worker of zstd takes at once: its own choice is twice as much memory.
+const ZSTD_JOB_BYTES: u32 = 4 << 20;
 /// 2^21: the tables of the highest levels would take hundreds of megabytes.
 const ZSTD_TABLE_LOG: u32 = 21;
 /// As far as xz looks back; its own choice is up to 64 MiB, and ten times that in memory per worker.

@@ -96,12 +96,13 @@ impl Zip {
     }
 
     fn at(&self, at: u64, bytes: u64) -> At<'_> {
-        At { zip: self, at, left: bytes }
+        At { zip: self, at, left: bytes, is_content: true }
     }
 
     /// Tells of the entries in order, until it is told to stop.
     pub(super) fn each(&self, each: &mut Each<'_>) -> Result<(), FileError> {
-        let directory = self.at(self.directory_at, self.directory_bytes);
+        let mut directory = self.at(self.directory_at, self.directory_bytes);
+        directory.is_content = false;
         let mut directory = BufReader::with_capacity(1 << 16, directory);
         let mut count = 0_u64;
         let mut left = self.directory_bytes;
@@ -313,6 +314,8 @@ struct At<'z> {
     zip: &'z Zip,
     at: u64,
     left: u64,
+    /// Whether it counts as progress: the directory is read more than once.
+    is_content: bool,
 }
 
 impl Read for At<'_> {
@@ -320,7 +323,9 @@ impl Read for At<'_> {
         self.zip.progress.check().map_err(FileError::into_io)?;
         let want = usize::try_from(self.left).map_or(buffer.len(), |left| left.min(buffer.len()));
         let count = self.zip.file.read_at(&mut buffer[..want], self.at)?;
-        self.zip.progress.add_bytes(count as u64);
+        if self.is_content {
+            self.zip.progress.add_bytes(count as u64);
+        }
         self.at += count as u64;
         self.left -= count as u64;
         Ok(count)
@@ -360,7 +365,7 @@ impl<R: Read> Read for Checked<R> {
         if count == 0 && !buffer.is_empty() {
             if self.left > 0 {
                 return Err(wrong("size").into_io());
-            } else if self.hasher.clone().finalize() != self.crc {
+            } else if self.hasher.clone().finalize() != self.crc && !cfg!(fuzzing) {
                 return Err(wrong("checksum").into_io());
             }
         }
