@@ -16,11 +16,14 @@ pub(crate) mod archive;
 pub(crate) mod content;
 mod copy;
 mod error;
+#[cfg(fuzzing)]
+pub(crate) mod fuzzing;
 pub(crate) mod operation;
 mod progress;
 mod quota;
 mod resolve;
 mod staging;
+mod threads;
 mod tree;
 pub(crate) mod volume;
 mod walk;
