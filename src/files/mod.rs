@@ -22,6 +22,7 @@ mod quota;
 mod resolve;
 mod staging;
 mod tree;
+pub(crate) mod upload;
 pub(crate) mod volume;
 mod walk;
 

@@ -48,6 +48,13 @@ impl Progress {
         self.0.budget.get().map_or(Ok(()), |budget| budget.take(bytes))
     }
 
+    /// Gives back what will be free again when the work is done, such as a file that it replaces.
+    pub(super) fn credit(&self, bytes: u64) {
+        if let Some(budget) = self.0.budget.get() {
+            budget.give_back(bytes);
+        }
+    }
+
     /// Whether so much could be written, for what announces its size.
     pub(crate) fn has_room_for(&self, bytes: u64) -> Result<(), FileError> {
         self.0.budget.get().map_or(Ok(()), |budget| budget.has_room_for(bytes))

@@ -16,5 +16,6 @@ mod ports;
 mod recovery;
 mod sockets;
 mod support;
+mod uploads;
 mod volumes;
 mod workflow;

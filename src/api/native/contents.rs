@@ -132,7 +132,7 @@ struct WriteQuery {
 /// Chunks that have arrived and are not yet written, of at most some hundred KB each.
 const QUEUED_CHUNKS: usize = 4;
 /// How long a sender may be silent.
-const SILENCE_MAX: Duration = Duration::from_secs(60);
+pub(super) const SILENCE_MAX: Duration = Duration::from_secs(60);
 
 async fn write(
     auth: Auth,

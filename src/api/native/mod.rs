@@ -16,6 +16,7 @@ mod public;
 mod remote;
 mod resources;
 mod tokens;
+mod uploads;
 mod volumes;
 
 use axum::Router;
@@ -46,4 +47,5 @@ pub(super) fn long_routes() -> Router<AppState> {
         .merge(files::long_routes())
         .merge(contents::long_routes())
         .merge(archives::long_routes())
+        .merge(uploads::long_routes())
 }

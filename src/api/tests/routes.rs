@@ -56,6 +56,7 @@ const PROTECTED: &[(&str, &str)] = &[
     ("POST", "/volumes/0190c6a0-0000-4000-8000-000000000000/chmod"),
     ("POST", "/volumes/0190c6a0-0000-4000-8000-000000000000/compress"),
     ("POST", "/volumes/0190c6a0-0000-4000-8000-000000000000/decompress"),
+    ("POST", "/volumes/0190c6a0-0000-4000-8000-000000000000/upload"),
     ("GET", "/operations"),
     ("GET", "/operations/0190c6a0-0000-7000-8000-000000000000"),
     ("DELETE", "/operations/0190c6a0-0000-7000-8000-000000000000"),
