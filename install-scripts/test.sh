@@ -131,6 +131,9 @@ want iproute2 ip
 want bzip2 bzip2
 want zstd zstd
 want shellcheck shellcheck
+# For the client of resumable uploads, which npm brings from its lockfile.
+want nodejs node
+want npm npm
 want_static_busybox
 want_rust lint
 want_engine

@@ -49,6 +49,8 @@ const SIGNALS: usize = 1024;
 /// The rules and the bridge are set again so often: a reload of the host's firewall takes them away.
 const ISOLATION_EVERY: Duration = Duration::from_secs(300);
 const ISOLATION_AGAIN: Duration = Duration::from_secs(10);
+/// How often resumable uploads are looked through for expired ones, at most.
+const EXPIRE_EVERY: Duration = Duration::from_secs(600);
 /// What requests and owners may take to end, within the ten seconds that stopping may take in all.
 const REQUESTS_END: Duration = Duration::from_secs(4);
 const OWNERS_END: Duration = Duration::from_secs(4);
@@ -220,6 +222,7 @@ impl App {
         tasks.spawn(self.take_over_changes(telemetry));
         tasks.spawn(self.keep_isolation());
         tasks.spawn(self.sweep());
+        tasks.spawn(self.expire_uploads());
     }
 
     /// Hands each part its piece of a changed configuration.
@@ -291,6 +294,23 @@ impl App {
             }
             if let Err(error) = files.sweep().await {
                 tracing::warn!(error = %Chain(&error), "left-over files stay behind");
+            }
+        }
+    }
+
+    /// Gives up resumable uploads that nobody goes on with.
+    fn expire_uploads(&self) -> impl Future<Output = ()> + use<> {
+        let (files, live, stop) = (self.files.clone(), Arc::clone(&self.live), self.stop.clone());
+        async move {
+            loop {
+                let expire_after = live.current().uploads.expire_after;
+                if let Err(error) = files.expire_resumables(expire_after).await {
+                    tracing::warn!(error = %Chain(&error), "expired uploads stay behind");
+                }
+                let pause = (expire_after / 4).clamp(Duration::from_secs(1), EXPIRE_EVERY);
+                if stop.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
+                    return;
+                }
             }
         }
     }

@@ -101,6 +101,16 @@ impl ApiError {
         Self::new(StatusCode::RANGE_NOT_SATISFIABLE, "range_not_satisfiable", message)
     }
 
+    /// 412 for a client that speaks another version of the protocol of resumable uploads.
+    pub(crate) fn tus_version() -> Self {
+        let message = "the header Tus-Resumable: 1.0.0 is needed";
+        Self::new(StatusCode::PRECONDITION_FAILED, "tus_version", message)
+    }
+
+    pub(crate) fn unsupported_media_type(message: &'static str) -> Self {
+        Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", message)
+    }
+
     pub(crate) fn unauthorized(message: &'static str) -> Self {
         Self::new(StatusCode::UNAUTHORIZED, "unauthorized", message)
     }
@@ -408,9 +418,28 @@ impl From<FileError> for ApiError {
             FileError::TooManyOperations => {
                 Self::too_many("too_many_operations", "too many operations are running", RETRY_SOON)
             }
+            FileError::NoUpload => Self::not_found(text),
+            FileError::UploadLocked => Self::new(StatusCode::LOCKED, "upload_locked", text),
+            FileError::OffsetMismatch { .. } => conflict("offset_mismatch"),
+            FileError::UploadIncomplete => conflict("upload_incomplete"),
+            FileError::ChecksumMismatch => {
+                Self::new(checksum_mismatch(), "checksum_mismatch", text)
+            }
+            FileError::UploadTooLarge { .. } => {
+                Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", text)
+            }
+            FileError::TooManyUploads => {
+                let message = "too many uploads to this volume are unfinished";
+                Self::too_many("too_many_uploads", message, RETRY_SOON)
+            }
             FileError::Io { .. } => Self::internal(error),
         }
     }
+}
+
+/// The status that the protocol of resumable uploads made up.
+fn checksum_mismatch() -> StatusCode {
+    StatusCode::from_u16(460).expect("invariant: a number of three digits is a status")
 }
 
 impl From<ConfigError> for ApiError {

@@ -15,11 +15,13 @@
 pub(crate) mod archive;
 pub(crate) mod content;
 mod copy;
+pub(crate) mod digest;
 mod error;
 pub(crate) mod operation;
 mod progress;
 mod quota;
 mod resolve;
+pub(crate) mod resumable;
 mod staging;
 mod tree;
 pub(crate) mod upload;
@@ -49,6 +51,7 @@ use crate::domain::path::RelPath;
 use error::During;
 use quota::Budgets;
 use resolve::{Resolver, make_folder, open_folder};
+use resumable::Locks;
 use staging::{is_dot, is_own, is_reserved, own_mark, remove_tree};
 
 const DELETING_PREFIX: &str = ".deleting-";
@@ -88,6 +91,7 @@ struct Inner {
     quick: Arc<Semaphore>,
     transfer: Arc<Semaphore>,
     heavy: Arc<Semaphore>,
+    resumable_locks: Locks,
 }
 
 impl Files {
@@ -109,6 +113,7 @@ impl Files {
             quick: Arc::new(Semaphore::new(16)),
             transfer: Arc::new(Semaphore::new(64)),
             heavy: Arc::new(Semaphore::new(4)),
+            resumable_locks: Locks::default(),
         })))
     }
 
@@ -209,6 +214,36 @@ impl Files {
         .await
     }
 
+    /// Who works on which resumable upload.
+    pub(crate) fn resumable_locks(&self) -> &Locks {
+        &self.0.resumable_locks
+    }
+
+    /// Removes resumable uploads of all volumes that nothing was added to for so long.
+    pub(crate) async fn expire_resumables(
+        &self,
+        expire_after: std::time::Duration,
+    ) -> Result<(), FileError> {
+        self.blocking(Lane::Quick, move |inner| {
+            for_each_name(&inner.volumes, |name| {
+                let Some(id) = name.to_str().ok().and_then(VolumeId::parse) else { return };
+                let volume = inner.open(id);
+                let expired = volume.and_then(|volume| {
+                    volume.expire_resumables(expire_after, &inner.resumable_locks)
+                });
+                match expired {
+                    Ok(0) | Err(FileError::NoVolume { .. }) => {}
+                    Ok(count) => tracing::info!(volume = %id, count, "uploads have expired"),
+                    Err(error) => {
+                        tracing::warn!(volume = %id, %error, "could not remove expired uploads");
+                    }
+                }
+            })
+            .during("sweep", &"the folder of volumes")
+        })
+        .await
+    }
+
     async fn blocking<T: Send + 'static>(
         &self,
         lane: Lane,
@@ -253,7 +288,9 @@ impl Inner {
         let volume = open_folder(self.volumes.as_fd(), name)?;
         let mut outcome = Ok(());
         for_each_name(&volume, |name| {
-            if is_reserved(name.to_bytes()) && !is_own(name.to_bytes()) {
+            // Uploads that can go on after a crash have their own end.
+            let is_kept = name.to_bytes() == resumable::UPLOADS.as_bytes();
+            if is_reserved(name.to_bytes()) && !is_own(name.to_bytes()) && !is_kept {
                 let removed = remove_tree(volume.as_fd(), name, &Progress::default());
                 outcome = outcome.and(removed);
             }

@@ -16,6 +16,7 @@ mod ports;
 mod recovery;
 mod sockets;
 mod support;
+mod tus;
 mod uploads;
 mod volumes;
 mod workflow;

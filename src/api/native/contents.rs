@@ -181,18 +181,18 @@ fn if_match(
 }
 
 /// The end of the queue where the body arrives.
-struct Sender {
+pub(super) struct Sender {
     chunks: mpsc::Sender<Arrived>,
     wanted: oneshot::Receiver<()>,
 }
 
 /// The end where a blocking writer reads.
-struct Incoming {
+pub(super) struct Incoming {
     chunks: mpsc::Receiver<Arrived>,
     wanted: Option<oneshot::Sender<()>>,
     current: Bytes,
     is_complete: bool,
-    progress: Progress,
+    pub(super) progress: Progress,
 }
 
 enum Arrived {
@@ -201,7 +201,7 @@ enum Arrived {
     End,
 }
 
-fn bridge(progress: Progress) -> (Sender, Incoming) {
+pub(super) fn bridge(progress: Progress) -> (Sender, Incoming) {
     let (into, chunks) = mpsc::channel(QUEUED_CHUNKS);
     let (want, wanted) = oneshot::channel();
     let current = Bytes::new();
@@ -212,7 +212,7 @@ fn bridge(progress: Progress) -> (Sender, Incoming) {
 impl Sender {
     /// Sends the body once the writer asks for it: what is refused before need not be sent at all by a
     /// client that waits for `100 Continue`.
-    async fn send_all(self, mut body: Body) {
+    pub(super) async fn send_all(self, mut body: Body) {
         if self.wanted.await.is_err() {
             return;
         }

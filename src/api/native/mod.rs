@@ -16,6 +16,8 @@ mod public;
 mod remote;
 mod resources;
 mod tokens;
+mod tus;
+mod tus_headers;
 mod uploads;
 mod volumes;
 
@@ -48,4 +50,5 @@ pub(super) fn long_routes() -> Router<AppState> {
         .merge(contents::long_routes())
         .merge(archives::long_routes())
         .merge(uploads::long_routes())
+        .merge(tus::long_routes())
 }

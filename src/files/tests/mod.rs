@@ -6,7 +6,9 @@ mod gate;
 mod hostile;
 mod operation;
 mod quota;
+mod resumable;
 mod tree;
+mod upload;
 mod volume;
 
 use std::collections::BTreeMap;
