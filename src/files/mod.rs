@@ -22,6 +22,7 @@ mod progress;
 mod quota;
 mod resolve;
 pub(crate) mod resumable;
+pub(crate) mod search;
 mod staging;
 mod tree;
 pub(crate) mod upload;
@@ -66,6 +67,8 @@ pub(crate) enum Lane {
     Transfer,
     /// Reads or writes whole trees.
     Heavy,
+    /// Reads much for a caller who waits.
+    Scan,
 }
 
 #[derive(Clone, Debug)]
@@ -91,6 +94,7 @@ struct Inner {
     quick: Arc<Semaphore>,
     transfer: Arc<Semaphore>,
     heavy: Arc<Semaphore>,
+    scan: Arc<Semaphore>,
     resumable_locks: Locks,
 }
 
@@ -113,6 +117,7 @@ impl Files {
             quick: Arc::new(Semaphore::new(16)),
             transfer: Arc::new(Semaphore::new(64)),
             heavy: Arc::new(Semaphore::new(4)),
+            scan: Arc::new(Semaphore::new(4)),
             resumable_locks: Locks::default(),
         })))
     }
@@ -149,9 +154,20 @@ impl Files {
         progress: Progress,
         work: impl FnOnce(&Volume, &Progress) -> Result<T, FileError> + Send + 'static,
     ) -> Result<T, FileError> {
+        self.run_long_in(Lane::Heavy, volume, progress, work).await
+    }
+
+    /// As [`Files::run_long`], in the queue for its kind of work.
+    pub(crate) async fn run_long_in<T: Send + 'static>(
+        &self,
+        lane: Lane,
+        volume: VolumeId,
+        progress: Progress,
+        work: impl FnOnce(&Volume, &Progress) -> Result<T, FileError> + Send + 'static,
+    ) -> Result<T, FileError> {
         let (began, has_begun) = tokio::sync::oneshot::channel();
         let seen = progress.clone();
-        let run = self.run_in(Lane::Heavy, volume, move |volume| {
+        let run = self.run_in(lane, volume, move |volume| {
             // Nobody listens once it has been cancelled, which the check sees.
             began.send(()).ok();
             progress.check()?;
@@ -253,6 +269,7 @@ impl Files {
             Lane::Quick => &self.0.quick,
             Lane::Transfer => &self.0.transfer,
             Lane::Heavy => &self.0.heavy,
+            Lane::Scan => &self.0.scan,
         };
         let permit = Arc::clone(lane).acquire_owned().await;
         let permit = permit.expect("invariant: no lane is ever closed");

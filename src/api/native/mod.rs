@@ -15,6 +15,7 @@ mod power;
 mod public;
 mod remote;
 mod resources;
+mod search;
 mod tokens;
 mod tus;
 mod tus_headers;
@@ -51,4 +52,5 @@ pub(super) fn long_routes() -> Router<AppState> {
         .merge(archives::long_routes())
         .merge(uploads::long_routes())
         .merge(tus::long_routes())
+        .merge(search::long_routes())
 }

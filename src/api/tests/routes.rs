@@ -60,6 +60,8 @@ const PROTECTED: &[(&str, &str)] = &[
     ("POST", "/volumes/0190c6a0-0000-4000-8000-000000000000/tus"),
     ("PATCH", "/volumes/0190c6a0-0000-4000-8000-000000000000/tus/a"),
     ("DELETE", "/volumes/0190c6a0-0000-4000-8000-000000000000/tus/a"),
+    ("GET", "/volumes/0190c6a0-0000-4000-8000-000000000000/search?q=a"),
+    ("GET", "/volumes/0190c6a0-0000-4000-8000-000000000000/checksum?path=a"),
     ("GET", "/operations"),
     ("GET", "/operations/0190c6a0-0000-7000-8000-000000000000"),
     ("DELETE", "/operations/0190c6a0-0000-7000-8000-000000000000"),

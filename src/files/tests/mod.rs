@@ -7,6 +7,7 @@ mod hostile;
 mod operation;
 mod quota;
 mod resumable;
+mod search;
 mod tree;
 mod upload;
 mod volume;
