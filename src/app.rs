@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use axum_server::Handle;
 use axum_server::tls_rustls::RustlsConfig;
+use futures_util::FutureExt as _;
 use tokio::sync::{Notify, Semaphore, broadcast, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -26,8 +27,11 @@ use crate::config::live::Live;
 use crate::config::{self, Config};
 use crate::console::ConsoleOptions;
 use crate::domain::ids::VolumeId;
+use crate::domain::operation::OperationView;
 use crate::domain::spec::NodeCapacity;
+use crate::domain::units::UnixSeconds;
 use crate::engine::{Engine, EngineOptions, LogCap};
+use crate::fetch::Fetcher;
 use crate::files::operation::Operations;
 use crate::files::{ArchiveLimits, Files, FilesOptions};
 use crate::network::firewall::HostService;
@@ -162,7 +166,7 @@ impl App {
         ports.seed(port_seeds(config)).await.map_err(AppError::Ports)?;
         let host_was_restarted = note_host_boot(&store).await.map_err(AppError::Store)?;
         tracing::info!(containers = loaded, host_was_restarted, "the store is open");
-        let operations = Operations::default();
+        let operations = stored_operations(&store).await.map_err(AppError::Store)?;
         let panel_settings = watch::Sender::new(panel_of(config));
         let panel = Arc::new(Panel::new(store.clone(), panel_settings.subscribe()));
         let state = api::AppState::new(api::Services {
@@ -176,6 +180,8 @@ impl App {
             store: store.clone(),
             engine_health: engine.health(),
             sockets: api::Sockets::default(),
+            fetcher: Fetcher::default(),
+            idempotency: api::Idempotency::default(),
             began: Instant::now(),
             stop: stop.clone(),
         });
@@ -348,6 +354,7 @@ impl App {
             tokio::join!(
                 self.state.sockets.drained(),
                 self.operations.shutdown(),
+                self.state.idempotency.drained(),
                 self.registry.wind_down(OWNERS_END)
             )
         };
@@ -361,6 +368,29 @@ impl App {
         }
         tracing::info!("stopped");
     }
+}
+
+/// Operations as earlier runs have left them, each stored again when it changes.
+async fn stored_operations(store: &Store) -> Result<Operations, StoreError> {
+    let now = UnixSeconds::now();
+    let interrupt = store.write("end operations", move |tx| tx.interrupt_operations(now));
+    let past = interrupt.await?;
+    let store = store.clone();
+    let save = move |view: OperationView| {
+        let store = store.clone();
+        async move {
+            let stored = store.write("store an operation", move |tx| tx.save_operation(&view));
+            match stored.await {
+                Ok(()) => true,
+                Err(error) => {
+                    tracing::warn!(error = %Chain(&error), "an operation is not stored");
+                    false
+                }
+            }
+        }
+        .boxed()
+    };
+    Ok(Operations::new(past, Arc::new(save)))
 }
 
 async fn ensure(isolation: &Isolation) {

@@ -7,7 +7,7 @@
 //!   api, panel                             edges: HTTP and WebSocket in, the remote panel out
 //!   supervisor                             one owner task per container, effects, boot
 //!   access, network                        who may; which ports, which packets
-//!   engine  cgroup  store  files  console  adapters; none knows another
+//!   engine  cgroup  store  files  console  fetch  adapters; none knows another
 //!   domain, util                           pure; know nothing of ours
 //! ```
 //!
@@ -24,6 +24,7 @@ mod config;
 mod console;
 mod domain;
 mod engine;
+mod fetch;
 mod files;
 mod network;
 mod panel;

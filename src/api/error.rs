@@ -111,6 +111,12 @@ impl ApiError {
         Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", message)
     }
 
+    /// 422 for a key that was sent with another request.
+    pub(crate) fn idempotency_key_reused() -> Self {
+        let message = "this Idempotency-Key was sent with another request";
+        Self::new(StatusCode::UNPROCESSABLE_ENTITY, "idempotency_key_reused", message)
+    }
+
     pub(crate) fn unauthorized(message: &'static str) -> Self {
         Self::new(StatusCode::UNAUTHORIZED, "unauthorized", message)
     }
@@ -418,6 +424,10 @@ impl From<FileError> for ApiError {
             FileError::TooManyOperations => {
                 Self::too_many("too_many_operations", "too many operations are running", RETRY_SOON)
             }
+            FileError::OperationNotStored => {
+                Self::unavailable("busy", "too many changes wait to be stored")
+            }
+            FileError::Fetch { .. } => Self::new(StatusCode::BAD_GATEWAY, "fetch_failed", text),
             FileError::NoUpload => Self::not_found(text),
             FileError::UploadLocked => Self::new(StatusCode::LOCKED, "upload_locked", text),
             FileError::OffsetMismatch { .. } => conflict("offset_mismatch"),

@@ -71,6 +71,11 @@ pub(crate) enum FileError {
     UploadTooLarge { limit_bytes: u64 },
     #[error("too many uploads to this volume are unfinished")]
     TooManyUploads,
+    #[error("the operation could not be stored")]
+    OperationNotStored,
+    /// What was to be fetched from elsewhere; the reason is fit for the outside.
+    #[error("{reason}")]
+    Fetch { reason: String },
     /// The caller's reader failed, not the volume.
     #[error("the data for {path} broke off")]
     Input { path: String, source: io::Error },

@@ -23,6 +23,7 @@ struct Counters {
     entries: AtomicU64,
     cancel: CancellationToken,
     budget: OnceLock<Budget>,
+    result: OnceLock<serde_json::Value>,
 }
 
 impl Progress {
@@ -32,6 +33,19 @@ impl Progress {
 
     pub(crate) fn add_entry(&self) {
         self.0.entries.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn add_entries(&self, count: u64) {
+        self.0.entries.fetch_add(count, Ordering::Relaxed);
+    }
+
+    /// Says what the work has made. The first one counts.
+    pub(crate) fn set_result(&self, result: serde_json::Value) {
+        drop(self.0.result.set(result));
+    }
+
+    pub(super) fn result(&self) -> Option<serde_json::Value> {
+        self.0.result.get().cloned()
     }
 
     pub(crate) fn set_total_bytes(&self, bytes: u64) {

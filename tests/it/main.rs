@@ -13,6 +13,7 @@ mod isolation;
 mod operations;
 mod outage;
 mod ports;
+mod pulls;
 mod recovery;
 mod sockets;
 mod support;

@@ -107,7 +107,7 @@ async fn compress(
             checked.paths.iter().try_for_each(|path| must_exist(volume, path))
         };
         state.files.run(id, check).await?;
-        return job.start(move |volume, progress| volume.pack(&request, progress));
+        return job.start(move |volume, progress| volume.pack(&request, progress)).await;
     }
     let archive_path = request.output.clone();
     let packed = job.run(move |volume, progress| volume.pack(&request, progress)).await?;
@@ -155,7 +155,7 @@ async fn decompress(
     let work = move |volume: &Volume, progress: &Progress| volume.unpack(&from, &to, progress);
     if body.background {
         state.files.run(id, move |volume| volume.open_read(&archive).map(drop)).await?;
-        return job.start(work);
+        return job.start(work).await;
     }
     let unpacked = job.run(work).await?;
     let view = UnpackedView {

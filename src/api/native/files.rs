@@ -272,7 +272,7 @@ async fn copy(
             must_be_free(volume, &destination, overwrite)
         };
         state.files.run(id, check).await?;
-        return job.start(work);
+        return job.start(work).await;
     }
     let is_new = job.run(work).await?;
     let view = MovedView { message: "Copied", source, destination };
@@ -365,7 +365,7 @@ async fn delete_files(
         let check =
             move |volume: &Volume| named.iter().try_for_each(|path| must_exist(volume, path));
         state.files.run(id, check).await?;
-        return job.start(move |volume, progress| volume.delete(&paths, progress));
+        return job.start(move |volume, progress| volume.delete(&paths, progress)).await;
     }
     let deleted = job.run(move |volume, progress| volume.delete(&paths, progress)).await?;
     Ok(JsonAnswer(DeletedView { deleted }).into_response())

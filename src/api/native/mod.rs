@@ -13,6 +13,7 @@ mod operations;
 mod ports;
 mod power;
 mod public;
+mod pulls;
 mod remote;
 mod resources;
 mod search;
@@ -40,6 +41,7 @@ pub(super) fn quick_routes() -> Router<AppState> {
         .merge(volumes::routes())
         .merge(files::routes())
         .merge(operations::routes())
+        .merge(pulls::routes())
 }
 
 /// Calls that bring their own deadline, or stream.
