@@ -409,6 +409,7 @@ fn files_options(config: &Config) -> FilesOptions {
     FilesOptions {
         volumes_path: config.storage.volumes_path.clone(),
         owner: Some((user.uid, user.gid)),
+        fsync: config.storage.fsync,
         limits: ArchiveLimits {
             max_entries: limits.max_entries,
             max_total_bytes: limits.max_bytes,

@@ -101,7 +101,7 @@ impl Volume {
         mode: &WriteMode,
     ) -> Result<bool, FileError> {
         let old = self.commit_from((staging.dir(), STAGED), target, path, mode)?;
-        rustix::fs::fsync(&target.dir).during("write", path)?;
+        self.flush(&target.dir).during("write", path)?;
         Ok(old.is_none())
     }
 
@@ -129,7 +129,11 @@ impl Volume {
     pub(super) fn finish_file(&self, file: &File, mode: u32) -> Result<(), Errno> {
         give_to(self.owner, file)?;
         rustix::fs::fchmod(file, Mode::from_raw_mode(mode & 0o777))?;
-        rustix::fs::fsync(file)
+        self.flush(file)
+    }
+
+    pub(super) fn flush(&self, fd: impl AsFd) -> Result<(), Errno> {
+        if self.fsync { rustix::fs::fsync(fd) } else { Ok(()) }
     }
 
     /// Refuses destinations that a file cannot replace or that are not what the caller expects.

@@ -76,6 +76,9 @@ pub(crate) struct FilesOptions {
     pub(crate) volumes_path: PathBuf,
     /// Whom everything in volumes belongs to.
     pub(crate) owner: Option<(u32, u32)>,
+    /// Whether a written file is on the disk before the call returns. Without it a power failure may
+    /// lose what was written last; a crash of lightd does not.
+    pub(crate) fsync: bool,
     pub(crate) limits: ArchiveLimits,
 }
 
@@ -88,6 +91,7 @@ struct Inner {
     volumes_path: PathBuf,
     resolver: Resolver,
     owner: Option<Owner>,
+    fsync: bool,
     limits: ArchiveLimits,
     commit: Arc<Mutex<()>>,
     budgets: Arc<Budgets>,
@@ -101,7 +105,7 @@ struct Inner {
 impl Files {
     /// Opens the folder of all volumes, making it if it is missing. Blocks briefly.
     pub(crate) fn new(options: FilesOptions) -> Result<Self, FileError> {
-        let FilesOptions { volumes_path, owner, limits } = options;
+        let FilesOptions { volumes_path, owner, fsync, limits } = options;
         // The engine mounts by absolute path only.
         let volumes_path =
             std::path::absolute(volumes_path).during("find", &"the folder of volumes")?;
@@ -111,6 +115,7 @@ impl Files {
             volumes_path,
             resolver: Resolver::detect(),
             owner: owner.map(|(uid, gid)| Owner { uid, gid }),
+            fsync,
             limits,
             commit: Arc::default(),
             budgets: Arc::default(),
@@ -328,6 +333,7 @@ impl Inner {
             root,
             resolver: self.resolver,
             owner: self.owner,
+            fsync: self.fsync,
             limits: self.limits,
             commit: Arc::clone(&self.commit),
             budgets: Arc::clone(&self.budgets),

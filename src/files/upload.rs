@@ -9,7 +9,7 @@ use std::collections::HashSet;
 use std::ffi::CString;
 use std::fs::File;
 use std::io::Write as _;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -157,7 +157,7 @@ impl Upload<'_> {
     /// All has arrived: the files enter their places.
     pub(crate) fn commit(mut self) -> Vec<Uploaded> {
         let received = std::mem::take(&mut self.received);
-        let mut flushed = Flushed::default();
+        let mut flushed = Flushed { volume: self.volume, dir: None };
         let mut done = Vec::with_capacity(received.len());
         for (index, Received { filename, size, path }) in received.into_iter().enumerate() {
             let outcome = path.and_then(|path| self.put_in_place(index, path, size, &mut flushed));
@@ -172,7 +172,7 @@ impl Upload<'_> {
         index: usize,
         path: RelPath,
         size: u64,
-        flushed: &mut Flushed,
+        flushed: &mut Flushed<'_>,
     ) -> Result<Stored, FileError> {
         let (dir, real) = self.volume.write_target(&path)?;
         let (_, name) = real.split_last().ok_or(InvalidPath::Empty)?;
@@ -193,25 +193,28 @@ impl Upload<'_> {
 }
 
 /// The folder that files were last moved to, flushed once for as many as follow each other.
-#[derive(Debug, Default)]
-struct Flushed(Option<OwnedFd>);
+#[derive(Debug)]
+struct Flushed<'v> {
+    volume: &'v Volume,
+    dir: Option<OwnedFd>,
+}
 
-impl Flushed {
+impl Flushed<'_> {
     fn will_flush(&mut self, dir: OwnedFd) {
         let same = |one: &OwnedFd| match (rustix::fs::fstat(one), rustix::fs::fstat(&dir)) {
             (Ok(one), Ok(other)) => same_file(&one, &other),
             _ => false,
         };
-        if self.0.as_ref().is_some_and(same) {
+        if self.dir.as_ref().is_some_and(same) {
             return;
         }
         self.flush();
-        self.0 = Some(dir);
+        self.dir = Some(dir);
     }
 
     fn flush(&mut self) {
-        if let Some(dir) = self.0.take()
-            && let Err(error) = rustix::fs::fsync(dir.as_fd())
+        if let Some(dir) = self.dir.take()
+            && let Err(error) = self.volume.flush(&dir)
         {
             // The files stand; after a loss of power the old ones might.
             tracing::warn!(%error, "a folder that files were uploaded to could not be flushed");

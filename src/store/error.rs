@@ -12,7 +12,9 @@ pub(crate) enum StoreError {
     Open { path: PathBuf, source: rusqlite::Error },
     #[error("cannot make the store {path}")]
     Create { path: PathBuf, source: std::io::Error },
-    #[error("the store {path} is in use by another lightd")]
+    #[error(
+        "the store {path} is in use by another lightd; stop that one, or set another storage.base_path"
+    )]
     Locked { path: PathBuf },
     #[error(
         "the store {path} was written by a newer lightd (schema {found}, this one knows {known})"

@@ -6,9 +6,10 @@
 use std::time::Duration;
 
 use super::effects::Ctx;
-use super::seam::{self, Early};
+use super::seam::{self, Bounds, Early};
 use crate::console::{EngineLine, Stream as ConsoleStream, join};
 use crate::domain::ids::RunId;
+use crate::domain::units::now_unix_nanos;
 use crate::engine::{Chunk, EngineError, LogLine, LogsRequest, OutputStream, Stream};
 use crate::util::chain::Chain;
 
@@ -62,11 +63,11 @@ impl Ctx {
 
     /// Brings the console up to where `output`, an attach from just now, goes on.
     pub(super) async fn catch_up(&self, of: RunLog<'_>, output: &mut OutputStream) -> Caught {
-        let attached_at = jiff::Timestamp::now().as_millisecond() * NANOS_PER_MS;
+        let attached_at = now_unix_nanos();
         let mut early = Early::default();
         let read = self.read_up_to(of, output, &mut early, attached_at).await;
         let mut caught = self.take_over(of.run, read).await;
-        caught.early = early.chunks;
+        caught.early = early.into_chunks();
         caught
     }
 
@@ -112,7 +113,11 @@ impl Ctx {
             early.collect_for(output, ATTACH_LAG).await;
             let mut places = [None; 2];
             for (index, stream) in STREAMS.into_iter().enumerate() {
-                places[index] = early.place_in(&log.lines, stream, in_log_by_now[index]);
+                let bounds = Bounds {
+                    not_before_nanos: output.asked_at_nanos(),
+                    at_least_bytes: in_log_by_now[index],
+                };
+                places[index] = early.place_in(&log.lines, stream, bounds);
             }
             if places.contains(&None) && tries < TRIES {
                 continue;

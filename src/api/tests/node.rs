@@ -163,6 +163,7 @@ fn supervisor(folder: &Path, store: &Store, stop: &CancellationToken) -> Arc<Reg
     let files = FilesOptions {
         volumes_path: folder.join("volumes"),
         owner: None,
+        fsync: true,
         limits: ArchiveLimits::default(),
     };
     Registry::new(Arc::new(SupervisorServices {

@@ -80,6 +80,7 @@ fn open_volume(path: &Path, resolver: Resolver, limits: ArchiveLimits) -> Volume
         root,
         resolver,
         owner,
+        fsync: true,
         limits,
         commit: Arc::default(),
         budgets: Arc::default(),
