@@ -17,6 +17,7 @@ pub(crate) mod content;
 mod copy;
 pub(crate) mod digest;
 mod error;
+pub(crate) mod listing;
 pub(crate) mod operation;
 mod progress;
 mod quota;

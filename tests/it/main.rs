@@ -14,6 +14,7 @@ mod operations;
 mod outage;
 mod ports;
 mod pulls;
+mod reading;
 mod recovery;
 mod sockets;
 mod support;

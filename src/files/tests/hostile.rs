@@ -7,8 +7,8 @@ use tokio::time::Instant;
 
 use super::super::archive::ArchiveFormat;
 use super::super::archive::pack::PackRequest;
+use super::super::listing::Page;
 use super::super::resolve::{open_file, open_folder};
-use super::super::volume::Page;
 use super::super::walk::Walk;
 use super::*;
 use crate::files::Progress;
@@ -177,7 +177,9 @@ fn attack(scratch: &Scratch) -> Vec<bool> {
         assert_eq!(content, "inside", "read from outside");
         outcomes.push(true);
     }
-    if let Ok(listing) = volume.list(&rel("dir/sub"), &Page { limit: 10, cursor: None }) {
+    if let Ok(listing) =
+        volume.list(&rel("dir/sub"), &Page { limit: 10, cursor: None, mime: false })
+    {
         let size = listing.entries.first().map_or(6, |entry| entry.stat.size);
         assert_eq!(size, 6, "listed outside");
     }

@@ -1,4 +1,5 @@
-use super::super::volume::{Kind, Page};
+use super::super::listing::{Link, Page};
+use super::super::volume::Kind;
 use super::*;
 
 fn names(scratch: &Scratch, path: &str, page: &Page) -> (Vec<String>, Option<String>) {
@@ -16,7 +17,7 @@ fn listing_has_folders_first_and_hides_temporary_names() {
     put(&scratch.path("z"), b"");
     std::os::unix::fs::symlink("a-dir", scratch.path("link")).expect("symlink");
     rustix::fs::mkfifoat(&scratch.volume.root, "pipe", Mode::from_raw_mode(0o600)).expect("fifo");
-    let all = Page { limit: 100, cursor: None };
+    let all = Page { limit: 100, cursor: None, mime: false };
     let listing = scratch.volume.list(&rel(""), &all).expect("list");
     let seen: Vec<_> =
         listing.entries.iter().map(|entry| (entry.name.as_str(), entry.stat.kind)).collect();
@@ -42,11 +43,11 @@ fn pages_join_to_the_whole_listing() {
         put(&scratch.path(&format!("file-{number:02}")), b"");
         fs::create_dir(scratch.path(&format!("dir-{number:02}"))).expect("mkdir");
     }
-    let (whole, _) = names(&scratch, "", &Page { limit: 1000, cursor: None });
+    let (whole, _) = names(&scratch, "", &Page { limit: 1000, cursor: None, mime: false });
     let mut joined = Vec::new();
     let mut cursor = None;
     loop {
-        let (page, next) = names(&scratch, "", &Page { limit: 7, cursor });
+        let (page, next) = names(&scratch, "", &Page { limit: 7, cursor, mime: false });
         assert!(page.len() <= 7);
         joined.extend(page);
         if next.is_none() {
@@ -55,9 +56,50 @@ fn pages_join_to_the_whole_listing() {
         cursor = next;
     }
     assert_eq!(joined, whole);
-    let nonsense = Page { limit: 7, cursor: Some("!!".to_owned()) };
+    let nonsense = Page { limit: 7, cursor: Some("!!".to_owned()), mime: false };
     let refused = scratch.volume.list(&rel(""), &nonsense);
     assert!(matches!(refused, Err(FileError::InvalidCursor)), "{refused:?}");
+}
+
+#[test]
+fn a_listing_says_where_links_lead_and_what_files_are_if_asked() {
+    let scratch = Scratch::new();
+    put(&scratch.path("d/file.json"), b"{}");
+    for (target, name) in [
+        ("file.json", "inside"),
+        ("../d", "folder"),
+        ("none", "dangling"),
+        ("../../outside/secret", "outside"),
+        ("/etc/passwd", "absolute"),
+        ("loop", "loop"),
+    ] {
+        std::os::unix::fs::symlink(target, scratch.path("d").join(name)).expect("symlink");
+    }
+    let list = |mime| {
+        let page = Page { limit: 100, cursor: None, mime };
+        scratch.volume.list(&rel("d"), &page).expect("list").entries
+    };
+    let links: Vec<_> = list(false)
+        .into_iter()
+        .filter_map(|entry| {
+            entry.link.map(|Link { is_inside, kind, .. }| (entry.name, is_inside, kind))
+        })
+        .collect();
+    let link = |name: &str, is_inside, kind| (name.to_owned(), is_inside, kind);
+    assert_eq!(
+        links,
+        [
+            link("absolute", false, None),
+            link("dangling", true, None),
+            link("folder", true, Some(Kind::Directory)),
+            link("inside", true, Some(Kind::File)),
+            link("loop", false, None),
+            link("outside", false, None),
+        ]
+    );
+    let file = |mime| list(mime).into_iter().find(|entry| entry.name == "file.json");
+    assert_eq!(file(true).and_then(|file| file.mime).as_deref(), Some("application/json"));
+    assert_eq!(file(false).and_then(|file| file.mime), None);
 }
 
 #[test]
@@ -67,7 +109,7 @@ fn reserved_names_are_refused_everywhere() {
     let bad = rel("x/.lightd-staging-1/y");
     let volume = &scratch.volume;
     let progress = crate::files::Progress::default();
-    let page = Page { limit: 1, cursor: None };
+    let page = Page { limit: 1, cursor: None, mime: false };
     let outcomes = [
         ("list", volume.list(&bad, &page).err()),
         ("stat", volume.stat(&bad).err()),
@@ -184,7 +226,7 @@ fn links_are_followed_while_they_stay_inside() {
     std::os::unix::fs::symlink("real", scratch.path("link")).expect("symlink");
     std::os::unix::fs::symlink("../outside", scratch.path("out")).expect("symlink");
     std::os::unix::fs::symlink(scratch.outside(), scratch.path("abs")).expect("symlink");
-    let page = Page { limit: 10, cursor: None };
+    let page = Page { limit: 10, cursor: None, mime: false };
     if Resolver::detect() == Resolver::Kernel {
         assert_eq!(names(&scratch, "link", &page).0, ["file"]);
     }
