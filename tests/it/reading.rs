@@ -1,9 +1,9 @@
 //! Looking at a volume: listings of any size, searches, checksums, folders as archives.
 
 use std::os::unix::fs::symlink;
-use std::time::Instant;
 
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use crate::support::process::Daemon;
 use crate::volumes::Volume;
@@ -33,8 +33,8 @@ async fn a_listing_tells_links_and_kinds_and_a_write_may_ask_for_nothing_to_be_t
 }
 
 /// So many that holding them all would show. `LIGHTD_TEST_ENTRIES` asks for another number.
-fn entries() -> usize {
-    std::env::var("LIGHTD_TEST_ENTRIES").map_or(100_000, |text| text.parse().expect("a number"))
+fn entries() -> u32 {
+    std::env::var("LIGHTD_TEST_ENTRIES").map_or(100_000_u32, |text| text.parse().expect("a number"))
 }
 
 #[tokio::test]
@@ -51,7 +51,7 @@ async fn a_folder_of_very_many_entries_costs_memory_for_one_page() {
     std::fs::create_dir(folder.join("zz-folder")).expect("mkdir");
     for index in 0..count {
         // In no order, as on a disk.
-        let name = format!("{:08x}", (index as u32).wrapping_mul(2_654_435_761));
+        let name = format!("{:08x}", index.wrapping_mul(2_654_435_761));
         std::fs::File::create(folder.join(name)).expect("a file");
     }
     volume.get("files?path=many&limit=1").await.is(200);
