@@ -30,10 +30,12 @@ const LISTED: usize = 10_000;
 const COPIED_FOLDERS: usize = 400;
 const COPIED_FILES: usize = 40;
 
+type Part = fn(&Place) -> Result<()>;
+
 fn main() -> Result<()> {
     let wanted: Vec<String> =
         std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
-    let parts: [(&str, fn(&Place) -> Result<()>); 3] =
+    let parts: [(&str, Part); 3] =
         [("write", part_write), ("list", part_list), ("copy", part_copy)];
     let place = Place::new()?;
     for (name, part) in parts {

@@ -7,9 +7,12 @@
 //!   api, panel                             edges: HTTP and WebSocket in, the remote panel out
 //!   supervisor                             one owner task per container, effects, boot
 //!   access, network                        who may; which ports, which packets
-//!   engine  cgroup  store  files  console  fetch  adapters; none knows another
-//!   domain, util                           pure; know nothing of ours
+//!   engine  cgroup  store  files  console  fetch
+//!                                          adapters; none knows another
+//!   domain, util                           pure; small tools. Know nothing of ours
 //! ```
+//! Beside them stand `config` (the file, read, checked and swapped whole; each part is given its own
+//! piece of it by `app`), `telemetry` (logs) and `shutdown` (signals).
 //!
 //! A module imports only what stands below it; `tests/it/architecture.rs` holds it to that. Nothing
 //! below `api` knows a status code, nothing above `engine` a Docker type, nothing above `store` SQL.

@@ -1,4 +1,6 @@
 //! `lightd doctor`: looks at what lightd needs and says how to mend what is missing.
+//!
+//! Every look is made, whatever the ones before have found; none changes anything.
 
 use std::io::{self, Write};
 use std::os::unix::net::UnixStream;

@@ -1,4 +1,8 @@
 //! Where a configuration comes from: a file, the environment over it, the command line over both.
+//!
+//! Read whole at the start, by the verbs of the command line, and again with each reload. Everything
+//! that is wrong is found at once, each by its key; nothing of a wrong configuration is used. Only a
+//! first start writes: a file where there is none, and a token where that has none.
 
 use std::collections::HashMap;
 use std::ffi::OsString;

@@ -141,6 +141,9 @@ impl Ctx {
             return Ok(Log::default());
         };
         let overlap_ms = if of.whole { None } else { self.overlap_ms(of.run).await };
+        // Of a run that is younger than that, all is read: then the count of lines decides where equal
+        // ones are joined, and not how late they were read.
+        let overlap_ms = overlap_ms.filter(|&from| of.since_ms.is_none_or(|since| from > since));
         let since = overlap_ms.or(of.since_ms).map(|ms| {
             let nanos = u32::try_from(ms.rem_euclid(1000)).unwrap_or(0) * 1_000_000;
             (ms.div_euclid(1000), nanos)
@@ -211,8 +214,7 @@ impl Ctx {
         for (line, skip) in lines.iter().zip(skip) {
             let Some(skip) = skip else { continue };
             let new = LogLine { bytes: line.bytes.slice(skip..), ..line.clone() };
-            let stream = super::run::console_stream(line.stream);
-            self.shared.console.push(run, stream, line.at_nanos / NANOS_PER_MS, &new.bytes);
+            self.shared.print(run, line.stream, line.at_nanos / NANOS_PER_MS, &new.bytes);
             news.push(new);
         }
         news

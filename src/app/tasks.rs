@@ -1,0 +1,163 @@
+//! What runs as long as lightd does and belongs to no part alone: a changed configuration is handed on,
+//! isolation is kept up, left-overs are removed.
+//!
+//! The composition root spawns and ends them. None of them ends lightd: a failure is logged, and what
+//! was true before stays so.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::parts;
+use crate::access::AccessSettings;
+use crate::config::Config;
+use crate::config::live::Live;
+use crate::domain::ids::VolumeId;
+use crate::engine::Health;
+use crate::files::Files;
+use crate::network::isolation::{Isolation, IsolationStatus};
+use crate::network::pool::PortPool;
+use crate::panel::PanelSettings;
+use crate::store::Store;
+use crate::supervisor::{Registry, Settings};
+use crate::telemetry::Telemetry;
+use crate::util::chain::Chain;
+
+/// The rules and the bridge are set again so often: a reload of the host's firewall takes them away.
+const ISOLATION_EVERY: Duration = Duration::from_secs(300);
+const ISOLATION_AGAIN: Duration = Duration::from_secs(10);
+/// How often resumable uploads are looked through for expired ones, at most.
+const EXPIRE_EVERY: Duration = Duration::from_secs(600);
+
+/// Reads the configuration again whenever it is asked to.
+pub(super) async fn reload_on(asked: Arc<Notify>, live: Arc<Live>, stop: CancellationToken) {
+    while stop.run_until_cancelled(asked.notified()).await.is_some() {
+        let live = Arc::clone(&live);
+        match tokio::task::spawn_blocking(move || live.reload()).await {
+            Ok(Ok(changes)) => tracing::info!(?changes, "the configuration was read again"),
+            Ok(Err(error)) => {
+                tracing::error!(error = %Chain(&error), "the configuration stays as it was");
+            }
+            Err(error) => tracing::error!(%error, "reading the configuration panicked"),
+        }
+    }
+}
+
+/// What parts are told when the configuration changes.
+#[derive(Clone, Debug)]
+pub(super) struct Levers {
+    pub(super) settings: watch::Sender<Arc<Settings>>,
+    pub(super) access: watch::Sender<AccessSettings>,
+    pub(super) panel: watch::Sender<Option<PanelSettings>>,
+}
+
+impl Levers {
+    pub(super) fn new(config: &Config) -> Self {
+        Self {
+            settings: watch::Sender::new(Arc::new(parts::settings(config))),
+            access: watch::Sender::new(parts::access(config)),
+            panel: watch::Sender::new(parts::panel(config)),
+        }
+    }
+
+    /// Hands each part its piece of a changed configuration.
+    pub(super) async fn follow(
+        self,
+        mut changed: watch::Receiver<Arc<Config>>,
+        ports: PortPool,
+        telemetry: Telemetry,
+        stop: CancellationToken,
+    ) {
+        while let Some(Ok(())) = stop.run_until_cancelled(changed.changed()).await {
+            let config = changed.borrow_and_update().clone();
+            self.settings.send_replace(Arc::new(parts::settings(&config)));
+            self.access.send_replace(parts::access(&config));
+            let news = parts::panel(&config);
+            self.panel.send_if_modified(|panel| std::mem::replace(panel, news.clone()) != news);
+            telemetry.set_level(config.log.level);
+            if let Err(error) = ports.seed(parts::port_seeds(&config)).await {
+                tracing::error!(error = %Chain(&error), "the port pool of the configuration was not taken over");
+            }
+        }
+    }
+}
+
+/// Sets the rules and the bridge again when the engine is back, when the configuration has changed and
+/// every few minutes. Apart from [`Levers::follow`]: it takes as long as the engine does, and a changed
+/// token must not wait for that.
+pub(super) async fn keep_isolation(
+    registry: Arc<Registry>,
+    mut changed: watch::Receiver<Arc<Config>>,
+    mut health: watch::Receiver<Health>,
+    stop: CancellationToken,
+) {
+    let isolation = &registry.services().isolation;
+    let status = isolation.status();
+    loop {
+        let failed = matches!(*status.borrow(), IsolationStatus::Failed { .. });
+        let pause = if failed { ISOLATION_AGAIN } else { ISOLATION_EVERY };
+        let due = async {
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                _ = health.changed() => {}
+                _ = changed.changed() => {}
+            }
+        };
+        if stop.run_until_cancelled(due).await.is_none() {
+            return;
+        }
+        isolation.set_exceptions(parts::exceptions(&changed.borrow_and_update()));
+        if health.borrow_and_update().is_reachable() {
+            ensure(isolation).await;
+        }
+    }
+}
+
+async fn ensure(isolation: &Isolation) {
+    if let Err(error) = isolation.ensure().await {
+        tracing::error!(error = %Chain(&error), "the containers' isolation does not stand");
+    }
+}
+
+/// Gives up resumable uploads that nobody goes on with.
+pub(super) async fn expire_uploads(files: Files, live: Arc<Live>, stop: CancellationToken) {
+    loop {
+        let expire_after = live.current().uploads.expire_after;
+        if let Err(error) = files.expire_resumables(expire_after).await {
+            tracing::warn!(error = %Chain(&error), "expired uploads stay behind");
+        }
+        let pause = (expire_after / 4).clamp(Duration::from_secs(1), EXPIRE_EVERY);
+        if stop.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
+            return;
+        }
+    }
+}
+
+/// Removes what earlier runs left half-made: volumes, and temporary files in others.
+#[derive(Clone, Debug)]
+pub(super) struct Sweep {
+    pub(super) files: Files,
+    pub(super) store: Store,
+    pub(super) left_over_volumes: Vec<VolumeId>,
+}
+
+impl Sweep {
+    pub(super) async fn run(self) {
+        let Self { files, store, left_over_volumes } = self;
+        for id in left_over_volumes {
+            if let Err(error) = files.remove_volume(id).await {
+                tracing::warn!(volume = %id, error = %Chain(&error), "a left-over volume stays behind");
+                continue;
+            }
+            let forget = store.write("forget a volume", move |tx| tx.forget_volume_folder(id));
+            if let Err(error) = forget.await {
+                tracing::warn!(volume = %id, error = %Chain(&error), "a removed volume is not forgotten");
+            }
+        }
+        if let Err(error) = files.sweep().await {
+            tracing::warn!(error = %Chain(&error), "left-over files stay behind");
+        }
+    }
+}
