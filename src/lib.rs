@@ -37,6 +37,12 @@ mod supervisor;
 mod telemetry;
 mod util;
 
+/// The door for the targets in `fuzz/`.
+#[cfg(fuzzing)]
+pub mod fuzzing {
+    pub use crate::files::fuzzing::{path, unpack, unpack_tar};
+}
+
 /// Reads the command line and does what it says.
 pub fn main() -> std::process::ExitCode {
     cli::main()

@@ -50,8 +50,6 @@ pub(crate) struct Link {
 pub(crate) struct Page {
     pub(crate) limit: usize,
     pub(crate) cursor: Option<String>,
-    /// Whether to look into the files for what they are.
-    pub(crate) mime: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -64,6 +62,15 @@ pub(crate) struct Listing {
 impl Volume {
     /// Lists a folder.
     pub(crate) fn list(&self, path: &RelPath, page: &Page) -> Result<Listing, FileError> {
+        self.list_entries(path, page, false)
+    }
+
+    /// As [`Volume::list`], looking into each file for what it is.
+    pub(crate) fn list_with_mime(&self, path: &RelPath, page: &Page) -> Result<Listing, FileError> {
+        self.list_entries(path, page, true)
+    }
+
+    fn list_entries(&self, path: &RelPath, page: &Page, mime: bool) -> Result<Listing, FileError> {
         let dir = self.open_dir(path)?;
         let after = page.cursor.as_deref().map(SortKey::from_cursor).transpose()?;
         let limit = page.limit.clamp(1, MAX_PAGE);
@@ -73,7 +80,7 @@ impl Volume {
         let next = if has_more { keys.last().map(SortKey::to_cursor) } else { None };
         let mut entries = Vec::with_capacity(keys.len());
         for key in keys {
-            match self.entry(path, &dir, &key.name, page.mime) {
+            match self.entry(path, &dir, &key.name, mime) {
                 Ok(entry) => entries.push(entry),
                 Err(Errno::NOENT) => {}
                 Err(errno) => return Err(errno).during("list", path),

@@ -17,6 +17,8 @@ pub(crate) mod content;
 mod copy;
 pub(crate) mod digest;
 mod error;
+#[cfg(fuzzing)]
+pub(crate) mod fuzzing;
 pub(crate) mod listing;
 pub(crate) mod operation;
 mod progress;
@@ -25,6 +27,7 @@ mod resolve;
 pub(crate) mod resumable;
 pub(crate) mod search;
 mod staging;
+mod threads;
 mod tree;
 pub(crate) mod upload;
 pub(crate) mod volume;

@@ -121,8 +121,9 @@ async fn list(
     if !(1..=MAX_PAGE).contains(&limit) {
         return Err(ApiError::field("?limit", format!("must be between 1 and {MAX_PAGE}")));
     }
-    let (folder, page) = (path.clone(), Page { limit, cursor: query.cursor, mime: query.mime });
-    let listing = state.files.run(id, move |volume| volume.list(&folder, &page)).await?;
+    let (folder, page) = (path.clone(), Page { limit, cursor: query.cursor });
+    let list = if query.mime { Volume::list_with_mime } else { Volume::list };
+    let listing = state.files.run(id, move |volume| list(volume, &folder, &page)).await?;
     let files = listing.entries.into_iter().map(EntryView::from).collect();
     Ok(JsonAnswer(ListView { path, files, next_cursor: listing.next }))
 }

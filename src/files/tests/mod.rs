@@ -4,6 +4,7 @@ mod archive;
 mod content;
 mod gate;
 mod hostile;
+mod interop;
 mod operation;
 mod quota;
 mod resumable;
@@ -21,6 +22,7 @@ use std::sync::Arc;
 use rustix::fs::{Mode, OFlags};
 
 use super::archive::ArchiveLimits;
+use super::archive::unpack::UnpackRequest;
 use super::content::WriteMode;
 use super::error::FileError;
 use super::resolve::{Owner, Resolver};
@@ -89,6 +91,12 @@ fn open_volume(path: &Path, resolver: Resolver, limits: ArchiveLimits) -> Volume
 
 fn rel(path: &str) -> RelPath {
     RelPath::parse(path).expect("a valid path")
+}
+
+/// All of an archive.
+fn unpacking(archive: &str, destination: &str) -> UnpackRequest {
+    let (archive, destination) = (rel(archive), rel(destination));
+    UnpackRequest { archive, destination, entries: Vec::new(), name: None }
 }
 
 fn put(path: &Path, content: &[u8]) {
