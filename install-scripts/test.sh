@@ -136,6 +136,9 @@ want p7zip-full 7z
 want python3 python3
 want zstd zstd
 want shellcheck shellcheck
+# For the client of resumable uploads, which npm brings from its lockfile.
+want nodejs node
+want npm npm
 want_static_busybox
 want_rust lint
 want_engine

@@ -7,7 +7,8 @@
 //!   api, panel                             edges: HTTP and WebSocket in, the remote panel out
 //!   supervisor                             one owner task per container, effects, boot
 //!   access, network                        who may; which ports, which packets
-//!   engine  cgroup  store  files  console  adapters; none knows another
+//!   engine  cgroup  store  files  console  fetch
+//!                                          adapters; none knows another
 //!   domain, util                           pure; small tools. Know nothing of ours
 //! ```
 //! Beside them stand `config` (the file, read, checked and swapped whole; each part is given its own
@@ -26,6 +27,7 @@ mod config;
 mod console;
 mod domain;
 mod engine;
+mod fetch;
 mod files;
 mod network;
 mod panel;

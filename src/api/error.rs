@@ -222,9 +222,32 @@ impl From<FileError> for ApiError {
             FileError::TooManyOperations => {
                 Self::too_many("too_many_operations", "too many operations are running", RETRY_SOON)
             }
+            FileError::OperationNotStored => {
+                Self::unavailable("busy", "too many changes wait to be stored")
+            }
+            FileError::Fetch { .. } => Self::new(StatusCode::BAD_GATEWAY, "fetch_failed", text),
+            FileError::NoUpload => Self::not_found(text),
+            FileError::UploadLocked => Self::new(StatusCode::LOCKED, "upload_locked", text),
+            FileError::OffsetMismatch { .. } => conflict("offset_mismatch"),
+            FileError::UploadIncomplete => conflict("upload_incomplete"),
+            FileError::ChecksumMismatch => {
+                Self::new(checksum_mismatch(), "checksum_mismatch", text)
+            }
+            FileError::UploadTooLarge { .. } => {
+                Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", text)
+            }
+            FileError::TooManyUploads => {
+                let message = "too many uploads to this volume are unfinished";
+                Self::too_many("too_many_uploads", message, RETRY_SOON)
+            }
             FileError::Io { .. } => Self::internal(error),
         }
     }
+}
+
+/// The status that the protocol of resumable uploads made up.
+fn checksum_mismatch() -> StatusCode {
+    StatusCode::from_u16(460).expect("invariant: a number of three digits is a status")
 }
 
 impl From<ConfigError> for ApiError {

@@ -41,6 +41,8 @@ pub(crate) struct Config {
     pub(crate) install: Install,
     pub(crate) console: Console,
     pub(crate) archives: Archives,
+    pub(crate) uploads: Uploads,
+    pub(crate) pulls: Pulls,
     pub(crate) remote: Remote,
     pub(crate) log: Log,
     /// What all of the above was made from; shown, and compared at a reload.
@@ -153,6 +155,19 @@ pub(crate) struct Archives {
     pub(crate) max_entries: u64,
     pub(crate) max_bytes: u64,
     pub(crate) max_ratio: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Uploads {
+    pub(crate) max_bytes: u64,
+    pub(crate) max_unfinished: usize,
+    pub(crate) expire_after: Duration,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pulls {
+    pub(crate) max_bytes: u64,
+    pub(crate) timeout: Duration,
 }
 
 #[derive(Clone, Debug)]

@@ -26,6 +26,8 @@ pub(crate) struct Raw {
     pub(crate) install: Install,
     pub(crate) console: Console,
     pub(crate) archives: Archives,
+    pub(crate) uploads: Uploads,
+    pub(crate) pulls: Pulls,
     pub(crate) remote: Remote,
     pub(crate) ssh: Ssh,
     pub(crate) dialects: Dialects,
@@ -148,6 +150,26 @@ pub(crate) struct Archives {
     pub(crate) max_bytes: u64,
     /// Unpacked bytes for each packed one.
     pub(crate) max_ratio: u64,
+}
+
+/// Uploads that can go on where they broke off.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Uploads {
+    /// The longest one.
+    pub(crate) max_bytes: u64,
+    /// Per volume.
+    pub(crate) max_unfinished: u64,
+    /// After so long without a byte one is given up.
+    pub(crate) expire_after: Span,
+}
+
+/// Files that are fetched from elsewhere.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Pulls {
+    pub(crate) max_bytes: u64,
+    pub(crate) timeout: Span,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -288,6 +310,22 @@ impl Default for Console {
 impl Default for Archives {
     fn default() -> Self {
         Self { max_entries: 1_000_000, max_bytes: 64 * 1024 * MIB, max_ratio: 200 }
+    }
+}
+
+impl Default for Uploads {
+    fn default() -> Self {
+        Self {
+            max_bytes: 100 * 1024 * MIB,
+            max_unfinished: 256,
+            expire_after: Span(Duration::from_secs(24 * 3600)),
+        }
+    }
+}
+
+impl Default for Pulls {
+    fn default() -> Self {
+        Self { max_bytes: 64 * 1024 * MIB, timeout: Span(Duration::from_secs(2 * 3600)) }
     }
 }
 

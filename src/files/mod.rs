@@ -15,16 +15,21 @@
 pub(crate) mod archive;
 pub(crate) mod content;
 mod copy;
+pub(crate) mod digest;
 mod error;
 #[cfg(fuzzing)]
 pub(crate) mod fuzzing;
+pub(crate) mod listing;
 pub(crate) mod operation;
 mod progress;
 mod quota;
 mod resolve;
+pub(crate) mod resumable;
+pub(crate) mod search;
 mod staging;
 mod threads;
 mod tree;
+pub(crate) mod upload;
 pub(crate) mod volume;
 mod walk;
 
@@ -51,6 +56,7 @@ use crate::domain::path::RelPath;
 use error::During;
 use quota::Budgets;
 use resolve::{Resolver, make_folder, open_folder};
+use resumable::Locks;
 use staging::{is_dot, is_own, is_reserved, own_mark, remove_tree};
 
 const DELETING_PREFIX: &str = ".deleting-";
@@ -65,6 +71,8 @@ pub(crate) enum Lane {
     Transfer,
     /// Reads or writes whole trees.
     Heavy,
+    /// Reads much for a caller who waits.
+    Scan,
 }
 
 #[derive(Clone, Debug)]
@@ -94,6 +102,8 @@ struct Inner {
     quick: Arc<Semaphore>,
     transfer: Arc<Semaphore>,
     heavy: Arc<Semaphore>,
+    scan: Arc<Semaphore>,
+    resumable_locks: Locks,
 }
 
 impl Files {
@@ -116,6 +126,8 @@ impl Files {
             quick: Arc::new(Semaphore::new(16)),
             transfer: Arc::new(Semaphore::new(64)),
             heavy: Arc::new(Semaphore::new(4)),
+            scan: Arc::new(Semaphore::new(4)),
+            resumable_locks: Locks::default(),
         })))
     }
 
@@ -151,9 +163,20 @@ impl Files {
         progress: Progress,
         work: impl FnOnce(&Volume, &Progress) -> Result<T, FileError> + Send + 'static,
     ) -> Result<T, FileError> {
+        self.run_long_in(Lane::Heavy, volume, progress, work).await
+    }
+
+    /// As [`Files::run_long`], in the queue for its kind of work.
+    pub(crate) async fn run_long_in<T: Send + 'static>(
+        &self,
+        lane: Lane,
+        volume: VolumeId,
+        progress: Progress,
+        work: impl FnOnce(&Volume, &Progress) -> Result<T, FileError> + Send + 'static,
+    ) -> Result<T, FileError> {
         let (began, has_begun) = tokio::sync::oneshot::channel();
         let seen = progress.clone();
-        let run = self.run_in(Lane::Heavy, volume, move |volume| {
+        let run = self.run_in(lane, volume, move |volume| {
             // Nobody listens once it has been cancelled, which the check sees.
             began.send(()).ok();
             progress.check()?;
@@ -216,6 +239,36 @@ impl Files {
         .await
     }
 
+    /// Who works on which resumable upload.
+    pub(crate) fn resumable_locks(&self) -> &Locks {
+        &self.0.resumable_locks
+    }
+
+    /// Removes resumable uploads of all volumes that nothing was added to for so long.
+    pub(crate) async fn expire_resumables(
+        &self,
+        expire_after: std::time::Duration,
+    ) -> Result<(), FileError> {
+        self.blocking(Lane::Quick, move |inner| {
+            for_each_name(&inner.volumes, |name| {
+                let Some(id) = name.to_str().ok().and_then(VolumeId::parse) else { return };
+                let volume = inner.open(id);
+                let expired = volume.and_then(|volume| {
+                    volume.expire_resumables(expire_after, &inner.resumable_locks)
+                });
+                match expired {
+                    Ok(0) | Err(FileError::NoVolume { .. }) => {}
+                    Ok(count) => tracing::info!(volume = %id, count, "uploads have expired"),
+                    Err(error) => {
+                        tracing::warn!(volume = %id, %error, "could not remove expired uploads");
+                    }
+                }
+            })
+            .during("sweep", &"the folder of volumes")
+        })
+        .await
+    }
+
     async fn blocking<T: Send + 'static>(
         &self,
         lane: Lane,
@@ -225,6 +278,7 @@ impl Files {
             Lane::Quick => &self.0.quick,
             Lane::Transfer => &self.0.transfer,
             Lane::Heavy => &self.0.heavy,
+            Lane::Scan => &self.0.scan,
         };
         let permit = Arc::clone(lane).acquire_owned().await;
         let permit = permit.expect("invariant: no lane is ever closed");
@@ -260,7 +314,9 @@ impl Inner {
         let volume = open_folder(self.volumes.as_fd(), name)?;
         let mut outcome = Ok(());
         for_each_name(&volume, |name| {
-            if is_reserved(name.to_bytes()) && !is_own(name.to_bytes()) {
+            // Uploads that can go on after a crash have their own end.
+            let is_kept = name.to_bytes() == resumable::UPLOADS.as_bytes();
+            if is_reserved(name.to_bytes()) && !is_own(name.to_bytes()) && !is_kept {
                 let removed = remove_tree(volume.as_fd(), name, &Progress::default());
                 outcome = outcome.and(removed);
             }

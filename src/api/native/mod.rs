@@ -16,9 +16,14 @@ mod operations;
 mod ports;
 mod power;
 mod public;
+mod pulls;
 mod remote;
 mod resources;
+mod search;
 mod tokens;
+mod tus;
+mod tus_headers;
+mod uploads;
 mod volumes;
 
 use axum::Router;
@@ -39,6 +44,7 @@ pub(super) fn quick_routes() -> Router<AppState> {
         .merge(volumes::routes())
         .merge(files::routes())
         .merge(operations::routes())
+        .merge(pulls::routes())
 }
 
 /// Calls that bring their own deadline, or stream.
@@ -49,4 +55,7 @@ pub(super) fn long_routes() -> Router<AppState> {
         .merge(files::long_routes())
         .merge(contents::long_routes())
         .merge(archives::long_routes())
+        .merge(uploads::long_routes())
+        .merge(tus::long_routes())
+        .merge(search::long_routes())
 }

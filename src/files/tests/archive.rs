@@ -9,7 +9,8 @@ use super::super::archive::unpack::Unpacked;
 use super::tree::plant;
 use super::*;
 use crate::files::Progress;
-use crate::files::volume::{Kind, Page};
+use crate::files::listing::Page;
+use crate::files::volume::Kind;
 
 pub(super) const FORMATS: [ArchiveFormat; 6] = [
     ArchiveFormat::Zip,

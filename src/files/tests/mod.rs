@@ -7,7 +7,10 @@ mod hostile;
 mod interop;
 mod operation;
 mod quota;
+mod resumable;
+mod search;
 mod tree;
+mod upload;
 mod volume;
 
 use std::collections::BTreeMap;
