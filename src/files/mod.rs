@@ -73,6 +73,8 @@ pub(crate) enum Lane {
     Heavy,
     /// Reads much for a caller who waits.
     Scan,
+    /// Reads trees for as long as its client takes them in.
+    Stream,
 }
 
 #[derive(Clone, Debug)]
@@ -103,6 +105,7 @@ struct Inner {
     transfer: Arc<Semaphore>,
     heavy: Arc<Semaphore>,
     scan: Arc<Semaphore>,
+    stream: Arc<Semaphore>,
     resumable_locks: Locks,
 }
 
@@ -127,6 +130,7 @@ impl Files {
             transfer: Arc::new(Semaphore::new(64)),
             heavy: Arc::new(Semaphore::new(4)),
             scan: Arc::new(Semaphore::new(4)),
+            stream: Arc::new(Semaphore::new(8)),
             resumable_locks: Locks::default(),
         })))
     }
@@ -279,6 +283,7 @@ impl Files {
             Lane::Transfer => &self.0.transfer,
             Lane::Heavy => &self.0.heavy,
             Lane::Scan => &self.0.scan,
+            Lane::Stream => &self.0.stream,
         };
         let permit = Arc::clone(lane).acquire_owned().await;
         let permit = permit.expect("invariant: no lane is ever closed");

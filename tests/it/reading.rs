@@ -5,7 +5,9 @@ use std::os::unix::fs::symlink;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
+use crate::support::SOON;
 use crate::support::process::Daemon;
+use crate::support::wait::eventually;
 use crate::volumes::Volume;
 
 #[tokio::test]
@@ -129,5 +131,74 @@ async fn files_are_found_by_name_and_content_and_summed() {
     volume.get("checksum?path=conf/x.txt&algorithm=rot13").await.names_field("?algorithm");
     volume.get("checksum?path=etc/passwd").await.refused(400, "invalid_path");
     volume.get("checksum?path=conf").await.refused(400, "not_a_file");
+    daemon.close().await;
+}
+
+#[tokio::test]
+async fn a_folder_or_some_of_it_is_downloaded_as_an_archive_of_any_format() {
+    let daemon = Daemon::start().await;
+    let volume = Volume::new(&daemon, json!({})).await;
+    let noise: Vec<u8> = (0..3 << 20).map(|_| rand::random()).collect();
+    volume.put("w/region/r.0", noise.clone(), &[]).await.is(201);
+    volume.put("w/ü.txt", "text", &[]).await.is(201);
+    volume.put("w/left-out", "x", &[]).await.is(201);
+    volume.post("folders", json!({"path": "w/empty"})).await.is(201);
+    symlink("ü.txt", volume.folder.join("w/link")).expect("symlink");
+    symlink("/etc", volume.folder.join("out")).expect("symlink");
+    for format in ["zip", "tar", "tar.gz", "tar.bz2", "tar.zst", "tar.xz"] {
+        let query = format!(
+            "download?path=w&paths=region&paths=%C3%BC.txt&paths=empty&paths=link&format={format}"
+        );
+        let request = volume.client.request(reqwest::Method::GET, &volume.uri(&query));
+        let response = request.send().await.expect("an answer");
+        assert_eq!(response.status(), 200, "{format}");
+        let disposition = response.headers()["content-disposition"].to_str().expect("text");
+        assert!(disposition.contains(&format!("filename=\"w.{format}\"")), "{disposition}");
+        let archive = response.bytes().await.expect("all of it");
+        // Taken apart by lightd; other programs are asked where archives are tested.
+        volume.put("archive", archive, &[]).await;
+        let unpack = json!({"archive_path": "archive", "destination": format!("out-{format}")});
+        volume.post("decompress", unpack).await.is(201);
+        let out = format!("out-{format}");
+        assert_eq!(volume.names(&out).await, ["empty", "region", "link", "ü.txt"], "{format}");
+        let arrived = std::fs::read(volume.folder.join(&out).join("region/r.0")).expect("there");
+        assert!(arrived == noise, "{format}");
+    }
+    let one = volume.get("download?path=w/left-out&format=tar").await;
+    assert_eq!((one.status, one.text.len() % 512), (200, 0));
+    volume.get("download?path=none").await.refused(404, "not_found");
+    volume.get("download?path=w&paths=none").await.refused(404, "not_found");
+    volume.get("download?path=out").await.refused(400, "invalid_path");
+    volume.get("download?path=w&paths=../x").await.refused(400, "invalid_path");
+    volume.get("download?format=rar").await.names_field("?format");
+    daemon.close().await;
+}
+
+#[tokio::test]
+async fn a_download_costs_little_memory_and_ends_with_its_reader() {
+    let daemon = Daemon::start().await;
+    let volume = Volume::new(&daemon, json!({})).await;
+    let file = std::fs::File::create(volume.folder.join("large")).expect("a file");
+    file.set_len(400 << 20).expect("a length");
+    let before = daemon.peak_memory_kib();
+    let request = volume.client.request(reqwest::Method::GET, &volume.uri("download?format=tar"));
+    let mut response = request.send().await.expect("an answer");
+    let mut bytes = 0;
+    while let Some(chunk) = response.chunk().await.expect("a chunk") {
+        bytes += chunk.len();
+    }
+    let grown_kib = daemon.peak_memory_kib() - before;
+    println!("{bytes} bytes, {grown_kib} KiB more at the peak");
+    assert!(bytes > 400 << 20 && grown_kib < 32 << 10, "{bytes} bytes, {grown_kib} KiB");
+    let staged = || {
+        let names = std::fs::read_dir(&volume.folder).expect("list").flatten();
+        names.filter(|name| name.file_name().to_string_lossy().starts_with(".lightd-")).count()
+    };
+    let request = volume.client.request(reqwest::Method::GET, &volume.uri("download?format=tar"));
+    let mut leaves = request.send().await.expect("an answer");
+    assert!(leaves.chunk().await.expect("a chunk").is_some() && staged() == 1);
+    drop(leaves);
+    let gone = async || if staged() == 0 { Ok(()) } else { Err(staged()) };
+    eventually("the work ends", SOON, gone).await;
     daemon.close().await;
 }

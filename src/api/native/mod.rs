@@ -11,6 +11,7 @@ mod container_view;
 mod containers;
 mod content_headers;
 mod contents;
+mod downloads;
 mod files;
 mod operations;
 mod ports;
@@ -58,4 +59,5 @@ pub(super) fn long_routes() -> Router<AppState> {
         .merge(uploads::long_routes())
         .merge(tus::long_routes())
         .merge(search::long_routes())
+        .merge(downloads::long_routes())
 }

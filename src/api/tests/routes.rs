@@ -63,6 +63,7 @@ const PROTECTED: &[(&str, &str)] = &[
     ("GET", "/volumes/0190c6a0-0000-4000-8000-000000000000/search?q=a"),
     ("GET", "/volumes/0190c6a0-0000-4000-8000-000000000000/checksum?path=a"),
     ("POST", "/volumes/0190c6a0-0000-4000-8000-000000000000/pull"),
+    ("GET", "/volumes/0190c6a0-0000-4000-8000-000000000000/download"),
     ("GET", "/operations"),
     ("GET", "/operations/0190c6a0-0000-7000-8000-000000000000"),
     ("DELETE", "/operations/0190c6a0-0000-7000-8000-000000000000"),

@@ -75,7 +75,7 @@ impl Volume {
     }
 
     /// Writes an archive to `out`, whatever that is. `replaced` is left out of it.
-    fn pack_to<W: Write + Send>(
+    pub(super) fn pack_to<W: Write + Send>(
         &self,
         request: &PackRequest,
         replaced: Option<RawStat>,
@@ -114,7 +114,7 @@ impl Volume {
 }
 
 #[derive(Clone, Copy, Debug, Default)]
-struct Count {
+pub(super) struct Count {
     entries: u64,
     skipped: u64,
 }
