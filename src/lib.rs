@@ -37,7 +37,7 @@ mod supervisor;
 mod telemetry;
 mod util;
 
-/// The door for the targets in `fuzz/`.
+/// The door for the targets in `tests/fuzz/`.
 #[cfg(fuzzing)]
 pub mod fuzzing {
     pub use crate::files::fuzzing::{path, unpack, unpack_tar};
