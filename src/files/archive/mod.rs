@@ -21,6 +21,7 @@ mod ignore;
 pub(crate) mod list;
 mod merge;
 pub(crate) mod pack;
+mod room;
 mod select;
 mod streams;
 mod tar_read;
