@@ -5,23 +5,20 @@
 //! Every cap is checked against what is really written.
 
 use std::collections::HashSet;
-use std::fs::File;
-use std::io::{Read, Write};
+use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{AtFlags, FileType, Mode};
 use rustix::io::Errno;
 
+use super::room::{Near, Room, nameless};
 use super::unpack::Unpacked;
-use super::{ArchiveLimits, Head, HeadKind, reading};
+use super::{Head, HeadKind};
 use crate::domain::path::RelPath;
-use crate::files::content::{CHUNK_BYTES, create_new};
+use crate::files::content::create_new;
 use crate::files::error::{During, FileError, refuse_reserved};
 use crate::files::progress::Progress;
-use crate::files::resolve::{
-    DIRECTORY, Owner, Resolver, give_name_to, give_to, kind_of, stat_name,
-};
+use crate::files::resolve::{DIRECTORY, Resolver, give_name_to, kind_of, stat_name};
 use crate::files::tree::modified_at;
 use crate::files::volume::Volume;
 
@@ -31,23 +28,6 @@ const CONTAINER_HOMES: [&str; 2] = ["/home/container/", "/mnt/server/"];
 /// What is remembered of folders and links until the end, at most.
 const MAX_REMEMBERED_BYTES: usize = 32 << 20;
 const REMEMBERED_ENTRY_BYTES: usize = 96;
-
-/// The staging folder and what may be put into it. Several threads may.
-pub(super) struct Room<'a> {
-    tree: OwnedFd,
-    owner: Option<Owner>,
-    limits: ArchiveLimits,
-    archive_bytes: u64,
-    progress: &'a Progress,
-    content_bytes: AtomicU64,
-}
-
-/// One thread's place in the staging folder: archives keep neighbours together.
-#[derive(Default)]
-pub(super) struct Near {
-    parent: Option<(RelPath, OwnedFd)>,
-    buffer: Vec<u8>,
-}
 
 /// Takes an archive's entries one after the other.
 pub(super) struct Extractor<'a> {
@@ -65,113 +45,6 @@ pub(super) struct Extractor<'a> {
     remembered_bytes: usize,
 }
 
-impl<'a> Room<'a> {
-    pub(super) fn progress(&self) -> &'a Progress {
-        self.progress
-    }
-
-    fn folder(&self, path: &RelPath, left_out: &HashSet<RelPath>) -> Result<OwnedFd, FileError> {
-        let mut above = path.clone();
-        while !left_out.is_empty() && !above.is_root() {
-            if left_out.contains(&above) {
-                return Err(FileError::corrupt(format!("{above} is a link and a folder in it")));
-            }
-            above = above.split_last().map_or_else(RelPath::root, |(parent, _)| parent);
-        }
-        match Resolver::Steps.open_or_make(self.tree.as_fd(), path, self.owner) {
-            Err(FileError::NotADirectory { .. } | FileError::Escape { .. }) => {
-                Err(FileError::corrupt(format!("{path} is a folder and something else in it")))
-            }
-            outcome => outcome,
-        }
-    }
-
-    /// The open folder that holds `path`, and the last name.
-    fn parent<'n>(
-        &self,
-        near: &'n mut Option<(RelPath, OwnedFd)>,
-        path: &'n RelPath,
-        left_out: &HashSet<RelPath>,
-    ) -> Result<(&'n OwnedFd, &'n str), FileError> {
-        let (parent, name) = path.split_last().ok_or_else(nameless)?;
-        if near.as_ref().is_none_or(|(last, _)| *last != parent) {
-            let dir = self.folder(&parent, left_out)?;
-            *near = Some((parent, dir));
-        }
-        let (_, dir) = near.as_ref().expect("invariant: set just above");
-        Ok((dir, name))
-    }
-
-    /// Makes a file that is not there yet.
-    pub(super) fn new_file(
-        &self,
-        near: &mut Near,
-        left_out: &HashSet<RelPath>,
-        (path, head): (&RelPath, &Head),
-        data: &mut dyn Read,
-    ) -> Result<(), FileError> {
-        let (dir, name) = self.parent(&mut near.parent, path, left_out)?;
-        let file = match create_new(dir, name) {
-            Err(Errno::EXIST) => {
-                return Err(FileError::corrupt(format!("{path} stands in it twice")));
-            }
-            file => file.during("unpack", path)?,
-        };
-        self.fill(&file, &mut near.buffer, (path, head), data)
-    }
-
-    fn fill(
-        &self,
-        mut file: &File,
-        buffer: &mut Vec<u8>,
-        (path, head): (&RelPath, &Head),
-        data: &mut dyn Read,
-    ) -> Result<(), FileError> {
-        self.each_chunk(buffer, data, |chunk| {
-            self.progress.spend(chunk.len() as u64)?;
-            file.write_all(chunk).during("unpack", path)
-        })?;
-        give_to(self.owner, file).during("unpack", path)?;
-        rustix::fs::fchmod(file, Mode::from_raw_mode(head.mode & 0o777)).during("unpack", path)?;
-        if let Some(seconds) = head.modified_at_seconds {
-            rustix::fs::futimens(file, &modified_at(seconds, 0)).during("unpack", path)?;
-        }
-        self.progress.add_entry();
-        Ok(())
-    }
-
-    /// Reads what nobody wants, within the same limits.
-    pub(super) fn drain(&self, near: &mut Near, data: &mut dyn Read) -> Result<(), FileError> {
-        self.each_chunk(&mut near.buffer, data, |_| Ok(()))
-    }
-
-    fn each_chunk(
-        &self,
-        buffer: &mut Vec<u8>,
-        data: &mut dyn Read,
-        mut take: impl FnMut(&[u8]) -> Result<(), FileError>,
-    ) -> Result<(), FileError> {
-        buffer.resize(CHUNK_BYTES, 0);
-        loop {
-            let count = match data.read(buffer) {
-                Ok(0) => return Ok(()),
-                Ok(count) => count,
-                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
-                Err(error) => return Err(reading(error)),
-            };
-            self.progress.check()?;
-            let bytes = count as u64;
-            let before = self.content_bytes.fetch_add(bytes, Ordering::Relaxed);
-            self.limits.check_content(before.saturating_add(bytes), self.archive_bytes)?;
-            take(&buffer[..count])?;
-        }
-    }
-}
-
-fn nameless() -> FileError {
-    FileError::corrupt("an entry has no name")
-}
-
 impl<'a> Extractor<'a> {
     /// Extracts into `tree`, an empty folder that nobody else can reach, what is `wanted`.
     pub(super) fn new(
@@ -181,16 +54,8 @@ impl<'a> Extractor<'a> {
         wanted: &[RelPath],
         progress: &'a Progress,
     ) -> Self {
-        let room = Room {
-            tree,
-            owner: volume.owner,
-            limits: volume.limits,
-            archive_bytes,
-            progress,
-            content_bytes: AtomicU64::new(0),
-        };
         Self {
-            room,
+            room: Room::new(tree, volume, archive_bytes, progress),
             near: Near::default(),
             seen: 0,
             entries: 0,

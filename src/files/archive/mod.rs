@@ -21,6 +21,7 @@ mod ignore;
 pub(crate) mod list;
 mod merge;
 pub(crate) mod pack;
+mod room;
 mod select;
 pub(crate) mod stream;
 mod streams;

@@ -5,8 +5,9 @@ use std::io::Read;
 use std::ops::ControlFlow;
 use std::os::fd::OwnedFd;
 
-use super::extract::{Extractor, Near};
+use super::extract::Extractor;
 use super::merge::merge;
+use super::room::Near;
 use super::streams::{Compression, Opened, is_named_tar, open, without_ending};
 use super::tar_read::read_tar;
 use super::zip_read::{Inflater, Member, Zip};
