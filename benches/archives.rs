@@ -11,16 +11,16 @@
 
 #![expect(clippy::disallowed_types, reason = "a bench measures real time")]
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
+mod client;
+
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
+use client::{Connection, Lightd, Result};
 
-const TOKEN: &str = "lightd_bench_token_0123456789";
 const FILES: usize = 16_000;
 const ROUNDS: usize = 3;
 
@@ -271,48 +271,26 @@ fn shell(folder: &Path, line: &str) -> Result<()> {
 
 /// A daemon of its own, with one volume.
 struct Node {
+    lightd: Lightd,
     folder: PathBuf,
-    child: Child,
-    port: u16,
     volume: PathBuf,
     uri: String,
 }
 
 impl Node {
+    /// Without an engine: files need none.
     fn start() -> Result<Self> {
         let folder = PathBuf::from(format!("/dev/shm/lightd-bench-{}", std::process::id()));
         std::fs::create_dir_all(&folder)?;
-        let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-        let config = format!(
-            r#"{{"server": {{"host": "127.0.0.1", "port": {port}}},
-                "authorization": {{"token": "{TOKEN}"}},
-                "docker": {{"node": "bench-archives"}},
-                "storage": {{"base_path": "{}"}},
-                "network": {{"bridge": "ldbench1", "subnets": "10.94.0.0/16"}},
-                "log": {{"level": "warn"}}}}"#,
-            folder.join("data").display()
+        let base = folder.display();
+        let sections = format!(
+            r#""docker": {{"socket_path": "{base}/no-engine.sock"}},
+                "storage": {{"base_path": "{base}/data"}}, "log": {{"level": "error"}}"#
         );
-        std::fs::File::create(folder.join("config.json"))?.write_all(config.as_bytes())?;
-        let child = Command::new(env!("CARGO_BIN_EXE_lightd"))
-            .arg("--config")
-            .arg(folder.join("config.json"))
-            .spawn()?;
-        let mut node = Self { folder, child, port, volume: PathBuf::new(), uri: String::new() };
-        let deadline = Instant::now() + Duration::from_secs(20);
-        let made = loop {
-            match exchange(port, "POST", "/volumes", "") {
-                Ok(made) => break made,
-                Err(error) if Instant::now() > deadline => return Err(error),
-                Err(_) => std::thread::sleep(Duration::from_millis(20)),
-            }
-        };
-        let field = |name: &str| {
-            let from = made.split_once(&format!("\"{name}\":\""))?.1;
-            Some(from.split_once('"')?.0.to_owned())
-        };
-        node.volume = field("path").ok_or("no path")?.into();
-        node.uri = format!("/volumes/{}", field("volume_id").ok_or("no id")?);
-        Ok(node)
+        let lightd = Lightd::start(&folder, &sections)?;
+        let id = lightd.volume()?;
+        let volume = folder.join("data/volumes").join(&id);
+        Ok(Self { lightd, folder, volume, uri: format!("/volumes/{id}") })
     }
 
     fn keep(&self, name: &str) -> PathBuf {
@@ -330,17 +308,17 @@ impl Node {
     }
 
     fn post(&self, call: &str, body: &str) -> Result<String> {
-        exchange(self.port, "POST", &format!("{}/{call}", self.uri), body)
+        self.lightd.post(&format!("{}/{call}", self.uri), body)
     }
 
     fn timed(&self, row: &Row) -> Result<(Cost, Vec<Duration>)> {
-        let pid = self.child.id().to_string();
+        let pid = self.lightd.pid().to_string();
         // Sets the high-water mark back.
         let clear = std::fs::File::options().write(true).open(format!("/proc/{pid}/clear_refs"));
         clear?.write_all(b"5")?;
         let over = AtomicBool::new(false);
         std::thread::scope(|scope| {
-            let pinging = scope.spawn(|| ping_until(self.port, &over));
+            let pinging = scope.spawn(|| ping_until(self.lightd.port, &over));
             let (began, cpu) = (Instant::now(), cpu_seconds(&pid, OWN)?);
             let answer = self.post(row.call, row.body);
             let seconds = began.elapsed().as_secs_f64();
@@ -354,7 +332,7 @@ impl Node {
     }
 
     fn peak_kib(&self) -> Result<u64> {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.lightd.pid()))?;
         let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
         Ok(line.ok_or("no VmHWM")?.trim().trim_end_matches(" kB").parse()?)
     }
@@ -362,18 +340,7 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
-        let ended = Command::new("kill").arg(self.child.id().to_string()).status();
-        if let Err(error) = ended.and_then(|_| self.child.wait()) {
-            eprintln!("lightd was not ended: {error}");
-        }
-        for command in [
-            &mut Command::new("docker").args(["network", "rm", "ldbench1"]),
-            &mut Command::new("nft").args(["delete", "table", "inet", "ldbench1"]),
-            &mut Command::new("nft").args(["delete", "table", "bridge", "ldbench1"]),
-        ] {
-            // What was not made need not go.
-            command.stdout(Stdio::null()).stderr(Stdio::null()).status().ok();
-        }
+        // lightd may still be there, with nothing under way.
         if let Err(error) = std::fs::remove_dir_all(&self.folder) {
             eprintln!("{} stays behind: {error}", self.folder.display());
         }
@@ -390,51 +357,6 @@ fn ping_until(port: u16, over: &AtomicBool) -> Result<Vec<Duration>> {
         std::thread::sleep(Duration::from_millis(2));
     }
     Ok(times)
-}
-
-struct Connection {
-    stream: BufReader<TcpStream>,
-}
-
-impl Connection {
-    fn open(port: u16) -> Result<Self> {
-        let stream = TcpStream::connect(("127.0.0.1", port))?;
-        stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(Duration::from_secs(600)))?;
-        Ok(Self { stream: BufReader::new(stream) })
-    }
-
-    fn send(&mut self, method: &str, path: &str, body: &str) -> Result<String> {
-        let head = format!(
-            "{method} {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {TOKEN}\r\n\
-             Accept: Application/vnd.pkglatv1+json\r\nContent-Length: {}\r\n\r\n{body}",
-            body.len()
-        );
-        self.stream.get_mut().write_all(head.as_bytes())?;
-        let (mut line, mut length, mut status) = (String::new(), 0, String::new());
-        loop {
-            line.clear();
-            self.stream.read_line(&mut line)?;
-            if status.is_empty() {
-                status.clone_from(&line);
-            }
-            if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
-                length = value.trim().parse()?;
-            }
-            if line.trim().is_empty() {
-                break;
-            }
-        }
-        let mut body = vec![0; length];
-        self.stream.read_exact(&mut body)?;
-        let body = String::from_utf8(body)?;
-        let is_good = status.split_whitespace().nth(1).is_some_and(|code| code.starts_with('2'));
-        if is_good { Ok(body) } else { Err(format!("{path}: {} {body}", status.trim()).into()) }
-    }
-}
-
-fn exchange(port: u16, method: &str, path: &str, body: &str) -> Result<String> {
-    Connection::open(port)?.send(method, path, body)
 }
 
 /// The tree: text like source code, logs and tables, some binary data, some that is compressed already.

@@ -16,12 +16,10 @@ mod client;
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
-use client::{
-    Connection, Result, TOKEN, between, exchange, free_port, quietly, wait_for_port, write,
-};
+use client::{Connection, Lightd, Result, exchange, write};
 
 const ROUNDS: usize = 7;
 const WRITES: usize = 300;
@@ -192,23 +190,17 @@ impl Place {
         Ok(Self { folder })
     }
 
-    fn start(&self, fsync: bool) -> Result<Daemon> {
-        let port = free_port()?;
-        let config = format!(
-            r#"{{"server": {{"host": "127.0.0.1", "port": {port}}},
-                "authorization": {{"token": "{TOKEN}"}},
-                "docker": {{"socket_path": "{base}/no-engine.sock"}},
+    /// Without an engine: files need none.
+    fn start(&self, fsync: bool) -> Result<Lightd> {
+        let base = self.folder.display();
+        Lightd::start(
+            &self.folder,
+            &format!(
+                r#""docker": {{"socket_path": "{base}/no-engine.sock"}},
                 "storage": {{"base_path": "{base}/data", "fsync": {fsync}}},
-                "log": {{"level": "error"}}}}"#,
-            base = self.folder.display()
-        );
-        let path = self.folder.join("config.json");
-        write(&path, &config)?;
-        let child =
-            Command::new(env!("CARGO_BIN_EXE_lightd")).arg("--config").arg(&path).spawn()?;
-        let daemon = Daemon { child, port };
-        wait_for_port(port, "/api/v1/public/ping")?;
-        Ok(daemon)
+                "log": {{"level": "error"}}"#
+            ),
+        )
     }
 
     fn volume_folder(&self, volume: &str) -> PathBuf {
@@ -220,27 +212,6 @@ impl Drop for Place {
     fn drop(&mut self) {
         if let Err(error) = std::fs::remove_dir_all(&self.folder) {
             eprintln!("{} stays behind: {error}", self.folder.display());
-        }
-    }
-}
-
-struct Daemon {
-    child: Child,
-    port: u16,
-}
-
-impl Daemon {
-    fn volume(&self) -> Result<String> {
-        let made = exchange(self.port, "POST", "/volumes", "")?;
-        Ok(between(&made, "\"volume_id\":\"", "\"").ok_or("no volume was made")?.to_owned())
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        quietly(Command::new("kill").arg(self.child.id().to_string()));
-        if let Err(error) = self.child.wait() {
-            eprintln!("lightd was not waited for: {error}");
         }
     }
 }

@@ -18,9 +18,7 @@ use std::time::{Duration, Instant};
 
 mod client;
 
-use client::{
-    Connection, Result, TOKEN, between, exchange, free_port, quietly, wait_for_port, write,
-};
+use client::{Connection, Lightd, Result, between, exchange, free_port, quietly, wait_for_port};
 
 type Part = fn(&Node) -> Result<()>;
 
@@ -106,7 +104,7 @@ fn part_requests(node: &Node) -> Result<()> {
     let bare = bare::start()?;
     let mut ratios = Vec::new();
     for _ in 0..5 {
-        let ours = requests_per_second(daemon.port, "/containers/requests")?;
+        let ours = requests_per_second(daemon.0.port, "/containers/requests")?;
         let theirs = requests_per_second(bare.port, "/bare")?;
         println!(
             "GET /containers/:id {ours:.0}/s, bare axum route {theirs:.0}/s, ratio {:.2}",
@@ -202,23 +200,13 @@ impl Node {
     }
 
     fn start(&self) -> Result<Daemon> {
-        let port = free_port()?;
-        let config = format!(
-            r#"{{"server": {{"host": "127.0.0.1", "port": {port}}},
-                "authorization": {{"token": "{TOKEN}"}},
-                "docker": {{"node": "{NODE}"}},
-                "storage": {{"base_path": "{}"}},
+        let sections = format!(
+            r#""docker": {{"node": "{NODE}"}}, "storage": {{"base_path": "{}"}},
                 "network": {{"bridge": "{BRIDGE}", "subnets": "10.93.0.0/16"}},
-                "log": {{"level": "warn"}}}}"#,
+                "log": {{"level": "warn"}}"#,
             self.folder.join("data").display()
         );
-        let path = self.folder.join("config.json");
-        write(&path, &config)?;
-        let child =
-            Command::new(env!("CARGO_BIN_EXE_lightd")).arg("--config").arg(&path).spawn()?;
-        let daemon = Daemon { child, port };
-        wait_for_port(port, "/api/v1/public/ping")?;
-        Ok(daemon)
+        Ok(Daemon(Lightd::start(&self.folder, &sections)?))
     }
 }
 
@@ -234,15 +222,12 @@ impl Drop for Node {
     }
 }
 
-struct Daemon {
-    child: Child,
-    port: u16,
-}
+/// lightd, and what this bench asks of it.
+struct Daemon(Lightd);
 
 impl Daemon {
     fn create(&self, id: &str, command: &str, pattern: Option<&str>) -> Result<()> {
-        let volume = self.post("/volumes", "")?;
-        let volume = between(&volume, "\"volume_id\":\"", "\"").ok_or("no volume was made")?;
+        let volume = self.0.volume()?;
         let pattern =
             pattern.map(|text| format!(r#", "start_pattern": "{text}""#)).unwrap_or_default();
         let body = format!(
@@ -253,17 +238,17 @@ impl Daemon {
     }
 
     fn delete(&self, id: &str) -> Result<()> {
-        exchange(self.port, "DELETE", &format!("/containers/{id}"), "").map(drop)
+        exchange(self.0.port, "DELETE", &format!("/containers/{id}"), "").map(drop)
     }
 
     fn post(&self, path: &str, body: &str) -> Result<String> {
-        exchange(self.port, "POST", path, body)
+        self.0.post(path, body)
     }
 
     fn wait_for(&self, id: &str, state: &str) -> Result<()> {
         let wanted = format!("\"state\":\"{state}\"");
         let deadline = Instant::now() + Duration::from_secs(60);
-        let mut connection = Connection::open(self.port)?;
+        let mut connection = Connection::open(self.0.port)?;
         loop {
             let seen = connection.get(&format!("/containers/{id}"))?;
             if seen.contains(&wanted) {
@@ -277,22 +262,13 @@ impl Daemon {
     }
 
     fn cpu(&self) -> Result<f64> {
-        cpu_seconds(self.child.id())
+        cpu_seconds(self.0.pid())
     }
 
     fn resident_kib(&self) -> Result<u64> {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.0.pid()))?;
         let line = between(&status, "VmRSS:", "kB").ok_or("no VmRSS")?;
         Ok(line.trim().parse()?)
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        quietly(Command::new("kill").arg(self.child.id().to_string()));
-        if let Err(error) = self.child.wait() {
-            eprintln!("lightd was not waited for: {error}");
-        }
     }
 }
 

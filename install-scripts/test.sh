@@ -152,6 +152,7 @@ done
 if [ ${#filter[@]} = 0 ]; then
     part "cargo fmt" cargo fmt --check
     part "cargo clippy" cargo clippy --locked --all-targets -- -D warnings
+    part "the fuzz targets' door" cargo clippy --locked --lib -- -D warnings --cfg fuzzing
     part "cargo doc" documentation
     part "cargo deny" dependencies
     part "shellcheck" scripts

@@ -8,12 +8,60 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-pub(crate) type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
+pub(crate) type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
-pub(crate) const TOKEN: &str = "lightd_bench_token_0123456789";
+const TOKEN: &str = "lightd_bench_token_0123456789";
+
+/// lightd as a process that ends with this.
+pub(crate) struct Lightd {
+    child: Child,
+    pub(crate) port: u16,
+}
+
+impl Lightd {
+    /// Starts it with its data in `folder`. `sections` is what the configuration has beside address and
+    /// token, as members of the JSON object.
+    pub(crate) fn start(folder: &Path, sections: &str) -> Result<Self> {
+        let port = free_port()?;
+        let config = format!(
+            r#"{{"server": {{"host": "127.0.0.1", "port": {port}}},
+                "authorization": {{"token": "{TOKEN}"}}, {sections}}}"#
+        );
+        let path = folder.join("config.json");
+        write(&path, &config)?;
+        let child =
+            Command::new(env!("CARGO_BIN_EXE_lightd")).arg("--config").arg(&path).spawn()?;
+        let lightd = Self { child, port };
+        wait_for_port(port, "/api/v1/public/ping")?;
+        Ok(lightd)
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub(crate) fn post(&self, path: &str, body: &str) -> Result<String> {
+        exchange(self.port, "POST", path, body)
+    }
+
+    /// A new volume's id.
+    pub(crate) fn volume(&self) -> Result<String> {
+        let made = self.post("/volumes", "")?;
+        Ok(between(&made, "\"volume_id\":\"", "\"").ok_or("no volume was made")?.to_owned())
+    }
+}
+
+impl Drop for Lightd {
+    fn drop(&mut self) {
+        quietly(Command::new("kill").arg(self.pid().to_string()));
+        if let Err(error) = self.child.wait() {
+            eprintln!("lightd was not waited for: {error}");
+        }
+    }
+}
 
 /// A keep-alive connection, written by hand so that the client costs little and the same for both.
 pub(crate) struct Connection {
@@ -24,7 +72,7 @@ impl Connection {
     pub(crate) fn open(port: u16) -> Result<Self> {
         let stream = TcpStream::connect(("127.0.0.1", port))?;
         stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(Duration::from_secs(30)))?;
+        stream.set_read_timeout(Some(Duration::from_secs(600)))?;
         Ok(Self { stream: BufReader::new(stream) })
     }
 

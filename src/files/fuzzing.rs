@@ -12,9 +12,10 @@ use rustix::fs::{Mode, OFlags};
 
 use super::archive::ArchiveLimits;
 use super::archive::unpack::UnpackRequest;
+use super::listing::Page;
 use super::progress::Progress;
 use super::resolve::Resolver;
-use super::volume::{Page, Volume};
+use super::volume::Volume;
 use crate::domain::ids::VolumeId;
 use crate::domain::path::RelPath;
 
@@ -45,6 +46,7 @@ impl Playground {
             root,
             resolver: Resolver::detect(),
             owner: None,
+            fsync: false,
             limits,
             commit: Default::default(),
             budgets: Default::default(),

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::files::{entry_paths, kind_name, must_be_free, must_exist, octal};
 use super::operations::{CancelOnDrop, Job};
-use super::volumes::{entry_path, folder_path, made, reach};
+use super::volumes::{entry_path, folder_path, made, page_limit, reach};
 use crate::api::auth::Auth;
 use crate::api::error::ApiError;
 use crate::api::extract::{Json, Path, Query};
@@ -22,7 +22,7 @@ use crate::files::archive::ArchiveFormat;
 use crate::files::archive::list::ArchiveEntry;
 use crate::files::archive::pack::PackRequest;
 use crate::files::archive::unpack::UnpackRequest;
-use crate::files::listing::{MAX_PAGE, Page};
+use crate::files::listing::Page;
 use crate::files::operation::OperationKind;
 use crate::files::{Progress, Volume};
 
@@ -243,10 +243,7 @@ async fn list(
 ) -> Result<JsonAnswer<ListView>, ApiError> {
     reach(&auth, &state, id, Permission::FilesRead).await?;
     let path = entry_path("?path", &query.path)?;
-    let limit = query.limit.unwrap_or(DEFAULT_PAGE);
-    if !(1..=MAX_PAGE).contains(&limit) {
-        return Err(ApiError::field("?limit", format!("must be between 1 and {MAX_PAGE}")));
-    }
+    let limit = page_limit(query.limit, DEFAULT_PAGE)?;
     let (archive, page) = (path.clone(), Page { limit, cursor: query.cursor });
     let guard = CancelOnDrop(Progress::default());
     let look =

@@ -11,7 +11,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 
 use super::operations::Job;
-use super::volumes::{entry_path, folder_path, made, reach};
+use super::volumes::{entry_path, folder_path, made, page_limit, reach};
 use crate::api::auth::Auth;
 use crate::api::error::ApiError;
 use crate::api::extract::{Json, Path, Query};
@@ -117,10 +117,7 @@ async fn list(
 ) -> Result<JsonAnswer<ListView>, ApiError> {
     reach(&auth, &state, id, Permission::FilesRead).await?;
     let path = folder_path("?path", &query.path)?;
-    let limit = query.limit.unwrap_or(MAX_PAGE);
-    if !(1..=MAX_PAGE).contains(&limit) {
-        return Err(ApiError::field("?limit", format!("must be between 1 and {MAX_PAGE}")));
-    }
+    let limit = page_limit(query.limit, MAX_PAGE)?;
     let (folder, page) = (path.clone(), Page { limit, cursor: query.cursor });
     let list = if query.mime { Volume::list_with_mime } else { Volume::list };
     let listing = state.files.run(id, move |volume| list(volume, &folder, &page)).await?;

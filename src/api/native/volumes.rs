@@ -17,6 +17,7 @@ use crate::domain::access::{Permission, Resource, allows};
 use crate::domain::ids::{ContainerId, VolumeId};
 use crate::domain::path::RelPath;
 use crate::domain::units::{MIB, UnixSeconds};
+use crate::files::listing::MAX_PAGE;
 use crate::files::operation::OperationState;
 use crate::store::volumes::VolumeRow;
 use crate::store::{Read, StoreError};
@@ -64,6 +65,16 @@ pub(super) fn entry_path(field: &str, text: &str) -> Result<RelPath, ApiError> {
 /// Reads a path that may also be the volume's root.
 pub(super) fn folder_path(field: &str, text: &str) -> Result<RelPath, ApiError> {
     RelPath::parse(text).map_err(|why| ApiError::invalid_path(field, &why))
+}
+
+/// Reads how many entries a page shall hold.
+pub(super) fn page_limit(asked: Option<usize>, default: usize) -> Result<usize, ApiError> {
+    let limit = asked.unwrap_or(default);
+    if (1..=MAX_PAGE).contains(&limit) {
+        Ok(limit)
+    } else {
+        Err(ApiError::field("?limit", format!("must be between 1 and {MAX_PAGE}")))
+    }
 }
 
 /// 201 for what was made, 200 for what only replaced another.

@@ -133,59 +133,68 @@ async fn carry_both_ways(mut client: UnixStream, rules: &watch::Sender<Rules>) -
     let mut engine = UnixStream::connect(ENGINE).await?;
     let (from_client, to_client) = client.split();
     let (from_engine, to_engine) = engine.split();
-    let is_start = AtomicBool::new(false);
+    let passage = Passage { rules, is_start: AtomicBool::new(false) };
     tokio::try_join!(
-        ask(from_client, to_engine, rules, &is_start),
-        answer(from_engine, to_client, rules, &is_start),
+        passage.carry(from_client, to_engine, Side::Asking),
+        passage.carry(from_engine, to_client, Side::Answering),
     )?;
     Ok(())
 }
 
-async fn ask(
-    mut from: ReadHalf<'_>,
-    mut to: WriteHalf<'_>,
-    rules: &watch::Sender<Rules>,
-    is_start: &AtomicBool,
-) -> io::Result<()> {
-    let mut chunk = vec![0; CHUNK_BYTES];
-    loop {
-        let read = from.read(&mut chunk).await?;
-        if read == 0 {
-            return to.shutdown().await;
-        }
-        if begins(&chunk[..read], "POST", "/attach?") {
-            rules.send_modify(|rules| rules.attaches_waiting += 1);
-            drop(rules.subscribe().wait_for(|rules| !rules.holds_attaches).await);
-            rules.send_modify(|rules| rules.attaches_waiting -= 1);
-        }
-        if begins(&chunk[..read], "GET", "/containers/json") {
-            drop(rules.subscribe().wait_for(|rules| !rules.holds_lists).await);
-        }
-        is_start.store(begins(&chunk[..read], "POST", "/start HTTP/"), Ordering::Relaxed);
-        to.write_all(&chunk[..read]).await?;
-    }
+#[derive(Clone, Copy)]
+enum Side {
+    Asking,
+    Answering,
 }
 
-async fn answer(
-    mut from: ReadHalf<'_>,
-    mut to: WriteHalf<'_>,
-    rules: &watch::Sender<Rules>,
-    is_start: &AtomicBool,
-) -> io::Result<()> {
-    let mut chunk = vec![0; CHUNK_BYTES];
-    loop {
-        let read = from.read(&mut chunk).await?;
-        if read == 0 {
-            return to.shutdown().await;
+/// One connection.
+struct Passage<'r> {
+    rules: &'r watch::Sender<Rules>,
+    /// Whether the request under way is a start.
+    is_start: AtomicBool,
+}
+
+impl Passage<'_> {
+    async fn carry(
+        &self,
+        mut from: ReadHalf<'_>,
+        mut to: WriteHalf<'_>,
+        side: Side,
+    ) -> io::Result<()> {
+        let mut chunk = vec![0; CHUNK_BYTES];
+        loop {
+            let read = from.read(&mut chunk).await?;
+            if read == 0 {
+                return to.shutdown().await;
+            }
+            match side {
+                Side::Asking => self.hold(&chunk[..read]).await,
+                Side::Answering => self.lose()?,
+            }
+            to.write_all(&chunk[..read]).await?;
         }
+    }
+
+    /// Keeps a request waiting for as long as the rules say.
+    async fn hold(&self, request: &[u8]) {
+        if begins(request, "POST", "/attach?") {
+            self.rules.send_modify(|rules| rules.attaches_waiting += 1);
+            drop(self.rules.subscribe().wait_for(|rules| !rules.holds_attaches).await);
+            self.rules.send_modify(|rules| rules.attaches_waiting -= 1);
+        }
+        if begins(request, "GET", "/containers/json") {
+            drop(self.rules.subscribe().wait_for(|rules| !rules.holds_lists).await);
+        }
+        self.is_start.store(begins(request, "POST", "/start HTTP/"), Ordering::Relaxed);
+    }
+
+    /// Breaks the connection off where the rules say that this answer is lost.
+    fn lose(&self) -> io::Result<()> {
         let mut is_lost = false;
-        if is_start.load(Ordering::Relaxed) {
-            rules.send_modify(|rules| is_lost = std::mem::take(&mut rules.loses_a_start));
+        if self.is_start.load(Ordering::Relaxed) {
+            self.rules.send_modify(|rules| is_lost = std::mem::take(&mut rules.loses_a_start));
         }
-        if is_lost {
-            return Err(io::ErrorKind::BrokenPipe.into());
-        }
-        to.write_all(&chunk[..read]).await?;
+        if is_lost { Err(io::ErrorKind::BrokenPipe.into()) } else { Ok(()) }
     }
 }
 
