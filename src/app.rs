@@ -25,7 +25,6 @@ use crate::api;
 use crate::config::live::Live;
 use crate::config::{self, Config};
 use crate::console::ConsoleOptions;
-use crate::domain::ids::VolumeId;
 use crate::domain::spec::NodeCapacity;
 use crate::engine::{Engine, EngineOptions, LogCap};
 use crate::files::operation::Operations;
@@ -41,6 +40,7 @@ use crate::supervisor::{Registry, Services, Settings};
 use crate::telemetry::Telemetry;
 use crate::util::chain::Chain;
 use crate::util::secret::Sealer;
+use crate::volumes::{LeftOver, VolumeSettings, Volumes};
 
 /// How many containers are brought up at once.
 const START_SLOTS: usize = 4;
@@ -100,8 +100,9 @@ pub(crate) async fn run(
 struct App {
     live: Arc<Live>,
     registry: Arc<Registry>,
-    files: Files,
-    left_over_volumes: Vec<VolumeId>,
+    volumes: Volumes,
+    volume_settings: watch::Sender<VolumeSettings>,
+    left_over: LeftOver,
     operations: Operations,
     panel: Arc<Panel>,
     panel_settings: watch::Sender<Option<PanelSettings>>,
@@ -131,11 +132,6 @@ impl App {
         let engine =
             Engine::new(EngineOptions { socket_path: config.docker.socket_path.clone(), node });
         let files = Files::new(files_options(config)).map_err(AppError::Files)?;
-        // Asked before any request can add to them.
-        let left_over_volumes = store
-            .read("look for left-over volumes", |rx| rx.volume_folders_to_remove())
-            .await
-            .map_err(AppError::Store)?;
         let isolation = Isolation::new(engine.clone(), isolation_options(config));
         let settings = watch::Sender::new(Arc::new(settings_of(config)));
         let access = watch::Sender::new(access_of(config));
@@ -155,6 +151,11 @@ impl App {
             stop: stop.clone(),
         });
         let registry = Registry::new(services);
+        let volume_settings = watch::Sender::new(volume_settings_of(config));
+        let volumes =
+            Volumes::new(store.clone(), Arc::clone(&registry), volume_settings.subscribe());
+        // Before any request can add to them, and any container gets at them.
+        let left_over = volumes.look_over().await.map_err(AppError::Store)?;
         let loaded = registry.load().await.map_err(AppError::Store)?;
         let ports = PortPool::new(store.clone());
         ports.seed(port_seeds(config)).await.map_err(AppError::Ports)?;
@@ -167,7 +168,8 @@ impl App {
             supervisor: Arc::clone(&registry),
             access: Access::new(store.clone(), access.subscribe()),
             ports: ports.clone(),
-            files: files.clone(),
+            files,
+            volumes: volumes.clone(),
             operations: operations.clone(),
             panel: Arc::clone(&panel),
             config: Arc::clone(&live),
@@ -180,8 +182,9 @@ impl App {
         Ok(Self {
             live,
             registry,
-            files,
-            left_over_volumes,
+            volumes,
+            volume_settings,
+            left_over,
             operations,
             panel,
             panel_settings,
@@ -219,7 +222,8 @@ impl App {
         });
         tasks.spawn(self.take_over_changes(telemetry));
         tasks.spawn(self.keep_isolation());
-        tasks.spawn(self.sweep());
+        let (volumes, left_over) = (self.volumes.clone(), self.left_over.clone());
+        tasks.spawn(async move { volumes.take_up(left_over).await });
     }
 
     /// Hands each part its piece of a changed configuration.
@@ -228,11 +232,13 @@ impl App {
         let (settings, access, panel) =
             (self.settings.clone(), self.access.clone(), self.panel_settings.clone());
         let (ports, stop) = (self.ports.clone(), self.stop.clone());
+        let volumes = self.volume_settings.clone();
         async move {
             while let Some(Ok(())) = stop.run_until_cancelled(changed.changed()).await {
                 let config = changed.borrow_and_update().clone();
                 settings.send_replace(Arc::new(settings_of(&config)));
                 access.send_replace(access_of(&config));
+                volumes.send_replace(volume_settings_of(&config));
                 let news = panel_of(&config);
                 panel.send_if_modified(|present| std::mem::replace(present, news.clone()) != news);
                 telemetry.set_level(config.log.level);
@@ -274,27 +280,6 @@ impl App {
         }
     }
 
-    /// Removes what earlier runs left half-made: volumes, and temporary files in others.
-    fn sweep(&self) -> impl Future<Output = ()> + use<> {
-        let (files, store) = (self.files.clone(), self.store.clone());
-        let volumes = self.left_over_volumes.clone();
-        async move {
-            for id in volumes {
-                if let Err(error) = files.remove_volume(id).await {
-                    tracing::warn!(volume = %id, error = %Chain(&error), "a left-over volume stays behind");
-                    continue;
-                }
-                let forget = store.write("forget a volume", move |tx| tx.forget_volume_folder(id));
-                if let Err(error) = forget.await {
-                    tracing::warn!(volume = %id, error = %Chain(&error), "a removed volume is not forgotten");
-                }
-            }
-            if let Err(error) = files.sweep().await {
-                tracing::warn!(error = %Chain(&error), "left-over files stay behind");
-            }
-        }
-    }
-
     /// The server, listening; the future ends when the handle shuts it down.
     async fn serve(
         &self,
@@ -328,6 +313,7 @@ impl App {
             tokio::join!(
                 self.state.sockets.drained(),
                 self.operations.shutdown(),
+                self.volumes.shutdown(),
                 self.registry.wind_down(OWNERS_END)
             )
         };
@@ -417,6 +403,10 @@ fn settings_of(config: &Config) -> Settings {
         panel: config.remote.panel.is_some(),
         panel_power_events: config.remote.power_events,
     }
+}
+
+fn volume_settings_of(config: &Config) -> VolumeSettings {
+    VolumeSettings { backend: config.quota.backend }
 }
 
 fn access_of(config: &Config) -> AccessSettings {

@@ -5,6 +5,7 @@
 //! ```text
 //!   main -> cli -> app                     wiring only
 //!   api, panel                             edges: HTTP and WebSocket in, the remote panel out
+//!   volumes                                volumes as wholes: made, resized, copied, restored
 //!   supervisor                             one owner task per container, effects, boot
 //!   access, network                        who may; which ports, which packets
 //!   engine  cgroup  store  files  console  adapters; none knows another
@@ -32,6 +33,7 @@ mod store;
 mod supervisor;
 mod telemetry;
 mod util;
+mod volumes;
 
 /// Reads the command line and does what it says.
 pub fn main() -> std::process::ExitCode {

@@ -29,6 +29,7 @@ use crate::network::pool::PoolError;
 use crate::store::StoreError;
 use crate::supervisor::{CreateError, ExecError, Refusal};
 use crate::util::chain::Chain;
+use crate::volumes::VolumesError;
 
 /// How soon a caller may try again after a 503.
 const RETRY_SOON: Duration = Duration::from_secs(2);
@@ -264,6 +265,9 @@ impl From<Refusal> for ApiError {
             Refusal::Invalid(problems) => Self::invalid(problems),
             Refusal::EngineUnavailable => Self::engine_unavailable(),
             Refusal::Busy => Self::unavailable("busy", "too many requests wait for this container"),
+            Refusal::VolumeBusy(work) => {
+                Self::conflict("volume_busy", format!("the container's volume {}", work.doing()))
+            }
             Refusal::Gone => Self::no_such_container(),
             Refusal::Store(error) => Self::binding(error),
             Refusal::Engine(error) => error.into(),
@@ -408,7 +412,30 @@ impl From<FileError> for ApiError {
             FileError::TooManyOperations => {
                 Self::too_many("too_many_operations", "too many operations are running", RETRY_SOON)
             }
-            FileError::Io { .. } => Self::internal(error),
+            FileError::VolumeBusy { .. } => conflict("volume_busy"),
+            FileError::BelowUse => conflict("below_use"),
+            FileError::TooSmall { .. } => Self::field("size", text),
+            FileError::VolumeUnavailable => Self {
+                message: text.into(),
+                ..Self::unavailable("volume_unavailable", "")
+            },
+            FileError::BackendUnusable { .. } => Self {
+                message: text.into(),
+                ..Self::unavailable("quota_backend_unusable", "")
+            },
+            FileError::Backing { .. } | FileError::Io { .. } => Self::internal(error),
+        }
+    }
+}
+
+impl From<VolumesError> for ApiError {
+    fn from(error: VolumesError) -> Self {
+        match error {
+            VolumesError::Store(error) => error.into(),
+            VolumesError::File(error) => error.into(),
+            VolumesError::InUse { state, .. } => Self::conflict(state, error.to_string()),
+            VolumesError::Fixed { why } => Self::conflict("backend_fixed", why),
+            VolumesError::Stopping => Self::unavailable("stopping", "lightd is stopping"),
         }
     }
 }

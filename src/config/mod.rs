@@ -27,6 +27,7 @@ use url::Url;
 
 pub(crate) use self::error::ConfigError;
 pub(crate) use self::raw::{Firewall, LogFormat, LogLevel};
+use crate::domain::quota::QuotaBackend;
 use crate::domain::spec::Protocol;
 use crate::util::secret::Secret;
 
@@ -41,6 +42,7 @@ pub(crate) struct Config {
     pub(crate) install: Install,
     pub(crate) console: Console,
     pub(crate) archives: Archives,
+    pub(crate) quota: Quota,
     pub(crate) remote: Remote,
     pub(crate) log: Log,
     /// What all of the above was made from; shown, and compared at a reload.
@@ -151,6 +153,12 @@ pub(crate) struct Archives {
     pub(crate) max_entries: u64,
     pub(crate) max_bytes: u64,
     pub(crate) max_ratio: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Quota {
+    /// `None`: the best that works.
+    pub(crate) backend: Option<QuotaBackend>,
 }
 
 #[derive(Clone, Debug)]

@@ -26,6 +26,7 @@ pub(crate) struct Raw {
     pub(crate) install: Install,
     pub(crate) console: Console,
     pub(crate) archives: Archives,
+    pub(crate) quota: Quota,
     pub(crate) remote: Remote,
     pub(crate) ssh: Ssh,
     pub(crate) dialects: Dialects,
@@ -146,6 +147,24 @@ pub(crate) struct Archives {
     pub(crate) max_bytes: u64,
     /// Unpacked bytes for each packed one.
     pub(crate) max_ratio: u64,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Quota {
+    /// Who holds a new volume to its size.
+    pub(crate) backend: QuotaChoice,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum QuotaChoice {
+    /// The first of project, image and soft that works here.
+    Auto,
+    Project,
+    Image,
+    #[default]
+    Soft,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -19,6 +19,7 @@ pub(super) const LIVE: &[&str] = &[
     "install",
     "console",
     "archives",
+    "quota",
     "remote",
     "log.level",
 ];

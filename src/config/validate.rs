@@ -14,9 +14,10 @@ use super::error::ConfigProblem;
 use super::raw::{self, Raw};
 use super::{
     Archives, Authorization, Config, Console, DefaultLimits, Docker, HostService, Install, Log,
-    Network, PortSeed, Remote, RemotePanel, RunAs, Server, Storage, TlsFiles,
+    Network, PortSeed, Quota, Remote, RemotePanel, RunAs, Server, Storage, TlsFiles,
 };
 use crate::domain::access;
+use crate::domain::quota::QuotaBackend;
 use crate::domain::spec::Protocol;
 use crate::util::secret::Secret;
 
@@ -101,6 +102,7 @@ pub(super) fn validate(raw: Raw, problems: &mut Vec<ConfigProblem>) -> Config {
             max_bytes: check.within("archives.max_bytes", raw.archives.max_bytes, 1, 1 << 50),
             max_ratio: check.within("archives.max_ratio", raw.archives.max_ratio, 1, 1 << 20),
         },
+        quota: quota(&raw.quota),
         remote: remote(&raw.remote, &mut check),
         log: Log { format: raw.log.format, level: raw.log.level },
         raw,
@@ -299,6 +301,16 @@ fn console(raw: &raw::Console, check: &mut Check<'_>) -> Console {
         ring_bytes: usize::try_from(ring).unwrap_or(usize::MAX),
         journal_bytes: check.within("console.journal_bytes", raw.journal_bytes, 64 << 10, 1 << 40),
     }
+}
+
+fn quota(raw: &raw::Quota) -> Quota {
+    let backend = match raw.backend {
+        raw::QuotaChoice::Auto => None,
+        raw::QuotaChoice::Project => Some(QuotaBackend::Project),
+        raw::QuotaChoice::Image => Some(QuotaBackend::Image),
+        raw::QuotaChoice::Soft => Some(QuotaBackend::Soft),
+    };
+    Quota { backend }
 }
 
 fn remote(raw: &raw::Remote, check: &mut Check<'_>) -> Remote {

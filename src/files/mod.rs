@@ -13,9 +13,12 @@
 //! ```
 
 pub(crate) mod archive;
+pub(crate) mod backing;
+pub(crate) mod claims;
 pub(crate) mod content;
 mod copy;
 mod error;
+mod lifecycle;
 pub(crate) mod operation;
 mod progress;
 mod quota;
@@ -45,6 +48,8 @@ pub(crate) use volume::Volume;
 
 use crate::domain::ids::VolumeId;
 use crate::domain::path::RelPath;
+use backing::image::Images;
+use claims::Claims;
 use error::During;
 use quota::Budgets;
 use resolve::{Resolver, make_folder, open_folder};
@@ -84,6 +89,8 @@ struct Inner {
     limits: ArchiveLimits,
     commit: Arc<Mutex<()>>,
     budgets: Arc<Budgets>,
+    claims: Arc<Claims>,
+    images: Images,
     quick: Arc<Semaphore>,
     transfer: Arc<Semaphore>,
     heavy: Arc<Semaphore>,
@@ -97,14 +104,17 @@ impl Files {
         let volumes_path =
             std::path::absolute(volumes_path).during("find", &"the folder of volumes")?;
         let volumes = open_volumes(&volumes_path).during("open", &"the folder of volumes")?;
+        let owner = owner.map(|(uid, gid)| Owner { uid, gid });
         Ok(Self(Arc::new(Inner {
             volumes,
+            images: Images::new(volumes_path.clone(), owner),
             volumes_path,
             resolver: Resolver::detect(),
-            owner: owner.map(|(uid, gid)| Owner { uid, gid }),
+            owner,
             limits,
             commit: Arc::default(),
             budgets: Arc::default(),
+            claims: Arc::default(),
             quick: Arc::new(Semaphore::new(16)),
             transfer: Arc::new(Semaphore::new(64)),
             heavy: Arc::new(Semaphore::new(4)),
@@ -178,6 +188,9 @@ impl Files {
         let aside = format!("{DELETING_PREFIX}{name}-{}{:08x}", own_mark(), rand::random::<u32>());
         let (from, to) = (name.clone(), aside.clone());
         let moved = self.blocking(Lane::Quick, move |inner| {
+            if inner.remove_image(volume)? {
+                return Ok(false);
+            }
             match rustix::fs::renameat(&inner.volumes, &from, &inner.volumes, &to) {
                 Err(Errno::NOENT) => Ok(false),
                 outcome => outcome.during("remove", &from).map(|()| true),
@@ -193,10 +206,11 @@ impl Files {
         .await
     }
 
-    /// Removes what a crash has left: volumes on their way out and temporary folders in the others.
+    /// Removes what a crash has left: images on their way in, volumes on their way out and temporary folders in the others.
     /// What this process is working on is left alone.
     pub(crate) async fn sweep(&self) -> Result<(), FileError> {
         self.blocking(Lane::Heavy, |inner| {
+            inner.images.sweep()?;
             for_each_name(&inner.volumes, |name| {
                 // One volume that cannot be cleaned must not keep the others from it.
                 if let Err(error) = inner.sweep_one(name) {
@@ -261,6 +275,7 @@ impl Inner {
     }
 
     fn open(&self, volume: VolumeId) -> Result<Volume, FileError> {
+        let (lease, is_mounted) = self.claims.enter(volume)?;
         let name = RelPath::parse_non_empty(&volume.to_string())?;
         // By steps, because a volume that is a link to elsewhere is none.
         let root = Resolver::Steps.open(self.volumes.as_fd(), &name, resolve::DIRECTORY);
@@ -268,6 +283,11 @@ impl Inner {
             Err(Errno::NOENT) => return Err(FileError::NoVolume { volume }),
             root => root.during("open", &name)?,
         };
+        if is_mounted && !self.is_own_file_system(&root)? {
+            tracing::error!(%volume, "the file system of a volume was unmounted by someone else");
+            return Err(FileError::VolumeUnavailable);
+        }
+        let is_limited = is_mounted || backing::project::is_limited(&root, &self.volumes);
         Ok(Volume {
             id: volume,
             root,
@@ -276,6 +296,8 @@ impl Inner {
             limits: self.limits,
             commit: Arc::clone(&self.commit),
             budgets: Arc::clone(&self.budgets),
+            is_limited,
+            _lease: lease,
         })
     }
 }

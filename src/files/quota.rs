@@ -1,7 +1,8 @@
 //! How much a volume may still take, for as long as lightd itself writes to it.
 //!
-//! A limit here is a soft one: it stops what lightd writes, not what a container does. Usage is counted
-//! when a piece of work begins; from then on whatever is written to that volume at the same time draws
+//! The limit holds for what lightd writes, before it is written; where the kernel has one of its own for
+//! the volume (`backing`), what that leaves counts as well. Usage is counted when a piece of work begins;
+//! from then on whatever is written to that volume at the same time draws
 //! on one common rest, so that many uploads at once get no more than one after the other.
 
 use std::collections::HashMap;
@@ -78,18 +79,36 @@ impl Volume {
         progress: &Progress,
     ) -> Result<(), FileError> {
         let Some(limit_bytes) = limit_bytes else { return Ok(()) };
-        let used_bytes = self.disk_usage()?.saturating_sub(freed_bytes);
-        let left_bytes = limit_bytes.saturating_sub(used_bytes);
+        let (used_bytes, kernel_left) = self.counted()?;
+        let mut left_bytes = limit_bytes.saturating_sub(used_bytes.saturating_sub(freed_bytes));
+        // A replaced file goes only when the new one is there, and the kernel knows no exceptions.
+        if let Some(kernel_left) = kernel_left {
+            left_bytes = left_bytes.min(kernel_left);
+        }
         progress.draw_on(self.budgets.join(self.id, left_bytes, limit_bytes));
         Ok(())
     }
 
     pub(crate) fn usage(&self, limit_bytes: Option<u64>) -> Result<Usage, FileError> {
-        let used_bytes = self.disk_usage()?;
-        let disk = rustix::fs::fstatvfs(&self.root).during("measure", &"")?;
-        let free_bytes = disk.f_bavail.saturating_mul(disk.f_frsize);
+        let (used_bytes, _) = self.counted()?;
+        let free_bytes = self.free_bytes()?;
         let available_bytes = limit_bytes
             .map_or(free_bytes, |limit| limit.saturating_sub(used_bytes).min(free_bytes));
         Ok(Usage { used_bytes, available_bytes })
+    }
+
+    /// What the volume holds, and what the kernel lets it take where the kernel has a limit.
+    fn counted(&self) -> Result<(u64, Option<u64>), FileError> {
+        if !self.is_limited {
+            return Ok((self.disk_usage()?, None));
+        }
+        let disk = rustix::fs::fstatvfs(&self.root).during("measure", &"")?;
+        let bytes = |blocks: u64| blocks.saturating_mul(disk.f_frsize);
+        Ok((bytes(disk.f_blocks.saturating_sub(disk.f_bfree)), Some(bytes(disk.f_bavail))))
+    }
+
+    fn free_bytes(&self) -> Result<u64, FileError> {
+        let disk = rustix::fs::fstatvfs(&self.root).during("measure", &"")?;
+        Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
     }
 }

@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::record::is_of_run;
+use super::run::LaunchError;
 use super::services::Services;
 use super::task::Report;
 use super::workload::{aside_name, install_name};
@@ -55,6 +56,15 @@ impl Ctx {
     /// A sentence for the people at the console.
     pub(super) fn say(&self, text: impl Into<String>) {
         self.services.signal(&self.snapshot.id, SignalKind::DaemonMessage(text.into()));
+    }
+
+    /// Waits until nobody works on the volume as a whole; a container must not get at it before.
+    pub(super) async fn volume_usable(&self) -> Result<(), LaunchError> {
+        if self.services.files.usable(self.snapshot.spec.volume_id).await {
+            Ok(())
+        } else {
+            Err(LaunchError::Volume)
+        }
     }
 
     /// The engine's containers that belong to this one.

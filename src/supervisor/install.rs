@@ -135,6 +135,7 @@ impl Ctx {
             Some(docker_id) => docker_id,
             None => {
                 self.services.isolated().await.map_err(LaunchError::NotIsolated)?;
+                self.volume_usable().await?;
                 self.write_data(INSTALL_FILE, script.to_owned()).await?;
                 // Before there is a container: what is in it when one is found is of that one.
                 InstallLog::open(self.shared.install_log_path(), true).await.close().await;
@@ -225,6 +226,7 @@ impl Ctx {
                 }
                 Some(ObservedStatus::Created) => {
                     self.services.isolated().await.map_err(LaunchError::NotIsolated)?;
+                    self.volume_usable().await?;
                     begins = true;
                 }
                 Some(ObservedStatus::Running | ObservedStatus::Paused) => {}

@@ -45,6 +45,7 @@ use crate::domain::spec::{ContainerSpec, Limits, PortBinding, Problem, SpecPatch
 use crate::domain::stats::Sample;
 use crate::domain::units::UnixSeconds;
 use crate::engine::{EngineError, ExecRequest, ExecResult};
+use crate::files::claims::Work;
 use crate::store::StoreError;
 use crate::store::bindings::PortRequest;
 
@@ -125,6 +126,8 @@ pub(crate) enum Refusal {
     EngineUnavailable,
     #[error("too many requests wait for this container")]
     Busy,
+    #[error("the container's volume is being worked on")]
+    VolumeBusy(Work),
     #[error("the container was deleted")]
     Gone,
     #[error("cannot store the change")]

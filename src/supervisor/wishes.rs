@@ -40,6 +40,11 @@ impl Owner {
         if (self.unknown_since.is_some() || !self.booted) && !may_wait_for_engine {
             return Err(Refusal::EngineUnavailable);
         }
+        if matches!(command, Command::Start | Command::Restart | Command::Reinstall)
+            && let Some(work) = self.services.files.claimed_for(self.record.spec.volume_id)
+        {
+            return Err(Refusal::VolumeBusy(work));
+        }
         if let Some(Change::Spec(spec)) = &change {
             self.check(spec)?;
         }

@@ -36,6 +36,7 @@ use crate::store::Store;
 use crate::store::volumes::VolumeRow;
 use crate::supervisor::{Registry, Services as SupervisorServices, Settings};
 use crate::util::secret::{Sealer, SecretDigest};
+use crate::volumes::{VolumeSettings, Volumes};
 
 pub(super) const TOKEN: &str = "lightd_0123456789abcdef";
 pub(super) const VENDOR: &str = "Application/vnd.pkglatv1+json";
@@ -56,7 +57,7 @@ impl Node {
         let store = Store::open(&folder.path().join("lightd.db")).unwrap();
         let volume = VolumeId::random();
         let row =
-            VolumeRow { id: volume, name: None, size_bytes: None, created_at: UnixSeconds::now() };
+            VolumeRow { id: volume, name: None, size_bytes: None, backing: None, created_at: UnixSeconds::now() };
         store.write("test", move |tx| tx.insert_volume(&row)).await.unwrap();
         let (access_settings, settings) = watch::channel(AccessSettings {
             enabled: true,
@@ -69,6 +70,11 @@ impl Node {
             access: Access::new(store.clone(), settings),
             ports: PortPool::new(store.clone()),
             files: supervisor.services().files.clone(),
+            volumes: Volumes::new(
+                store.clone(),
+                Arc::clone(&supervisor),
+                watch::channel(VolumeSettings { backend: None }).1,
+            ),
             operations: Operations::default(),
             panel: Arc::new(Panel::new(store.clone(), watch::channel(None).1)),
             config: live_config(folder.path()),

@@ -1,6 +1,7 @@
 //! Tests of volumes against real files, with what a container might do to them.
 
 mod archive;
+mod backing;
 mod content;
 mod gate;
 mod hostile;
@@ -18,6 +19,7 @@ use std::sync::Arc;
 use rustix::fs::{Mode, OFlags};
 
 use super::archive::ArchiveLimits;
+use super::claims::Lease;
 use super::content::WriteMode;
 use super::error::FileError;
 use super::resolve::{Owner, Resolver};
@@ -80,6 +82,8 @@ fn open_volume(path: &Path, resolver: Resolver, limits: ArchiveLimits) -> Volume
         limits,
         commit: Arc::default(),
         budgets: Arc::default(),
+        is_limited: false,
+        _lease: Lease::none(),
     }
 }
 
