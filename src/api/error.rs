@@ -415,14 +415,12 @@ impl From<FileError> for ApiError {
             FileError::VolumeBusy { .. } => conflict("volume_busy"),
             FileError::BelowUse => conflict("below_use"),
             FileError::TooSmall { .. } => Self::field("size", text),
-            FileError::VolumeUnavailable => Self {
-                message: text.into(),
-                ..Self::unavailable("volume_unavailable", "")
-            },
-            FileError::BackendUnusable { .. } => Self {
-                message: text.into(),
-                ..Self::unavailable("quota_backend_unusable", "")
-            },
+            FileError::VolumeUnavailable => {
+                Self { message: text.into(), ..Self::unavailable("volume_unavailable", "") }
+            }
+            FileError::BackendUnusable { .. } => {
+                Self { message: text.into(), ..Self::unavailable("quota_backend_unusable", "") }
+            }
             FileError::Backing { .. } | FileError::Io { .. } => Self::internal(error),
         }
     }

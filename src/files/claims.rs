@@ -138,9 +138,8 @@ impl Claims {
     ) -> Result<(), FileError> {
         let is_free = || {
             let all = self.lock();
-            all.get(&volume).is_none_or(|entry| {
-                entry.claim.is_none() && entry.standing != Standing::TakingUp
-            })
+            all.get(&volume)
+                .is_none_or(|entry| entry.claim.is_none() && entry.standing != Standing::TakingUp)
         };
         tokio::time::timeout(within, self.until(is_free))
             .await

@@ -23,8 +23,7 @@ pub(crate) struct VolumeRow {
     pub(crate) created_at: UnixSeconds,
 }
 
-const COLUMNS: &str = 
-    "SELECT id, name, size_bytes, created_at, backend, project FROM volumes";
+const COLUMNS: &str = "SELECT id, name, size_bytes, created_at, backend, project FROM volumes";
 
 impl Tx<'_> {
     /// To be stored before a volume's folder is made; [`Tx::insert_volume`] takes it back.

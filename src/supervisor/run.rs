@@ -406,7 +406,9 @@ impl LaunchError {
         match self {
             Self::Engine(error) => error.reason(),
             Self::Write { source, .. } => format!("{self}: {source}"),
-            Self::NotIsolated(_) | Self::Mount(_) | Self::Volume | Self::Stopping => self.to_string(),
+            Self::NotIsolated(_) | Self::Mount(_) | Self::Volume | Self::Stopping => {
+                self.to_string()
+            }
         }
     }
 }

@@ -234,7 +234,9 @@ impl Inner {
                     self.resize_image(id, size).await?;
                     Some(backing)
                 }
-                (QuotaBackend::Image, None) => return Err(VolumesError::Fixed { why: IMAGE_STAYS }),
+                (QuotaBackend::Image, None) => {
+                    return Err(VolumesError::Fixed { why: IMAGE_STAYS });
+                }
                 (QuotaBackend::Project, size) => {
                     self.check_use(id, size.unwrap_or(u64::MAX)).await?;
                     self.files.limit_project(id, backing, size.unwrap_or(0)).await?;
@@ -318,6 +320,5 @@ impl Inner {
 
 const IMAGE_STAYS: &str =
     "this volume is a file system of its own and cannot be without a size; make a new one";
-const FOLDER_STAYS: &str =
-    "this volume was made without a size, and on this node a size needs a file system of its own; make a \
+const FOLDER_STAYS: &str = "this volume was made without a size, and on this node a size needs a file system of its own; make a \
      new one";

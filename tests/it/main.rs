@@ -13,6 +13,7 @@ mod isolation;
 mod operations;
 mod outage;
 mod ports;
+mod quota;
 mod recovery;
 mod sockets;
 mod support;

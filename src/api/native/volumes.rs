@@ -32,9 +32,7 @@ pub(super) fn routes() -> Router<AppState> {
 /// A volume may hold a million files, which take their time to go, and a file system its time to
 /// change.
 pub(super) fn long_routes() -> Router<AppState> {
-    Router::new()
-        .route("/volumes/{id}", delete(remove))
-        .route("/volumes/{id}/resize", post(resize))
+    Router::new().route("/volumes/{id}", delete(remove)).route("/volumes/{id}/resize", post(resize))
 }
 
 /// The volume, if this caller may do that with it, with the size that counts for what is written to it.

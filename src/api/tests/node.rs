@@ -56,8 +56,13 @@ impl Node {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(&folder.path().join("lightd.db")).unwrap();
         let volume = VolumeId::random();
-        let row =
-            VolumeRow { id: volume, name: None, size_bytes: None, backing: None, created_at: UnixSeconds::now() };
+        let row = VolumeRow {
+            id: volume,
+            name: None,
+            size_bytes: None,
+            backing: None,
+            created_at: UnixSeconds::now(),
+        };
         store.write("test", move |tx| tx.insert_volume(&row)).await.unwrap();
         let (access_settings, settings) = watch::channel(AccessSettings {
             enabled: true,

@@ -15,7 +15,7 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -38,6 +38,8 @@ const BLOCK_BYTES: &str = "4096";
 pub(crate) const LEAST_BYTES: u64 = 8 << 20;
 /// Checking and resizing read and write in proportion to what is in the image.
 const LONG: Duration = Duration::from_secs(3600);
+/// What lightd never takes of a disk for volumes, or a hundredth of the disk if that is less.
+const RESERVE_BYTES: u64 = 64 << 20;
 /// Until those who are about to leave have left.
 const LEAVES_WITHIN: Duration = Duration::from_secs(5);
 const LOOK_EVERY: Duration = Duration::from_millis(10);
@@ -83,12 +85,13 @@ impl Images {
     /// Makes a volume's image and mounts it. What a failure leaves, [`Images::remove`] removes.
     pub(crate) fn make(&self, volume: VolumeId, size_bytes: u64) -> Result<(), BackingError> {
         let path = self.path(volume);
-        self.make_image(&path, size_bytes)?;
+        let image = self.make_image(&path, size_bytes)?;
         self.make_mount_point(&self.mount_point(volume))?;
-        mount(&path, &self.mount_point(volume))
+        mount(&path, &image, &self.mount_point(volume))
     }
 
-    fn make_image(&self, path: &Path, size_bytes: u64) -> Result<(), BackingError> {
+    /// The new image, locked.
+    fn make_image(&self, path: &Path, size_bytes: u64) -> Result<File, BackingError> {
         let io = |source| BackingError::io("make the image", source);
         match std::fs::DirBuilder::new().mode(0o700).create(self.folder()) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(io(error)),
@@ -111,7 +114,8 @@ impl Images {
             .holding(&image)?
             .run()?;
         image.sync_all().map_err(io)?;
-        sync_folder(&self.folder())
+        sync_folder(&self.folder())?;
+        Ok(image)
     }
 
     /// An empty folder that nobody can write to, should nothing be mounted there: what a container
@@ -128,6 +132,8 @@ impl Images {
     pub(crate) fn take_up(&self, volume: VolumeId) -> Result<u64, BackingError> {
         let (path, at) = (self.path(volume), self.mount_point(volume));
         let image = open(&path)?;
+        // What an earlier lightd had begun may still be going on.
+        lock(&image, UNLOCKED_WITHIN).map_err(|_| BackingError::Busy)?;
         if mounts::is_mounted(&at)? {
             self.check_seen(&at)?;
             return superblock::size_bytes(&image);
@@ -140,12 +146,11 @@ impl Images {
         if loop_device(&path)?.is_none() {
             self.repair(volume, &path, &image)?;
         }
-        mount(&path, &at)?;
+        mount(&path, &image, &at)?;
         superblock::size_bytes(&image)
     }
 
     fn repair(&self, volume: VolumeId, path: &Path, image: &File) -> Result<(), BackingError> {
-        lock(image, UNLOCKED_WITHIN).map_err(|_| BackingError::Busy)?;
         let undo = self.undo_path(volume);
         if undo.exists() {
             if check(path, image, &["-f", "-n"]).is_err() {
@@ -166,16 +171,17 @@ impl Images {
     pub(crate) fn resize(&self, volume: VolumeId, to_bytes: u64) -> Result<(), BackingError> {
         let path = self.path(volume);
         let image = open(&path)?;
+        lock(&image, UNLOCKED_WITHIN).map_err(|_| BackingError::Busy)?;
         let from_bytes = superblock::size_bytes(&image)?;
         if to_bytes == from_bytes {
             return Ok(());
         }
-        self.release(volume)?;
+        self.release(volume, &image)?;
         let resized = self.resize_released(volume, &image, (from_bytes, to_bytes));
         if resized.is_err() {
             self.repair(volume, &path, &image)?;
         }
-        mount(&path, &self.mount_point(volume))?;
+        mount(&path, &image, &self.mount_point(volume))?;
         resized
     }
 
@@ -186,7 +192,6 @@ impl Images {
         (from_bytes, to_bytes): (u64, u64),
     ) -> Result<(), BackingError> {
         let (path, undo) = (self.path(volume), self.undo_path(volume));
-        lock(image, UNLOCKED_WITHIN).map_err(|_| BackingError::Busy)?;
         check(&path, image, &["-f", "-p"])?;
         remove_file(&undo)?;
         if to_bytes > from_bytes {
@@ -198,21 +203,25 @@ impl Images {
         if ended.code != 0 || superblock::size_bytes(image)? != to_bytes {
             let is_too_small = ended.said.contains("smaller than minimum")
                 || ended.said.contains("Not enough space");
-            return Err(if is_too_small { BackingError::BelowUse } else { ToolError::from(ended).into() });
+            return Err(if is_too_small {
+                BackingError::BelowUse
+            } else {
+                ToolError::from(ended).into()
+            });
         }
         fit(image)?;
         remove_file(&undo)
     }
 
     /// Unmounts a volume and waits until nothing holds its image any more.
-    fn release(&self, volume: VolumeId) -> Result<(), BackingError> {
+    fn release(&self, volume: VolumeId, image: &File) -> Result<(), BackingError> {
         let (path, at) = (self.path(volume), self.mount_point(volume));
         unmount(&at)?;
         let released = wait_until(|| Ok(loop_device(&path)?.is_none()));
         match released {
             Ok(true) => Ok(()),
             Ok(false) => {
-                mount(&path, &at)?;
+                mount(&path, image, &at)?;
                 Err(BackingError::Busy)
             }
             Err(error) => Err(error),
@@ -253,12 +262,12 @@ impl Images {
         let (path, folder) =
             (self.folder().join(format!("{name}.img")), self.folder().join(format!("{name}.mnt")));
         let staged = StagedImage { images: self.clone(), path, folder };
-        self.make_image(&staged.path, size_bytes)?;
+        let image = self.make_image(&staged.path, size_bytes)?;
         std::fs::DirBuilder::new()
             .mode(0o700)
             .create(&staged.folder)
             .map_err(|source| BackingError::io("make a folder", source))?;
-        mount(&staged.path, &staged.folder)?;
+        mount(&staged.path, &image, &staged.folder)?;
         Ok(staged)
     }
 
@@ -288,6 +297,15 @@ impl Images {
 }
 
 impl StagedImage {
+    /// Takes it apart, and checks that nothing holds it then.
+    pub(super) fn unmount(self) -> Result<(), BackingError> {
+        unmount(&self.folder)?;
+        if !wait_until(|| Ok(loop_device(&self.path)?.is_none()))? {
+            return Err(BackingError::Busy);
+        }
+        check(&self.path, &open(&self.path)?, &["-f", "-n"])
+    }
+
     pub(super) fn folder(&self) -> &Path {
         &self.folder
     }
@@ -308,15 +326,18 @@ impl StagedImage {
         if !wait_until(|| Ok(loop_device(&self.path)?.is_none()))? {
             return Err(BackingError::Busy);
         }
-        let new = open(&self.path)?;
+        let (new, present) = (open(&self.path)?, open(&old)?);
+        for image in [&new, &present] {
+            lock(image, UNLOCKED_WITHIN).map_err(|_| BackingError::Busy)?;
+        }
         check(&self.path, &new, &["-f", "-n"])?;
         new.sync_all().map_err(|source| BackingError::io("flush the new image", source))?;
-        images.release(volume)?;
+        images.release(volume, &present)?;
         let placed = exchange(&self.path, &old).and_then(|()| {
-            mount(&old, &at).inspect_err(|_| drop(exchange(&self.path, &old)))
+            mount(&old, &new, &at).inspect_err(|_| drop(exchange(&self.path, &old)))
         });
         if placed.is_err() {
-            mount(&old, &at)?;
+            mount(&old, &present, &at)?;
         }
         placed
     }
@@ -344,11 +365,27 @@ fn open(path: &Path) -> Result<File, BackingError> {
 /// Takes the room that the image will need, now.
 fn allocate(image: &File, from_bytes: u64, to_bytes: u64) -> Result<(), BackingError> {
     let length = to_bytes.saturating_sub(from_bytes);
+    let held = image.metadata().map_err(|source| BackingError::io("look at the image", source))?;
+    let missing =
+        length.saturating_sub(held.blocks().saturating_mul(512).saturating_sub(from_bytes));
+    // Asked first: what does not fit would fill the disk before it fails.
+    if missing > 0 && missing > room_beside(image)? {
+        return Err(BackingError::NoSpace);
+    }
     rustix::fs::fallocate(image, FallocateFlags::empty(), from_bytes, length)
         .map_err(|errno| BackingError::io("allocate the image", errno))
 }
 
-/// Cuts off what of the file is not part of the file system.
+/// The bytes that the disk of a file can take without becoming full for everybody else.
+pub(crate) fn room_beside(file: impl AsFd) -> Result<u64, BackingError> {
+    let disk =
+        rustix::fs::fstatvfs(file).map_err(|errno| BackingError::io("look at the disk", errno))?;
+    let reserve = (disk.f_blocks / 100).saturating_mul(disk.f_frsize).min(RESERVE_BYTES);
+    Ok(disk.f_bavail.saturating_mul(disk.f_frsize).saturating_sub(reserve))
+}
+
+/// Cuts off what of the file is not part of the file system, and takes the room for all that is: the
+/// programs that check and resize give back what they zero.
 fn fit(image: &File) -> Result<(), BackingError> {
     let size_bytes = superblock::size_bytes(image)?;
     let fitted = image.metadata().and_then(|meta| {
@@ -357,7 +394,11 @@ fn fit(image: &File) -> Result<(), BackingError> {
         }
         image.sync_all()
     });
-    fitted.map_err(|source| BackingError::io("cut the image", source))
+    fitted.map_err(|source| BackingError::io("cut the image", source))?;
+    if let Err(error) = allocate(image, 0, size_bytes) {
+        tracing::error!(error = %crate::util::chain::Chain(&error), "an image has less room on the disk than it promises");
+    }
+    Ok(())
 }
 
 /// Checks the file system, and mends what needs no decision.
@@ -370,14 +411,15 @@ fn check(path: &Path, image: &File, how: &[&str]) -> Result<(), BackingError> {
     }
 }
 
-/// Mounts an image for the whole system.
-fn mount(image: &Path, at: &Path) -> Result<(), BackingError> {
+/// Mounts an image, which the caller has locked, for the whole system.
+fn mount(path: &Path, image: &File, at: &Path) -> Result<(), BackingError> {
     // One that something else still holds must not be opened by a second device beside it.
-    let (source, options) = match loop_device(image)? {
+    let (source, options) = match loop_device(path)? {
         Some(device) => (PathBuf::from(device), "nosuid,nodev"),
-        None => (image.to_owned(), "loop,nosuid,nodev"),
+        None => (path.to_owned(), "loop,nosuid,nodev"),
     };
-    Tool::new("mount")?.args(["-t", "ext4", "-o", options]).arg(source).arg(at).run()?;
+    let mount = Tool::new("mount")?.args(["-t", "ext4", "-o", options]).arg(source).arg(at);
+    mount.holding(image)?.run()?;
     if mounts::is_seen_by_the_system(at)? {
         // Of no use to anyone but the check, which makes it anew. What it saved there stays.
         std::fs::remove_dir(at.join("lost+found")).ok();
@@ -388,12 +430,13 @@ fn mount(image: &Path, at: &Path) -> Result<(), BackingError> {
 }
 
 fn unmount(at: &Path) -> Result<(), BackingError> {
-    let unmounted = wait_until(|| match rustix::mount::unmount(at, rustix::mount::UnmountFlags::empty()) {
-        // Not a mount point, or not there.
-        Ok(()) | Err(Errno::INVAL | Errno::NOENT) => Ok(true),
-        Err(Errno::BUSY) => Ok(false),
-        Err(errno) => Err(BackingError::io("unmount the volume", errno)),
-    })?;
+    let unmounted =
+        wait_until(|| match rustix::mount::unmount(at, rustix::mount::UnmountFlags::empty()) {
+            // Not a mount point, or not there.
+            Ok(()) | Err(Errno::INVAL | Errno::NOENT) => Ok(true),
+            Err(Errno::BUSY) => Ok(false),
+            Err(errno) => Err(BackingError::io("unmount the volume", errno)),
+        })?;
     if unmounted { Ok(()) } else { Err(BackingError::Busy) }
 }
 

@@ -35,12 +35,11 @@ pub(crate) fn probe(
 fn try_image(images: &Images) -> Result<(), BackingError> {
     let staged = images.stage(LEAST_BYTES)?;
     fill(&staged.folder().join("probe"), LEAST_BYTES + 1)?;
-    let volume = VolumeId::random();
-    // As volumes are: with a folder that nobody writes to, resized while it is unmounted.
-    drop(staged);
-    let tried = images.make(volume, LEAST_BYTES).and_then(|()| images.resize(volume, 2 * LEAST_BYTES));
-    images.remove(volume)?;
-    tried
+    // Needed later, and then it would be too late to find them missing.
+    for program in ["resize2fs", "e2undo"] {
+        Tool::new(program)?;
+    }
+    staged.unmount()
 }
 
 /// A folder with a project's limit, filled beyond it by a user whom the limit holds.

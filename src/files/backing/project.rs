@@ -22,9 +22,9 @@ const FIRST: u32 = 0x4000_0000;
 pub(crate) fn number_for(volume: VolumeId, attempt: u32) -> u32 {
     let text = volume.to_string();
     // FNV-1a: the same volume gets the same number again, should the store not know it any more.
-    let hash = text.bytes().fold(0x811C_9DC5_u32, |hash, byte| {
-        (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
-    });
+    let hash = text
+        .bytes()
+        .fold(0x811C_9DC5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
     FIRST | (hash.wrapping_add(attempt) & (FIRST - 1))
 }
 

@@ -19,8 +19,7 @@ impl Node {
     fn new(size_bytes: u64) -> Self {
         // A blank in the path, which the kernel's tables write otherwise.
         let dir = tempfile::Builder::new().prefix("lightd test ").tempdir().expect("a folder");
-        let images =
-            Images::new(dir.path().to_owned(), Some(Owner { uid: 4321, gid: 4321 }));
+        let images = Images::new(dir.path().to_owned(), Some(Owner { uid: 4321, gid: 4321 }));
         let volume = VolumeId::random();
         images.make(volume, size_bytes).expect("make");
         Self { dir, images, volume }
@@ -63,7 +62,8 @@ impl Drop for Node {
         let removed = self.images.remove(self.volume);
         if !std::thread::panicking() {
             removed.expect("remove");
-            let left: Vec<_> = fs::read_dir(self.dir.path().join(".images")).expect("list").collect();
+            let left: Vec<_> =
+                fs::read_dir(self.dir.path().join(".images")).expect("list").collect();
             assert!(left.is_empty() && !self.at("").exists(), "{left:?}");
         }
     }
