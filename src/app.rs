@@ -406,7 +406,7 @@ fn settings_of(config: &Config) -> Settings {
 }
 
 fn volume_settings_of(config: &Config) -> VolumeSettings {
-    VolumeSettings { backend: config.quota.backend }
+    VolumeSettings { backend: config.quota.backend, max_snapshots: config.snapshots.max_per_volume }
 }
 
 fn access_of(config: &Config) -> AccessSettings {

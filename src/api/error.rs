@@ -251,6 +251,7 @@ impl From<Denied> for ApiError {
             Denied::Starting => "starting",
             Denied::Stopping => "stopping",
             Denied::Rebinding => "rebinding",
+            Denied::Snapshot => "snapshot",
             Denied::NotRunning => "not_running",
             Denied::Deleting => "deleting",
         };
@@ -339,6 +340,9 @@ impl From<StoreError> for ApiError {
             | StoreError::NoFreePort { .. }
             | StoreError::NoSuchToken
             | StoreError::NoSuchUpdate(_) => Self::not_found(error.to_string()),
+            StoreError::NoSuchSnapshot(_) => Self::not_found(error.to_string()),
+            StoreError::SnapshotExists(_) => conflict("snapshot_exists"),
+            StoreError::TooManySnapshots { .. } => conflict("too_many_snapshots"),
             StoreError::ContainerExists(_) => conflict("container_exists"),
             StoreError::VolumeInUse { .. } => conflict("volume_in_use"),
             StoreError::PortExists(_) => conflict("port_exists"),
@@ -414,6 +418,8 @@ impl From<FileError> for ApiError {
             }
             FileError::VolumeBusy { .. } => conflict("volume_busy"),
             FileError::BelowUse => conflict("below_use"),
+            FileError::Disturbed => conflict("disturbed"),
+            FileError::SnapshotDamaged => conflict("snapshot_damaged"),
             FileError::TooSmall { .. } => Self::field("size", text),
             FileError::VolumeUnavailable => {
                 Self { message: text.into(), ..Self::unavailable("volume_unavailable", "") }
@@ -421,7 +427,9 @@ impl From<FileError> for ApiError {
             FileError::BackendUnusable { .. } => {
                 Self { message: text.into(), ..Self::unavailable("quota_backend_unusable", "") }
             }
-            FileError::Backing { .. } | FileError::Io { .. } => Self::internal(error),
+            FileError::Store { .. } | FileError::Backing { .. } | FileError::Io { .. } => {
+                Self::internal(error)
+            }
         }
     }
 }

@@ -43,6 +43,7 @@ pub(crate) struct Config {
     pub(crate) console: Console,
     pub(crate) archives: Archives,
     pub(crate) quota: Quota,
+    pub(crate) snapshots: Snapshots,
     pub(crate) remote: Remote,
     pub(crate) log: Log,
     /// What all of the above was made from; shown, and compared at a reload.
@@ -153,6 +154,11 @@ pub(crate) struct Archives {
     pub(crate) max_entries: u64,
     pub(crate) max_bytes: u64,
     pub(crate) max_ratio: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Snapshots {
+    pub(crate) max_per_volume: u64,
 }
 
 #[derive(Clone, Copy, Debug)]

@@ -27,6 +27,7 @@ pub(crate) struct Raw {
     pub(crate) console: Console,
     pub(crate) archives: Archives,
     pub(crate) quota: Quota,
+    pub(crate) snapshots: Snapshots,
     pub(crate) remote: Remote,
     pub(crate) ssh: Ssh,
     pub(crate) dialects: Dialects,
@@ -154,6 +155,12 @@ pub(crate) struct Archives {
 pub(crate) struct Quota {
     /// Who holds a new volume to its size.
     pub(crate) backend: QuotaChoice,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Snapshots {
+    pub(crate) max_per_volume: u64,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -300,6 +307,12 @@ impl Default for Console {
 impl Default for Archives {
     fn default() -> Self {
         Self { max_entries: 1_000_000, max_bytes: 64 * 1024 * MIB, max_ratio: 200 }
+    }
+}
+
+impl Default for Snapshots {
+    fn default() -> Self {
+        Self { max_per_volume: 10 }
     }
 }
 

@@ -20,6 +20,7 @@ pub(super) const LIVE: &[&str] = &[
     "console",
     "archives",
     "quota",
+    "snapshots",
     "remote",
     "log.level",
 ];

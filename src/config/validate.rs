@@ -14,7 +14,7 @@ use super::error::ConfigProblem;
 use super::raw::{self, Raw};
 use super::{
     Archives, Authorization, Config, Console, DefaultLimits, Docker, HostService, Install, Log,
-    Network, PortSeed, Quota, Remote, RemotePanel, RunAs, Server, Storage, TlsFiles,
+    Network, PortSeed, Quota, Remote, RemotePanel, RunAs, Server, Snapshots, Storage, TlsFiles,
 };
 use crate::domain::access;
 use crate::domain::quota::QuotaBackend;
@@ -103,6 +103,14 @@ pub(super) fn validate(raw: Raw, problems: &mut Vec<ConfigProblem>) -> Config {
             max_ratio: check.within("archives.max_ratio", raw.archives.max_ratio, 1, 1 << 20),
         },
         quota: quota(&raw.quota),
+        snapshots: Snapshots {
+            max_per_volume: check.within(
+                "snapshots.max_per_volume",
+                raw.snapshots.max_per_volume,
+                0,
+                10_000,
+            ),
+        },
         remote: remote(&raw.remote, &mut check),
         log: Log { format: raw.log.format, level: raw.log.level },
         raw,

@@ -91,9 +91,9 @@ impl<T> DuringTree<T> for io::Result<T> {
     }
 }
 
-struct Copier<'a> {
-    owner: Option<Owner>,
-    progress: &'a Progress,
+pub(super) struct Copier<'a> {
+    pub(super) owner: Option<Owner>,
+    pub(super) progress: &'a Progress,
 }
 
 impl Copier<'_> {
@@ -170,7 +170,7 @@ impl Copier<'_> {
     }
 
     /// Shares the blocks where the file system can, else copies the parts that are not holes.
-    fn content(&self, from: &File, to: &mut File, size: u64) -> io::Result<()> {
+    pub(super) fn content(&self, from: &File, to: &mut File, size: u64) -> io::Result<()> {
         if rustix::fs::ioctl_ficlone(&*to, from).is_ok() {
             self.progress.add_bytes(size);
             return self.progress.spend(size).map_err(FileError::into_io);
@@ -245,7 +245,7 @@ fn finish_folder(copy: &OwnedFd, stat: &RawStat) -> io::Result<()> {
     Ok(())
 }
 
-fn is_moved(error: &io::Error) -> bool {
+pub(super) fn is_moved(error: &io::Error) -> bool {
     let moved = [Errno::NOENT, Errno::LOOP, Errno::ISDIR, Errno::NXIO, Errno::EXIST];
     Errno::from_io_error(error).is_some_and(|errno| moved.contains(&errno))
 }

@@ -65,10 +65,18 @@ pub(crate) enum FileError {
     /// Its file system is not mounted; the log has the reason.
     #[error("the volume's file system is not there; lightd's log has the reason")]
     VolumeUnavailable,
+    #[error(
+        "the container did not stand still while its files were copied; take the snapshot again"
+    )]
+    Disturbed,
+    #[error("the snapshot is damaged: it does not hold what was stored")]
+    SnapshotDamaged,
     #[error("the volume holds more than that")]
     BelowUse,
     #[error("volumes of this node cannot have fewer than {} MB", least_bytes >> 20)]
     TooSmall { least_bytes: u64 },
+    #[error("the change cannot be stored")]
+    Store { source: Box<dyn std::error::Error + Send + Sync> },
     #[error("the volume's limit cannot be set up")]
     Backing { source: Box<dyn std::error::Error + Send + Sync> },
     #[error(

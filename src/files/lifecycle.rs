@@ -137,10 +137,15 @@ impl Files {
 impl Inner {
     fn resize_image(&self, volume: VolumeId, size_bytes: u64) -> Result<(), FileError> {
         let resized = self.images.resize(volume, size_bytes);
+        self.note_mounted(volume);
+        Ok(resized?)
+    }
+
+    /// After work on an image: a volume that could not be mounted again is not used.
+    pub(super) fn note_mounted(&self, volume: VolumeId) {
         let is_there = self.images.is_mounted(volume).unwrap_or(false);
         let standing = if is_there { Standing::Mounted } else { Standing::Broken };
         self.claims.set_standing(volume, standing);
-        Ok(resized?)
     }
 
     /// Removes a volume's image, if it is in one, so that its folder can go.

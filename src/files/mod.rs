@@ -22,7 +22,9 @@ mod lifecycle;
 pub(crate) mod operation;
 mod progress;
 mod quota;
+pub(crate) mod replica;
 mod resolve;
+pub(crate) mod snapshots;
 mod staging;
 mod tree;
 pub(crate) mod volume;
@@ -181,27 +183,19 @@ impl Files {
         Ok(self.volume_path(volume))
     }
 
-    /// Removes a volume with everything in it; one that is gone already is as good. It is renamed
-    /// first, so that a crash on the way leaves garbage and never half a volume.
+    /// Removes a volume with everything in it, and its snapshots; one that is gone already is as good. All
+    /// is renamed first, so that a crash on the way leaves garbage and never half a volume.
     pub(crate) async fn remove_volume(&self, volume: VolumeId) -> Result<(), FileError> {
-        let name = volume.to_string();
-        let aside = format!("{DELETING_PREFIX}{name}-{}{:08x}", own_mark(), rand::random::<u32>());
-        let (from, to) = (name.clone(), aside.clone());
         let moved = self.blocking(Lane::Quick, move |inner| {
+            let snapshots = inner.put_aside(&snapshots::folder_of(volume))?;
             if inner.remove_image(volume)? {
-                return Ok(false);
+                return Ok(vec![snapshots]);
             }
-            match rustix::fs::renameat(&inner.volumes, &from, &inner.volumes, &to) {
-                Err(Errno::NOENT) => Ok(false),
-                outcome => outcome.during("remove", &from).map(|()| true),
-            }
+            Ok(vec![snapshots, inner.put_aside(&volume.to_string())?])
         });
-        if !moved.await? {
-            return Ok(());
-        }
+        let aside: Vec<String> = moved.await?.into_iter().flatten().collect();
         self.blocking(Lane::Heavy, move |inner| {
-            remove_tree(inner.volumes.as_fd(), aside.as_str(), &Progress::default())
-                .during("remove", &name)
+            aside.iter().try_for_each(|name| inner.remove_aside(name))
         })
         .await
     }
@@ -252,11 +246,26 @@ impl Files {
 }
 
 impl Inner {
+    /// Renames what is to go, so that it is gone at once; `None` if it was not there.
+    fn put_aside(&self, name: &str) -> Result<Option<String>, FileError> {
+        let aside = format!("{DELETING_PREFIX}{}{:08x}", own_mark(), rand::random::<u32>());
+        match rustix::fs::renameat(&self.volumes, name, &self.volumes, &aside) {
+            Err(Errno::NOENT) => Ok(None),
+            outcome => outcome.during("remove", &"the volume").map(|()| Some(aside)),
+        }
+    }
+
+    fn remove_aside(&self, name: &str) -> Result<(), FileError> {
+        remove_tree(self.volumes.as_fd(), name, &Progress::default())
+            .during("remove", &"the volume")
+    }
+
     fn sweep_one(&self, name: &CStr) -> Result<(), Errno> {
         if is_own(name.to_bytes()) {
             return Ok(());
         }
-        if name.to_bytes().starts_with(DELETING_PREFIX.as_bytes()) {
+        let begins = |prefix: &str| name.to_bytes().starts_with(prefix.as_bytes());
+        if begins(DELETING_PREFIX) || begins(snapshots::RESTORING_PREFIX) {
             return remove_tree(self.volumes.as_fd(), name, &Progress::default());
         }
         let is_volume = name.to_str().is_ok_and(|name| VolumeId::parse(name).is_some());

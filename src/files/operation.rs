@@ -59,6 +59,8 @@ pub(crate) enum OperationKind {
     Compress,
     Decompress,
     Delete,
+    Snapshot,
+    Restore,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]

@@ -23,6 +23,7 @@ mod meta;
 mod migrate;
 pub(crate) mod outbox;
 pub(crate) mod ports;
+pub(crate) mod snapshots;
 pub(crate) mod tokens;
 pub(crate) mod volumes;
 mod writer;

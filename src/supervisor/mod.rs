@@ -64,6 +64,10 @@ pub(crate) struct Snapshot {
     pub(crate) run: RunId,
     /// Whether it was last asked to run rather than to rest.
     pub(crate) wanted_up: bool,
+    /// It stands still while its files are copied.
+    pub(crate) frozen: bool,
+    /// It does, or is about to, or not any more.
+    pub(crate) freezing: bool,
     /// Since when the engine is out of reach, and this what was true before.
     pub(crate) unknown_since: Option<UnixSeconds>,
     pub(crate) docker_id: Option<String>,

@@ -36,7 +36,7 @@ impl Owner {
         change: Option<Change>,
     ) -> Result<Accepted, Refusal> {
         let may_wait_for_engine =
-            matches!(command, Command::Kill | Command::Delete | Command::Stop);
+            matches!(command, Command::Kill | Command::Delete | Command::Stop | Command::Thaw);
         if (self.unknown_since.is_some() || !self.booted) && !may_wait_for_engine {
             return Err(Refusal::EngineUnavailable);
         }
@@ -57,7 +57,7 @@ impl Owner {
             return Ok(Accepted { generation: self.generation, answer });
         }
         if let Err(error) = self.save(&effects, change).await {
-            if !matches!(command, Command::Kill | Command::Stop) {
+            if !matches!(command, Command::Kill | Command::Stop | Command::Thaw) {
                 self.record = before;
                 return Err(Refusal::Store(error));
             }

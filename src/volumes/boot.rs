@@ -23,9 +23,12 @@ impl Volumes {
     /// Looks what there is to do, and keeps everybody from volumes that are not mounted yet. Before
     /// anything else may happen.
     pub(crate) async fn look_over(&self) -> Result<LeftOver, StoreError> {
-        let left = self.0.store.read("look over the volumes", |rx| {
-            let (volumes, folders_to_remove) = (rx.volumes()?, rx.volume_folders_to_remove()?);
-            Ok(LeftOver { volumes, folders_to_remove })
+        let left = self.0.store.write("look over the volumes", |tx| {
+            tx.forget_unfinished_snapshots()?;
+            Ok(LeftOver {
+                volumes: tx.volumes()?,
+                folders_to_remove: tx.volume_folders_to_remove()?,
+            })
         });
         let left = left.await?;
         for volume in &left.volumes {
@@ -46,6 +49,9 @@ impl Volumes {
             if let Err(error) = inner.remove_folder(id).await {
                 tracing::warn!(volume = %id, error = %Chain(&error), "a left-over volume stays behind");
             }
+        }
+        if let Err(error) = inner.sweep_snapshots().await {
+            tracing::warn!(error = %Chain(&error), "left-over snapshots stay behind");
         }
         if let Err(error) = inner.files.sweep().await {
             tracing::warn!(error = %Chain(&error), "left-over files stay behind");
@@ -74,6 +80,18 @@ impl Inner {
         if let Err(error) = taken_up {
             tracing::error!(volume = %id, error = %Chain(&error), "a volume cannot be taken up");
         }
+    }
+
+    /// Removes snapshots that the store does not know. It is asked after the disk: what is there was in
+    /// the store before.
+    async fn sweep_snapshots(&self) -> Result<(), super::VolumesError> {
+        for (volume, id) in self.files.kept_snapshots().await? {
+            let look = self.store.read("look for a snapshot", move |rx| rx.knows_snapshot(id));
+            if !look.await? {
+                self.files.remove_snapshot(volume, id).await?;
+            }
+        }
+        Ok(())
     }
 
     /// A resize that was cut off shows in the size that the image has.

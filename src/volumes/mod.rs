@@ -10,6 +10,7 @@
 //! ([`Volumes::take_up`]), and is finished or undone before a container gets at it.
 
 mod boot;
+mod snapshots;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -35,6 +36,8 @@ use crate::util::chain::Chain;
 pub(crate) struct VolumeSettings {
     /// What a volume with a size is given; `None`: the best that works.
     pub(crate) backend: Option<QuotaBackend>,
+    /// How many snapshots one volume may have.
+    pub(crate) max_snapshots: u64,
 }
 
 #[derive(Debug, thiserror::Error)]

@@ -15,6 +15,7 @@ mod power;
 mod public;
 mod remote;
 mod resources;
+mod snapshots;
 mod tokens;
 mod volumes;
 
@@ -34,6 +35,7 @@ pub(super) fn quick_routes() -> Router<AppState> {
         .merge(resources::routes())
         .merge(remote::routes())
         .merge(volumes::routes())
+        .merge(snapshots::routes())
         .merge(files::routes())
         .merge(operations::routes())
 }
@@ -43,6 +45,7 @@ pub(super) fn long_routes() -> Router<AppState> {
     Router::new()
         .merge(console::long_routes())
         .merge(volumes::long_routes())
+        .merge(snapshots::long_routes())
         .merge(files::long_routes())
         .merge(contents::long_routes())
         .merge(archives::long_routes())

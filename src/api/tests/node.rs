@@ -78,7 +78,7 @@ impl Node {
             volumes: Volumes::new(
                 store.clone(),
                 Arc::clone(&supervisor),
-                watch::channel(VolumeSettings { backend: None }).1,
+                watch::channel(VolumeSettings { backend: None, max_snapshots: 3 }).1,
             ),
             operations: Operations::default(),
             panel: Arc::new(Panel::new(store.clone(), watch::channel(None).1)),

@@ -10,7 +10,7 @@ impl Machine {
     /// Takes in what happened. A fact about an earlier run, or one the phase already contains, has no
     /// effects.
     pub(crate) fn fact(&mut self, fact: Fact, policy: Policy, now: Uptime) -> Vec<Effect> {
-        match fact {
+        let effects = match fact {
             Fact::InstallEnded { run, result } => self.install_ended(run, result),
             Fact::Started { run, ready } => self.started(run, ready),
             Fact::StartFailed { run, reason } => self.start_failed(run, reason),
@@ -19,6 +19,7 @@ impl Machine {
             Fact::Vanished { run } => self.vanished(run),
             Fact::Paused { run } => self.paused(run),
             Fact::Resumed { run } => self.resumed(run),
+            Fact::FreezeEnded { run, frozen } => self.freeze_ended(run, frozen),
             Fact::Rebound => self.rebound(),
             Fact::RebindFailed { reason } => self.rebind_failed(reason),
             Fact::Removed => match self.phase {
@@ -29,7 +30,9 @@ impl Machine {
                 self.seen(observed, engine_was_away, policy, now)
             }
             Fact::Woke => self.woke(now),
-        }
+        };
+        self.forget_freeze();
+        effects
     }
 
     /// Takes up a stored machine again: what was under way when lightd ended is done again from the
@@ -44,7 +47,7 @@ impl Machine {
         let paused = observed.as_ref().is_some_and(|seen| seen.status == ObservedStatus::Paused);
         let running =
             paused || observed.as_ref().is_some_and(|seen| seen.status == ObservedStatus::Running);
-        match &mut self.phase {
+        let mut effects = match &mut self.phase {
             Phase::Installing { run, .. } => vec![Effect::Install { run: *run }],
             Phase::Deleting => vec![Effect::Remove],
             Phase::Rebinding { undo: false, .. } => vec![Effect::Rebind],
@@ -82,7 +85,9 @@ impl Machine {
             }
             Phase::Crashed { .. } => self.crash_again(policy, now),
             _ => self.seen(observed, engine_was_away, policy, now),
-        }
+        };
+        effects.extend(self.thaw_at_boot());
+        effects
     }
 
     /// The engine is back after an outage, in which a stop could not reach the workload: its grace begins
@@ -288,7 +293,7 @@ impl Machine {
         effects
     }
 
-    fn paused(&mut self, of: RunId) -> Vec<Effect> {
+    pub(super) fn paused(&mut self, of: RunId) -> Vec<Effect> {
         let ready = match self.phase {
             Phase::Running { run } if run == of => true,
             Phase::Starting { run, launched: true, .. } if run == of => false,
@@ -299,6 +304,7 @@ impl Machine {
     }
 
     fn resumed(&mut self, of: RunId) -> Vec<Effect> {
+        self.goes_on(of);
         let Phase::Paused { run, ready } = self.phase else { return Vec::new() };
         if run != of {
             return Vec::new();
