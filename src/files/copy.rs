@@ -188,6 +188,7 @@ impl Copier<'_> {
             self.range(from, to, start, end)?;
             at = end.max(start);
         }
+        self.progress.add_bytes(size.saturating_sub(at));
         rustix::fs::ftruncate(&*to, size)?;
         Ok(())
     }

@@ -27,6 +27,7 @@ mod resolve;
 pub(crate) mod snapshots;
 mod staging;
 mod tree;
+pub(crate) mod usage;
 pub(crate) mod volume;
 mod walk;
 
@@ -187,6 +188,7 @@ impl Files {
     /// is renamed first, so that a crash on the way leaves garbage and never half a volume.
     pub(crate) async fn remove_volume(&self, volume: VolumeId) -> Result<(), FileError> {
         let moved = self.blocking(Lane::Quick, move |inner| {
+            inner.budgets.counts.forget(volume);
             let snapshots = inner.put_aside(&snapshots::folder_of(volume))?;
             if inner.remove_image(volume)? {
                 return Ok(vec![snapshots]);

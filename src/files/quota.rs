@@ -11,18 +11,23 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use super::error::{During, FileError};
 use super::progress::Progress;
+use super::usage::{Count, Counts};
 use super::volume::Volume;
 use crate::domain::ids::VolumeId;
 
-/// What is left of each volume that is being written to.
+/// What is left of each volume that is being written to, and what each holds.
 #[derive(Debug, Default)]
-pub(super) struct Budgets(Mutex<HashMap<VolumeId, Weak<AtomicU64>>>);
+pub(super) struct Budgets {
+    left: Mutex<HashMap<VolumeId, Weak<AtomicU64>>>,
+    pub(super) counts: Counts,
+}
 
 /// A share in what is left of one volume.
 #[derive(Clone, Debug)]
 pub(super) struct Budget {
     left: Arc<AtomicU64>,
     limit_bytes: u64,
+    count: Arc<Count>,
 }
 
 /// A volume's limit and what it holds.
@@ -36,7 +41,7 @@ pub(crate) struct Usage {
 impl Budgets {
     /// The common rest of a volume, which is set to `left_bytes` as just counted.
     fn join(&self, volume: VolumeId, left_bytes: u64, limit_bytes: u64) -> Budget {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.left.lock().unwrap_or_else(PoisonError::into_inner);
         all.retain(|_, left| left.strong_count() > 0);
         let left = match all.get(&volume).and_then(Weak::upgrade) {
             Some(left) => left,
@@ -47,7 +52,8 @@ impl Budgets {
             }
         };
         left.store(left_bytes, Ordering::Relaxed);
-        Budget { left, limit_bytes }
+        drop(all);
+        Budget { left, limit_bytes, count: self.counts.of(volume) }
     }
 }
 
@@ -55,7 +61,10 @@ impl Budget {
     pub(super) fn take(&self, bytes: u64) -> Result<(), FileError> {
         let rest = |left: u64| left.checked_sub(bytes);
         match self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, rest) {
-            Ok(_) => Ok(()),
+            Ok(_) => {
+                self.count.spend(bytes);
+                Ok(())
+            }
             Err(_) => Err(self.exceeded()),
         }
     }
@@ -97,10 +106,18 @@ impl Volume {
         Ok(Usage { used_bytes, available_bytes })
     }
 
+    /// What the volume holds, after another look at some of its files, which may have grown.
+    pub(crate) fn recount(&self, entries: u64) -> Result<u64, FileError> {
+        if self.is_limited {
+            return Ok(self.counted()?.0);
+        }
+        self.budgets.counts.of(self.id).roll(self, entries)
+    }
+
     /// What the volume holds, and what the kernel lets it take where the kernel has a limit.
     fn counted(&self) -> Result<(u64, Option<u64>), FileError> {
         if !self.is_limited {
-            return Ok((self.disk_usage()?, None));
+            return Ok((self.budgets.counts.of(self.id).bytes(self)?, None));
         }
         let disk = rustix::fs::fstatvfs(&self.root).during("measure", &"")?;
         let bytes = |blocks: u64| blocks.saturating_mul(disk.f_frsize);

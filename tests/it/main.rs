@@ -15,6 +15,7 @@ mod outage;
 mod ports;
 mod quota;
 mod recovery;
+mod snapshots;
 mod sockets;
 mod support;
 mod volumes;

@@ -42,6 +42,8 @@ const LONG: Duration = Duration::from_secs(3600);
 const RESERVE_BYTES: u64 = 64 << 20;
 /// Until those who are about to leave have left.
 const LEAVES_WITHIN: Duration = Duration::from_secs(5);
+/// A loop device that nobody holds any more goes a moment after its last user.
+const GOES_WITHIN: Duration = Duration::from_millis(500);
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 /// A program of an earlier lightd may still work on the image.
 const UNLOCKED_WITHIN: Duration = Duration::from_secs(600);
@@ -143,7 +145,7 @@ impl Images {
         }
         protect(&at, true);
         // Held by what still runs: it is in use, and was checked before that.
-        if loop_device(&path)?.is_none() {
+        if wait_for(GOES_WITHIN, || Ok(loop_device(&path)?.is_none()))? {
             self.repair(volume, &path, &image)?;
         }
         mount(&path, &image, &at)?;
@@ -413,13 +415,21 @@ fn check(path: &Path, image: &File, how: &[&str]) -> Result<(), BackingError> {
 
 /// Mounts an image, which the caller has locked, for the whole system.
 fn mount(path: &Path, image: &File, at: &Path) -> Result<(), BackingError> {
-    // One that something else still holds must not be opened by a second device beside it.
-    let (source, options) = match loop_device(path)? {
-        Some(device) => (PathBuf::from(device), "nosuid,nodev"),
-        None => (path.to_owned(), "loop,nosuid,nodev"),
-    };
-    let mount = Tool::new("mount")?.args(["-t", "ext4", "-o", options]).arg(source).arg(at);
-    mount.holding(image)?.run()?;
+    let tries = 3;
+    for attempt in 1..=tries {
+        // One that something else still holds must not be opened by a second device beside it.
+        let (source, options) = match loop_device(path)? {
+            Some(device) => (PathBuf::from(device), "nosuid,nodev"),
+            None => (path.to_owned(), "loop,nosuid,nodev"),
+        };
+        let mount = Tool::new("mount")?.args(["-t", "ext4", "-o", options]).arg(source).arg(at);
+        match mount.holding(image)?.run() {
+            Ok(_) => break,
+            // A device that was about to go may be gone by now.
+            Err(ToolError::Failed { .. }) if attempt < tries => std::thread::sleep(GOES_WITHIN),
+            Err(error) => return Err(error.into()),
+        }
+    }
     if mounts::is_seen_by_the_system(at)? {
         // Of no use to anyone but the check, which makes it anew. What it saved there stays.
         std::fs::remove_dir(at.join("lost+found")).ok();
@@ -448,7 +458,14 @@ fn loop_device(image: &Path) -> Result<Option<String>, BackingError> {
 
 /// Looks until it is so, for as long as those who leave may take.
 fn wait_until(is_so: impl Fn() -> Result<bool, BackingError>) -> Result<bool, BackingError> {
-    let end = Instant::now() + LEAVES_WITHIN;
+    wait_for(LEAVES_WITHIN, is_so)
+}
+
+fn wait_for(
+    within: Duration,
+    is_so: impl Fn() -> Result<bool, BackingError>,
+) -> Result<bool, BackingError> {
+    let end = Instant::now() + within;
     loop {
         if is_so()? {
             return Ok(true);

@@ -7,7 +7,9 @@ mod gate;
 mod hostile;
 mod operation;
 mod quota;
+mod replica;
 mod tree;
+mod usage;
 mod volume;
 
 use std::collections::BTreeMap;
