@@ -40,7 +40,7 @@ use crate::supervisor::{Registry, Services, Settings};
 use crate::telemetry::Telemetry;
 use crate::util::chain::Chain;
 use crate::util::secret::Sealer;
-use crate::volumes::{LeftOver, VolumeSettings, Volumes};
+use crate::volumes::{LeftOver, OnExceeded, VolumeSettings, Volumes};
 
 /// How many containers are brought up at once.
 const START_SLOTS: usize = 4;
@@ -224,6 +224,8 @@ impl App {
         tasks.spawn(self.keep_isolation());
         let (volumes, left_over) = (self.volumes.clone(), self.left_over.clone());
         tasks.spawn(async move { volumes.take_up(left_over).await });
+        let (volumes, stop) = (self.volumes.clone(), self.stop.clone());
+        tasks.spawn(async move { volumes.watch(stop).await });
     }
 
     /// Hands each part its piece of a changed configuration.
@@ -406,7 +408,14 @@ fn settings_of(config: &Config) -> Settings {
 }
 
 fn volume_settings_of(config: &Config) -> VolumeSettings {
-    VolumeSettings { backend: config.quota.backend, max_snapshots: config.snapshots.max_per_volume }
+    VolumeSettings {
+        backend: config.quota.backend,
+        max_snapshots: config.snapshots.max_per_volume,
+        on_exceeded: match config.quota.on_exceeded {
+            config::OnExceeded::Tell => OnExceeded::Tell,
+            config::OnExceeded::Stop => OnExceeded::Stop,
+        },
+    }
 }
 
 fn access_of(config: &Config) -> AccessSettings {

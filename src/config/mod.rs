@@ -26,7 +26,7 @@ use ipnet::{IpNet, Ipv4Net};
 use url::Url;
 
 pub(crate) use self::error::ConfigError;
-pub(crate) use self::raw::{Firewall, LogFormat, LogLevel};
+pub(crate) use self::raw::{Firewall, LogFormat, LogLevel, OnExceeded};
 use crate::domain::quota::QuotaBackend;
 use crate::domain::spec::Protocol;
 use crate::util::secret::Secret;
@@ -165,6 +165,7 @@ pub(crate) struct Snapshots {
 pub(crate) struct Quota {
     /// `None`: the best that works.
     pub(crate) backend: Option<QuotaBackend>,
+    pub(crate) on_exceeded: OnExceeded,
 }
 
 #[derive(Clone, Debug)]

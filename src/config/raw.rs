@@ -155,6 +155,18 @@ pub(crate) struct Archives {
 pub(crate) struct Quota {
     /// Who holds a new volume to its size.
     pub(crate) backend: QuotaChoice,
+    /// What follows when a workload brings its volume over a soft limit.
+    pub(crate) on_exceeded: OnExceeded,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum OnExceeded {
+    /// The people at its console and the log are told.
+    #[default]
+    Tell,
+    /// And it is stopped.
+    Stop,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -318,7 +318,7 @@ fn quota(raw: &raw::Quota) -> Quota {
         raw::QuotaChoice::Image => Some(QuotaBackend::Image),
         raw::QuotaChoice::Soft => Some(QuotaBackend::Soft),
     };
-    Quota { backend }
+    Quota { backend, on_exceeded: raw.on_exceeded }
 }
 
 fn remote(raw: &raw::Remote, check: &mut Check<'_>) -> Remote {

@@ -135,6 +135,16 @@ impl Read<'_> {
         Ok(found)
     }
 
+    /// The least that containers of a volume allow it to hold.
+    pub(crate) fn disk_limit_of(&self, id: VolumeId) -> Result<Option<u64>, StoreError> {
+        let mut least = None;
+        for user in self.containers_of_volume(id)? {
+            let limit = self.container(&user)?.spec.limits.disk;
+            least = least.into_iter().chain(limit).min();
+        }
+        Ok(least)
+    }
+
     /// The containers that use a volume.
     pub(crate) fn containers_of_volume(
         &self,

@@ -10,6 +10,7 @@
 //! ([`Volumes::take_up`]), and is finished or undone before a container gets at it.
 
 mod boot;
+mod rounds;
 mod snapshots;
 
 use std::collections::HashMap;
@@ -38,6 +39,14 @@ pub(crate) struct VolumeSettings {
     pub(crate) backend: Option<QuotaBackend>,
     /// How many snapshots one volume may have.
     pub(crate) max_snapshots: u64,
+    pub(crate) on_exceeded: OnExceeded,
+}
+
+/// What follows when a workload has brought its volume over a limit that the kernel does not keep.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum OnExceeded {
+    Tell,
+    Stop,
 }
 
 #[derive(Debug, thiserror::Error)]

@@ -277,3 +277,62 @@ async fn what_does_not_work_here_is_not_pretended_and_the_doctor_says_why() {
     assert_eq!(held.await["enforced"], "kernel", "it keeps what it was made with");
     daemon.close().await;
 }
+
+#[tokio::test]
+async fn a_soft_limit_stops_lightd_at_the_byte_and_tells_of_what_a_workload_does() {
+    let daemon = Daemon::start_with(|config| {
+        config["quota"] = json!({"backend": "soft", "on_exceeded": "stop"});
+    });
+    let daemon = daemon.await;
+    let client = daemon.client();
+    let (id, volume) = (daemon.id("over"), volume(&daemon, 4).await);
+    let write =
+        async |path: &str, bytes: usize| write(&daemon, &volume, path, &"x".repeat(bytes)).await;
+    assert_eq!(write("a", 3 << 20).await, 201);
+    assert_eq!(write("b", 2 << 20).await, 507);
+    let removed = client.request(reqwest::Method::DELETE, &format!("/volumes/{volume}/files"));
+    let removed = removed.json(&json!({"paths": ["a"]}));
+    crate::support::client::answer(removed).await.is(200);
+    assert_eq!(write("b", 2 << 20).await, 201, "what was removed is free at once");
+    let held = quota(&daemon, &volume).await;
+    assert_eq!((&held["enforced"], &held["exceeded"]), (&json!("soft"), &json!(false)));
+    client
+        .post(&format!("/volumes/{volume}/resize"), json!({"size": 1}))
+        .await
+        .refused(409, "below_use");
+    // Grown where it lies, by the workload.
+    let grows = "echo Ready; dd if=/dev/zero of=b bs=1048576 count=6 conv=notrunc; guest forever";
+    daemon.run(&id, json!({"volume_id": volume, "startup_command": grows, "tty": false})).await;
+    daemon.state(&id, "offline").await;
+    let held = quota(&daemon, &volume).await;
+    assert_eq!((&held["exceeded"], &held["available"]), (&json!(true), &json!(0)));
+    assert!(daemon.log().contains("a volume is over its limit"), "it was told");
+    assert_eq!(write("c", 1).await, 507);
+    daemon.close().await;
+}
+
+#[tokio::test]
+async fn a_containers_own_disk_limit_counts_for_its_volume() {
+    let daemon = start().await;
+    let (id, plain, image) =
+        (daemon.id("limited"), daemon.volume().await, volume(&daemon, 16).await);
+    let limits = json!({"memory": 64 << 20, "disk": 2 << 20});
+    daemon.create(&id, json!({"volume_id": plain, "limits": limits})).await;
+    let held = quota(&daemon, &plain).await;
+    assert_eq!((&held["size"], &held["enforced"]), (&json!(2 << 20), &json!("soft")));
+    assert_eq!(write(&daemon, &plain, "file", &"x".repeat(3 << 20)).await, 507);
+    assert_eq!(write(&daemon, &plain, "file", &"x".repeat(1 << 20)).await, 201);
+    let other = daemon.id("other");
+    let limits = json!({"memory": 64 << 20, "disk": 64 << 20});
+    daemon.create(&other, json!({"volume_id": image, "limits": limits})).await;
+    let held = quota(&daemon, &image).await;
+    assert_eq!((&held["size"], &held["enforced"]), (&json!(16 << 20), &json!("kernel")));
+    daemon
+        .client()
+        .patch(&format!("/containers/{other}"), json!({"limits": {"disk": 2 << 20}}))
+        .await
+        .is(200);
+    let held = quota(&daemon, &image).await;
+    assert_eq!((&held["size"], &held["enforced"]), (&json!(2 << 20), &json!("soft")));
+    daemon.close().await;
+}

@@ -80,12 +80,7 @@ async fn find(
     permission: Permission,
 ) -> Result<Found, ApiError> {
     let look = move |rx: &Read<'_>| {
-        let used_by = rx.containers_of_volume(id)?;
-        let mut disk_bytes = None;
-        for user in &used_by {
-            disk_bytes = disk_bytes.into_iter().chain(rx.container(user)?.spec.limits.disk).min();
-        }
-        Ok((rx.volume(id), used_by, disk_bytes))
+        Ok((rx.volume(id), rx.containers_of_volume(id)?, rx.disk_limit_of(id)?))
     };
     let (row, used_by, disk_bytes) = state.store.read("look up a volume", look).await?;
     auth.require_on(permission, Resource::Volume { used_by: &used_by })?;

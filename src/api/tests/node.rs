@@ -36,7 +36,7 @@ use crate::store::Store;
 use crate::store::volumes::VolumeRow;
 use crate::supervisor::{Registry, Services as SupervisorServices, Settings};
 use crate::util::secret::{Sealer, SecretDigest};
-use crate::volumes::{VolumeSettings, Volumes};
+use crate::volumes::{OnExceeded, VolumeSettings, Volumes};
 
 pub(super) const TOKEN: &str = "lightd_0123456789abcdef";
 pub(super) const VENDOR: &str = "Application/vnd.pkglatv1+json";
@@ -78,7 +78,12 @@ impl Node {
             volumes: Volumes::new(
                 store.clone(),
                 Arc::clone(&supervisor),
-                watch::channel(VolumeSettings { backend: None, max_snapshots: 3 }).1,
+                watch::channel(VolumeSettings {
+                    backend: None,
+                    max_snapshots: 3,
+                    on_exceeded: OnExceeded::Tell,
+                })
+                .1,
             ),
             operations: Operations::default(),
             panel: Arc::new(Panel::new(store.clone(), watch::channel(None).1)),

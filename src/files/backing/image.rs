@@ -44,6 +44,8 @@ const RESERVE_BYTES: u64 = 64 << 20;
 const LEAVES_WITHIN: Duration = Duration::from_secs(5);
 /// A loop device that nobody holds any more goes a moment after its last user.
 const GOES_WITHIN: Duration = Duration::from_millis(500);
+/// A container that is being started holds for a moment whatever is mounted.
+const FREE_WITHIN: Duration = Duration::from_secs(60);
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 /// A program of an earlier lightd may still work on the image.
 const UNLOCKED_WITHIN: Duration = Duration::from_secs(600);
@@ -144,9 +146,14 @@ impl Images {
             self.make_mount_point(&at)?;
         }
         protect(&at, true);
-        // Held by what still runs: it is in use, and was checked before that.
-        if wait_for(GOES_WITHIN, || Ok(loop_device(&path)?.is_none()))? {
-            self.repair(volume, &path, &image)?;
+        let half_resized = self.undo_path(volume).exists();
+        let patience = if half_resized { FREE_WITHIN } else { GOES_WITHIN };
+        match wait_for(patience, || Ok(loop_device(&path)?.is_none()))? {
+            true => self.repair(volume, &path, &image)?,
+            // Nobody had it when the resize began, so nobody keeps it for long.
+            false if half_resized => return Err(BackingError::Busy),
+            // Held by what still runs: it is in use, and was checked before that.
+            false => {}
         }
         mount(&path, &image, &at)?;
         superblock::size_bytes(&image)

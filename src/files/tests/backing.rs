@@ -133,7 +133,7 @@ fn a_volume_that_someone_is_in_is_not_resized() {
     drop(open);
     // As a container does: a mount namespace of its own keeps the file system after our unmount.
     let mut holder = Command::new("unshare")
-        .args(["-m", "--propagation", "private", "sh", "-c", "echo; exec sleep 60"])
+        .args(["-m", "--propagation", "private", "sh", "-c", "echo; exec sleep 20"])
         .stdout(Stdio::piped())
         .spawn()
         .expect("unshare");
