@@ -67,7 +67,11 @@ fn try_project(volumes: &Path, (uid, gid): (u32, u32)) -> Result<(), BackingErro
     let written = written?;
     match written.code {
         0 => Err(BackingError::NotKept { said: "a file grew beyond it".to_owned() }),
-        _ if !written.said.contains("quota exceeded") => {
+        // XFS calls it a full disk.
+        _ if !["quota exceeded", "No space left"]
+            .iter()
+            .any(|full| written.said.contains(full)) =>
+        {
             Err(BackingError::NotKept { said: written.said })
         }
         _ if !shows.map_err(io)? => {

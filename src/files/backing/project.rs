@@ -31,9 +31,12 @@ pub(crate) fn number_for(volume: VolumeId, attempt: u32) -> u32 {
 /// Gives a folder, with what is in it, a number that what is made in it inherits.
 pub(crate) fn assign(folder: &Path, project: u32) -> Result<(), BackingError> {
     let number = project.to_string();
-    let chattr = Tool::new("chattr")?.args(["-R", "+P", "-p", number.as_str()]).arg(folder);
+    let mark = ["-R", "+P"];
+    // Links and devices bear no number and files hand none on, which makes the program complain once it
+    // has done the rest. The mark alone first: what it fails for would not be given the number.
+    drop(Tool::new("chattr")?.args(mark).arg(folder).within(LONG).end()?);
+    let chattr = Tool::new("chattr")?.args(["-R", "-p", number.as_str()]).arg(folder);
     let ended = chattr.within(LONG).end()?;
-    // Links and devices bear no number, which makes the program complain once it has done the rest.
     if assigned(folder)? == Some(project) {
         return Ok(());
     }

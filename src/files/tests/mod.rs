@@ -6,6 +6,7 @@ mod content;
 mod gate;
 mod hostile;
 mod operation;
+mod project;
 mod quota;
 mod replica;
 mod tree;
