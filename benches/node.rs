@@ -10,17 +10,20 @@
 
 #![expect(clippy::disallowed_types, reason = "a bench measures real time")]
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
-use std::path::{Path, PathBuf};
+use std::io::{Read, Write};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-type Part = fn(&Node) -> Result<()>;
-type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
+mod client;
 
-const TOKEN: &str = "lightd_bench_token_0123456789";
+use client::{
+    Connection, Result, TOKEN, between, exchange, free_port, quietly, wait_for_port, write,
+};
+
+type Part = fn(&Node) -> Result<()>;
+
 const IMAGE: &str = "lightd-bench:1";
 const NODE: &str = "bench-node";
 const BRIDGE: &str = "ldbench0";
@@ -293,61 +296,6 @@ impl Drop for Daemon {
     }
 }
 
-/// A keep-alive connection, written by hand so that the client costs little and the same for both.
-struct Connection {
-    stream: BufReader<TcpStream>,
-}
-
-impl Connection {
-    fn open(port: u16) -> Result<Self> {
-        let stream = TcpStream::connect(("127.0.0.1", port))?;
-        stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(Duration::from_secs(30)))?;
-        Ok(Self { stream: BufReader::new(stream) })
-    }
-
-    fn get(&mut self, path: &str) -> Result<String> {
-        self.send("GET", path, "")
-    }
-
-    fn send(&mut self, method: &str, path: &str, body: &str) -> Result<String> {
-        let content = if body.is_empty() { "" } else { "Content-Type: application/json\r\n" };
-        let head = format!(
-            "{method} {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {TOKEN}\r\n\
-             Accept: Application/vnd.pkglatv1+json\r\n{content}Content-Length: {}\r\n\r\n{body}",
-            body.len()
-        );
-        self.stream.get_mut().write_all(head.as_bytes())?;
-        let (mut line, mut length, mut status) = (String::new(), 0, String::new());
-        loop {
-            line.clear();
-            self.stream.read_line(&mut line)?;
-            if status.is_empty() {
-                status.clone_from(&line);
-            }
-            if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
-                length = value.trim().parse()?;
-            }
-            if line.trim().is_empty() {
-                break;
-            }
-        }
-        let mut body = vec![0; length];
-        self.stream.read_exact(&mut body)?;
-        let body = String::from_utf8(body)?;
-        let is_good = status.split_whitespace().nth(1).is_some_and(|code| code.starts_with('2'));
-        if is_good {
-            Ok(body)
-        } else {
-            Err(format!("{method} {path}: {} {body}", status.trim()).into())
-        }
-    }
-}
-
-fn exchange(port: u16, method: &str, path: &str, body: &str) -> Result<String> {
-    Connection::open(port)?.send(method, path, body)
-}
-
 fn requests_per_second(port: u16, path: &str) -> Result<f64> {
     const CONNECTIONS: usize = 8;
     const FOR: Duration = Duration::from_secs(3);
@@ -535,42 +483,10 @@ mod docker {
     }
 }
 
-fn quietly(command: &mut Command) {
-    if let Err(error) = command.stdout(Stdio::null()).stderr(Stdio::null()).status() {
-        eprintln!("{command:?}: {error}");
-    }
-}
-
 fn cpu_seconds(pid: u32) -> Result<f64> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
     let fields: Vec<&str> =
         stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
     let ticks: u64 = fields[11].parse::<u64>()? + fields[12].parse::<u64>()?;
     Ok(ticks as f64 / 100.0)
-}
-
-fn free_port() -> Result<u16> {
-    Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
-}
-
-fn wait_for_port(port: u16, path: &str) -> Result<()> {
-    let deadline = Instant::now() + Duration::from_secs(20);
-    loop {
-        if exchange(port, "GET", path, "").is_ok() {
-            return Ok(());
-        }
-        if Instant::now() > deadline {
-            return Err(format!("nobody answers on port {port}").into());
-        }
-        std::thread::sleep(Duration::from_micros(500));
-    }
-}
-
-fn between<'t>(text: &'t str, before: &str, after: &str) -> Option<&'t str> {
-    text.split_once(before)?.1.split_once(after).map(|(found, _)| found)
-}
-
-fn write(path: &Path, text: &str) -> Result<()> {
-    std::fs::File::create(path)?.write_all(text.as_bytes())?;
-    Ok(())
 }

@@ -117,28 +117,39 @@ install_all() {
     put 0644 "$repo/systemd/lightd.service" "$unit"
     if [ "$dry_run" = no ]; then "$program" --config "$config" check-config >/dev/null || die "$config is not valid." "Its mistakes stand above."; fi
     if ! has_systemd; then
-        say "There is no systemd here. Start it by: $program --config $config"
+        say "There is no systemd here. Start it by: ${SUDO_USER:+sudo }$program --config $config"
         return 0
     fi
     run systemctl daemon-reload
     [ "$start" = yes ] || return 0
     run systemctl enable --quiet lightd
     if [ "$changed" = yes ]; then
-        run systemctl restart lightd || die "lightd did not start." "See: journalctl -u lightd -n 50"
+        run systemctl restart lightd || did_not_start
     else
-        run systemctl start lightd || die "lightd did not start." "See: journalctl -u lightd -n 50"
+        run systemctl start lightd || did_not_start
     fi
-    [ "$dry_run" = yes ] || say "lightd runs. Its token: $program --config $config --token what"
+    [ "$dry_run" = yes ] || say "lightd runs. Its token: ${SUDO_USER:+sudo }$program --config $config --token what"
 }
 
+did_not_start() {
+    journalctl --unit lightd --lines 5 --no-pager --output cat >&2 || true
+    die "lightd did not start." "Its last words stand above; more: journalctl -u lightd -n 50" \
+        "If the port is taken by the demo: install-scripts/quickstart.sh --stop, then run this again."
+}
+
+# servers FILTERS: the names of the containers on this lightd's network, and of no other lightd's.
 servers() {
     engine_answers || return 0
-    engine GET '/containers/json?all=true' | grep -o '"/lightd-[^"]*"' | tr -d '"/' | sort -u
+    engine GET '/containers/json?all=true' -G --data-urlencode "filters={\"network\": [\"$bridge\"]$1}" |
+        grep -o '"/lightd-[^"]*"' | tr -d '"/' | sort -u || true
 }
 
 uninstall() {
-    local left
-    left=$(servers)
+    local left bridge running
+    bridge=$(sed -n 's/.*"bridge": *"\([^"]*\)".*/\1/p' "$config" 2>/dev/null) || true
+    bridge=${bridge:-lightd0}
+    left=$(servers '')
+    running=$(servers ', "status": ["running", "paused"]')
     if [ "$mode" = purge ] && [ -n "$left" ]; then
         # shellcheck disable=SC2086 # One name a line; on one line here.
         die "there are still servers:" $left "Delete them through the API, or by docker rm -f, and run this again."
@@ -149,17 +160,17 @@ uninstall() {
     if [ "$mode" = purge ]; then
         run rm -rf "$data" "$(dirname "$config")"
         ! getent passwd "$user" >/dev/null || run userdel "$user"
-        if engine_answers; then run engine DELETE /networks/lightd0 -o /dev/null; fi
+        if engine_answers; then run engine DELETE "/networks/$bridge" -o /dev/null; fi
         local family
         for family in inet bridge; do
-            ! nft list table "$family" lightd0 >/dev/null 2>&1 || run nft delete table "$family" lightd0
+            ! nft list table "$family" "$bridge" >/dev/null 2>&1 || run nft delete table "$family" "$bridge"
         done
         say "lightd is gone."
         return 0
     fi
     say "lightd is uninstalled. Kept: $data, $config, the user $user (--purge removes them)."
     # shellcheck disable=SC2086
-    [ -z "$left" ] || say "Servers that go on, unwatched:" $left
+    [ -z "$running" ] || say "Servers that go on, unwatched:" $running
 }
 
 [ "$(id -u)" = 0 ] || [ "$dry_run" = yes ] || exec sudo -- "$(realpath -- "${BASH_SOURCE[0]}")" "${arguments[@]}"

@@ -38,8 +38,11 @@ as_root() {
 
 require_root_or_sudo() {
     [ "$(uname -s)" = Linux ] || die "lightd runs on Linux only."
-    [ "$(id -u)" = 0 ] || have sudo || die "this needs root for packages, Docker and the firewall, and there is no sudo." \
-        "Run it as root."
+    [ "$(id -u)" != 0 ] || return 0
+    have sudo || die "this needs root for packages, Docker and the firewall, and there is no sudo." "Run it as root."
+    # Asked now, not after a long build. Not by sudo -v, which asks some for a password who need none.
+    sudo -- true || die "this needs root for packages, Docker and the firewall, and sudo refuses $(id -un)." \
+        "Run it as root, or as a user who may use sudo (as root: adduser $(id -un) sudo, then log in again)."
 }
 
 # Under sudo, in a checkout of the caller's: goes on as the caller, so that nothing there ends up root's.
@@ -191,11 +194,12 @@ ensure_engine() {
         say "Waiting for the dockerd that is there (pid $(read_pid /var/run/docker.pid))"
     elif [ -d /run/systemd/system ] && have systemctl; then
         say "Starting Docker: systemctl start docker"
-        as_root systemctl start docker || die "systemd could not start Docker." "See: journalctl -u docker -n 50"
+        as_root systemctl start docker ||
+            die "systemd could not start Docker." "Why: systemctl status docker; journalctl -u docker -n 50. Then run this again."
     else
         say "Starting dockerd in the background (log: $engine_log)"
         # shellcheck disable=SC2016 # The inner shell expands these.
-        as_root sh -c 'nohup setsid dockerd --pidfile "$1" >>"$2" 2>&1 </dev/null &' sh "$engine_pidfile" "$engine_log"
+        as_root sh -c 'nohup setsid dockerd --pidfile "$1" >>"$2" 2>&1 </dev/null 9>&- &' sh "$engine_pidfile" "$engine_log"
         engine_started=yes
     fi
     local tries

@@ -14,7 +14,7 @@ Installs what is missing (asking first), builds lightd, starts it and brings a d
   --yes              install missing packages without asking
   --port PORT        where lightd listens (default 8070)
   --host ADDRESS     on which address (default 127.0.0.1)
-  --server-port PORT where the demo server answers HTTP (default: the first free one from 25565)
+  --server-port PORT where the demo server answers HTTP (default: the first free one from 25565); for a new demo only
   --data DIR         where everything is kept (default .lightd-demo in the checkout)
   --build-only       install and build, start nothing
 
@@ -72,8 +72,15 @@ parse_arguments() {
 
 # --- the daemon ----------------------------------------------------------------------------------------------
 
+# Two at once would each start a lightd, and only one could be stopped. Given up when this script ends: what it
+# leaves running does not inherit it.
+only_one() {
+    exec 9<"${BASH_SOURCE[0]}"
+    flock --nonblock 9 || die "another quickstart.sh of this checkout is at work." "Wait for it to end, then run this again."
+}
+
 build() {
-    step "Building lightd (the first time takes some minutes)"
+    step "Building lightd (the first time takes 3 to 15 minutes)"
     (cd "$repo" && "$rust_dir/cargo" build --locked --release)
 }
 
@@ -128,11 +135,11 @@ start_lightd() {
         stop_pid "$pidfile" lightd 20 || die "the old lightd does not end." "See $log"
     fi
     ! port_is_taken "$address" "$port" || die "port $port is taken by another program." \
-        "Choose another one: $0 --port 8071" "Who has it: ss -ltnp 'sport = :$port'"
+        "Choose another one: $0$again --port $((port % 65535 + 1))" "Who has it: $(sudo_if_needed)ss -ltnp 'sport = :$port'"
     # A new store knows nothing of the network that an earlier demo may have left.
     as_root test -e "$base/lightd.db" || engine DELETE "/networks/$bridge" -o /dev/null
     # shellcheck disable=SC2016 # The inner shell expands these.
-    as_root sh -c 'nohup setsid "$1" --config "$2" >>"$3" 2>&1 </dev/null & echo $! >"$4"' \
+    as_root sh -c 'nohup setsid "$1" --config "$2" >>"$3" 2>&1 </dev/null 9>&- & echo $! >"$4"' \
         sh "$binary" "$config" "$log" "$pidfile"
     local tries
     for tries in $(seq 100); do
@@ -166,8 +173,13 @@ END
 # must METHOD PATH [JSON]: an api call that has to succeed.
 must() {
     api "$@"
-    case $status in 2??) ;; *) die "lightd answered $status to $1 $2: $(jq -r '.error // .' <<<"$body" 2>/dev/null || echo "$body")" "See $log" ;; esac
+    case $status in 2??) return 0 ;; esac
+    complaints
+    die "lightd answered $status to $1 $2: $(jq -r '.error // .' <<<"$body" 2>/dev/null || echo "$body")" "More in $log"
 }
+
+# What lightd last complained of.
+complaints() { as_root grep -E ' (WARN|ERROR) ' "$log" | tail -n 3 >&2 || true; }
 
 state() {
     must GET "/containers/$server"
@@ -176,7 +188,7 @@ state() {
 
 # wait_for STATE SECONDS: follows the server's states until it is in that one.
 wait_for() {
-    local wanted=$1 seen='' now tries
+    local wanted=$1 seen='' now tries begun=$SECONDS
     for tries in $(seq $(($2 * 5))); do
         now=$(state)
         [ "$now" = "$seen" ] || say "  $now"
@@ -190,7 +202,9 @@ wait_for() {
     say "install_error: $(jq -r .install_error <<<"$body"), exit_code: $(jq -r .exit_code <<<"$body")" >&2
     api GET "/containers/$server/logs?lines=15"
     jq -r '.data // .lines // .' <<<"$body" >&2 || true
-    die "the demo server is $seen, not $wanted, after $2 s." "Its last lines stand above; lightd's own log is $log"
+    complaints
+    die "the demo server is $seen, not $wanted, after $((SECONDS - begun)) s." \
+        "Its last lines and lightd's complaints stand above; lightd's own log is $log" "Begin afresh: $0$again --remove, then $0$again"
 }
 
 # all_servers FILTER: what the jq filter makes of each server of this lightd.
@@ -217,6 +231,8 @@ import_image() {
     say "Importing the image $image (a static busybox, nothing else)"
     local root applet
     root=$(mktemp -d)
+    # shellcheck disable=SC2064 # Expanded now: the name is local.
+    trap "rm -rf '$root'" EXIT
     mkdir -p "$root/bin" "$root/tmp" "$root/etc"
     cp "$(command -v busybox)" "$root/bin/busybox"
     chmod 0755 "$root" "$root/bin/busybox"
@@ -227,6 +243,7 @@ import_image() {
     said=$(tar -C "$root" --owner=0 --group=0 -c . | engine POST "/images/create?fromSrc=-&repo=${image%:*}&tag=${image#*:}" \
         -H 'Content-Type: application/x-tar' --data-binary @-)
     rm -rf "$root"
+    trap - EXIT
     [ "$(engine GET "/images/$image/json" -o /dev/null -w '%{http_code}')" = 200 ] || die "Docker did not take the image: $said"
 }
 
@@ -240,7 +257,11 @@ free_server_port() {
 
 # The five calls that a panel makes, in its order.
 create_server() {
-    [ -n "$server_port" ] || server_port=$(free_server_port)
+    if [ -z "$server_port" ]; then
+        server_port=$(free_server_port)
+    elif port_is_taken 127.0.0.1 "$server_port"; then
+        die "port $server_port is taken by another program." "Choose another one: $0$again --server-port PORT"
+    fi
 
     say "POST /volumes"
     must POST /volumes '{"name": "demo"}'
@@ -278,7 +299,7 @@ bring_up_server() {
     api GET "/containers/$server"
     case $status in
     404) create_server && wait_for offline 120 ;;
-    200) say "The demo server is there already." && wait_until_none 'select(.state == ("unknown", "installing", "stopping")).internal_id' 120 ;;
+    200) say "The demo server is there already, with its port and files." && wait_until_none 'select(.state == ("unknown", "installing", "stopping")).internal_id' 120 ;;
     *) die "lightd answered $status: $body" "See $log" ;;
     esac
     say "POST /containers/$server/start"
@@ -287,12 +308,15 @@ bring_up_server() {
     must GET "/containers/$server"
     server_port=$(jq -r '.ports[0].port' <<<"$body")
     curl -fsS --max-time 10 --retry 5 --retry-connrefused "http://127.0.0.1:$server_port/" | grep -q 'It runs.' ||
-        die "the server runs, but its port $server_port does not answer." "See $log, and: $binary doctor --config $config"
+        die "the server runs, but its port $server_port does not answer." "See $log, and: $(sudo_if_needed)$binary --config $config doctor" \
+            "Begin afresh: $0$again --remove, then $0$again"
 }
 
+sudo_if_needed() { [ "$(id -u)" = 0 ] || echo "sudo "; }
+
 summary() {
-    local run="$binary --config $config"
-    [ "$(id -u)" = 0 ] || run="sudo $run"
+    local run
+    run="$(sudo_if_needed)$binary --config $config"
     cat <<END
 
 lightd runs, and so does its first server.
@@ -374,6 +398,7 @@ again=
 [ "$data" = "$repo/.lightd-demo" ] || again=" --data $data"
 require_root_or_sudo
 drop_sudo "$(realpath -- "${BASH_SOURCE[0]}")" "$@"
+only_one
 
 case $mode in
 stop)

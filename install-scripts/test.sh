@@ -129,6 +129,11 @@ want_build_tools
 want nftables nft
 want iproute2 ip
 want bzip2 bzip2
+want xz-utils xz
+want zip zip
+want unzip unzip
+want p7zip-full 7z
+want python3 python3
 want zstd zstd
 want shellcheck shellcheck
 want_static_busybox

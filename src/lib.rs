@@ -9,8 +9,10 @@
 //!   supervisor                             one owner task per container, effects, boot
 //!   access, network                        who may; which ports, which packets
 //!   engine  cgroup  store  files  console  adapters; none knows another
-//!   domain, util                           pure; know nothing of ours
+//!   domain, util                           pure; small tools. Know nothing of ours
 //! ```
+//! Beside them stand `config` (the file, read, checked and swapped whole; each part is given its own
+//! piece of it by `app`), `telemetry` (logs) and `shutdown` (signals).
 //!
 //! A module imports only what stands below it; `tests/it/architecture.rs` holds it to that. Nothing
 //! below `api` knows a status code, nothing above `engine` a Docker type, nothing above `store` SQL.
@@ -34,6 +36,12 @@ mod supervisor;
 mod telemetry;
 mod util;
 mod volumes;
+
+/// The door for the targets in `fuzz/`.
+#[cfg(fuzzing)]
+pub mod fuzzing {
+    pub use crate::files::fuzzing::{path, unpack, unpack_tar};
+}
 
 /// Reads the command line and does what it says.
 pub fn main() -> std::process::ExitCode {

@@ -21,9 +21,10 @@ echo "[server] Done! Type help for help."
 
 while read -r command rest; do
     case $command in
-    help) echo "[server] help, list, say TEXT, whoami, crash, stop" ;;
+    help) echo "[server] help, list, say TEXT, later, whoami, crash, stop" ;;
     list) echo "[server] 0 of 20 players are here" ;;
     say) echo "[server] <console> $rest" ;;
+    later) (sleep 5 && echo "[server] five seconds later") & ;;
     whoami) echo "[server] $(id)" ;;
     crash) echo "[server] as you wish" && exit 42 ;;
     stop) save_and_exit ;;

@@ -1,4 +1,7 @@
 //! A right to be here, and its end.
+//!
+//! Made by [`super::Access`] from a checked token and held for as long as a request or a socket lasts. A
+//! socket waits for [`Grant::ended`] beside its work; that the store could not be asked ends nobody.
 
 use std::time::Duration;
 
@@ -6,7 +9,7 @@ use tokio::sync::{broadcast, watch};
 
 use super::AccessSettings;
 use crate::domain::access::{Principal, TokenId};
-use crate::domain::units::UnixSeconds;
+use crate::domain::units::{UnixSeconds, now_unix_ms};
 use crate::store::Store;
 use crate::store::tokens::TokenRow;
 use crate::util::secret::SecretDigest;
@@ -31,6 +34,7 @@ enum Hold {
     /// On the node's token staying as it is.
     NodeToken(watch::Receiver<AccessSettings>, SecretDigest),
     Issued {
+        id: TokenId,
         once: bool,
         store: Store,
         revoked: broadcast::Receiver<TokenId>,
@@ -63,26 +67,23 @@ impl Grant {
         Self {
             principal: Principal::Token { id: row.id, scope: row.scope },
             expires_at: Some(row.expires_at),
-            hold: Hold::Issued { once: row.remove_on_use, store, revoked },
+            hold: Hold::Issued { id: row.id, once: row.remove_on_use, store, revoked },
         }
     }
 
     /// Waits for the token's end. May be dropped and asked again.
     pub(crate) async fn ended(&mut self) -> Ended {
-        match (&mut self.hold, &self.principal) {
-            (Hold::AuthorizationOff(settings), _) => until(settings, |now| now.enabled).await,
-            (Hold::NodeToken(settings, digest), _) => {
+        match &mut self.hold {
+            Hold::AuthorizationOff(settings) => until(settings, |now| now.enabled).await,
+            Hold::NodeToken(settings, digest) => {
                 let digest = *digest;
                 until(settings, |now| now.enabled && now.node_token != digest).await
             }
-            (Hold::Issued { once, store, revoked }, Principal::Token { id, .. }) => {
+            Hold::Issued { id, once, store, revoked } => {
                 tokio::select! {
                     () = revocation(*id, *once, store, revoked) => Ended::Revoked,
                     () = expiry(self.expires_at) => Ended::Expired,
                 }
-            }
-            (Hold::Issued { .. }, Principal::Node | Principal::Anonymous) => {
-                unreachable!("invariant: only tokens are issued")
             }
         }
     }
@@ -127,7 +128,7 @@ async fn revocation(
 async fn expiry(at: Option<UnixSeconds>) {
     let Some(at) = at else { return std::future::pending().await };
     loop {
-        let left = at.0.saturating_mul(1000) - now_ms();
+        let left = at.0.saturating_mul(1000) - now_unix_ms();
         let Ok(left @ 1..) = u64::try_from(left) else { return };
         tokio::time::sleep(Duration::from_millis(left).min(LONGEST_SLEEP)).await;
     }
@@ -136,9 +137,5 @@ async fn expiry(at: Option<UnixSeconds>) {
 /// The first whole second at which `ttl` has passed.
 pub(super) fn after(ttl: Duration) -> UnixSeconds {
     let ttl_ms = i64::try_from(ttl.as_millis()).unwrap_or(i64::MAX);
-    UnixSeconds(now_ms().saturating_add(ttl_ms).saturating_add(999) / 1000)
-}
-
-fn now_ms() -> i64 {
-    jiff::Timestamp::now().as_millisecond()
+    UnixSeconds(now_unix_ms().saturating_add(ttl_ms).saturating_add(999) / 1000)
 }

@@ -10,7 +10,7 @@ use axum::http::{HeaderMap, Uri, header};
 use super::error::ApiError;
 use super::state::AppState;
 use crate::access::Grant;
-use crate::domain::access::{Permission, Principal, Resource, allows};
+use crate::domain::access::{Permission, Principal, Resource, allows, permits};
 use crate::domain::ids::ContainerId;
 use crate::supervisor::ContainerHandle;
 
@@ -61,13 +61,7 @@ impl Auth {
 
     /// As [`Auth::require`], for a list that shows only what the caller may see.
     pub(crate) fn require_for_list(&self, permission: Permission) -> Result<(), ApiError> {
-        let permitted = match &self.principal {
-            Principal::Node | Principal::Anonymous => true,
-            Principal::Token { scope, .. } => {
-                scope.permissions.as_ref().is_none_or(|allowed| allowed.contains(&permission))
-            }
-        };
-        if permitted { Ok(()) } else { Err(ApiError::scope()) }
+        if permits(&self.principal, permission) { Ok(()) } else { Err(ApiError::scope()) }
     }
 
     pub(crate) fn may(&self, permission: Permission, container: &ContainerId) -> bool {

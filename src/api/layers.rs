@@ -14,7 +14,8 @@ use axum::response::{IntoResponse, Response};
 use tokio::time::Instant;
 use tracing::Instrument;
 
-use super::error::{ApiError, Failure};
+use super::error::ApiError;
+use super::failure::Failure;
 use super::state::AppState;
 
 pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");

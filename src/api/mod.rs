@@ -13,6 +13,7 @@
 mod auth;
 mod error;
 mod extract;
+mod failure;
 mod layers;
 mod linger;
 mod native;

@@ -14,7 +14,7 @@ pub(crate) enum CheckError {
 }
 
 pub(crate) fn run(source: &Source, out: &mut dyn Write) -> Result<(), CheckError> {
-    let config = source.load()?;
+    let config = source.preview()?;
     let text = serde_json::to_string_pretty(&config.masked()).map_err(io::Error::from)?;
     writeln!(out, "{text}")?;
     Ok(())

@@ -30,7 +30,7 @@ pub(super) enum ClientError {
     Config(#[from] ConfigError),
     #[error("cannot start the runtime")]
     Runtime(#[source] std::io::Error),
-    #[error("lightd does not answer on {0}; is it running?")]
+    #[error("lightd does not answer on {0} (is it running? lightd doctor says more)")]
     Connect(SocketAddr, #[source] std::io::Error),
     #[error("cannot read the certificate {0}")]
     Certificate(PathBuf, #[source] rustls::pki_types::pem::Error),
@@ -42,6 +42,10 @@ pub(super) enum ClientError {
     Late,
     #[error("the answer is not JSON")]
     NotJson(#[source] serde_json::Error),
+    #[error(
+        "the lightd on {0} does not take the token of {1}; was it started with another --config?"
+    )]
+    OtherToken(SocketAddr, PathBuf),
     #[error("lightd refused ({0}): {1}")]
     Refused(u16, String),
 }
@@ -57,12 +61,16 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Socket for S {}
 pub(super) struct Daemon {
     pub(super) address: SocketAddr,
     pub(super) token: Secret,
+    configuration: PathBuf,
     certificate: Option<PathBuf>,
 }
 
 impl Daemon {
     pub(super) fn of(source: &Source) -> Result<Self, ClientError> {
-        let config: Config = source.load()?;
+        Ok(Self::with(source, &source.load()?))
+    }
+
+    pub(super) fn with(source: &Source, config: &Config) -> Self {
         let mut address = config.server.address;
         // A wildcard is no address to connect to.
         address.set_ip(match address.ip() {
@@ -70,8 +78,12 @@ impl Daemon {
             IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
             particular => particular,
         });
-        let certificate = config.server.tls.map(|files| files.cert);
-        Ok(Self { address, token: config.authorization.token, certificate })
+        Self {
+            address,
+            token: config.authorization.token.clone(),
+            configuration: source.path().to_owned(),
+            certificate: config.server.tls.as_ref().map(|files| files.cert.clone()),
+        }
     }
 
     pub(super) async fn connect(&self) -> Result<Box<dyn Socket>, ClientError> {
@@ -123,9 +135,15 @@ impl Daemon {
         if status.is_success() {
             return Ok(value);
         }
-        let why =
-            value.get("error").and_then(serde_json::Value::as_str).unwrap_or("no reason given");
-        Err(ClientError::Refused(status.as_u16(), why.to_owned()))
+        Err(self.refusal(status.as_u16(), &value))
+    }
+
+    pub(super) fn refusal(&self, status: u16, answer: &serde_json::Value) -> ClientError {
+        if status == 401 {
+            return ClientError::OtherToken(self.address, self.configuration.clone());
+        }
+        let why = answer["error"].as_str().unwrap_or("no reason given");
+        ClientError::Refused(status, why.to_owned())
     }
 }
 

@@ -28,8 +28,8 @@ pub(super) enum ConsoleError {
     Id(#[from] InvalidContainerId),
     #[error(transparent)]
     Client(#[from] ClientError),
-    #[error("the console cannot be opened: lightd answered {0}")]
-    Refused(u16),
+    #[error("there is no server {0} (lightd ps lists them)")]
+    NoSuchServer(ContainerId),
     #[error("the console was closed: {0}")]
     Closed(String),
     #[error("the connection broke")]
@@ -40,10 +40,7 @@ pub(super) enum ConsoleError {
 
 impl From<tungstenite::Error> for ConsoleError {
     fn from(error: tungstenite::Error) -> Self {
-        match error {
-            tungstenite::Error::Http(response) => Self::Refused(response.status().as_u16()),
-            other => Self::Socket(Box::new(other)),
-        }
+        Self::Socket(Box::new(error))
     }
 }
 
@@ -134,10 +131,19 @@ async fn open(
         format!("ws://{address}/ws/{id}?events=console,event,daemon_message,logs,error{since}");
     let mut request = url.into_client_request()?;
     let bearer = format!("Bearer {}", daemon.token.expose());
-    let value = bearer.parse().map_err(|_| ConsoleError::Refused(401))?;
+    let value = bearer.parse().map_err(|_| daemon.refusal(401, &Value::Null))?;
     request.headers_mut().insert("Authorization", value);
-    let (socket, _) = tokio_tungstenite::client_async(request, stream).await?;
-    Ok(socket)
+    match tokio_tungstenite::client_async(request, stream).await {
+        Ok((socket, _)) => Ok(socket),
+        Err(tungstenite::Error::Http(response)) => Err(match response.status().as_u16() {
+            404 => ConsoleError::NoSuchServer(id.clone()),
+            status => {
+                let body = response.body().as_deref().unwrap_or_default();
+                daemon.refusal(status, &serde_json::from_slice(body).unwrap_or_default()).into()
+            }
+        }),
+        Err(other) => Err(other.into()),
+    }
 }
 
 fn show(frame: &str, shown: &mut Shown) -> Result<(), ConsoleError> {

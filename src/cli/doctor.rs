@@ -1,14 +1,19 @@
 //! `lightd doctor`: looks at what lightd needs and says how to mend what is missing.
+//!
+//! Every look is made, whatever the ones before have found; none changes anything.
 
-use std::io::Write;
+use std::io::{self, Write};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use super::client::{ClientError, Daemon, block_on};
+use super::serve::how_to_listen;
 use crate::config::source::Source;
 use crate::config::{Config, Firewall};
 use crate::domain::quota::QuotaBackend;
+use crate::domain::units::MIB;
 use crate::engine::{Engine, EngineOptions, Health};
 use crate::files::backing;
 use crate::network::firewall;
@@ -18,10 +23,12 @@ use crate::util::chain::Chain;
 type Finding = (&'static str, Result<String, String>);
 
 const ENGINE_ANSWERS_WITHIN: Duration = Duration::from_secs(5);
+/// With less, the next install or world save is likely to fail.
+const FREE_MIN_BYTES: u64 = 1024 * MIB;
 
 /// Exit code 0 if all is well, 1 if something is not.
 pub(super) fn run(source: &Source, out: &mut dyn Write) -> ExitCode {
-    let findings = match source.load() {
+    let findings = match source.preview() {
         Ok(config) => look(source, &config),
         Err(error) => vec![("configuration", Err(Chain(&error).to_string()))],
     };
@@ -44,12 +51,37 @@ pub(super) fn run(source: &Source, out: &mut dyn Write) -> ExitCode {
 fn look(source: &Source, config: &Config) -> Vec<Finding> {
     vec![
         ("configuration", Ok(source.path().display().to_string())),
+        ("rights", rights()),
         ("storage", writable(&config.storage.base_path)),
         ("quota", quota(config)),
+        ("disk", room(&config.storage.volumes_path)),
         ("engine", engine(config)),
         ("firewall", rules(config)),
         ("daemon", daemon(source, config)),
     ]
+}
+
+fn rights() -> Result<String, String> {
+    if rustix::process::geteuid().is_root() {
+        Ok("root".to_owned())
+    } else {
+        Err("not root, so neither the firewall nor the servers' files can be set up; use sudo"
+            .to_owned())
+    }
+}
+
+/// Of the file system that the folder is on, or will be on.
+fn room(folder: &Path) -> Result<String, String> {
+    let there = folder.ancestors().find(|folder| folder.exists()).unwrap_or(folder);
+    let system = rustix::fs::statvfs(there)
+        .map_err(|error| format!("{} cannot be looked at: {error}", there.display()))?;
+    let free = system.f_bavail.saturating_mul(system.f_frsize);
+    let text = format!("{} MiB are free for {}", free / MIB, folder.display());
+    if free >= FREE_MIN_BYTES {
+        Ok(text)
+    } else {
+        Err(format!("only {text}; make room, or set storage.volumes_path to a larger disk"))
+    }
 }
 
 fn writable(folder: &Path) -> Result<String, String> {
@@ -122,10 +154,27 @@ fn engine(config: &Config) -> Result<String, String> {
             Ok(format!("version {version}, API {api_version}, at {shown}"))
         }
         Health::Unreachable { reason, .. } => Err(format!(
-            "does not answer at {shown} ({reason}); start it, or set docker.socket_path"
+            "does not answer at {shown}: {}",
+            how_to_reach(&config.docker.socket_path, reason)
         )),
         Health::Reachable { .. } => Err(format!("does not answer at {shown} in time")),
     }
+}
+
+fn how_to_reach(socket: &Path, reason: &str) -> String {
+    let advice = match UnixStream::connect(socket).map_err(|error| error.kind()) {
+        Err(io::ErrorKind::NotFound) => {
+            "there is no such socket; install Docker (apt-get install docker.io), start it (systemctl \
+             start docker), or set docker.socket_path"
+        }
+        Err(io::ErrorKind::PermissionDenied) => "this user may not use it; use sudo",
+        Err(io::ErrorKind::ConnectionRefused) => {
+            "nobody listens; start Docker (systemctl start docker), or see why it ended (journalctl -u \
+             docker)"
+        }
+        _ => reason,
+    };
+    advice.to_owned()
 }
 
 fn rules(config: &Config) -> Result<String, String> {
@@ -142,15 +191,23 @@ fn rules(config: &Config) -> Result<String, String> {
 }
 
 fn daemon(source: &Source, config: &Config) -> Result<String, String> {
-    let answer = Daemon::of(source)
-        .and_then(|daemon| block_on(async move { daemon.get("/api/v1/public/ping").await }));
+    let daemon = Daemon::with(source, config);
+    // A call that needs the token, so that another one's daemon is not taken for this one.
+    let answer = block_on(async move {
+        daemon.get("/containers?limit=1").await?;
+        daemon.get("/api/v1/public/ping").await
+    });
     match answer {
-        Ok(answer) => Ok(format!("runs on {}: {answer}", config.server.address)),
+        Ok(answer) => {
+            let version = answer["version"].as_str().unwrap_or("?");
+            Ok(format!("version {version} runs on {}", config.server.address))
+        }
         Err(ClientError::Connect(..)) => match std::net::TcpListener::bind(config.server.address) {
             Ok(_) => Ok(format!("is not running; {} is free", config.server.address)),
             Err(error) => Err(format!(
-                "cannot listen on {} ({error}); set server.port",
-                config.server.address
+                "cannot listen on {}: {error} ({})",
+                config.server.address,
+                how_to_listen(&error)
             )),
         },
         Err(error) => Err(Chain(&error).to_string()),

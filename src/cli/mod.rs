@@ -23,7 +23,7 @@ use self::secrets::SecretError;
 use crate::config::source::{Overrides, Source};
 use crate::util::chain::Chain;
 
-/// Runs other people's servers in Docker containers on this machine.
+/// Runs other people's servers in Docker containers on this machine. Without a command: serves.
 #[derive(Debug, Parser)]
 #[command(name = "lightd", version, args_conflicts_with_subcommands = false)]
 pub(crate) struct Cli {
@@ -67,7 +67,7 @@ pub(crate) struct ServeArgs {
     #[arg(long)]
     port: Option<u16>,
 
-    /// The address to listen on
+    /// The IP address to listen on, such as 127.0.0.1 or 0.0.0.0
     #[arg(long, value_name = "ADDRESS")]
     host: Option<IpAddr>,
 
@@ -92,16 +92,16 @@ pub(crate) struct ServeArgs {
 
 #[derive(Clone, Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Check engine, storage, ports, clock and limits, and say how to mend what is wrong
+    /// Look at configuration, rights, storage, engine, firewall and daemon, and say how to mend each
     Doctor,
-    /// Attach this terminal to a container's console
+    /// A server's console, in this terminal: type commands, leave with Ctrl-D
     Console {
-        /// The container's id
+        /// The server's id, as lightd ps shows it
         id: String,
     },
-    /// List this node's containers
+    /// List this node's servers
     Ps,
-    /// Print a completion script
+    /// Print a shell's completion script: lightd completions bash > /etc/bash_completion.d/lightd
     Completions { shell: clap_complete::Shell },
     /// Check the configuration and print what counts, with secrets masked
     CheckConfig,

@@ -23,16 +23,25 @@ impl fmt::Display for ConfigProblem {
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ConfigError {
-    #[error("cannot read the configuration {path}")]
+    #[error("cannot read the configuration {path}{hint}", hint = who_may(.source))]
     Read { path: PathBuf, source: std::io::Error },
     #[error("cannot write the configuration {path}")]
     Write { path: PathBuf, source: std::io::Error },
-    #[error("there is no configuration at {path}; the first start makes one")]
+    #[error(
+        "there is no configuration at {path}; name one with --config FILE, or start lightd, which makes one"
+    )]
     Missing { path: PathBuf },
     #[error("{path} is not JSON")]
     NotJson { path: PathBuf, source: serde_json::Error },
     #[error("the configuration {path} is not valid:{}", list(.problems))]
     Invalid { path: PathBuf, problems: Vec<ConfigProblem> },
+}
+
+fn who_may(error: &std::io::Error) -> &'static str {
+    match error.kind() {
+        std::io::ErrorKind::PermissionDenied => " (only its owner may; use sudo)",
+        _ => "",
+    }
 }
 
 fn list(problems: &[ConfigProblem]) -> String {

@@ -89,12 +89,14 @@ pub(crate) struct RunAs {
     pub(crate) gid: u32,
 }
 
-/// Absolute paths.
+/// Where things are kept; absolute paths.
 #[derive(Clone, Debug)]
 pub(crate) struct Storage {
     pub(crate) base_path: PathBuf,
     pub(crate) volumes_path: PathBuf,
     pub(crate) containers_path: PathBuf,
+    /// Whether a written file is on the disk before the answer goes out.
+    pub(crate) fsync: bool,
 }
 
 impl Storage {

@@ -77,6 +77,8 @@ pub(crate) struct Storage {
     pub(crate) base_path: PathBuf,
     pub(crate) volumes_path: Option<PathBuf>,
     pub(crate) containers_path: Option<PathBuf>,
+    /// Whether a written file is on the disk before the answer goes out.
+    pub(crate) fsync: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -281,7 +283,12 @@ impl Default for Docker {
 
 impl Default for Storage {
     fn default() -> Self {
-        Self { base_path: "/var/lib/lightd".into(), volumes_path: None, containers_path: None }
+        Self {
+            base_path: "/var/lib/lightd".into(),
+            volumes_path: None,
+            containers_path: None,
+            fsync: true,
+        }
     }
 }
 

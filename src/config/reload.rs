@@ -1,4 +1,7 @@
 //! What of a changed configuration a running daemon takes over.
+//!
+//! Every key is either live or waits for a restart; a test holds the two lists against the keys there
+//! are. Called by [`super::live`], which swaps the new value in whole: this says what that means.
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,8 @@
 //! Where a configuration comes from: a file, the environment over it, the command line over both.
+//!
+//! Read whole at the start, by the verbs of the command line, and again with each reload. Everything
+//! that is wrong is found at once, each by its key; nothing of a wrong configuration is used. Only a
+//! first start writes: a file where there is none, and a token where that has none.
 
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -60,8 +64,10 @@ impl Source {
     /// none exists, the first start makes the one in the working folder.
     pub(crate) fn find(named: Option<PathBuf>) -> PathBuf {
         let (local, system) = (Path::new(LOCAL_PATH), Path::new(SYSTEM_PATH));
+        // One in a folder that only its owner may enter is there too; reading it then says what to do.
+        let may_exist = |path: &Path| path.try_exists().unwrap_or(true);
         named.unwrap_or_else(|| {
-            if !local.exists() && system.exists() { system.into() } else { local.into() }
+            if !local.exists() && may_exist(system) { system.into() } else { local.into() }
         })
     }
 
@@ -103,16 +109,27 @@ impl Source {
     pub(crate) fn load_or_create(&self) -> Result<Config, ConfigError> {
         self.ensure_exists()?;
         let mut file = self.read_json()?;
-        // A token of the wrong type is a problem to report, not one to overwrite.
-        let has_none = file.pointer("/authorization/token").is_none_or(|token| token == "");
-        if has_none
-            && file.get("authorization").is_none_or(Value::is_object)
-            && self.env_override("authorization.token").is_none()
-        {
+        if self.lacks_token(&file) {
             edit::set_text(&self.path, "authorization", "token", &new_token())?;
             file = self.read_json()?;
         }
         self.resolve(file)
+    }
+
+    /// What a start would work with: as [`Source::load_or_create`], with nothing written.
+    pub(crate) fn preview(&self) -> Result<Config, ConfigError> {
+        let mut file = self.read_json()?;
+        if self.lacks_token(&file) {
+            set(&mut file, "authorization.token", new_token().into());
+        }
+        self.resolve(file)
+    }
+
+    fn lacks_token(&self, file: &Value) -> bool {
+        // One of the wrong type is a problem to report, not one to overwrite.
+        file.pointer("/authorization/token").is_none_or(|token| token == "")
+            && file.get("authorization").is_none_or(Value::is_object)
+            && self.env_override("authorization.token").is_none()
     }
 
     fn create(&self) -> Result<String, ConfigError> {
@@ -122,10 +139,7 @@ impl Source {
         }
         let content = first_content();
         match atomic_file::create(&self.path, content.as_bytes(), 0o600) {
-            Ok(()) => {
-                tracing::info!(path = %self.path.display(), "made a configuration with a new token");
-                Ok(content)
-            }
+            Ok(()) => Ok(content),
             // Another process was faster; its file is as good.
             Err(why) if why.kind() == io::ErrorKind::AlreadyExists => self.read(),
             Err(why) => Err(failed(why)),
@@ -229,7 +243,8 @@ pub(super) fn read_text(path: &Path) -> Result<String, ConfigError> {
     let file = match std::fs::File::open(path) {
         Ok(file) => file,
         Err(why) if why.kind() == io::ErrorKind::NotFound => {
-            return Err(ConfigError::Missing { path: path.to_owned() });
+            let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+            return Err(ConfigError::Missing { path });
         }
         Err(why) => return Err(failed(why)),
     };

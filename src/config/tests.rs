@@ -213,11 +213,15 @@ fn a_copy_of_the_example_gets_its_token_at_the_first_start() {
     write(&path, include_str!("../../config.example.json"));
     let source = Source::new(path.clone(), [], Overrides::default());
     assert_eq!(problem_keys(source.load()), ["authorization.token"]);
+    let before = std::fs::read_to_string(&path).unwrap();
+    assert!(source.preview().is_ok(), "a start would make the token");
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), before, "nothing was written");
     let config = source.load_or_create().unwrap();
     assert_eq!(source.load().unwrap().authorization.token, config.authorization.token);
     // A token that is there and wrong is reported, not replaced.
     write(&path, r#"{"authorization": {"token": 5}}"#);
     assert_eq!(problem_keys(source.load_or_create()), ["authorization.token"]);
+    assert_eq!(problem_keys(source.preview()), ["authorization.token"]);
     write(&path, r#"{"authorization": {"token": "x"}}"#);
     assert_eq!(problem_keys(source.load_or_create()), ["authorization.token"]);
 }

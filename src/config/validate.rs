@@ -159,7 +159,12 @@ fn dialects(raw: &raw::Dialects, check: &mut Check<'_>) {
 
 fn authorization(raw: &raw::Authorization, host: IpAddr, check: &mut Check<'_>) -> Authorization {
     if raw.enabled {
-        if !access::is_token(raw.token.expose()) {
+        if raw.token.is_empty() {
+            check.say(
+                "authorization.token",
+                "is empty; a start makes one, or: lightd --token reset",
+            );
+        } else if !access::is_token(raw.token.expose()) {
             check.say("authorization.token", access::TOKEN_FORMAT);
         }
     } else if host != IpAddr::from(Ipv4Addr::LOCALHOST) {
@@ -241,6 +246,7 @@ fn storage(raw: &raw::Storage, check: &mut Check<'_>) -> Storage {
         volumes_path: below("storage.volumes_path", &raw.volumes_path, "volumes"),
         containers_path: below("storage.containers_path", &raw.containers_path, "containers"),
         base_path,
+        fsync: raw.fsync,
     }
 }
 

@@ -1,4 +1,8 @@
 //! Finite looks back: the last lines, those after a number, those of a run, those that match.
+//!
+//! Asked over REST and by sockets. A look back reads like any other reader, piece by piece, and holds
+//! no more than a bounded text; what is gone is counted, and where it stopped early it says from where
+//! to ask on.
 
 use std::collections::VecDeque;
 

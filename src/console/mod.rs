@@ -21,6 +21,7 @@ mod cursor;
 mod history;
 mod input;
 mod journal;
+mod pace;
 mod read;
 mod record;
 mod resume;

@@ -16,19 +16,13 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::block::{BLOCK_BYTES, Block, Position};
+use super::pace::Pace;
 use super::record::{Pending, Record, Stream};
 use super::ring::{Found, Ring};
 use crate::domain::ids::RunId;
 
 /// How long the beginning of a line stands before it is shown without its end.
 const PARTIAL_AFTER: Duration = Duration::from_millis(50);
-/// Up to this rate, blocks are made as soon as a reader asks, so that lines go out without delay.
-const BLOCK_INTERVAL: Duration = Duration::from_millis(8);
-/// So far may blocks run ahead of that rate, for output comes in bursts.
-const BLOCK_BURST: Duration = Duration::from_millis(80);
-/// Beyond it blocks are made at this one: otherwise each reader would get every line by itself, at
-/// ten times the cost.
-const BUSY_BLOCK_INTERVAL: Duration = Duration::from_millis(20);
 /// Encoded lines that wait for the disk; over this the journal loses lines, which are counted.
 const PENDING_BYTES: usize = 16 * 1024 * 1024;
 
@@ -42,9 +36,7 @@ pub(super) struct State {
     run: RunId,
     newlines: [u32; 2],
     max_line_bytes: usize,
-    /// When all blocks so far would have been made at the quiet rate.
-    paced_until: Option<Instant>,
-    busy: bool,
+    pace: Pace,
     pub(super) closed: bool,
     /// Lines that the journal will never have.
     pub(super) journal_lost_lines: u64,
@@ -90,8 +82,7 @@ impl State {
             run: last.map_or_else(RunId::default, |last| last.run),
             newlines: last.map_or([0; 2], |last| last.newlines),
             max_line_bytes: max_line.max(64),
-            paced_until: None,
-            busy: false,
+            pace: Pace::default(),
             closed: false,
             journal_lost_lines: 0,
         }
@@ -275,7 +266,7 @@ impl State {
     pub(super) fn step(&mut self, from: Position, now: Instant, eager: bool) -> Step {
         self.show_due(now);
         if matches!(self.ring.find(from), Found::Open) {
-            match self.pace(now) {
+            match self.pace.count(now) {
                 Some(wake) if !eager => return Step::Wait(Some(wake)),
                 _ => self.ring.seal(),
             }
@@ -286,19 +277,6 @@ impl State {
             Found::Open | Found::End if self.closed => Step::Closed,
             Found::Open | Found::End => Step::Wait(self.partial_due()),
         }
-    }
-
-    /// Counts a block, or says until when it has to wait for more lines.
-    fn pace(&mut self, now: Instant) -> Option<Instant> {
-        let paced_until = self.paced_until.map_or(now, |until| until.max(now));
-        if paced_until > now + BLOCK_BURST {
-            self.busy = true;
-            return Some(paced_until - BLOCK_BURST);
-        }
-        let interval = if self.busy { BUSY_BLOCK_INTERVAL } else { BLOCK_INTERVAL };
-        self.paced_until = Some(paced_until + interval);
-        self.busy = false;
-        None
     }
 }
 
@@ -429,7 +407,7 @@ mod tests {
             immediate += 1;
         };
         assert!((8..=12).contains(&immediate), "{immediate}");
-        assert!(waits_until > now && waits_until <= now + BLOCK_INTERVAL);
+        assert!(waits_until > now && waits_until <= now + Duration::from_millis(8));
         now += Duration::from_secs(1);
         for _ in 0..1000 {
             now += Duration::from_millis(10);

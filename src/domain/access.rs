@@ -145,22 +145,29 @@ pub(crate) enum Resource<'a> {
     Node,
 }
 
+/// Whether this principal may do this with anything at all, as for a list of what it may see.
+pub(crate) fn permits(principal: &Principal, permission: Permission) -> bool {
+    match principal {
+        Principal::Node | Principal::Anonymous => true,
+        Principal::Token { .. } if permission == Permission::Tokens => false,
+        Principal::Token { scope, .. } => {
+            scope.permissions.as_ref().is_none_or(|allowed| allowed.contains(&permission))
+        }
+    }
+}
+
 /// Whether this principal may do this with that.
 ///
 /// A token narrowed to containers reaches a volume only when every container that uses the volume is
 /// its own: a volume shared with a stranger's container is the stranger's too.
 pub(crate) fn allows(principal: &Principal, permission: Permission, on: Resource<'_>) -> bool {
-    let scope = match principal {
-        Principal::Node | Principal::Anonymous => return true,
-        Principal::Token { scope, .. } => scope,
+    if !permits(principal, permission) {
+        return false;
+    }
+    let Principal::Token { scope: Scope { containers: Some(containers), .. }, .. } = principal
+    else {
+        return true;
     };
-    if permission == Permission::Tokens {
-        return false;
-    }
-    if scope.permissions.as_ref().is_some_and(|allowed| !allowed.contains(&permission)) {
-        return false;
-    }
-    let Some(containers) = &scope.containers else { return true };
     match on {
         Resource::Container(id) => containers.contains(id),
         Resource::Volume { used_by } => {

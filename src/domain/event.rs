@@ -3,8 +3,6 @@
 //! A signal may be lost by a reader that lags; the state itself is always in the container's snapshot
 //! and what must not be lost is a row in the store.
 
-use serde::Serialize;
-
 use super::ids::{ContainerId, RunId};
 
 /// A signal about one container.
@@ -23,12 +21,47 @@ pub(crate) enum SignalKind {
 }
 
 /// A state as it goes out on a WebSocket and to the panel.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct StateEvent {
-    pub(crate) name: &'static str,
+    pub(crate) name: StateName,
     pub(crate) run: RunId,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    /// Of an exit.
     pub(crate) exit_code: Option<i64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) oom_killed: Option<bool>,
+}
+
+/// The states as events name them; `as_str` is what the contract calls them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum StateName {
+    Installing,
+    Ready,
+    Failed,
+    Starting,
+    Running,
+    Stopping,
+    Stopped,
+    Exit,
+    Paused,
+    Suspended,
+    Deleting,
+    Unknown,
+}
+
+impl StateName {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Installing => "installing",
+            Self::Ready => "ready",
+            Self::Failed => "failed",
+            Self::Starting => "starting",
+            Self::Running => "running",
+            Self::Stopping => "stopping",
+            Self::Stopped => "stopped",
+            Self::Exit => "exit",
+            Self::Paused => "paused",
+            Self::Suspended => "suspended",
+            Self::Deleting => "deleting",
+            Self::Unknown => "unknown",
+        }
+    }
 }

@@ -1,8 +1,9 @@
 //! The pure core: what lightd knows and decides, without doing anything.
 //!
-//! Everything above imports this, and this imports nothing of ours. It holds no socket, no file, no
-//! clock and no lock: time comes in as a value, decisions go out as values. That is why each rule in
-//! here can be tested by playing sequences against it.
+//! Everything above imports this, and this imports nothing of ours. It holds no socket, no file and no
+//! lock, and no rule asks a clock (what reads it, in [`units`], is there for those above): time comes in
+//! as a value, decisions go out as values. That is why each rule can be tested by playing sequences
+//! against it.
 
 pub(crate) mod access;
 pub(crate) mod event;

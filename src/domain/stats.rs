@@ -1,4 +1,7 @@
 //! Statistics of a running container: two readings of the kernel's counters make one sample.
+//!
+//! Pure; fed by the supervisor's sampler. A meter is of one run, since all counters begin again with the
+//! next.
 
 use std::time::Duration;
 

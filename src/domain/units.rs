@@ -53,6 +53,16 @@ impl UnixSeconds {
     }
 }
 
+/// The time of day in milliseconds since 1970.
+pub(crate) fn now_unix_ms() -> i64 {
+    jiff::Timestamp::now().as_millisecond()
+}
+
+/// The time of day in nanoseconds since 1970, as the engine stamps its log.
+pub(crate) fn now_unix_nanos() -> i64 {
+    i64::try_from(jiff::Timestamp::now().as_nanosecond()).unwrap_or(i64::MAX)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

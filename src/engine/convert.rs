@@ -1,4 +1,7 @@
 //! Between the engine's words and ours. Pure.
+//!
+//! Every container is made through `create_body`, so that no caller can forget a limit, a label or a
+//! part of the hardening. An answer without a state is no look at all, and not one at a stopped container.
 
 use std::collections::HashMap;
 

@@ -1,4 +1,7 @@
 //! A command beside a container's workload: run it, take its output, see how it ended.
+//!
+//! Called for a request of the API's. A command is never left without an end: at its deadline it is
+//! killed, and how much of its output is kept is bounded.
 
 use std::fs;
 use std::time::Duration;
@@ -13,13 +16,13 @@ use super::raw::RawRequest;
 use super::streams::OutputStream;
 use super::{Engine, op, plain_name};
 
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+
 #[derive(Clone, Debug)]
 pub(crate) struct ExecRequest {
     pub(crate) cmd: Vec<String>,
     /// `None`: the container's own.
     pub(crate) user: Option<String>,
-    pub(crate) working_dir: Option<String>,
-    pub(crate) env: Vec<String>,
     /// How long the command may run.
     pub(crate) deadline: Duration,
     /// How much output is kept, of both streams together. What is over it is read and dropped, so that
@@ -44,6 +47,7 @@ pub(crate) enum ExecEnd {
 }
 
 impl Engine {
+    /// Runs a command to its end, or to its deadline.
     pub(crate) async fn exec(
         &self,
         id: &str,
@@ -52,13 +56,12 @@ impl Engine {
         let exec_id = self.create_exec(id, request).await?;
         let mut output = self.start_exec(id, &exec_id).await?;
         let mut kept = Kept::new(request.output_max_bytes);
-        let read = tokio::time::timeout(request.deadline, kept.read_to_end(&mut output)).await;
-        let end = match read {
-            Ok(read) => {
-                read?;
-                let code = self.inspect_exec(&exec_id).await?.exit_code;
-                code.map_or(ExecEnd::TimedOut, ExecEnd::Exited)
-            }
+        let ended = async {
+            kept.read_to_end(&mut output).await?;
+            self.exit_code(&exec_id).await
+        };
+        let end = match tokio::time::timeout(request.deadline, ended).await {
+            Ok(code) => ExecEnd::Exited(code?),
             Err(_) => {
                 self.kill_exec(id, &exec_id).await?;
                 ExecEnd::TimedOut
@@ -75,8 +78,6 @@ impl Engine {
             tty: Some(false),
             cmd: Some(request.cmd.clone()),
             user: request.user.clone(),
-            working_dir: request.working_dir.clone(),
-            env: Some(request.env.clone()),
             ..ExecConfig::default()
         };
         let made =
@@ -98,6 +99,17 @@ impl Engine {
             body: Bytes::from_static(br#"{"Detach":false,"Tty":false}"#),
         };
         Ok(OutputStream::new(op::EXEC, target, self.upgraded(request).await?, false))
+    }
+
+    /// The engine knows it a little later than the output ends, and much later of a command that closes
+    /// its output and runs on.
+    async fn exit_code(&self, exec_id: &str) -> Result<i64, EngineError> {
+        loop {
+            if let Some(code) = self.inspect_exec(exec_id).await?.exit_code {
+                return Ok(code);
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
     }
 
     async fn inspect_exec(&self, exec_id: &str) -> Result<ExecInspectResponse, EngineError> {

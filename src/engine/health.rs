@@ -29,14 +29,12 @@ impl Health {
 
     /// Before the first look.
     pub(super) fn unknown() -> Self {
-        Self::Unreachable {
-            since: UnixSeconds::now(),
-            reason: "the engine was not asked yet".to_owned(),
-        }
+        Self::Unreachable { since: UnixSeconds::now(), reason: NOT_ASKED.to_owned() }
     }
 }
 
 const PAUSE_WHILE_GOOD: Duration = Duration::from_secs(5);
+const NOT_ASKED: &str = "the engine was not asked yet";
 const PAUSE_WHILE_BAD: Backoff =
     Backoff { first: Duration::from_millis(600), longest: Duration::from_secs(1) };
 
@@ -87,6 +85,10 @@ impl Engine {
         let chain = crate::util::chain::Chain(error).to_string();
         self.inner.health.send_if_modified(|health| {
             if let Health::Unreachable { reason, .. } = health {
+                // The first look of all is told of too: a daemon that starts without its engine says so.
+                if *reason == NOT_ASKED {
+                    tracing::warn!(error = %chain, "the container engine does not answer");
+                }
                 let is_news = *reason != chain;
                 *reason = chain;
                 return is_news;

@@ -1,4 +1,7 @@
-//! Bridge networks of our own.
+//! Bridge networks of our own: made as specified, kept so, and seen.
+//!
+//! Called by `network::isolation`, again and again: what stands as it should is left alone. A network
+//! of the name that is not ours, or that something running hangs on, is a conflict and never replaced.
 
 use std::collections::HashMap;
 

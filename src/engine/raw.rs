@@ -21,6 +21,7 @@ use tokio::net::UnixStream;
 use super::error::{EngineError, Fault};
 use super::op::Op;
 use super::{Engine, EngineErrorKind};
+use crate::domain::units::now_unix_nanos;
 
 type Conn = Connection<TokioIo<UnixStream>, Full<Bytes>>;
 
@@ -43,10 +44,13 @@ pub(super) struct RawRequest {
 pub(super) struct Upgraded {
     pub(super) socket: Arc<UnixStream>,
     pub(super) read: BytesMut,
+    /// In Unix nanoseconds.
+    pub(super) asked_at_nanos: i64,
 }
 
 impl Engine {
     pub(super) async fn upgraded(&self, request: RawRequest) -> Result<Upgraded, EngineError> {
+        let asked_at_nanos = now_unix_nanos();
         self.within(&request, async {
             let (response, mut conn) = self.send(&request, true).await?;
             if response.status() != StatusCode::SWITCHING_PROTOCOLS {
@@ -54,7 +58,7 @@ impl Engine {
             }
             let parts = conn.into_parts();
             let socket = Arc::new(parts.io.into_inner());
-            Ok(Upgraded { socket, read: BytesMut::from(parts.read_buf) })
+            Ok(Upgraded { socket, read: BytesMut::from(parts.read_buf), asked_at_nanos })
         })
         .await
     }

@@ -65,12 +65,18 @@ pub(crate) struct OutputStream {
     socket: Arc<UnixStream>,
     buffer: BytesMut,
     decoder: Decoder,
+    asked_at_nanos: i64,
 }
 
 impl OutputStream {
     pub(super) fn new(op: Op, target: String, upgraded: Upgraded, tty: bool) -> Self {
-        let Upgraded { socket, read } = upgraded;
-        Self { op, target, socket, buffer: read, decoder: Decoder::new(tty) }
+        let Upgraded { socket, read, asked_at_nanos } = upgraded;
+        Self { op, target, socket, buffer: read, decoder: Decoder::new(tty), asked_at_nanos }
+    }
+
+    /// Nothing that was printed before comes in it. In Unix nanoseconds.
+    pub(crate) fn asked_at_nanos(&self) -> i64 {
+        self.asked_at_nanos
     }
 
     /// The next piece of output; `Ok(None)` at the end of the connection. Safe to cancel.

@@ -238,8 +238,6 @@ fn exec(cmd: &[&str]) -> ExecRequest {
     ExecRequest {
         cmd: cmd.iter().map(|&part| part.to_owned()).collect(),
         user: None,
-        working_dir: None,
-        env: Vec::new(),
         deadline: SOON,
         output_max_bytes: 1000,
     }
@@ -256,6 +254,8 @@ async fn a_command_beside_the_workload_gives_output_and_code_within_its_bounds()
     assert!(!plain.is_truncated);
     let much = run(exec(&["guest", "lines", "100000"])).await;
     assert_eq!((much.end, much.stdout.len(), much.is_truncated), (ExecEnd::Exited(0), 1000, true));
+    let quiet = run(exec(&["sh", "-c", "exec >/dev/null 2>&1; sleep 0.3; exit 4"])).await;
+    assert_eq!(quiet.end, ExecEnd::Exited(4), "its output ended before it did");
     let mut endless = exec(&["sh", "-c", "echo begun; exec sleep 4242"]);
     endless.deadline = Duration::from_millis(500);
     let endless = run(endless).await;

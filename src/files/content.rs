@@ -108,7 +108,7 @@ impl Volume {
             .during("write", path)?;
             old
         };
-        rustix::fs::fsync(&target.dir).during("write", path)?;
+        self.flush(&target.dir).during("write", path)?;
         Ok(old.is_none())
     }
 
@@ -116,7 +116,11 @@ impl Volume {
     pub(super) fn finish_file(&self, file: &File, mode: u32) -> Result<(), Errno> {
         give_to(self.owner, file)?;
         rustix::fs::fchmod(file, Mode::from_raw_mode(mode & 0o777))?;
-        rustix::fs::fsync(file)
+        self.flush(file)
+    }
+
+    fn flush(&self, fd: impl AsFd) -> Result<(), Errno> {
+        if self.fsync { rustix::fs::fsync(fd) } else { Ok(()) }
     }
 
     /// Refuses destinations that a file cannot replace or that are not what the caller expects.

@@ -1,12 +1,15 @@
 //! Copies of files, links and whole trees.
 //!
 //! A copy is made in a staging folder and appears in one step when it is complete; a failure or a
-//! cancel leaves nothing. What moves in the source meanwhile may be missed, never followed.
+//! cancel leaves nothing. What moves in the source meanwhile may be missed, never followed. One thread
+//! walks and makes the folders, several fill them.
 
 use std::ffi::{CStr, CString};
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{AtFlags, FileType, Mode, SeekFrom, Stat as RawStat};
 use rustix::io::Errno;
@@ -19,6 +22,7 @@ use super::resolve::{
     give_name_to, give_to, kind_of, make_folder, open_file, open_folder, stat_name,
 };
 use super::staging::Staging;
+use super::threads::share_out;
 use super::tree::{content_size, times_of};
 use super::volume::{Volume, size_of_file};
 use super::walk::{Lossy, Visit, Walk};
@@ -26,6 +30,8 @@ use crate::domain::path::RelPath;
 
 /// How deep a tree may be to be copied: each level holds one more folder open.
 const MAX_COPY_DEPTH: usize = 128;
+/// Files that wait for a thread. Each holds its folder open.
+const LEAVES_AHEAD: usize = 64;
 /// How much is copied between two looks at the cancel flag.
 const COPY_STEP_BYTES: u64 = 8 << 20;
 
@@ -50,14 +56,15 @@ impl Volume {
         }
         let staging = Staging::new(self.root())?;
         let name = CString::new(source.name).map_err(|_| Errno::INVAL).during("copy", from)?;
-        let copier = Copier { owner: self.owner, progress };
+        let copier = Copier { owner: self.owner, progress, cannot_clone: AtomicBool::new(false) };
         if kind_of(&stat) == FileType::Directory {
             let dir = open_folder(source.dir.as_fd(), &*name).during("copy", from)?;
             progress.set_total_bytes(content_size(dir.as_fd())?);
-            copier.tree(&dir, staging.dir(), STAGED).during_tree(from)?;
+            copier.tree(&dir, staging.dir(), STAGED, from)?;
         } else {
             progress.set_total_bytes(size_of_file(&stat));
-            let copied = copier.leaf((source.dir.as_fd(), &name), (staging.dir(), STAGED), &stat);
+            let (from_name, to) = ((source.dir.as_fd(), &*name), (staging.dir(), STAGED));
+            let copied = copier.leaf(from_name, to, &stat, &mut vec![0; CHUNK_BYTES]);
             if !copied.during_tree(from)? {
                 return Err(FileError::Special { path: shown(from) });
             }
@@ -92,28 +99,96 @@ impl<T> DuringTree<T> for io::Result<T> {
 }
 
 pub(super) struct Copier<'a> {
-    pub(super) owner: Option<Owner>,
+    owner: Option<Owner>,
     pub(super) progress: &'a Progress,
+    /// Set once the file system has said that its files cannot share blocks.
+    cannot_clone: AtomicBool,
 }
 
-impl Copier<'_> {
-    fn tree(&self, from: &OwnedFd, to_dir: BorrowedFd<'_>, to_name: &CStr) -> io::Result<()> {
-        let stat = rustix::fs::fstat(from)?;
-        let mut copies = vec![(make_folder(to_dir, to_name, self.owner)?, stat)];
+/// A folder and its copy. Whoever lets go of it last gives the copy its permissions and time.
+struct Pair {
+    from: OwnedFd,
+    to: OwnedFd,
+    stat: RawStat,
+}
+
+impl Pair {
+    fn new(from: impl AsFd, to: OwnedFd, stat: RawStat) -> io::Result<Arc<Self>> {
+        let from = rustix::io::fcntl_dupfd_cloexec(from, 0)?;
+        Ok(Arc::new(Self { from, to, stat }))
+    }
+
+    fn release(self: Arc<Self>) -> io::Result<()> {
+        let Some(Self { to, stat, .. }) = Arc::into_inner(self) else { return Ok(()) };
+        rustix::fs::fchmod(&to, Mode::from_raw_mode(stat.st_mode & 0o777))?;
+        rustix::fs::futimens(&to, &times_of(&stat))?;
+        Ok(())
+    }
+}
+
+/// Something to copy in a folder.
+struct Leaf {
+    within: Arc<Pair>,
+    name: CString,
+    stat: RawStat,
+}
+
+impl<'a> Copier<'a> {
+    pub(super) fn new(owner: Option<Owner>, progress: &'a Progress) -> Self {
+        Self { owner, progress, cannot_clone: AtomicBool::new(false) }
+    }
+
+    fn tree(
+        &self,
+        from: &OwnedFd,
+        to_dir: BorrowedFd<'_>,
+        to_name: &CStr,
+        path: &RelPath,
+    ) -> Result<(), FileError> {
+        let copy = |buffer: &mut Vec<u8>, Leaf { within, name, stat }: Leaf| {
+            self.progress.check()?;
+            let (source, target) = ((within.from.as_fd(), &*name), (within.to.as_fd(), &*name));
+            match self.leaf(source, target, &stat, buffer) {
+                // Gone, or something else by now: a copy of a live folder is of what stays.
+                Err(error) if is_moved(&error) => {}
+                outcome => drop(outcome.during_tree(path)?),
+            }
+            within.release().during_tree(path)
+        };
+        share_out(
+            "copy-file",
+            LEAVES_AHEAD,
+            || vec![0; CHUNK_BYTES],
+            copy,
+            |give| {
+                let to = make_folder(to_dir, to_name, self.owner).map_err(io::Error::from);
+                self.folders(from, to.during_tree(path)?, give).during_tree(path)
+            },
+        )
+    }
+
+    /// Makes the folders below `to` and gives out what is in them.
+    fn folders(
+        &self,
+        from: &OwnedFd,
+        to: OwnedFd,
+        give: &mut dyn FnMut(Leaf) -> bool,
+    ) -> io::Result<()> {
+        let mut pairs = vec![Pair::new(from, to, rustix::fs::fstat(from)?)?];
         let mut walk = Walk::new(from.as_fd()).map_err(FileError::into_io)?;
         while let Some(visit) = walk.next().map_err(FileError::into_io)? {
             self.progress.check().map_err(FileError::into_io)?;
-            let Some((copy, _)) = copies.last() else { break };
+            let Some(pair) = pairs.last() else { break };
             match visit {
                 Visit::Enter { name, stat } => {
-                    if copies.len() >= MAX_COPY_DEPTH {
+                    if pairs.len() >= MAX_COPY_DEPTH {
                         let path = shown(&Lossy(walk.path()));
                         return Err(FileError::TooDeep { path }.into_io());
                     }
-                    match make_folder(copy.as_fd(), name.as_c_str(), self.owner) {
+                    match make_folder(pair.to.as_fd(), name.as_c_str(), self.owner) {
                         Ok(below) => {
                             self.progress.add_entry();
-                            copies.push((below, stat));
+                            pairs.push(Pair::new(walk.dir(), below, stat)?);
                         }
                         // What is renamed while a folder is listed may be listed twice.
                         Err(Errno::EXIST) => walk.skip().map_err(FileError::into_io)?,
@@ -121,21 +196,14 @@ impl Copier<'_> {
                     }
                 }
                 Visit::Leaf { name, stat } => {
-                    match self.leaf((walk.dir(), &name), (copy.as_fd(), &name), &stat) {
-                        // Gone, or something else by now: a copy of a live folder is of what stays.
-                        Err(error) if is_moved(&error) => {}
-                        outcome => drop(outcome?),
+                    if !give(Leaf { within: Arc::clone(pair), name, stat }) {
+                        return Ok(());
                     }
                 }
-                Visit::Leave => {
-                    if let Some((copy, stat)) = copies.pop() {
-                        finish_folder(&copy, &stat)?;
-                    }
-                }
+                Visit::Leave => pairs.pop().map_or(Ok(()), Pair::release)?,
             }
         }
-        copies.iter().try_for_each(|(copy, stat)| finish_folder(copy, stat))?;
-        Ok(())
+        pairs.into_iter().rev().try_for_each(Pair::release)
     }
 
     /// Copies what is no folder; false if it is of a kind that is not copied.
@@ -144,12 +212,13 @@ impl Copier<'_> {
         (from, name): (BorrowedFd<'_>, &CStr),
         (to, to_name): (BorrowedFd<'_>, &CStr),
         stat: &RawStat,
+        buffer: &mut [u8],
     ) -> io::Result<bool> {
         match kind_of(stat) {
             FileType::RegularFile => {
                 let (source, stat) = open_file(from, name)?;
                 let mut copy = create_new(to, to_name)?;
-                self.content(&source, &mut copy, size_of_file(&stat))?;
+                self.content(&source, &mut copy, &stat, buffer)?;
                 give_to(self.owner, &copy)?;
                 rustix::fs::fchmod(&copy, Mode::from_raw_mode(stat.st_mode & 0o777))?;
                 rustix::fs::futimens(&copy, &times_of(&stat))?;
@@ -170,10 +239,22 @@ impl Copier<'_> {
     }
 
     /// Shares the blocks where the file system can, else copies the parts that are not holes.
-    pub(super) fn content(&self, from: &File, to: &mut File, size: u64) -> io::Result<()> {
-        if rustix::fs::ioctl_ficlone(&*to, from).is_ok() {
+    pub(super) fn content(
+        &self,
+        from: &File,
+        to: &mut File,
+        stat: &RawStat,
+        buffer: &mut [u8],
+    ) -> io::Result<()> {
+        let size = size_of_file(stat);
+        if self.is_cloned(from, to) {
             self.progress.add_bytes(size);
             return self.progress.spend(size).map_err(FileError::into_io);
+        }
+        let is_dense = u64::try_from(stat.st_blocks).unwrap_or(0) * 512 >= size;
+        if is_dense && size <= buffer.len() as u64 {
+            self.progress.spend(size).map_err(FileError::into_io)?;
+            return self.range_by_hand(from, to, size, buffer);
         }
         let mut at = 0;
         while at < size {
@@ -185,7 +266,7 @@ impl Copier<'_> {
             };
             let end = rustix::fs::seek(from, SeekFrom::Hole(start)).unwrap_or(size).min(size);
             self.progress.add_bytes(start.min(size) - at);
-            self.range(from, to, start, end)?;
+            self.range(from, to, (start, end), buffer)?;
             at = end.max(start);
         }
         self.progress.add_bytes(size.saturating_sub(at));
@@ -193,7 +274,24 @@ impl Copier<'_> {
         Ok(())
     }
 
-    fn range(&self, from: &File, to: &mut File, start: u64, end: u64) -> io::Result<()> {
+    fn is_cloned(&self, from: &File, to: &File) -> bool {
+        if self.cannot_clone.load(Ordering::Relaxed) {
+            return false;
+        }
+        let cloned = rustix::fs::ioctl_ficlone(to, from);
+        if matches!(cloned, Err(Errno::OPNOTSUPP | Errno::NOTTY | Errno::NOSYS | Errno::XDEV)) {
+            self.cannot_clone.store(true, Ordering::Relaxed);
+        }
+        cloned.is_ok()
+    }
+
+    fn range(
+        &self,
+        from: &File,
+        to: &mut File,
+        (start, end): (u64, u64),
+        buffer: &mut [u8],
+    ) -> io::Result<()> {
         self.progress.spend(end.saturating_sub(start)).map_err(FileError::into_io)?;
         let (mut read_at, mut write_at) = (start, start);
         while read_at < end {
@@ -206,7 +304,9 @@ impl Copier<'_> {
                 Ok(count) => self.progress.add_bytes(count as u64),
                 Err(Errno::INTR) => {}
                 Err(Errno::XDEV | Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
-                    return self.range_by_hand(from, to, read_at, end);
+                    rustix::fs::seek(from, SeekFrom::Start(read_at))?;
+                    rustix::fs::seek(&*to, SeekFrom::Start(read_at))?;
+                    return self.range_by_hand(from, to, end - read_at, buffer);
                 }
                 Err(errno) => return Err(errno.into()),
             }
@@ -214,20 +314,17 @@ impl Copier<'_> {
         Ok(())
     }
 
+    /// Copies so many bytes from where both files stand.
     fn range_by_hand(
         &self,
         mut from: &File,
         to: &mut File,
-        start: u64,
-        end: u64,
+        mut left: u64,
+        buffer: &mut [u8],
     ) -> io::Result<()> {
-        rustix::fs::seek(from, SeekFrom::Start(start))?;
-        rustix::fs::seek(&*to, SeekFrom::Start(start))?;
-        let mut buffer = vec![0; CHUNK_BYTES];
-        let mut left = end - start;
         while left > 0 {
             self.progress.check().map_err(FileError::into_io)?;
-            let want = usize::try_from(left).unwrap_or(CHUNK_BYTES).min(CHUNK_BYTES);
+            let want = usize::try_from(left).map_or(buffer.len(), |left| left.min(buffer.len()));
             let count = from.read(&mut buffer[..want])?;
             if count == 0 {
                 break;
@@ -238,12 +335,6 @@ impl Copier<'_> {
         }
         Ok(())
     }
-}
-
-fn finish_folder(copy: &OwnedFd, stat: &RawStat) -> io::Result<()> {
-    rustix::fs::fchmod(copy, Mode::from_raw_mode(stat.st_mode & 0o777))?;
-    rustix::fs::futimens(copy, &times_of(stat))?;
-    Ok(())
 }
 
 pub(super) fn is_moved(error: &io::Error) -> bool {

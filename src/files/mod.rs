@@ -18,6 +18,8 @@ pub(crate) mod claims;
 pub(crate) mod content;
 mod copy;
 mod error;
+#[cfg(fuzzing)]
+pub(crate) mod fuzzing;
 mod lifecycle;
 pub(crate) mod operation;
 mod progress;
@@ -26,6 +28,7 @@ pub(crate) mod replica;
 mod resolve;
 pub(crate) mod snapshots;
 mod staging;
+mod threads;
 mod tree;
 pub(crate) mod usage;
 pub(crate) mod volume;
@@ -77,6 +80,9 @@ pub(crate) struct FilesOptions {
     pub(crate) volumes_path: PathBuf,
     /// Whom everything in volumes belongs to.
     pub(crate) owner: Option<(u32, u32)>,
+    /// Whether a written file is on the disk before the call returns. Without it a power failure may
+    /// lose what was written last; a crash of lightd does not.
+    pub(crate) fsync: bool,
     pub(crate) limits: ArchiveLimits,
 }
 
@@ -89,6 +95,7 @@ struct Inner {
     volumes_path: PathBuf,
     resolver: Resolver,
     owner: Option<Owner>,
+    fsync: bool,
     limits: ArchiveLimits,
     commit: Arc<Mutex<()>>,
     budgets: Arc<Budgets>,
@@ -102,7 +109,7 @@ struct Inner {
 impl Files {
     /// Opens the folder of all volumes, making it if it is missing. Blocks briefly.
     pub(crate) fn new(options: FilesOptions) -> Result<Self, FileError> {
-        let FilesOptions { volumes_path, owner, limits } = options;
+        let FilesOptions { volumes_path, owner, fsync, limits } = options;
         // The engine mounts by absolute path only.
         let volumes_path =
             std::path::absolute(volumes_path).during("find", &"the folder of volumes")?;
@@ -114,6 +121,7 @@ impl Files {
             volumes_path,
             resolver: Resolver::detect(),
             owner,
+            fsync,
             limits,
             commit: Arc::default(),
             budgets: Arc::default(),
@@ -304,6 +312,7 @@ impl Inner {
             root,
             resolver: self.resolver,
             owner: self.owner,
+            fsync: self.fsync,
             limits: self.limits,
             commit: Arc::clone(&self.commit),
             budgets: Arc::clone(&self.budgets),

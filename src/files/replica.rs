@@ -15,7 +15,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-use super::content::create_new;
+use super::content::{CHUNK_BYTES, create_new};
 use super::copy::{Copier, is_moved};
 use super::error::{FileError, shown};
 use super::progress::Progress;
@@ -43,7 +43,8 @@ pub(super) fn replicate(
     progress: &Progress,
 ) -> Result<Tally, FileError> {
     let replica = Replica {
-        copier: Copier { owner: None, progress },
+        copier: Copier::new(None, progress),
+        buffer: vec![0; CHUNK_BYTES],
         top: to,
         linked: HashMap::new(),
         tally: Tally::default(),
@@ -78,6 +79,7 @@ fn is_kept(stat: &RawStat) -> bool {
 
 struct Replica<'a> {
     copier: Copier<'a>,
+    buffer: Vec<u8>,
     top: BorrowedFd<'a>,
     /// Where the copy of a file that has several names is, by the path from the top.
     linked: HashMap<(u64, u64), CString>,
@@ -194,11 +196,11 @@ impl Replica<'_> {
     ) -> io::Result<()> {
         let (source, stat) = open_file(from, name)?;
         let mut copy = create_new(to, name)?;
-        let size = size_of_file(&stat);
-        self.copier.content(&source, &mut copy, size)?;
+        self.copier.content(&source, &mut copy, &stat, &mut self.buffer)?;
         copy_attributes(source.as_fd(), copy.as_fd())?;
         finish(copy.as_fd(), &stat)?;
-        self.tally.bytes += size;
+        // It may have grown or shrunk since it was looked at.
+        self.tally.bytes += size_of_file(&rustix::fs::fstat(&copy)?);
         Ok(())
     }
 }

@@ -35,6 +35,7 @@ pub(crate) struct Volume {
     pub(super) root: OwnedFd,
     pub(super) resolver: Resolver,
     pub(super) owner: Option<Owner>,
+    pub(super) fsync: bool,
     pub(super) limits: ArchiveLimits,
     /// Held from the last look at a destination to the rename over it, so that of two writers with
     /// the same `If-Match` one loses.

@@ -217,8 +217,6 @@ impl Site {
         let request = ExecRequest {
             cmd: cmd.iter().map(|&part| part.to_owned()).collect(),
             user: None,
-            working_dir: None,
-            env: Vec::new(),
             deadline: Duration::from_secs(20),
             output_max_bytes: 4096,
         };

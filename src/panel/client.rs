@@ -1,4 +1,7 @@
-//! The two requests that the panel knows.
+//! The two requests that the panel knows, and what its answers mean.
+//!
+//! Every request has a deadline. Only an answer says that an update was taken or will never be; anything
+//! else means later. The token goes to the configured address and is in no error.
 
 use std::time::Duration;
 

@@ -3,6 +3,8 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use rusqlite::{ErrorCode, ffi};
+
 use crate::domain::ids::{ContainerId, VolumeId};
 use crate::domain::spec::HostPort;
 
@@ -12,7 +14,9 @@ pub(crate) enum StoreError {
     Open { path: PathBuf, source: rusqlite::Error },
     #[error("cannot make the store {path}")]
     Create { path: PathBuf, source: std::io::Error },
-    #[error("the store {path} is in use by another lightd")]
+    #[error(
+        "the store {path} is in use by another lightd; stop that one, or set another storage.base_path"
+    )]
     Locked { path: PathBuf },
     #[error(
         "the store {path} was written by a newer lightd (schema {found}, this one knows {known})"
@@ -28,6 +32,9 @@ pub(crate) enum StoreError {
     Closed,
     #[error("the store failed to {op}")]
     Sql { op: &'static str, source: rusqlite::Error },
+    /// Nothing has changed, and nothing can be stored until there is room again.
+    #[error("no space is left on the store's disk to {op}")]
+    NoSpace { op: &'static str, source: rusqlite::Error },
     #[error("the store holds a {what} that cannot be read")]
     Decode { what: &'static str, source: Box<dyn std::error::Error + Send + Sync> },
     #[error("a transaction panicked: {op}")]
@@ -82,11 +89,29 @@ impl StoreError {
         Self::Decode { what, source: why.into() }
     }
 
+    pub(super) fn sql(op: &'static str, source: rusqlite::Error) -> Self {
+        match source.sqlite_error_code() {
+            Some(ErrorCode::DiskFull) => Self::NoSpace { op, source },
+            _ => Self::Sql { op, source },
+        }
+    }
+
     /// Names the operation in an error that a single statement could not name.
     pub(super) fn during(self, op: &'static str) -> Self {
         match self {
             Self::Sql { source, .. } => Self::Sql { op, source },
+            Self::NoSpace { source, .. } => Self::NoSpace { op, source },
             other => other,
+        }
+    }
+
+    /// What SQLite said, if it was SQLite.
+    pub(super) fn sqlite(&self) -> Option<ffi::Error> {
+        match self {
+            Self::Sql { source, .. } | Self::NoSpace { source, .. } => {
+                source.sqlite_error().copied()
+            }
+            _ => None,
         }
     }
 }
@@ -97,6 +122,6 @@ fn show(port: &HostPort) -> String {
 
 impl From<rusqlite::Error> for StoreError {
     fn from(source: rusqlite::Error) -> Self {
-        Self::Sql { op: "run a statement", source }
+        Self::sql("run a statement", source)
     }
 }

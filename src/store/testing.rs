@@ -9,7 +9,7 @@ use super::bindings::PortRequest;
 use super::containers::{ContainerState, NewContainer};
 use super::volumes::VolumeRow;
 use crate::domain::ids::{ContainerId, RunId, VolumeId};
-use crate::domain::spec::{ContainerSpec, HostPort, Limits, Protocol, StopPolicy};
+use crate::domain::spec::{ContainerSpec, HostPort, Protocol};
 use crate::domain::units::UnixSeconds;
 
 pub(crate) const NOW: UnixSeconds = UnixSeconds(1_800_000_000);
@@ -76,21 +76,8 @@ pub(crate) fn new_container(name: &str, volume: VolumeId, ports: &[PortRequest])
     NewContainer {
         id: id(name),
         spec: ContainerSpec {
-            image: "debian:12".to_owned(),
-            volume_id: volume,
-            startup_command: "true".to_owned(),
-            start_pattern: None,
-            limits: Limits::default(),
-            mounts: Vec::new(),
-            install_script: None,
-            install_image: None,
             env: [("A".to_owned(), "1".to_owned())].into(),
-            stop: StopPolicy::default(),
-            labels: std::collections::BTreeMap::new(),
-            restart_on_crash: false,
-            autostart: false,
-            tty: true,
-            read_only: true,
+            ..ContainerSpec::plain(volume)
         },
         registry_auth_sealed: Some(vec![1, 2, 3]),
         ports: ports.to_vec(),

@@ -112,6 +112,42 @@ async fn a_full_queue_is_busy_and_not_a_wait() {
 }
 
 #[tokio::test]
+async fn who_shares_a_transaction_that_found_no_room_is_told_so_and_nothing_of_it_stays() {
+    let (_folder, store) = open();
+    let (release, held) = std::sync::mpsc::channel::<()>();
+    let (begun_in, begun) = tokio::sync::oneshot::channel();
+    let mut blocker = Box::pin(store.write("block", move |_| {
+        begun_in.send(()).unwrap();
+        held.recv().unwrap();
+        Ok(())
+    }));
+    tokio::select! { _ = &mut blocker => panic!("not blocked"), it = begun => it.unwrap() }
+    let before = store.write("before", |tx| tx.set_meta("small", "x"));
+    let too_much = store.write("too much", |tx| {
+        // No more pages than there are.
+        tx.connection.pragma_update(None, "max_page_count", 1)?;
+        tx.set_meta("large", &"x".repeat(1 << 20))
+    });
+    let (mut before, mut too_much) = (Box::pin(before), Box::pin(too_much));
+    assert!(futures_util::poll!(&mut before).is_pending());
+    assert!(futures_util::poll!(&mut too_much).is_pending());
+    release.send(()).unwrap();
+    blocker.await.unwrap();
+    for (refused, which) in [(before.await, "before"), (too_much.await, "too much")] {
+        assert!(
+            matches!(&refused, Err(StoreError::NoSpace { op, .. }) if *op == which),
+            "{which}: {refused:?}"
+        );
+    }
+    let again = store.write("again", |tx| {
+        assert_eq!((tx.meta("small")?, tx.meta("large")?), (None, None));
+        tx.connection.pragma_update(None, "max_page_count", 1 << 20)?;
+        tx.set_meta("large", &"x".repeat(1 << 20))
+    });
+    again.await.unwrap();
+}
+
+#[tokio::test]
 async fn a_container_comes_back_as_it_was_stored() {
     let (_folder, store) = open();
     let volume = add_volume(&store).await;

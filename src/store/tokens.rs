@@ -1,4 +1,7 @@
 //! Issued tokens: their hashes and what they may do, never the tokens.
+//!
+//! Called by `access`. One for a single use is taken by whoever's transaction comes first; those that
+//! have expired are forgotten when the next one is stored.
 
 use rusqlite::{OptionalExtension, Row};
 

@@ -26,6 +26,8 @@ type Job = Box<dyn FnOnce(Result<&Connection, Lost>) -> Done + Send>;
 struct Done {
     answer: Box<dyn FnOnce(Result<(), Lost>) + Send>,
     outbox_grew: bool,
+    /// What SQLite said to a closure that failed.
+    failed: Option<Lost>,
 }
 
 /// Why a whole transaction did not happen. An SQL error cannot be cloned for each caller; its code can.
@@ -39,7 +41,7 @@ impl Lost {
     }
 
     fn during(self, op: &'static str) -> StoreError {
-        StoreError::Sql { op, source: rusqlite::Error::SqliteFailure(self.0, None) }
+        StoreError::sql(op, rusqlite::Error::SqliteFailure(self.0, None))
     }
 }
 
@@ -76,6 +78,7 @@ impl Writer {
                 Ok(connection) => in_savepoint(connection, op, f),
                 Err(lost) => (Err(lost.during(op)), false),
             };
+            let failed = outcome.as_ref().err().and_then(StoreError::sqlite).map(Lost);
             let answer = move |committed: Result<(), Lost>| {
                 let outcome = match committed {
                     Ok(()) => outcome,
@@ -84,7 +87,7 @@ impl Writer {
                 // The caller may be gone; what it asked for was done all the same.
                 reply.send(outcome).ok();
             };
-            Done { answer: Box::new(answer), outbox_grew }
+            Done { answer: Box::new(answer), outbox_grew, failed }
         });
         self.send(job)?;
         result.await.map_err(|_| StoreError::Closed)?
@@ -133,12 +136,15 @@ fn transaction(connection: &Connection, batch: Vec<Job>) -> (Vec<Done>, Result<(
     let mut state = statement(connection, "BEGIN IMMEDIATE");
     let mut done = Vec::with_capacity(batch.len());
     for job in batch {
-        done.push(job(state.map(|()| connection)));
+        let one = job(state.map(|()| connection));
         // A full disk or a failed read makes SQLite roll back everything, not only the savepoint.
-        // What follows must not run outside the transaction then.
+        // What follows must not run outside the transaction then, and what went before is undone for
+        // the same reason.
         if state.is_ok() && connection.is_autocommit() {
-            state = Err(Lost(rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_ABORT_ROLLBACK)));
+            let unknown = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_ABORT_ROLLBACK);
+            state = Err(one.failed.unwrap_or(Lost(unknown)));
         }
+        done.push(one);
     }
     let committed = state.and_then(|()| statement(connection, "COMMIT"));
     if committed.is_err() && !connection.is_autocommit() {

@@ -1,9 +1,18 @@
 //! After a start of lightd: rows and the engine's containers are compared, and each owner is told what
 //! there is of its container. What is under way is adopted, what was begun is finished or undone, what
 //! belongs to nobody is reported and left alone.
+//!
+//! ```text
+//!   load: rows -> owners, which refuse until they are told
+//!   run:  engine is there -> list -> look at each -> tell its owner -> taken up, events are passed on
+//! ```
+//! [`Registry::run`] is a task of the composition root. While the engine is away, or cannot be looked
+//! over, the round is begun again; a single container that cannot be looked at keeps neither the others
+//! nor the engine's events waiting.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
@@ -12,6 +21,7 @@ use super::record::Record;
 use super::registry::Registry;
 use super::task::BootLook;
 use super::workload::aside_name;
+use super::{ContainerHandle, Snapshot};
 use crate::domain::ids::ContainerId;
 use crate::domain::lifecycle::Phase;
 use crate::domain::observed::Observed;
@@ -22,10 +32,11 @@ use crate::store::containers::ContainerFilter;
 use crate::util::backoff::Backoff;
 use crate::util::chain::Chain;
 
-const AGAIN: Backoff = Backoff {
-    first: std::time::Duration::from_millis(300),
-    longest: std::time::Duration::from_secs(5),
-};
+const AGAIN: Backoff =
+    Backoff { first: Duration::from_millis(300), longest: Duration::from_secs(5) };
+/// How long the node is not ready for the sake of owners that were told, but are not done with it: one
+/// whose run ended unseen reads the engine's log first.
+const OWNERS_ANSWER: Duration = Duration::from_secs(10);
 
 /// The engine's containers that belong to a row.
 #[derive(Clone, Debug, Default)]
@@ -73,8 +84,15 @@ impl Registry {
         let (hints, mut hinted) = broadcast::channel(256);
         let engine = self.services().engine.clone();
         let work = async {
-            self.boot(host_was_restarted).await;
-            tokio::join!(engine.watch_events(hints, stop.clone()), self.pass_on(&mut hinted));
+            let mut found = self.boot().await;
+            let all = self.list();
+            let left = self.tell_each(all.clone(), &mut found, host_was_restarted).await;
+            tokio::join!(
+                self.note_taken_up(all),
+                self.tell_the_rest(left, found, host_was_restarted),
+                engine.watch_events(hints, stop.clone()),
+                self.pass_on(&mut hinted)
+            );
         };
         tokio::select! {
             () = work => {}
@@ -82,12 +100,13 @@ impl Registry {
         }
     }
 
-    async fn boot(&self, host_was_restarted: bool) {
+    /// What the engine has, as soon as it can be asked.
+    async fn boot(&self) -> HashMap<ContainerId, Found> {
         let mut failures = 0;
         loop {
             self.services().engine_back().await;
             match self.look_over().await {
-                Ok(ours) => return self.tell_all(ours, host_was_restarted).await,
+                Ok(found) => return found,
                 Err(error) => {
                     failures += 1;
                     tracing::warn!(error = %Chain(&error), "the engine cannot be looked over yet");
@@ -137,33 +156,63 @@ impl Registry {
         Ok(all)
     }
 
-    /// A container that cannot be looked at is tried again after the others.
-    async fn tell_all(&self, mut found: HashMap<ContainerId, Found>, engine_was_away: bool) {
-        let mut waiting = self.list();
-        let mut rounds = 0;
-        while !waiting.is_empty() {
-            if rounds > 0 {
-                tokio::time::sleep(AGAIN.delay(rounds)).await;
-            }
-            rounds += 1;
-            for handle in std::mem::take(&mut waiting) {
-                let Found { workload, others } =
-                    found.get(handle.id()).cloned().unwrap_or_default();
-                match self.see(workload.as_deref()).await {
-                    Ok(seen) => {
-                        let look = BootLook { seen, others, engine_was_away, rest_is_read: false };
-                        self.tell_boot(handle.id(), look);
-                        found.remove(handle.id());
-                    }
-                    Err(error) => {
-                        tracing::error!(container.id = %handle.id(), error = %Chain(&error), "cannot look at a container; it will be tried again");
-                        waiting.push(handle);
-                    }
+    /// Tells the owners of these containers what there is of them. Those that could not be looked at
+    /// come back.
+    async fn tell_each(
+        &self,
+        containers: Vec<ContainerHandle>,
+        found: &mut HashMap<ContainerId, Found>,
+        engine_was_away: bool,
+    ) -> Vec<ContainerHandle> {
+        let mut left = Vec::new();
+        for handle in containers {
+            let Found { workload, others } = found.get(handle.id()).cloned().unwrap_or_default();
+            match self.see(workload.as_deref()).await {
+                Ok(seen) => {
+                    let look = BootLook { seen, others, engine_was_away, rest_is_read: false };
+                    self.tell_boot(handle.id(), look);
+                    found.remove(handle.id());
+                }
+                Err(error) => {
+                    tracing::error!(container.id = %handle.id(), error = %Chain(&error), "cannot look at a container; it will be tried again");
+                    left.push(handle);
                 }
             }
         }
+        left
+    }
+
+    async fn tell_the_rest(
+        &self,
+        mut left: Vec<ContainerHandle>,
+        mut found: HashMap<ContainerId, Found>,
+        engine_was_away: bool,
+    ) {
+        let mut rounds = 0;
+        while !left.is_empty() {
+            rounds += 1;
+            tokio::time::sleep(AGAIN.delay(rounds)).await;
+            left = self.tell_each(left, &mut found, engine_was_away).await;
+        }
         self.drop_stale_images().await;
         tracing::info!("all containers are taken up");
+    }
+
+    /// The node is ready once its containers take commands. Not for ever held up by one of them: what
+    /// is wrong with that one stands in its own state.
+    async fn note_taken_up(&self, containers: Vec<ContainerHandle>) {
+        let all = async {
+            for handle in containers {
+                let is_known =
+                    |snapshot: &Arc<Snapshot>| snapshot.deleted || snapshot.unknown_since.is_none();
+                // Its owner is gone: it was deleted, or lightd stops.
+                drop(handle.watch().wait_for(is_known).await);
+            }
+        };
+        if tokio::time::timeout(OWNERS_ANSWER, all).await.is_err() {
+            tracing::warn!("some containers are not taken up yet; the node is ready without them");
+        }
+        self.set_taken_up();
     }
 
     async fn see(&self, workload: Option<&str>) -> Result<Option<Observed>, EngineError> {

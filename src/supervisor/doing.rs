@@ -1,4 +1,7 @@
 //! Carrying out what the machine has decided: signals, child tasks, and the container's last act.
+//!
+//! Called by the owner task once a decision is stored. Nothing here waits for the engine. What a child
+//! task that panicked was about is found by looking; a row that cannot be deleted is tried again.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +20,7 @@ impl Owner {
         for effect in effects {
             match effect {
                 Effect::Emit(event) => {
-                    tracing::info!(container.id = %self.record.id, run.id = %event.run, state = event.name, "state changed");
+                    tracing::info!(container.id = %self.record.id, run.id = %event.run, state = event.name.as_str(), "state changed");
                     self.services.signal(&self.record.id, SignalKind::State(event));
                 }
                 Effect::Say(text) => {

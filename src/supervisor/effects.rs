@@ -10,8 +10,8 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
+use super::launch::LaunchError;
 use super::record::is_of_run;
-use super::run::LaunchError;
 use super::services::Services;
 use super::task::Report;
 use super::workload::{aside_name, install_name};

@@ -6,9 +6,10 @@
 use std::time::Duration;
 
 use super::effects::Ctx;
-use super::seam::{self, Early};
+use super::seam::{self, Bounds, Early};
 use crate::console::{EngineLine, Stream as ConsoleStream, join};
 use crate::domain::ids::RunId;
+use crate::domain::units::now_unix_nanos;
 use crate::engine::{Chunk, EngineError, LogLine, LogsRequest, OutputStream, Stream};
 use crate::util::chain::Chain;
 
@@ -62,11 +63,11 @@ impl Ctx {
 
     /// Brings the console up to where `output`, an attach from just now, goes on.
     pub(super) async fn catch_up(&self, of: RunLog<'_>, output: &mut OutputStream) -> Caught {
-        let attached_at = jiff::Timestamp::now().as_millisecond() * NANOS_PER_MS;
+        let attached_at = now_unix_nanos();
         let mut early = Early::default();
         let read = self.read_up_to(of, output, &mut early, attached_at).await;
         let mut caught = self.take_over(of.run, read).await;
-        caught.early = early.chunks;
+        caught.early = early.into_chunks();
         caught
     }
 
@@ -112,7 +113,11 @@ impl Ctx {
             early.collect_for(output, ATTACH_LAG).await;
             let mut places = [None; 2];
             for (index, stream) in STREAMS.into_iter().enumerate() {
-                places[index] = early.place_in(&log.lines, stream, in_log_by_now[index]);
+                let bounds = Bounds {
+                    not_before_nanos: output.asked_at_nanos(),
+                    at_least_bytes: in_log_by_now[index],
+                };
+                places[index] = early.place_in(&log.lines, stream, bounds);
             }
             if places.contains(&None) && tries < TRIES {
                 continue;
@@ -136,6 +141,9 @@ impl Ctx {
             return Ok(Log::default());
         };
         let overlap_ms = if of.whole { None } else { self.overlap_ms(of.run).await };
+        // Of a run that is younger than that, all is read: then the count of lines decides where equal
+        // ones are joined, and not how late they were read.
+        let overlap_ms = overlap_ms.filter(|&from| of.since_ms.is_none_or(|since| from > since));
         let since = overlap_ms.or(of.since_ms).map(|ms| {
             let nanos = u32::try_from(ms.rem_euclid(1000)).unwrap_or(0) * 1_000_000;
             (ms.div_euclid(1000), nanos)
@@ -206,8 +214,7 @@ impl Ctx {
         for (line, skip) in lines.iter().zip(skip) {
             let Some(skip) = skip else { continue };
             let new = LogLine { bytes: line.bytes.slice(skip..), ..line.clone() };
-            let stream = super::run::console_stream(line.stream);
-            self.shared.console.push(run, stream, line.at_nanos / NANOS_PER_MS, &new.bytes);
+            self.shared.print(run, line.stream, line.at_nanos / NANOS_PER_MS, &new.bytes);
             news.push(new);
         }
         news

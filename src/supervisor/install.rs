@@ -12,28 +12,23 @@ use tokio::time::Instant;
 
 use super::credentials;
 use super::effects::Ctx;
-use super::gap::RunLog;
 use super::install_log::InstallLog;
-use super::run::{LaunchError, console_stream};
+use super::launch::LaunchError;
+use super::script::Script;
 use super::task::Report;
 use super::workload::{self, INSTALL_FILE, Places, install_name};
 use crate::domain::ids::RunId;
 use crate::domain::lifecycle::Fact;
-use crate::domain::observed::{Exit, ObservedStatus};
-use crate::engine::{Chunk, EngineError, Ours, PullProgress, RegistryAuth, labels};
-use crate::files::{FileError, Owner};
+use crate::engine::{EngineError, Ours, PullProgress, RegistryAuth, labels};
+use crate::files::FileError;
 use crate::util::chain::Chain;
 
 /// Between two progress messages of a pull.
 const PROGRESS_EVERY: Duration = Duration::from_secs(1);
-/// A script that lightd comes back to after its time limit gets this long to be seen to have ended.
-const LEAST_TO_JUDGE: Duration = Duration::from_secs(10);
-/// How far the end of the output and the exit may be apart.
-const DRAIN: Duration = Duration::from_secs(2);
 
 /// Why an install failed, as the panel and the console are told.
 #[derive(Debug, thiserror::Error)]
-enum InstallError {
+pub(super) enum InstallError {
     #[error("the image could not be had: {}", .0.reason())]
     Image(#[source] EngineError),
     #[error("the registry's credentials cannot be read")]
@@ -142,7 +137,7 @@ impl Ctx {
                 self.services.insist(|| self.create_install(script)).await?
             }
         };
-        let exit = self.follow_script(run, &docker_id, resumed).await?;
+        let exit = Script::of(self, run, &docker_id).follow(resumed).await?;
         self.give_volume_away().await?;
         if exit.oom_killed {
             return Err(InstallError::OutOfMemory);
@@ -164,129 +159,12 @@ impl Ctx {
         self.create(request).await
     }
 
-    /// Follows the script until it has exited, however often the engine goes away meanwhile.
-    async fn follow_script(
-        &self,
-        run: RunId,
-        docker_id: &str,
-        resumed: bool,
-    ) -> Result<Exit, InstallError> {
-        let limit = self.services.settings().install_timeout;
-        let age = if resumed { self.age_of(docker_id).await? } else { Duration::ZERO };
-        let deadline = Instant::now() + limit.saturating_sub(age).max(LEAST_TO_JUDGE);
-        let mut log = InstallLog::open(self.shared.install_log_path(), false).await;
-        let mut attach_first = !resumed;
-        let followed = tokio::time::timeout_at(deadline, async {
-            loop {
-                self.services.engine_back().await;
-                let step = self.follow_once(run, docker_id, &mut log, attach_first).await;
-                match step {
-                    Ok(exit) => return Ok(exit),
-                    Err(InstallError::Engine(error)) if error.is_away() => {
-                        attach_first = false;
-                        tokio::time::sleep(Duration::from_millis(300)).await;
-                    }
-                    Err(error) => return Err(error),
-                }
-            }
-        })
-        .await;
-        log.close().await;
-        self.end_output().await;
-        followed.unwrap_or(Err(InstallError::TimedOut(limit)))
-    }
-
-    /// How long ago the script began.
-    async fn age_of(&self, docker_id: &str) -> Result<Duration, EngineError> {
-        let seen = self.services.insist(|| self.services.engine.inspect(docker_id)).await?;
-        let now_ms = jiff::Timestamp::now().as_millisecond();
-        let age_ms = now_ms - seen.and_then(|seen| seen.started_at_ms).unwrap_or(now_ms);
-        Ok(Duration::from_millis(u64::try_from(age_ms).unwrap_or(0)))
-    }
-
-    async fn follow_once(
-        &self,
-        run: RunId,
-        docker_id: &str,
-        log: &mut InstallLog,
-        fresh: bool,
-    ) -> Result<Exit, InstallError> {
-        let engine = &self.services.engine;
-        // Only what has never run is started: a script that was running a moment ago may have ended.
-        let mut begins = fresh;
-        if !fresh {
-            match engine.inspect(docker_id).await?.map(|seen| seen.status) {
-                None => return Err(InstallError::Lost),
-                Some(ObservedStatus::Exited(exit)) => {
-                    let rest = self
-                        .take_rest(RunLog { run, docker_id, since_ms: None, whole: true })
-                        .await;
-                    log.make_up(&rest.log, &rest.news).await;
-                    return Ok(exit);
-                }
-                Some(ObservedStatus::Created) => {
-                    self.services.isolated().await.map_err(LaunchError::NotIsolated)?;
-                    self.volume_usable().await?;
-                    begins = true;
-                }
-                Some(ObservedStatus::Running | ObservedStatus::Paused) => {}
-            }
-        }
-        let mut output = engine.attach(docker_id, false).await?.output;
-        if begins {
-            engine.start(docker_id).await?;
-        }
-        let (exit, output_broke_off) = {
-            let pump = async {
-                if !fresh {
-                    let caught = self
-                        .catch_up(
-                            RunLog { run, docker_id, since_ms: None, whole: true },
-                            &mut output,
-                        )
-                        .await;
-                    log.make_up(&caught.log, &caught.news).await;
-                    for chunk in &caught.early {
-                        self.take_script_chunk(run, chunk, log).await;
-                    }
-                }
-                while let Ok(Some(chunk)) = output.next().await {
-                    self.take_script_chunk(run, &chunk, log).await;
-                }
-            };
-            let wait = engine.wait(docker_id);
-            tokio::pin!(pump, wait);
-            tokio::select! {
-                biased;
-                exit = &mut wait => {
-                    let drained = tokio::time::timeout(DRAIN, &mut pump).await;
-                    (exit?, drained.is_err())
-                }
-                () = &mut pump => match tokio::time::timeout(DRAIN, &mut wait).await {
-                    Ok(exit) => (exit?, false),
-                    Err(_) => (wait.await?, true),
-                }
-            }
-        };
-        if output_broke_off {
-            let rest = self.take_rest(RunLog { run, docker_id, since_ms: None, whole: true }).await;
-            log.make_up(&rest.log, &rest.news).await;
-        }
-        Ok(exit)
-    }
-
-    async fn take_script_chunk(&self, run: RunId, chunk: &Chunk, log: &mut InstallLog) {
-        let now_ms = jiff::Timestamp::now().as_millisecond();
-        self.shared.console.push(run, console_stream(chunk.stream), now_ms, &chunk.bytes);
-        log.write(&chunk.bytes).await;
-    }
-
     /// The script ran as root; what it made in the volume belongs to the workload's user.
     async fn give_volume_away(&self) -> Result<(), InstallError> {
-        let (uid, gid) = self.services.settings().owner;
+        let user = self.services.settings().user;
         self.services
             .files
-            .run(self.snapshot.spec.volume_id, move |volume| volume.chown_all(Owner { uid, gid }))
+            .run(self.snapshot.spec.volume_id, move |volume| volume.chown_all(user))
             .await
             .map_err(InstallError::Volume)
     }

@@ -1,6 +1,7 @@
 //! The log of a container's latest install: a file of its own beside the console, capped.
 //!
-//! A disk that takes no writes costs the log and not the install; it is noted once.
+//! Written by the install that is under way, read by whoever asks for it. A disk that takes no writes
+//! costs the log and not the install; it is noted once.
 
 use std::path::{Path, PathBuf};
 
@@ -29,7 +30,10 @@ impl InstallLog {
             .open(&path)
             .await;
         let file = opened.inspect_err(|error| Self::note(&path, error)).ok();
-        Self { path, file, written: 0 }
+        let mut log = Self { path, file, written: 0 };
+        let present = log.length().await.unwrap_or(0);
+        log.written = usize::try_from(present).unwrap_or(MAX_BYTES);
+        log
     }
 
     /// Brings a log that was cut off up to date: written anew from the engine's log if that has it all,
@@ -61,6 +65,7 @@ impl InstallLog {
         Some(self.file.as_ref()?.metadata().await.ok()?.len())
     }
 
+    /// Appends what there is still room for.
     pub(super) async fn write(&mut self, bytes: &[u8]) {
         let room = MAX_BYTES.saturating_sub(self.written);
         let taken = &bytes[..bytes.len().min(room)];
@@ -82,5 +87,23 @@ impl InstallLog {
 
     fn note(path: &Path, error: &std::io::Error) {
         tracing::warn!(path = %path.display(), %error, "the install log cannot be written");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_log_that_is_gone_on_with_is_capped_as_a_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("install.log");
+        let half = vec![b'x'; MAX_BYTES / 2 + 1];
+        for anew in [true, false, false] {
+            let mut log = InstallLog::open(path.clone(), anew).await;
+            log.write(&half).await;
+            log.close().await;
+        }
+        assert_eq!(std::fs::metadata(&path).unwrap().len(), MAX_BYTES as u64);
     }
 }

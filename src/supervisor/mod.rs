@@ -17,13 +17,15 @@ mod boot;
 mod credentials;
 mod doing;
 mod effects;
+mod follow;
 mod gap;
 mod install;
 mod install_log;
+mod launch;
 mod looks;
 mod record;
 mod registry;
-mod run;
+mod script;
 mod seam;
 mod services;
 mod shared;
@@ -227,9 +229,7 @@ impl ContainerHandle {
         };
         let request = ExecRequest {
             cmd: command,
-            user: Some(self.services.settings().user.clone()),
-            working_dir: None,
-            env: Vec::new(),
+            user: Some(self.services.settings().user_text()),
             deadline,
             output_max_bytes: EXEC_OUTPUT_MAX_BYTES,
         };

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::{Settings, Snapshot};
-use crate::domain::event::StateEvent;
+use crate::domain::event::{StateEvent, StateName};
 use crate::domain::ids::ContainerId;
 use crate::domain::lifecycle::{Effect, Machine, Phase};
 use crate::domain::observed::Observed;
@@ -106,27 +106,14 @@ impl Record {
         })
     }
 
-    /// The row's columns for this record.
-    pub(super) fn state(&self) -> ContainerState {
-        let phase = self.machine.phase();
-        let exit = self.machine.last_exit();
-        ContainerState {
-            state_json: stored_json(&Stored {
-                machine: &self.machine,
-                previous_ports: self.previous_ports.clone(),
-                restart_needed: self.restart_needed,
-                begun_at_ms: self.begun_at_ms,
-            }),
-            phase: phase.state_name().to_owned(),
-            run: self.machine.last_run(),
-            docker_id: self.docker_id.clone(),
-            own_image: self.own_image.clone(),
-            install_state: phase.install_state().to_owned(),
-            install_error: phase.install_error().map(str::to_owned),
-            exit_code: exit.map(|exit| exit.code),
-            oom_killed: exit.is_some_and(|exit| exit.oom_killed),
-            started_at: self.started_at,
-        }
+    fn state(&self) -> ContainerState {
+        let stored = Stored {
+            machine: &self.machine,
+            previous_ports: self.previous_ports.clone(),
+            restart_needed: self.restart_needed,
+            begun_at_ms: self.begun_at_ms,
+        };
+        columns(&stored, self.docker_id.clone(), self.own_image.clone(), self.started_at)
     }
 
     pub(super) fn snapshot(
@@ -221,17 +208,21 @@ impl Record {
         }
         let power = |state| settings.panel_power_events.then_some(PanelUpdate::Power(state));
         let update = |event: &StateEvent| match event.name {
-            "installing" => Some(PanelUpdate::Installing),
-            "ready" => Some(PanelUpdate::Ready),
-            "failed" => {
+            StateName::Installing => Some(PanelUpdate::Installing),
+            StateName::Ready => Some(PanelUpdate::Ready),
+            StateName::Failed => {
                 let details = self.machine.phase().install_error().unwrap_or_default().to_owned();
                 Some(PanelUpdate::Failed { details })
             }
-            "starting" => power(PowerState::Starting),
-            "running" => power(PowerState::Running),
-            "stopping" => power(PowerState::Stopping),
-            "stopped" => power(PowerState::Stopped),
-            _ => None,
+            StateName::Starting => power(PowerState::Starting),
+            StateName::Running => power(PowerState::Running),
+            StateName::Stopping => power(PowerState::Stopping),
+            StateName::Stopped => power(PowerState::Stopped),
+            StateName::Exit
+            | StateName::Paused
+            | StateName::Suspended
+            | StateName::Deleting
+            | StateName::Unknown => None,
         };
         events.iter().filter_map(update).collect()
     }
@@ -254,10 +245,32 @@ pub(super) fn is_of_run(seen: &Observed, begun_at_ms: Option<i64>) -> bool {
     }
 }
 
-/// The opaque part of a new container's record as the store keeps it.
-pub(super) fn first_state_json(machine: &Machine) -> String {
+/// What the store keeps of a new container's life.
+pub(super) fn first_state(machine: &Machine) -> ContainerState {
     let stored = Stored { machine, previous_ports: None, restart_needed: false, begun_at_ms: None };
-    stored_json(&stored)
+    columns(&stored, None, None, None)
+}
+
+/// The row's columns: those that only this module reads again, and those that others look for.
+fn columns(
+    stored: &Stored<&Machine>,
+    docker_id: Option<String>,
+    own_image: Option<String>,
+    started_at: Option<UnixSeconds>,
+) -> ContainerState {
+    let (phase, exit) = (stored.machine.phase(), stored.machine.last_exit());
+    ContainerState {
+        state_json: stored_json(stored),
+        phase: phase.state_name().to_owned(),
+        run: stored.machine.last_run(),
+        docker_id,
+        own_image,
+        install_state: phase.install_state().to_owned(),
+        install_error: phase.install_error().map(str::to_owned),
+        exit_code: exit.map(|exit| exit.code),
+        oom_killed: exit.is_some_and(|exit| exit.oom_killed),
+        started_at,
+    }
 }
 
 fn stored_json(stored: &Stored<&Machine>) -> String {

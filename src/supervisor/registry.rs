@@ -4,6 +4,7 @@
 //! by the store's transaction; two who ask for the same id or port meet there.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -11,22 +12,23 @@ use tokio::sync::{broadcast, mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::credentials;
-use super::record::{Record, first_state_json};
+use super::record::{Record, first_state};
 use super::services::Services;
 use super::shared::Shared;
 use super::task::{BootLook, Owner, Queues};
 use super::{ContainerHandle, Snapshot};
 use crate::console::Console;
-use crate::domain::event::{Signal, SignalKind};
+use crate::domain::event::{Signal, SignalKind, StateName};
 use crate::domain::ids::ContainerId;
 use crate::domain::lifecycle::{Effect, Machine};
+use crate::domain::panel_update::PanelUpdate;
 use crate::domain::spec::{ContainerSpec, Problem};
 use crate::domain::units::UnixSeconds;
 use crate::engine::RegistryAuth;
 use crate::network::pool;
 use crate::store::StoreError;
 use crate::store::bindings::PortRequest;
-use crate::store::containers::{ContainerRow, ContainerState, NewContainer};
+use crate::store::containers::{ContainerRow, NewContainer};
 use crate::util::chain::Chain;
 
 const URGENT: usize = 4;
@@ -39,6 +41,8 @@ pub(crate) struct Registry {
     services: Arc<Services>,
     containers: RwLock<HashMap<ContainerId, Entry>>,
     owners: Mutex<JoinSet<()>>,
+    /// Whether the owners know what the engine has, so that they take commands.
+    taken_up: AtomicBool,
 }
 
 #[derive(Clone, Debug)]
@@ -74,7 +78,12 @@ pub(crate) enum CreateError {
 
 impl Registry {
     pub(crate) fn new(services: Arc<Services>) -> Arc<Self> {
-        Arc::new(Self { services, containers: RwLock::default(), owners: Mutex::default() })
+        Arc::new(Self {
+            services,
+            containers: RwLock::default(),
+            owners: Mutex::default(),
+            taken_up: AtomicBool::new(false),
+        })
     }
 
     pub(crate) fn services(&self) -> &Arc<Services> {
@@ -83,6 +92,16 @@ impl Registry {
 
     pub(crate) fn get(&self, id: &ContainerId) -> Option<ContainerHandle> {
         self.read().get(id).map(|entry| entry.handle.clone())
+    }
+
+    /// Whether the containers that were stored when lightd began are taken up: before, what needs the
+    /// engine is refused. Never false again.
+    pub(crate) fn is_taken_up(&self) -> bool {
+        self.taken_up.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_taken_up(&self) {
+        self.taken_up.store(true, Ordering::Relaxed);
     }
 
     /// All containers, by id.
@@ -158,40 +177,23 @@ impl Registry {
         sealed_auth: Option<Vec<u8>>,
     ) -> Result<ContainerRow, StoreError> {
         let now = UnixSeconds::now();
-        let phase = machine.phase();
-        let state = ContainerState {
-            state_json: first_state_json(machine),
-            phase: phase.state_name().to_owned(),
-            run: machine.last_run(),
-            docker_id: None,
-            own_image: None,
-            install_state: phase.install_state().to_owned(),
-            install_error: None,
-            exit_code: None,
-            oom_killed: false,
-            started_at: None,
-        };
         let row = NewContainer {
             id: new.id,
             spec: new.spec,
             registry_auth_sealed: sealed_auth,
             ports: new.ports,
-            state,
+            state: first_state(machine),
         };
-        let installing = effects
-            .iter()
-            .any(|effect| matches!(effect, Effect::Emit(event) if event.name == "installing"));
+        let installing = effects.iter().any(
+            |effect| matches!(effect, Effect::Emit(event) if event.name == StateName::Installing),
+        );
         let panel = self.services.settings().panel && installing;
         self.services
             .store
             .write("store a container", move |tx| {
                 tx.insert_container(&row, now, pool::is_bindable)?;
                 if panel {
-                    tx.enqueue_update(
-                        &row.id,
-                        &crate::domain::panel_update::PanelUpdate::Installing,
-                        now,
-                    )?;
+                    tx.enqueue_update(&row.id, &PanelUpdate::Installing, now)?;
                 }
                 tx.container(&row.id)
             })
@@ -205,18 +207,7 @@ impl Registry {
         record: Record,
         fresh: bool,
     ) -> std::io::Result<ContainerHandle> {
-        let services = Arc::clone(&self.services);
-        let folder = services.containers_path.join(record.id.as_str());
-        let options = services.console;
-        let open = move || {
-            let console =
-                Console::open(folder.join("console"), options).map_err(std::io::Error::other)?;
-            let shared = Shared::new(folder, console);
-            // The engine mounts it into the container, and refuses to where it is missing.
-            std::fs::create_dir_all(shared.data_folder())?;
-            Ok::<_, std::io::Error>(Arc::new(shared))
-        };
-        let shared = tokio::task::spawn_blocking(open).await.map_err(std::io::Error::other)??;
+        let shared = self.open(&record.id).await?;
         let unknown_since = (!fresh).then(UnixSeconds::now);
         let first = Arc::new(record.snapshot(1, unknown_since, false));
         let (snapshot, watched) = watch::channel(first);
@@ -231,7 +222,7 @@ impl Registry {
             mailbox: mailbox_tx,
             snapshot: watched,
             shared: Arc::clone(&shared),
-            services,
+            services: Arc::clone(&self.services),
         };
         let entry = Entry { handle: handle.clone(), hints: hints_tx, boot: boot_tx };
         self.write().insert(record.id.clone(), entry);
@@ -241,6 +232,21 @@ impl Registry {
         while owners.try_join_next().is_some() {}
         owners.spawn(owner.run(queues, received));
         Ok(handle)
+    }
+
+    /// Opens a container's own folder, made if it is not there, and the console in it.
+    async fn open(&self, id: &ContainerId) -> std::io::Result<Arc<Shared>> {
+        let folder = self.services.containers_path.join(id.as_str());
+        let options = self.services.console;
+        let open = move || {
+            let console =
+                Console::open(folder.join("console"), options).map_err(std::io::Error::other)?;
+            let shared = Shared::new(folder, console);
+            // The engine mounts it into the container, and refuses to where it is missing.
+            std::fs::create_dir_all(shared.data_folder())?;
+            Ok(Arc::new(shared))
+        };
+        tokio::task::spawn_blocking(open).await.map_err(std::io::Error::other)?
     }
 
     /// Asks a container's owner to look at the engine; one that is about to look anyway is not asked

@@ -10,6 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::Instant;
 
+use crate::domain::units::now_unix_nanos;
 use crate::engine::{Chunk, LogLine, OutputStream, Stream};
 
 /// So much of an attach is kept while the log is read; beyond it the workload waits.
@@ -20,12 +21,22 @@ const LOOK_BACK_BYTES: usize = 4 * 1024 * 1024;
 /// What an attach delivered before its place in the log was known.
 #[derive(Debug, Default)]
 pub(super) struct Early {
-    pub(super) chunks: Vec<Chunk>,
+    came: Vec<Came>,
     bytes: usize,
     ended: bool,
 }
 
+#[derive(Debug)]
+struct Came {
+    at_nanos: i64,
+    chunk: Chunk,
+}
+
 impl Early {
+    pub(super) fn into_chunks(self) -> Vec<Chunk> {
+        self.came.into_iter().map(|came| came.chunk).collect()
+    }
+
     /// Keeps what comes for so long.
     pub(super) async fn collect_for(&mut self, output: &mut OutputStream, time: Duration) {
         let end = Instant::now() + time;
@@ -41,7 +52,7 @@ impl Early {
             match output.next().await {
                 Ok(Some(chunk)) => {
                     self.bytes += chunk.bytes.len();
-                    self.chunks.push(chunk);
+                    self.came.push(Came { at_nanos: now_unix_nanos(), chunk });
                 }
                 // Whoever reads on from here learns of it again.
                 Ok(None) | Err(_) => self.ended = true,
@@ -55,8 +66,19 @@ impl Early {
     }
 
     fn of(&self, stream: Stream) -> Vec<u8> {
-        let of_stream = self.chunks.iter().filter(|chunk| chunk.stream == stream);
-        of_stream.flat_map(|chunk| chunk.bytes.iter().copied()).collect()
+        let of_stream = self.came.iter().filter(|came| came.chunk.stream == stream);
+        of_stream.flat_map(|came| came.chunk.bytes.iter().copied()).collect()
+    }
+
+    /// Up to which length the stream had come at which time.
+    fn times_of(&self, stream: Stream) -> Vec<(usize, i64)> {
+        let mut length = 0;
+        let of_stream = self.came.iter().filter(|came| came.chunk.stream == stream);
+        let times = of_stream.map(|came| {
+            length += came.chunk.bytes.len();
+            (length, came.at_nanos)
+        });
+        times.collect()
     }
 
     /// How many bytes of whole lines there are. The log gets lines when they are whole.
@@ -64,18 +86,40 @@ impl Early {
         self.of(stream).iter().rposition(|&b| b == b'\n').map_or(0, |last| last + 1)
     }
 
-    /// The length of the stream's log up to where this begins. `at_least` bytes of this must be in the
-    /// log already; `None` if they are not.
+    /// The length of the stream's log up to where this begins; `None` if it is not within the bounds.
     pub(super) fn place_in(
         &self,
         log: &[LogLine],
         stream: Stream,
-        at_least: usize,
+        bounds: Bounds,
     ) -> Option<usize> {
-        let of_stream = log.iter().filter(|line| line.stream == stream);
-        let log: Vec<u8> = of_stream.flat_map(|line| line.bytes.iter().copied()).collect();
-        place(&log, &self.of(stream), at_least, self.is_full())
+        let (mut bytes, mut before, mut last_at_nanos) = (Vec::new(), 0, 0);
+        for line in log.iter().filter(|line| line.stream == stream) {
+            bytes.extend_from_slice(&line.bytes);
+            last_at_nanos = line.at_nanos;
+            if line.at_nanos < bounds.not_before_nanos {
+                before = bytes.len();
+            }
+        }
+        let (early, times) = (self.of(stream), self.times_of(stream));
+        let apart = |length: usize| {
+            let came = times.partition_point(|(up_to, _)| *up_to < length);
+            times.get(came).map_or(u64::MAX, |(_, at_nanos)| at_nanos.abs_diff(last_at_nanos))
+        };
+        let place = Seam { log: &bytes[before..], early: &early, early_is_cut: self.is_full() }
+            .place(bounds.at_least_bytes, apart);
+        place.map(|length| before + length)
     }
+}
+
+/// Where the beginning of an attach can lie in the log.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Bounds {
+    /// When it was asked for, in Unix nanoseconds: a line that the engine stamped before is not in it.
+    /// Among equal lines nothing else tells which they are.
+    pub(super) not_before_nanos: i64,
+    /// So much of it must be in the log already.
+    pub(super) at_least_bytes: usize,
 }
 
 /// Takes what lies behind `length` bytes of the stream off the log.
@@ -92,26 +136,43 @@ pub(super) fn cut(log: &mut Vec<LogLine>, stream: Stream, length: usize) {
     });
 }
 
-fn place(log: &[u8], early: &[u8], at_least: usize, early_is_cut: bool) -> Option<usize> {
-    if at_least == 0 && !early.contains(&b'\n') {
-        return Some(log.len());
-    }
-    let from = log.len().saturating_sub(early.len() + LOOK_BACK_BYTES);
-    let borders = borders(early);
-    let mut matched = 0;
-    for (at, &byte) in log[from..].iter().enumerate() {
-        if matched == early.len() {
-            if early_is_cut {
-                return Some(from + at - matched);
+#[derive(Clone, Copy, Debug)]
+struct Seam<'a> {
+    log: &'a [u8],
+    early: &'a [u8],
+    early_is_cut: bool,
+}
+
+impl Seam<'_> {
+    /// Where in the log the other begins. Where equal lines leave a choice of how much both have, that
+    /// one is taken whose last line came when the log's last line was stamped; `apart` tells how far from
+    /// that a length is.
+    fn place(self, at_least: usize, apart: impl Fn(usize) -> u64) -> Option<usize> {
+        let Self { log, early, early_is_cut } = self;
+        if at_least == 0 && !early.contains(&b'\n') {
+            return Some(log.len());
+        }
+        let from = log.len().saturating_sub(early.len() + LOOK_BACK_BYTES);
+        let borders = borders(early);
+        let mut matched = 0;
+        for (at, &byte) in log[from..].iter().enumerate() {
+            if matched == early.len() {
+                if early_is_cut {
+                    return Some(from + at - matched);
+                }
+                matched = step_back(&borders, matched);
             }
-            matched = step_back(&borders, matched);
+            while matched > 0 && early[matched] != byte {
+                matched = step_back(&borders, matched);
+            }
+            matched += usize::from(early[matched] == byte);
         }
-        while matched > 0 && early[matched] != byte {
-            matched = step_back(&borders, matched);
-        }
-        matched += usize::from(early[matched] == byte);
+        let all = std::iter::successors(Some(matched), |&length| {
+            (length > 0).then(|| step_back(&borders, length))
+        });
+        let possible = all.take_while(|&length| length > 0 && length >= at_least);
+        possible.min_by_key(|&length| apart(length)).map(|length| log.len() - length)
     }
-    (matched > 0 && matched >= at_least).then(|| log.len() - matched)
 }
 
 /// For each length of a beginning of `text`: the longest shorter beginning that it ends with. It keeps
@@ -139,7 +200,8 @@ mod tests {
     use proptest::prelude::*;
 
     fn at(log: &str, early: &str, at_least: usize) -> Option<usize> {
-        place(log.as_bytes(), early.as_bytes(), at_least, false)
+        Seam { log: log.as_bytes(), early: early.as_bytes(), early_is_cut: false }
+            .place(at_least, |_| 0)
     }
 
     #[test]
@@ -156,8 +218,8 @@ mod tests {
 
     #[test]
     fn an_attach_that_had_to_wait_is_found_in_the_midst_of_the_log() {
-        let found = place(b"a\nb\nc\nd\ne\n", b"b\nc\n", 4, true);
-        assert_eq!(found, Some(2));
+        let seam = Seam { log: b"a\nb\nc\nd\ne\n", early: b"b\nc\n", early_is_cut: true };
+        assert_eq!(seam.place(4, |_| 0), Some(2));
     }
 
     #[test]
@@ -176,6 +238,30 @@ mod tests {
         cut(&mut log, Stream::Stdout, 4);
         let left: Vec<&[u8]> = log.iter().map(|line| &line.bytes[..]).collect();
         assert_eq!(left, [&b"ab\n"[..], b"x\n", b"c"]);
+    }
+
+    #[test]
+    fn equal_lines_are_told_apart_by_their_times() {
+        let tick = || Bytes::from_static(b"tick\n");
+        let line = |at_nanos| LogLine { at_nanos, stream: Stream::Stdout, bytes: tick() };
+        let log: Vec<LogLine> = (1..=10).map(|n| line(n * 1000)).collect();
+        let came =
+            |at_nanos| Came { at_nanos, chunk: Chunk { stream: Stream::Stdout, bytes: tick() } };
+        let early = |times: &[i64]| Early {
+            came: times.iter().copied().map(came).collect(),
+            ..Early::default()
+        };
+        let place = |early: &Early, not_before_nanos, at_least_bytes| {
+            early.place_in(&log, Stream::Stdout, Bounds { not_before_nanos, at_least_bytes })
+        };
+        // Three that the log has, and one that came after it was read.
+        let four = early(&[8100, 9100, 10_100, 11_100]);
+        assert_eq!(place(&four, 7500, 10), Some(35));
+        assert_eq!(place(&four, 6500, 10), Some(35), "it was asked for a while before it began");
+        assert_eq!(place(&four, 11_000, 5), None, "the log lags behind");
+        let at_once = early(&[10_100, 10_100, 10_100]);
+        assert_eq!(place(&at_once, 7500, 10), Some(35));
+        assert_eq!(place(&at_once, 8500, 10), Some(40));
     }
 
     proptest! {

@@ -15,7 +15,7 @@ use crate::domain::event::{Signal, SignalKind};
 use crate::domain::ids::ContainerId;
 use crate::domain::spec::NodeCapacity;
 use crate::engine::{Engine, EngineError, Health, LogCap};
-use crate::files::Files;
+use crate::files::{Files, Owner};
 use crate::network::isolation::{Isolation, IsolationStatus};
 use crate::store::Store;
 use crate::util::backoff::Backoff;
@@ -24,10 +24,8 @@ use crate::util::secret::Sealer;
 /// What may change while lightd runs. Replaced whole.
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
-    /// `uid:gid` of every workload.
-    pub(crate) user: String,
-    /// The same as numbers: who owns the files in volumes.
-    pub(crate) owner: (u32, u32),
+    /// Whom workloads run as and who owns the files in volumes.
+    pub(crate) user: Owner,
     pub(crate) network: String,
     pub(crate) time_zone: String,
     pub(crate) default_pids: u64,
@@ -41,6 +39,14 @@ pub(crate) struct Settings {
     pub(crate) panel_power_events: bool,
 }
 
+impl Settings {
+    /// `uid:gid`, as the engine takes it.
+    pub(super) fn user_text(&self) -> String {
+        format!("{}:{}", self.user.uid, self.user.gid)
+    }
+}
+
+/// The handles and the node's own limits; one for the whole daemon.
 #[derive(Debug)]
 pub(crate) struct Services {
     pub(crate) engine: Engine,

@@ -1,6 +1,10 @@
 //! What a container's owner shares with readers: its console, its input, its latest figures, and
 //! where its own files lie.
+//!
+//! Written to by the tasks of the owner, read through a [`super::ContainerHandle`] without asking it. It
+//! outlives runs and ends with the container: then readers end and input is refused.
 
+use std::convert::Infallible;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -8,10 +12,10 @@ use bytes::Bytes;
 use tokio::sync::{Notify, watch};
 use tokio_util::task::TaskTracker;
 
-use crate::console::{Console, ConsoleInput, InputError, input};
+use crate::console::{Console, ConsoleInput, InputError, Stream as ConsoleStream, input};
 use crate::domain::ids::RunId;
 use crate::domain::stats::Sample;
-use crate::engine::{AttachedInput, CreateRequest, Created, Engine, EngineError};
+use crate::engine::{AttachedInput, CreateRequest, Created, Engine, EngineError, Stream};
 
 /// What runs is attached to a moment after it is found running, at the start of lightd or when the
 /// engine is back; so long is a command held for that.
@@ -73,19 +77,29 @@ impl Shared {
         self.creating.wait().await;
     }
 
-    /// Takes over the way to the workload's standard input; the future writes what is sent.
+    /// Puts output of a run onto the console.
+    pub(super) fn print(&self, run: RunId, stream: Stream, at_ms: i64, bytes: &[u8]) {
+        let stream = match stream {
+            Stream::Stdout => ConsoleStream::Out,
+            Stream::Stderr => ConsoleStream::Err,
+        };
+        self.console.push(run, stream, at_ms, bytes);
+    }
+
+    /// Takes over the way to the workload's standard input; the future writes what is sent, until it is
+    /// dropped.
     pub(super) fn open_input(
         &self,
         run: RunId,
         attached: AttachedInput,
-    ) -> impl Future<Output = ()> + use<> {
+    ) -> impl Future<Output = Infallible> + use<> {
         let (sender, writer) = input();
         self.input.send_replace(Some((run, sender)));
         async move {
             if let Err(error) = writer.run(attached).await {
                 tracing::debug!(%error, "a workload's standard input broke off");
             }
-            std::future::pending::<()>().await;
+            std::future::pending().await
         }
     }
 

@@ -2,8 +2,9 @@
 //!
 //! Sampled once a second while somebody looks and every ten seconds otherwise: a node with hundreds of
 //! quiet containers pays next to nothing, and the last figure is there when someone comes. Where the
-//! kernel's files cannot be read (an engine on another machine) there are none, and it is logged once.
+//! kernel's files cannot be read (an engine on another machine) there are none, which is logged with each run.
 
+use std::convert::Infallible;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use tokio::time::Instant;
 use super::effects::Ctx;
 use crate::cgroup::{self, Cgroup, CgroupError};
 use crate::domain::stats::{Meter, Sample};
+use crate::domain::units::now_unix_ms;
 use crate::util::chain::Chain;
 
 const WATCHED: Duration = Duration::from_secs(1);
@@ -36,11 +38,11 @@ impl<'a> Sampler<'a> {
     }
 
     /// Samples until the control group is gone, then waits to be dropped.
-    pub(super) async fn run(mut self) {
+    pub(super) async fn run(mut self) -> Infallible {
         if let Err(error) = self.sample_on().await {
             tracing::debug!(container.id = %self.ctx.snapshot.id, error = %Chain(&*error), "no more figures");
         }
-        std::future::pending::<()>().await;
+        std::future::pending().await
     }
 
     async fn sample_on(&mut self) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
@@ -48,9 +50,9 @@ impl<'a> Sampler<'a> {
             return Ok(());
         };
         let Some(pid) = seen.pid else { return Ok(()) };
-        let began_at_ms = seen.started_at_ms.unwrap_or_else(now_ms);
+        let began_at_ms = seen.started_at_ms.unwrap_or_else(now_unix_ms);
         let age = || {
-            let ms = now_ms().saturating_sub(began_at_ms);
+            let ms = now_unix_ms().saturating_sub(began_at_ms);
             Duration::from_millis(u64::try_from(ms).unwrap_or(0))
         };
         let group = Cgroup::find(pid)?;
@@ -110,10 +112,6 @@ impl<'a> Sampler<'a> {
             }
         }
     }
-}
-
-fn now_ms() -> i64 {
-    jiff::Timestamp::now().as_millisecond()
 }
 
 /// Whoever waits is woken only when something but the time has changed.

@@ -18,14 +18,13 @@ use super::looks::LOOK_SOON;
 use super::record::{Change, Record, With};
 use super::registry::Registry;
 use super::services::Services;
-use super::wishes::lifts_a_limit;
 use super::workload::policy;
 use super::{Msg, Refusal, Reply, Shared, Snapshot};
 use crate::domain::ids::RunId;
 use crate::domain::lifecycle::{Effect, Fact, Machine, Phase};
 use crate::domain::observed::Observed;
 use crate::domain::spec::Limits;
-use crate::domain::units::UnixSeconds;
+use crate::domain::units::{UnixSeconds, now_unix_ms};
 use crate::engine::{EngineError, Ours};
 use crate::store::StoreError;
 use crate::util::chain::Chain;
@@ -212,25 +211,7 @@ impl Owner {
 
     async fn take_report(&mut self, report: Report) {
         match report {
-            Report::Fact(fact) => {
-                if let Fact::Started { run, .. } = &fact
-                    && self.record.machine.live_run() == Some(*run)
-                {
-                    self.record.started_at = Some(UnixSeconds::now());
-                    self.launched = Some(*run);
-                }
-                if let (Fact::RebindFailed { .. }, Phase::Rebinding { undo: true, .. }) =
-                    (&fact, self.record.machine.phase())
-                {
-                    // Which container has which ports is not sure any more; the next start makes one.
-                    self.record.restart_needed = true;
-                }
-                // It may have been paused since before lightd began, and nobody could attach.
-                if matches!(fact, Fact::Resumed { .. }) {
-                    self.look_at = Some(Instant::now());
-                }
-                self.fact(fact).await;
-            }
+            Report::Fact(fact) => self.take_fact(fact).await,
             Report::Boot(look) => self.boot(look).await,
             Report::Made { docker_id } => {
                 self.record.docker_id = Some(docker_id);
@@ -249,21 +230,31 @@ impl Owner {
             Report::Looked { generation, seen } => self.looked(generation, seen).await,
             Report::Detached => self.look_at = Some(Instant::now() + LOOK_SOON),
             Report::LimitsApplied { limits, reply, result } => {
-                let answer = match result {
-                    Err(error) if error.is_away() => Err(Refusal::EngineUnavailable),
-                    Err(error) => Err(Refusal::Engine(error)),
-                    Ok(()) => {
-                        let mut spec = (*self.record.spec).clone();
-                        spec.limits = limits;
-                        // The engine has them, but lifts none; what else waits for a restart goes on
-                        // waiting.
-                        let waits = lifts_a_limit(&self.record.spec.limits, &limits);
-                        self.replace_spec(spec, self.record.restart_needed || waits).await
-                    }
-                };
-                drop(reply.send(answer));
+                // Whoever asked may have gone away; the limits stand.
+                drop(reply.send(self.limits_applied(limits, result).await));
             }
         }
+    }
+
+    /// A fact that a child task tells, and what it says beside its effect on the machine.
+    async fn take_fact(&mut self, fact: Fact) {
+        if let Fact::Started { run, .. } = &fact
+            && self.record.machine.live_run() == Some(*run)
+        {
+            self.record.started_at = Some(UnixSeconds::now());
+            self.launched = Some(*run);
+        }
+        if let (Fact::RebindFailed { .. }, Phase::Rebinding { undo: true, .. }) =
+            (&fact, self.record.machine.phase())
+        {
+            // Which container has which ports is not sure any more; the next start makes one.
+            self.record.restart_needed = true;
+        }
+        // It may have been paused since before lightd began, and nobody could attach.
+        if matches!(fact, Fact::Resumed { .. }) {
+            self.look_at = Some(Instant::now());
+        }
+        self.fact(fact).await;
     }
 
     /// Feeds the machine, stores and publishes what came of it, and carries it out.
@@ -301,7 +292,7 @@ impl Owner {
         let now = UnixSeconds::now();
         self.record.updated_at = now;
         if effects.iter().any(|effect| matches!(effect, Effect::Start { .. })) {
-            self.record.begun_at_ms = Some(jiff::Timestamp::now().as_millisecond());
+            self.record.begun_at_ms = Some(now_unix_ms());
         }
         let mut with = self.owed.clone();
         with.extend(self.with(effects, change));

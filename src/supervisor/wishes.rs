@@ -9,6 +9,7 @@ use super::workload::policy;
 use super::{Accepted, Msg, Refusal, Reply, Request};
 use crate::domain::lifecycle::{Answer, Command, Denied, Phase};
 use crate::domain::spec::{ContainerSpec, Limits};
+use crate::engine::EngineError;
 
 impl Owner {
     pub(super) async fn take_request(&mut self, Msg { request, reply }: Msg) {
@@ -128,10 +129,29 @@ impl Owner {
             }
         }
     }
+
+    /// The engine has answered to new limits for what runs.
+    pub(super) async fn limits_applied(
+        &mut self,
+        limits: Limits,
+        result: Result<(), EngineError>,
+    ) -> Result<Accepted, Refusal> {
+        match result {
+            Err(error) if error.is_away() => Err(Refusal::EngineUnavailable),
+            Err(error) => Err(Refusal::Engine(error)),
+            Ok(()) => {
+                let mut spec = (*self.record.spec).clone();
+                spec.limits = limits;
+                // The engine has them, but lifts none; what else waits for a restart goes on waiting.
+                let waits = lifts_a_limit(&self.record.spec.limits, &limits);
+                self.replace_spec(spec, self.record.restart_needed || waits).await
+            }
+        }
+    }
 }
 
 /// Whether there is a limit less: the engine can lift none from what runs.
-pub(super) fn lifts_a_limit(before: &Limits, after: &Limits) -> bool {
+fn lifts_a_limit(before: &Limits, after: &Limits) -> bool {
     let has_cpu = |limits: &Limits| limits.cpu.is_some() || limits.cpu_quota.is_some();
     [
         (before.memory.is_some(), after.memory.is_some()),

@@ -102,7 +102,7 @@ pub(super) fn workload_request(
         cmd: vec!["/bin/sh".to_owned(), format!("{DATA}/{ENTRYPOINT_FILE}")],
         entrypoint: Some(Vec::new()),
         env: environment(spec, ports, settings),
-        user: Some(settings.user.clone()),
+        user: Some(settings.user_text()),
         working_dir: Some(HOME.to_owned()),
         tty: spec.tty,
         labels: labels_of(&of.id, labels::ROLE_WORKLOAD, of.run),

@@ -25,6 +25,7 @@ const USAGE: &str = "verbs, several separated by --:
   connect HOST:PORT MS     exits with 0 if a connection is made in time, 1 if refused, 2 if nothing comes
   alloc MIB                takes and uses memory, then does nothing
   write PATH [MIB]         writes a file
+  swap NAME TARGET         makes the folder NAME a link to TARGET and back, without end
   fork N                   starts N processes that do nothing, says how many it got";
 
 fn main() {
@@ -62,6 +63,7 @@ fn run(verb: &[&str]) {
         ["alloc", mib] => alloc(number(mib)),
         ["write", path] => write(path, 0),
         ["write", path, mib] => write(path, number(mib)),
+        ["swap", name, target] => swap(name, target),
         ["fork", count] => fork(number(count)),
         _ => fail(USAGE),
     }
@@ -70,6 +72,18 @@ fn run(verb: &[&str]) {
 fn fail(why: &str) -> ! {
     eprintln!("{why}");
     exit(64)
+}
+
+fn swap(name: &str, target: &str) -> ! {
+    let (folder, link) = (format!("{name}.folder"), format!("{name}.link"));
+    std::os::unix::fs::symlink(target, &link).expect("a link");
+    // Others take things away in between: each step is tried again from what there is.
+    loop {
+        let steps = [(name, &*folder), (&*link, name), (name, &*link), (&*folder, name)];
+        for (from, to) in steps {
+            drop(std::fs::rename(from, to));
+        }
+    }
 }
 
 fn number(text: &str) -> u64 {

@@ -53,6 +53,12 @@ const VENDORS: &[(&str, &[&str])] = &[
     ("axum_server", &["app"]),
 ];
 
+/// What a module may not name although it may name where that is: module, path in the crate, reason.
+const NEVER: &[(&str, &[&str], &str)] = &[
+    ("api", &["engine", "Engine"], "an engine call belongs into a command of the supervisor's"),
+    ("panel", &["engine", "Engine"], "an engine call belongs into a command of the supervisor's"),
+];
+
 /// What is wrong, one line each: file, line, and what stands there.
 #[derive(Default)]
 struct Findings(String);
@@ -68,16 +74,23 @@ fn modules_import_only_what_stands_below_them() {
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut findings = Findings::default();
     let mut seen = BTreeSet::new();
-    for file in rust_files(&root) {
+    let read = |file: PathBuf| {
+        let text = std::fs::read_to_string(&file).expect("a readable file");
+        (file, text)
+    };
+    let texts: Vec<_> = rust_files(&root).into_iter().map(read).collect();
+    let tests = test_files(&root, &texts);
+    for (file, text) in &texts {
         let relative = file.strip_prefix(&root).expect("beneath src").to_owned();
         let module = module_of(&relative);
         seen.insert(module.clone());
-        let text = std::fs::read_to_string(&file).expect("a readable file");
-        if is_test_file(&relative) {
+        if tests.iter().any(|test| file.starts_with(test)) {
             continue;
         }
         let shown = Path::new("src").join(&relative);
-        for (line, path) in paths_in(&without_tests(&text)) {
+        let code = without_tests(text);
+        assert!(!code.contains("crate as "), "{}: another name for the crate", shown.display());
+        for (line, path) in paths_in(&code) {
             check(&mut findings, &shown, line, &module, depth_of(&relative), &path);
         }
     }
@@ -95,21 +108,33 @@ fn check(
     path: &[String],
 ) {
     let allowed = TABLE.iter().find(|(name, _)| *name == module).map_or(&[][..], |(_, to)| to);
-    let first = path[0].as_str();
+    let path = if path[0] == "self" { &path[1..] } else { path };
+    let Some(first) = path.first().map(String::as_str) else { return };
     let supers = path.iter().take_while(|part| *part == "super").count();
     let target = match first {
         "crate" => path.get(1),
-        // Out of the top-level module and into another.
-        "super" if supers == depth => path.get(supers),
+        // To the crate's root, and from there into another module. More than there are, in a module
+        // inside the file, lead there as well.
+        "super" if supers >= depth => path.get(supers),
         _ => None,
     };
+    let names_root = first == "crate" || (first == "super" && supers >= depth);
+    let target = target.map(String::as_str);
+    if names_root && !allowed.contains(&"*") && matches!(target, None | Some("*" | "self")) {
+        findings.say(file, line, &format!("{module} takes in the whole crate"));
+    }
     if let Some(target) = target
         && target != module
         && !allowed.contains(&"*")
-        && TABLE.iter().any(|(name, _)| name == target)
-        && !allowed.contains(&target.as_str())
+        && TABLE.iter().any(|(name, _)| *name == target)
+        && !allowed.contains(&target)
     {
         findings.say(file, line, &format!("{module} names {target}"));
+    }
+    if let Some((_, _, why)) = NEVER.iter().find(|(from, to, _)| {
+        *from == module && path.iter().skip(1).map(String::as_str).eq(to.iter().copied())
+    }) {
+        findings.say(file, line, &format!("{module} names {}: {why}", path[1..].join("::")));
     }
     if let Some((_, by)) = VENDORS.iter().find(|(vendor, _)| *vendor == first)
         && !by.contains(&module)
@@ -144,23 +169,125 @@ fn depth_of(relative: &Path) -> usize {
     relative.components().count() - usize::from(is_root_of_folder)
 }
 
-/// Files that hold nothing but tests and what tests need.
-fn is_test_file(relative: &Path) -> bool {
-    relative.components().any(|part| {
-        let name = part.as_os_str().to_string_lossy();
-        ["tests", "tests.rs", "testing.rs", "model.rs"].contains(&name.as_ref())
-    })
+/// The files that are only compiled for tests: a declaration in another file says so, not their name.
+fn test_files(root: &Path, texts: &[(PathBuf, String)]) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for (file, text) in texts {
+        let folder = match file.file_stem().and_then(|stem| stem.to_str()) {
+            Some("mod" | "lib" | "main") => file.parent().expect("a folder").to_owned(),
+            _ => file.with_extension(""),
+        };
+        let mut lines = text.lines().map(str::trim);
+        while let Some(line) = lines.next() {
+            if line != "#[cfg(test)]" {
+                continue;
+            }
+            let declared = lines.next().unwrap_or_default();
+            let name = declared.strip_suffix(';').and_then(|text| text.rsplit_once("mod "));
+            if let Some((_, name)) = name {
+                found.extend([folder.join(format!("{name}.rs")), folder.join(name)]);
+            }
+        }
+    }
+    assert!(found.iter().all(|path| path.starts_with(root)));
+    found
 }
 
-/// The text with comments and what is only compiled for tests blanked out; lines stay where they were.
+/// The code alone: comments, strings and characters are blanked out; lines stay where they were.
+fn code_of(text: &str) -> String {
+    let mut code = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(next) = rest.chars().next() {
+        let length = not_code(rest);
+        if length > 0 {
+            code.extend(rest[..length].chars().filter(|&c| c == '\n'));
+            // What stood around it stays apart.
+            code.push(' ');
+            rest = &rest[length..];
+            continue;
+        }
+        // A whole word, so that the `r` at the end of one begins no string.
+        let word = rest.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(rest.len());
+        let (taken, left) = rest.split_at(word.max(next.len_utf8()));
+        code.push_str(taken);
+        rest = left;
+    }
+    code
+}
+
+/// The length of the comment, string or character that begins here, or 0.
+fn not_code(text: &str) -> usize {
+    if text.starts_with("//") {
+        return text.find('\n').unwrap_or(text.len());
+    }
+    if text.starts_with("/*") {
+        return block_comment(text);
+    }
+    let quoted = text.trim_start_matches(['b', 'c']);
+    let prefix = text.len() - quoted.len();
+    let hashes = quoted.strip_prefix('r').map(|raw| raw.len() - raw.trim_start_matches('#').len());
+    if let Some(hashes) = hashes
+        && prefix <= 1
+        && quoted[1 + hashes..].starts_with('"')
+    {
+        let end = format!("\"{}", "#".repeat(hashes));
+        let begin = prefix + 1 + hashes + 1;
+        return text[begin..].find(&end).map_or(text.len(), |at| begin + at + end.len());
+    }
+    if prefix <= 1 && quoted.starts_with('"') {
+        return prefix + escaped(quoted, '"');
+    }
+    // A lifetime has no second quote.
+    let is_character = quoted.starts_with("'\\") || quoted.chars().nth(2) == Some('\'');
+    if prefix <= 1 && quoted.starts_with('\'') && is_character {
+        return prefix + escaped(quoted, '\'');
+    }
+    0
+}
+
+fn block_comment(text: &str) -> usize {
+    let (mut depth, mut at) = (0, 0);
+    while at < text.len() {
+        let here = &text[at..];
+        let step = if here.starts_with("/*") {
+            depth += 1;
+            2
+        } else if here.starts_with("*/") {
+            depth -= 1;
+            2
+        } else {
+            here.chars().next().map_or(1, char::len_utf8)
+        };
+        at += step;
+        if depth == 0 {
+            break;
+        }
+    }
+    at
+}
+
+/// The length of what stands between two quotes, with both.
+fn escaped(text: &str, quote: char) -> usize {
+    let mut characters = text.char_indices().skip(1);
+    while let Some((at, character)) = characters.next() {
+        match character {
+            '\\' => drop(characters.next()),
+            _ if character == quote => return at + 1,
+            _ => {}
+        }
+    }
+    text.len()
+}
+
+/// Code with what is only compiled for tests blanked out; lines stay where they were.
 fn without_tests(text: &str) -> String {
-    let mut kept = String::with_capacity(text.len());
-    let mut lines = text.lines();
+    let code = code_of(text);
+    let mut kept = String::with_capacity(code.len());
+    let mut lines = code.lines();
     while let Some(line) = lines.next() {
-        let code = line.split("//").next().unwrap_or_default();
-        kept.push_str(code);
+        kept.push_str(line);
         kept.push('\n');
-        if code.trim() == "#[cfg(test)]" {
+        if line.trim() == "#[cfg(test)]" {
             skip_item(&mut lines, &mut kept);
         }
     }
@@ -172,17 +299,16 @@ fn skip_item<'a>(lines: &mut impl Iterator<Item = &'a str>, kept: &mut String) {
     let (mut depth, mut entered) = (0_i32, false);
     for line in lines.by_ref() {
         kept.push('\n');
-        let code = line.split("//").next().unwrap_or_default();
-        for byte in code.bytes() {
+        for byte in line.bytes() {
             match byte {
                 b'{' => (depth, entered) = (depth + 1, true),
                 b'}' => depth -= 1,
                 _ => {}
             }
         }
-        let is_attribute = code.trim_start().starts_with("#[");
-        if (entered && depth <= 0) || (!entered && !is_attribute && code.trim_end().ends_with(';'))
-        {
+        let is_attribute = line.trim_start().starts_with("#[");
+        let ends = line.trim_end().ends_with(';');
+        if (entered && depth <= 0) || (!entered && !is_attribute && ends) {
             return;
         }
     }
@@ -211,6 +337,10 @@ fn paths_in(text: &str) -> Vec<(usize, Vec<String>)> {
             if rest.starts_with('{') {
                 prefixes.push(std::mem::take(&mut current));
                 rest = &rest[1..];
+            } else if let Some(after) = rest.strip_prefix('*') {
+                current.push("*".to_owned());
+                rest = after;
+                flush(&mut found, &prefixes, &mut current, line);
             } else if !rest.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_') {
                 flush(&mut found, &prefixes, &mut current, line);
             }
@@ -245,8 +375,8 @@ fn flush(
 #[test]
 fn the_reader_finds_paths_where_they_stand() {
     let text = "use crate::{\n    store::{Store, StoreError},\n    util,\n};\n\
-        fn f() { crate::api::g(); super::super::x::y() }\n\
-        #[cfg(test)]\nmod tests {\n    use crate::cli::Z;\n}\nuse bollard::Docker; // crate::no\n";
+        fn f() { \"// {\"; '{'; r#\"\"}\"#; /* } */ crate::api::g(); super::super::x::y() }\n\
+        use super::*;\n#[cfg(test)]\nmod tests {\n    use crate::cli::Z;\n}\nuse bollard::Docker; // crate::no\n";
     let found = paths_in(&without_tests(text));
     let shown: Vec<String> =
         found.iter().map(|(line, path)| format!("{line} {}", path.join("::"))).collect();
@@ -258,21 +388,36 @@ fn the_reader_finds_paths_where_they_stand() {
             "3 crate::util",
             "5 crate::api::g",
             "5 super::super::x::y",
-            "10 bollard::Docker",
+            "6 super::*",
+            "11 bollard::Docker",
         ]
     );
-    let mut findings = Findings::default();
-    for (line, path) in
-        [(1, "crate::engine::Engine"), (2, "super::super::api::x"), (3, "axum::Router")]
-    {
+}
+
+#[test]
+fn whichever_way_a_module_is_named_it_is_found() {
+    let said = |module: &str, path: &str| {
+        let mut findings = Findings::default();
         let path: Vec<String> = path.split("::").map(str::to_owned).collect();
-        check(&mut findings, Path::new("src/store/a.rs"), line, "store", 2, &path);
+        check(&mut findings, Path::new("x.rs"), 1, module, 2, &path);
+        findings.0
+    };
+    for (module, path, expected) in [
+        ("store", "crate::engine::Engine", "store names engine"),
+        ("store", "super::super::api::x", "store names api"),
+        ("store", "self::super::super::api::x", "store names api"),
+        ("store", "super::super::super::api::x", "store names api"),
+        ("store", "axum::Router", "store names axum"),
+        ("store", "crate::*", "store takes in the whole crate"),
+        ("store", "crate::self", "store takes in the whole crate"),
+        ("store", "super::super::*", "store takes in the whole crate"),
+    ] {
+        assert_eq!(said(module, path), format!("x.rs:1: {expected}\n"), "{path}");
     }
-    assert_eq!(
-        findings.0,
-        "src/store/a.rs:1: store names engine\nsrc/store/a.rs:2: store names api\n\
-         src/store/a.rs:3: store names axum\n"
-    );
-    assert_eq!((depth_of(Path::new("app.rs")), depth_of(Path::new("api/mod.rs"))), (1, 1));
+    assert!(said("api", "crate::engine::Engine").contains("a command of the supervisor's"));
+    for path in ["crate::domain::ids", "super::api::x", "super::*", "crate::store::Tx"] {
+        assert_eq!(said("store", path), "", "{path}");
+    }
+    assert_eq!((depth_of(Path::new("lib.rs")), depth_of(Path::new("api/mod.rs"))), (1, 1));
     assert_eq!(depth_of(Path::new("api/ws/mod.rs")), 2);
 }

@@ -353,3 +353,31 @@ async fn after_an_outage_all_goes_on_within_five_seconds_and_what_was_asked_for_
     assert_eq!(daemon.logs(&new).await, "installed\n");
     daemon.close().await;
 }
+
+#[tokio::test]
+async fn a_node_is_ready_once_its_containers_take_commands_and_no_sooner() {
+    let (mut daemon, door) = Door::and_daemon().await;
+    let id = daemon.id("rests");
+    daemon.create(&id, json!({})).await;
+    daemon.terminate().await;
+    door.hold_lists();
+    daemon.launch().await;
+    let (client, anonymous) = (daemon.client(), daemon.client().anonymous());
+    eventually("the engine answers", SOON, async || {
+        let health = anonymous.get("/health").await.is(200);
+        if health["engine"] == "reachable" { Ok(()) } else { Err(health) }
+    })
+    .await;
+    anonymous.get("/readyz").await.refused(503, "starting_up");
+    anonymous.get("/livez").await.is(200);
+    client.post_empty(&format!("/containers/{id}/start")).await.refused(503, "engine_unavailable");
+    door.let_list();
+    eventually("it is ready", SOON, async || {
+        let answer = anonymous.get("/readyz").await;
+        if answer.status == 200 { Ok(()) } else { Err(answer) }
+    })
+    .await;
+    client.post_empty(&format!("/containers/{id}/start")).await.is(202);
+    daemon.state(&id, "running").await;
+    daemon.close().await;
+}

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use base64::Engine as _;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::support::SOON;
 use crate::support::numbers::free_ports;
@@ -253,10 +253,22 @@ async fn a_full_disk_keeps_nothing_from_being_seen_or_stopped_and_is_got_over() 
     let spec = json!({"startup_command": counts, "start_pattern": "n1", "tty": false});
     daemon.run(&stays, spec).await;
     daemon.run(&stopped, json!({})).await;
+    let volume = daemon.volume().await;
     disk.fill();
     let client = daemon.client();
-    let refused: Value = client.post("/auth/tokens", json!({"ttl": "1h"})).await.body;
-    assert!(refused["error"].is_string(), "{refused}");
+    let no_room = (507, "insufficient_storage");
+    client.post("/auth/tokens", json!({"ttl": "1h"})).await.refused(no_room.0, no_room.1);
+    let third = daemon.spec(&daemon.id("third"), json!({"volume_id": volume})).await;
+    client.post("/containers", third).await.refused(no_room.0, no_room.1);
+    // More at once than fit into one transaction: each is told the reason.
+    let mut asked = tokio::task::JoinSet::new();
+    for _ in 0..20 {
+        let client = daemon.client();
+        asked.spawn(async move { client.post("/auth/tokens", json!({"ttl": "1h"})).await });
+    }
+    for answer in asked.join_all().await {
+        answer.refused(no_room.0, no_room.1);
+    }
     daemon.power(&stopped, "kill").await;
     daemon.state(&stopped, "offline").await;
     daemon.expect_log(&stays, "n100").await;

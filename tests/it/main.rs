@@ -6,6 +6,7 @@ mod containers;
 mod crash;
 mod engine_down;
 mod errors;
+mod escape;
 mod guest;
 mod hardening;
 mod install;

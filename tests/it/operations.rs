@@ -350,6 +350,16 @@ async fn ps_lists_and_doctor_says_what_is_wrong_and_how_to_mend_it() {
     let well = daemon.cli(&["doctor"]);
     assert!(well.status.success(), "{}", out(&well));
     assert!(out(&well).lines().count() >= 4, "{}", out(&well));
+    let nobody = daemon.cli(&["console", "no-such-server"]);
+    assert!(err(&nobody).contains("there is no server no-such-server"), "{}", err(&nobody));
+    for arguments in [&["ps"][..], &["console", &id], &["doctor"]] {
+        let mut command = daemon.command(arguments);
+        command.env("LIGHTD_AUTHORIZATION__TOKEN", "lightd_of_another_daemon").stdin(Stdio::null());
+        let other = command.output().expect("it runs");
+        assert_eq!(other.status.code(), Some(1), "{arguments:?}");
+        let text = format!("{}{}", out(&other), err(&other));
+        assert!(text.contains("does not take the token"), "{arguments:?}: {text}");
+    }
     daemon.terminate().await;
     let down = daemon.cli(&["ps"]);
     assert_eq!(down.status.code(), Some(1));
@@ -447,7 +457,7 @@ async fn a_console_in_the_terminal_shows_and_takes_lines_and_outlives_the_daemon
     assert!(said.contains("deleted"), "{said}");
     let (code, said) = Console::open(&daemon, "nobody").end().await;
     assert_eq!(code, Some(1), "{said}");
-    assert!(said.contains("404"), "{said}");
+    assert!(said.contains("there is no server nobody"), "{said}");
     daemon.close().await;
 }
 

@@ -204,6 +204,8 @@ async fn no_path_leads_out_of_a_volume() {
             ("copy", json!({"source": path, "destination": "x", "background": true})),
             ("compress", json!({"format": "tar", "output_name": path})),
             ("decompress", json!({"archive_path": path})),
+            ("decompress", json!({"archive_path": "x", "name": path})),
+            ("decompress", json!({"archive_path": "x", "entries": [path]})),
         ] {
             volume.post(call, body).await.refused(400, "invalid_path");
         }
@@ -355,7 +357,7 @@ async fn archives_of_all_formats_bring_back_what_was_packed() {
     {
         volume.post("files", json!({"path": path, "content": content})).await.is(201);
     }
-    for format in ["zip", "tar", "tar.gz", "tar.bz2"] {
+    for format in ["zip", "tar", "tar.gz", "tar.bz2", "tar.zst", "tar.xz"] {
         let pack =
             json!({"format": format, "output_name": "backup", "paths": ["w"], "ignore": ["*.log"]});
         let packed = volume.post("compress", pack.clone()).await.is(201);
@@ -375,12 +377,87 @@ async fn archives_of_all_formats_bring_back_what_was_packed() {
         assert_eq!(volume.read(&format!("{out}/w/region/r.0"), &[]).await.text, "region");
         volume.delete(json!({"paths": ["backup"]})).await.is(200);
     }
+    for (format, level) in [("tar.bz2", 0), ("zip", 10), ("tar.zst", 20), ("tar.xz", 10)] {
+        let pack = json!({"format": format, "output_name": "x", "level": level});
+        volume.post("compress", pack).await.names_field("level");
+    }
     let no_archive = json!({"archive_path": "w/level.dat"});
     volume.post("decompress", no_archive).await.refused(400, "archive_unsupported");
     volume
         .post("compress", json!({"format": "rar", "output_name": "x"}))
         .await
         .names_field("format");
+    daemon.close().await;
+}
+
+#[tokio::test]
+async fn an_archive_is_looked_into_and_some_of_it_taken() {
+    let daemon = Daemon::start().await;
+    let volume = Volume::new(&daemon, json!({})).await;
+    for path in ["w/level.dat", "w/region/r.0", "top"] {
+        volume.post("files", json!({"path": path, "content": path})).await.is(201);
+    }
+    symlink("level.dat", volume.folder.join("w/link")).expect("symlink");
+    for format in ["zip", "tar.gz"] {
+        let pack = json!({"format": format, "output_name": "a", "paths": ["w", "top"]});
+        volume.post("compress", pack).await.is(201);
+        let uri = format!("archive?path=a.{format}");
+        let whole = volume.get(&uri).await.is(200);
+        assert_eq!((&whole["format"], &whole["next_cursor"]), (&json!(format), &Value::Null));
+        let of = |name: &str| {
+            let entries = whole["entries"].as_array().expect("entries").iter();
+            entries.filter(|entry| entry["name"] == name).cloned().collect::<Vec<_>>()
+        };
+        let file = &of("w/level.dat")[0];
+        assert_eq!(
+            (&file["type"], &file["size"], &file["mode"], &file["target"]),
+            (&json!("file"), &json!(11), &json!("0644"), &Value::Null)
+        );
+        assert!(file["modified_at"].as_u64() > Some(1_600_000_000), "{file}");
+        assert_eq!(of("w/link")[0]["target"], "level.dat");
+        let first = volume.get(&format!("{uri}&limit=2")).await.is(200);
+        let cursor = first["next_cursor"].as_str().expect("a cursor");
+        let second = volume.get(&format!("{uri}&limit=10&cursor={cursor}")).await.is(200);
+        let entries = |page: &Value| page["entries"].as_array().expect("entries").clone();
+        let pages = [&first, &second].map(entries);
+        assert_eq!(json!(pages.concat()), whole["entries"]);
+
+        let out = format!("out-{format}");
+        let mut take = json!({"archive_path": format!("a.{format}"), "destination": out});
+        take["entries"] = json!(["w/region", "top"]);
+        let taken = volume.post("decompress", take.clone()).await.is(201);
+        assert_eq!(taken["entries"], 3);
+        assert_eq!(volume.names(&out).await, ["w", "top"]);
+        assert_eq!(volume.names(&format!("{out}/w")).await, ["region"]);
+        take["entries"] = json!(["none"]);
+        volume.post("decompress", take.clone()).await.refused(404, "not_found");
+        take["entries"] = json!([".."]);
+        volume.post("decompress", take).await.refused(400, "invalid_path");
+    }
+    volume.get("archive?path=top").await.refused(400, "archive_unsupported");
+    volume.get("archive?path=none").await.refused(404, "not_found");
+    volume.get("archive?path=").await.refused(400, "invalid_path");
+    volume.get("archive?path=a.zip&limit=0").await.names_field("?limit");
+    volume.get("archive?path=a.zip&cursor=x").await.refused(400, "invalid_cursor");
+
+    let mut gz = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    std::io::Write::write_all(&mut gz, b"a log").expect("gzip");
+    volume.put("latest.log.gz", gz.finish().expect("gzip"), &[]).await.is(201);
+    let shown = volume.get("archive?path=latest.log.gz").await.is(200);
+    let entry = &shown["entries"][0];
+    assert_eq!(
+        (&shown["format"], &entry["name"], &entry["size"]),
+        (&json!("gz"), &json!("latest.log"), &Value::Null)
+    );
+    let unpack = json!({"archive_path": "latest.log.gz"});
+    volume.post("decompress", unpack.clone()).await.is(201);
+    assert_eq!(volume.read("latest.log", &[]).await.text, "a log");
+    let mut named = unpack;
+    named["name"] = json!("logs/other.log");
+    volume.post("decompress", named.clone()).await.names_field("name");
+    named["name"] = json!("other.log");
+    volume.post("decompress", named).await.is(201);
+    assert_eq!(volume.read("other.log", &[]).await.text, "a log");
     daemon.close().await;
 }
 

@@ -1,25 +1,29 @@
-//! Archives in a volume, made and taken apart.
+//! Archives in a volume, made, looked into and taken apart.
 
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use axum::routing::post;
+use axum::routing::{get, post};
 use axum::{Json as JsonAnswer, Router};
 use serde::{Deserialize, Serialize};
 
-use super::files::{entry_paths, must_be_free, must_exist};
-use super::operations::Job;
+use super::files::{entry_paths, kind_name, must_be_free, must_exist, octal};
+use super::operations::{CancelOnDrop, Job};
 use super::volumes::{entry_path, folder_path, made, reach};
 use crate::api::auth::Auth;
 use crate::api::error::ApiError;
-use crate::api::extract::{Json, Path};
+use crate::api::extract::{Json, Path, Query};
 use crate::api::state::AppState;
 use crate::domain::access::Permission;
 use crate::domain::ids::VolumeId;
 use crate::domain::path::RelPath;
+use crate::domain::units::UnixSeconds;
 use crate::files::archive::ArchiveFormat;
+use crate::files::archive::list::ArchiveEntry;
 use crate::files::archive::pack::PackRequest;
+use crate::files::archive::unpack::UnpackRequest;
 use crate::files::operation::OperationKind;
+use crate::files::volume::{MAX_PAGE, Page};
 use crate::files::{Progress, Volume};
 
 /// All of them read or write whole trees.
@@ -27,6 +31,7 @@ pub(super) fn long_routes() -> Router<AppState> {
     Router::new()
         .route("/volumes/{id}/compress", post(compress))
         .route("/volumes/{id}/decompress", post(decompress))
+        .route("/volumes/{id}/archive", get(list))
 }
 
 #[derive(Debug, Deserialize)]
@@ -50,8 +55,11 @@ struct CompressBody {
 
 impl CompressBody {
     fn read(&self) -> Result<PackRequest, ApiError> {
-        if self.level.is_some_and(|level| level > 9) {
-            return Err(ApiError::field("level", "must be between 0 (fast) and 9 (small)"));
+        let (levels, format) = (self.format.levels(), self.format.as_str());
+        if self.level.is_some_and(|level| !levels.contains(&level)) {
+            let (fast, small) = levels.into_inner();
+            let message = format!("must be between {fast} (fast) and {small} (small) for {format}");
+            return Err(ApiError::field("level", message));
         }
         let output = entry_path("output_name", &self.output_name)?;
         Ok(PackRequest {
@@ -66,16 +74,10 @@ impl CompressBody {
     }
 }
 
-/// Adds the format's ending to a name that has not got it; `.tgz` and `.tbz2` are as good.
+/// Adds the format's ending to a name that has not got it; short ones such as `.tgz` are as good.
 fn with_ending(output: RelPath, format: ArchiveFormat) -> Result<RelPath, ApiError> {
-    let endings: &[&str] = match format {
-        ArchiveFormat::Zip => &[".zip"],
-        ArchiveFormat::Tar => &[".tar"],
-        ArchiveFormat::TarGz => &[".tar.gz", ".tgz"],
-        ArchiveFormat::TarBz2 => &[".tar.bz2", ".tbz2"],
-    };
     let lower = output.as_str().to_ascii_lowercase();
-    if endings.iter().any(|ending| lower.ends_with(ending)) {
+    if format.endings().iter().any(|ending| lower.ends_with(&format!(".{ending}"))) {
         return Ok(output);
     }
     entry_path("output_name", &format!("{output}.{}", format.as_str()))
@@ -128,9 +130,36 @@ struct DecompressBody {
     /// The volume's root if it is left out.
     #[serde(default)]
     destination: String,
+    /// What of the archive to take, folders with what is in them; nothing named is everything.
+    #[serde(default)]
+    entries: Vec<String>,
+    /// What a single compressed file shall be called, if not as its archive without the ending.
+    name: Option<String>,
     #[serde(default)]
     background: bool,
 }
+
+impl DecompressBody {
+    fn read(&self) -> Result<UnpackRequest, ApiError> {
+        if self.entries.len() > MAX_WANTED {
+            let message = format!("must be no more than {MAX_WANTED}; name folders instead");
+            return Err(ApiError::field("entries", message));
+        }
+        let name = self.name.as_deref().map(|name| entry_path("name", name)).transpose()?;
+        if name.as_ref().is_some_and(|name| name.names().count() > 1) {
+            return Err(ApiError::field("name", "must be a name, not a path"));
+        }
+        Ok(UnpackRequest {
+            archive: entry_path("archive_path", &self.archive_path)?,
+            destination: folder_path("destination", &self.destination)?,
+            entries: entry_paths("entries", &self.entries)?,
+            name,
+        })
+    }
+}
+
+/// Each entry of an archive is held against all that are wanted.
+const MAX_WANTED: usize = 1000;
 
 #[derive(Debug, Serialize)]
 struct UnpackedView {
@@ -148,11 +177,10 @@ async fn decompress(
     Json(body): Json<DecompressBody>,
 ) -> Result<Response, ApiError> {
     let row = reach(&auth, &state, id, Permission::FilesWrite).await?;
-    let archive = entry_path("archive_path", &body.archive_path)?;
-    let destination = folder_path("destination", &body.destination)?;
+    let request = body.read()?;
+    let (archive, destination) = (request.archive.clone(), request.destination.clone());
     let job = Job { state: &state, volume: &row, kind: OperationKind::Decompress };
-    let (from, to) = (archive.clone(), destination.clone());
-    let work = move |volume: &Volume, progress: &Progress| volume.unpack(&from, &to, progress);
+    let work = move |volume: &Volume, progress: &Progress| volume.unpack(&request, progress);
     if body.background {
         state.files.run(id, move |volume| volume.open_read(&archive).map(drop)).await?;
         return job.start(work);
@@ -166,6 +194,69 @@ async fn decompress(
     };
     Ok((StatusCode::CREATED, JsonAnswer(view)).into_response())
 }
+
+#[derive(Debug, Deserialize)]
+struct ListQuery {
+    #[serde(default)]
+    path: String,
+    limit: Option<usize>,
+    cursor: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct ListView {
+    path: RelPath,
+    /// As `compress` takes it; `gz`, `bz2`, `zst` or `xz` for a single compressed file.
+    format: &'static str,
+    entries: Vec<EntryView>,
+    /// Give it as `cursor` for what follows; `null` at the end.
+    next_cursor: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct EntryView {
+    name: String,
+    #[serde(rename = "type")]
+    kind: &'static str,
+    /// `null` where only unpacking would tell.
+    size: Option<u64>,
+    mode: String,
+    modified_at: Option<UnixSeconds>,
+    /// Where a link leads, or which earlier entry this is the same file as.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    target: Option<String>,
+}
+
+impl From<ArchiveEntry> for EntryView {
+    fn from(entry: ArchiveEntry) -> Self {
+        let ArchiveEntry { name, kind, size, mode, modified_at, target } = entry;
+        Self { name, kind: kind_name(kind), size, mode: octal(mode), modified_at, target }
+    }
+}
+
+/// Reads no more of the archive than the page needs. A caller that goes away ends it.
+async fn list(
+    auth: Auth,
+    State(state): State<AppState>,
+    Path(id): Path<VolumeId>,
+    Query(query): Query<ListQuery>,
+) -> Result<JsonAnswer<ListView>, ApiError> {
+    reach(&auth, &state, id, Permission::FilesRead).await?;
+    let path = entry_path("?path", &query.path)?;
+    let limit = query.limit.unwrap_or(DEFAULT_PAGE);
+    if !(1..=MAX_PAGE).contains(&limit) {
+        return Err(ApiError::field("?limit", format!("must be between 1 and {MAX_PAGE}")));
+    }
+    let (archive, page) = (path.clone(), Page { limit, cursor: query.cursor });
+    let guard = CancelOnDrop(Progress::default());
+    let look =
+        move |volume: &Volume, progress: &Progress| volume.list_archive(&archive, &page, progress);
+    let listing = state.files.run_long(id, guard.0.clone(), look).await?;
+    let entries = listing.entries.into_iter().map(EntryView::from).collect();
+    Ok(JsonAnswer(ListView { path, format: listing.format, entries, next_cursor: listing.next }))
+}
+
+const DEFAULT_PAGE: usize = 1000;
 
 #[cfg(test)]
 mod tests {

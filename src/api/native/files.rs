@@ -68,18 +68,22 @@ struct EntryView {
 
 impl From<Entry> for EntryView {
     fn from(Entry { name, stat }: Entry) -> Self {
-        let kind = match stat.kind {
-            Kind::File => "file",
-            Kind::Directory => "directory",
-            Kind::Symlink => "symlink",
-            Kind::Other => "other",
-        };
+        let kind = kind_name(stat.kind);
         let (size, mode) = (stat.size, octal(stat.mode));
         Self { name, kind, size, mode, modified_at: stat.modified_at }
     }
 }
 
-fn octal(mode: u32) -> String {
+pub(super) fn kind_name(kind: Kind) -> &'static str {
+    match kind {
+        Kind::File => "file",
+        Kind::Directory => "directory",
+        Kind::Symlink => "symlink",
+        Kind::Other => "other",
+    }
+}
+
+pub(super) fn octal(mode: u32) -> String {
     format!("{mode:04o}")
 }
 

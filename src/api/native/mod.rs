@@ -1,5 +1,8 @@
 //! lightd's own API: one file per area, each with its routes, its handlers and what they read and
-//! write. A handler parses, asks whether the caller may, asks a service, and renders.
+//! write.
+//!
+//! A handler parses, asks whether the caller may, asks a service, and renders: it is short, so that a
+//! client that goes away interrupts nothing half-way. Whatever fails is an `ApiError`.
 
 mod archives;
 mod console;

@@ -34,7 +34,7 @@ pub(super) struct Job<'a> {
 }
 
 /// Ends the work of a caller that has gone away.
-struct CancelOnDrop(Progress);
+pub(super) struct CancelOnDrop(pub(super) Progress);
 
 impl Drop for CancelOnDrop {
     fn drop(&mut self) {

@@ -60,13 +60,17 @@ async fn alive() -> Json<StatusView> {
     Json(StatusView { status: "ok" })
 }
 
-/// Ready is who can start a container now.
+/// Ready is who can start a container now: not before it is known what the engine has.
 async fn ready(State(state): State<AppState>) -> Result<Json<StatusView>, ApiError> {
     if state.stop.is_cancelled() {
         return Err(ApiError::unavailable("stopping", "lightd is stopping"));
     }
     if !state.engine_health.borrow().is_reachable() {
         return Err(ApiError::engine_unavailable());
+    }
+    if !state.supervisor.is_taken_up() {
+        let message = "lightd is still looking at what the container engine has";
+        return Err(ApiError::unavailable("starting_up", message));
     }
     Ok(Json(StatusView { status: "ok" }))
 }

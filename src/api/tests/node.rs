@@ -28,7 +28,7 @@ use crate::domain::units::UnixSeconds;
 use crate::engine::{Engine, EngineOptions, LogCap};
 use crate::files::archive::ArchiveLimits;
 use crate::files::operation::Operations;
-use crate::files::{Files, FilesOptions};
+use crate::files::{Files, FilesOptions, Owner};
 use crate::network::isolation::{Exceptions, Firewall, Isolation, IsolationOptions};
 use crate::network::pool::PortPool;
 use crate::panel::Panel;
@@ -176,6 +176,7 @@ fn supervisor(folder: &Path, store: &Store, stop: &CancellationToken) -> Arc<Reg
     let files = FilesOptions {
         volumes_path: folder.join("volumes"),
         owner: None,
+        fsync: true,
         limits: ArchiveLimits::default(),
     };
     Registry::new(Arc::new(SupervisorServices {
@@ -197,8 +198,7 @@ fn supervisor(folder: &Path, store: &Store, stop: &CancellationToken) -> Arc<Reg
 
 fn settings() -> Settings {
     Settings {
-        user: "1000:1000".to_owned(),
-        owner: (1000, 1000),
+        user: Owner { uid: 1000, gid: 1000 },
         network: "lightd9".to_owned(),
         time_zone: "UTC".to_owned(),
         default_pids: 64,

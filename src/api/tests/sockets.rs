@@ -10,7 +10,7 @@ use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
 
 use super::node::{Node, TOKEN};
 use crate::console::Stream;
-use crate::domain::event::{Signal, SignalKind, StateEvent};
+use crate::domain::event::{Signal, SignalKind, StateEvent, StateName};
 use crate::domain::ids::{ContainerId, RunId};
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -114,8 +114,12 @@ async fn the_present_state_comes_first_and_then_what_happens() {
     let say = SignalKind::DaemonMessage("pulling".to_owned());
     node.signals.send(Signal { container: id.clone(), kind: say }).unwrap();
     assert_eq!(client.expect("daemon_message").await["data"], "pulling");
-    let exit =
-        StateEvent { name: "exit", run: RunId(1), exit_code: Some(3), oom_killed: Some(false) };
+    let exit = StateEvent {
+        name: StateName::Exit,
+        run: RunId(1),
+        exit_code: Some(3),
+        oom_killed: Some(false),
+    };
     node.signals.send(Signal { container: id, kind: SignalKind::State(exit) }).unwrap();
     loop {
         let frame = client.expect("event").await;

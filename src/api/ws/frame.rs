@@ -41,7 +41,8 @@ pub(super) enum Outbound<'a> {
 
 impl<'a> Outbound<'a> {
     pub(super) fn state(event: &StateEvent) -> Self {
-        Self::Event { data: event.name, exit_code: event.exit_code, oom_killed: event.oom_killed }
+        let StateEvent { name, run: _, exit_code, oom_killed } = *event;
+        Self::Event { data: name.as_str(), exit_code, oom_killed }
     }
 
     pub(super) fn text(&self) -> Utf8Bytes {

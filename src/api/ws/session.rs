@@ -22,7 +22,7 @@ use crate::api::auth::{Auth, StayingAuth};
 use crate::api::state::AppState;
 use crate::console::{Cursor, Delivery, Start};
 use crate::domain::access::Permission;
-use crate::domain::event::{Signal, SignalKind, StateEvent};
+use crate::domain::event::{Signal, SignalKind, StateEvent, StateName};
 use crate::domain::ids::RunId;
 use crate::domain::lifecycle::Phase;
 use crate::domain::stats::Sample;
@@ -39,7 +39,7 @@ pub(super) struct Session {
     wants: Subscription,
     since: Option<u64>,
     /// The last state that was sent, so that the one on connect is not told twice.
-    told: Option<(&'static str, RunId)>,
+    told: Option<(StateName, RunId)>,
     budget: Budget,
     heard_at: Instant,
 }
@@ -249,7 +249,7 @@ impl Session {
         tell: bool,
     ) -> Result<(), End> {
         let is_suspended = matches!(snapshot.phase, Phase::Suspended { .. });
-        let was_unknown = self.told.is_some_and(|(name, _)| name == UNKNOWN);
+        let was_unknown = self.told.is_some_and(|(name, _)| name == StateName::Unknown);
         let is_unknown = snapshot.unknown_since.is_some();
         if tell || is_suspended || was_unknown != is_unknown {
             self.tell_state(socket, &present_state(snapshot)).await?;
@@ -360,14 +360,10 @@ async fn send_delivery(socket: &mut WebSocket, delivery: Option<Delivery>) -> Re
     wire::send(socket, Message::Text(text)).await
 }
 
-const UNKNOWN: &str = "unknown";
-
-/// The state as an event names it: one who was installed and never ran is `ready`, not `offline`.
 fn present_state(snapshot: &Snapshot) -> StateEvent {
-    let name = match snapshot.state_name() {
-        "offline" if snapshot.last_exit.is_none() => "ready",
-        "offline" => "stopped",
-        other => other,
+    let name = match snapshot.unknown_since {
+        Some(_) => StateName::Unknown,
+        None => snapshot.phase.event_name(snapshot.last_exit.is_some()),
     };
     StateEvent { name, run: snapshot.run, exit_code: None, oom_killed: None }
 }

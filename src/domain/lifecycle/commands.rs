@@ -1,6 +1,10 @@
 //! Wishes: the rows of the table in the module above.
+//!
+//! Each names every phase, so that a new phase does not compile until each wish has its answer. A denied
+//! wish has changed nothing.
 
 use super::{AfterStop, Answer, Command, Denied, Effect, Machine, Phase, Policy, Rest, Uptime};
+use crate::domain::event::StateName;
 
 pub(super) type Decision = Result<(Answer, Vec<Effect>), Denied>;
 
@@ -47,7 +51,7 @@ impl Machine {
             Command::Unsuspend => self.unsuspend(),
             Command::Delete => {
                 self.phase = Phase::Deleting;
-                accept(vec![self.emit("deleting"), Effect::Remove])
+                accept(vec![self.emit(StateName::Deleting), Effect::Remove])
             }
             Command::Freeze => self.freeze(),
             Command::Thaw => self.thaw(),
@@ -92,7 +96,7 @@ impl Machine {
             Phase::Crashed { .. } => {
                 self.phase = Phase::Offline;
                 self.wanted_up = false;
-                accept(vec![self.emit("stopped")])
+                accept(vec![self.emit(StateName::Stopped)])
             }
             Phase::Installing { .. } => Err(Denied::Installing),
             Phase::Starting { .. } | Phase::Running { .. } | Phase::Paused { .. } => {
@@ -138,7 +142,7 @@ impl Machine {
             Phase::Crashed { .. } => {
                 self.phase = Phase::Offline;
                 self.wanted_up = false;
-                accept(vec![self.emit("stopped")])
+                accept(vec![self.emit(StateName::Stopped)])
             }
             Phase::Installing { run, suspend_after } => {
                 let (run, suspend_after) = (*run, *suspend_after);
@@ -153,7 +157,7 @@ impl Machine {
                 self.wanted_up = false;
                 self.phase =
                     Phase::Stopping { run, next: AfterStop::Rest, killed: true, kill_at: now };
-                effects.extend([self.emit("stopping"), Effect::Kill { run }]);
+                effects.extend([self.emit(StateName::Stopping), Effect::Kill { run }]);
                 accept(effects)
             }
             Phase::Stopping { run, next, killed, .. } => {
@@ -243,12 +247,12 @@ impl Machine {
             Phase::Offline | Phase::Crashed { .. } => {
                 self.phase = Phase::Suspended { failed: None };
                 self.wanted_up = false;
-                accept(vec![self.emit("suspended")])
+                accept(vec![self.emit(StateName::Suspended)])
             }
             Phase::Failed { reason } => {
                 let failed = Some(std::mem::take(reason));
                 self.phase = Phase::Suspended { failed };
-                accept(vec![self.emit("suspended")])
+                accept(vec![self.emit(StateName::Suspended)])
             }
             Phase::Suspended { .. } => satisfied(),
             Phase::Installing { suspend_after, .. } => {
@@ -272,7 +276,7 @@ impl Machine {
                 };
                 *start_after = false;
                 self.wanted_up = false;
-                accept(vec![self.emit("suspended")])
+                accept(vec![self.emit(StateName::Suspended)])
             }
             Phase::Deleting => Err(Denied::Deleting),
         }
@@ -282,8 +286,8 @@ impl Machine {
         match &mut self.phase {
             Phase::Suspended { failed } => {
                 let (phase, name) = match failed.take() {
-                    Some(reason) => (Phase::Failed { reason }, "failed"),
-                    None => (Phase::Offline, "stopped"),
+                    Some(reason) => (Phase::Failed { reason }, StateName::Failed),
+                    None => (Phase::Offline, StateName::Stopped),
                 };
                 self.phase = phase;
                 accept(vec![self.emit(name)])
@@ -322,7 +326,7 @@ impl Machine {
         let unpause = matches!(self.phase, Phase::Paused { .. }) || self.freeze.is_some();
         self.wanted_up = matches!(next, AfterStop::Start | AfterStop::Rebind);
         self.phase = Phase::Stopping { run, next, killed: false, kill_at: now + policy.stop_grace };
-        effects.extend([self.emit("stopping"), Effect::Stop { run, unpause }]);
+        effects.extend([self.emit(StateName::Stopping), Effect::Stop { run, unpause }]);
         effects
     }
 

@@ -1,9 +1,12 @@
 //! Facts: what happened, and what follows from it in each phase.
+//!
+//! What was seen rather than told (a look at the engine, the clock) is judged in [`super::sightings`],
+//! and comes here as the fact that it shows.
 
 use super::{AfterStop, Effect, Fact, Machine, Phase, Policy, Rest, Uptime};
-use crate::domain::event::StateEvent;
+use crate::domain::event::{StateEvent, StateName};
 use crate::domain::ids::RunId;
-use crate::domain::observed::{Exit, Observed, ObservedStatus};
+use crate::domain::observed::Exit;
 use crate::domain::restart::CrashPolicy;
 
 impl Machine {
@@ -35,69 +38,6 @@ impl Machine {
         effects
     }
 
-    /// Takes up a stored machine again: what was under way when lightd ended is done again from the
-    /// phase alone. Called once, with the first successful look at the engine.
-    pub(crate) fn boot(
-        &mut self,
-        observed: Option<Observed>,
-        engine_was_away: bool,
-        policy: Policy,
-        now: Uptime,
-    ) -> Vec<Effect> {
-        let paused = observed.as_ref().is_some_and(|seen| seen.status == ObservedStatus::Paused);
-        let running =
-            paused || observed.as_ref().is_some_and(|seen| seen.status == ObservedStatus::Running);
-        let mut effects = match &mut self.phase {
-            Phase::Installing { run, .. } => vec![Effect::Install { run: *run }],
-            Phase::Deleting => vec![Effect::Remove],
-            Phase::Rebinding { undo: false, .. } => vec![Effect::Rebind],
-            Phase::Rebinding { undo: true, .. } => vec![Effect::UndoRebind],
-            Phase::Starting { run, launched: false, .. } if !running => {
-                vec![Effect::Start { run: *run }]
-            }
-            Phase::Starting { run, .. } if running => {
-                let run = *run;
-                let mut effects = self.started(run, false);
-                // The engine attaches nobody to what is paused.
-                effects.extend((!paused).then_some(Effect::Attach { run }));
-                effects.extend(self.seen(observed, engine_was_away, policy, now));
-                effects
-            }
-            Phase::Running { run } | Phase::Paused { run, .. } if running => {
-                let run = *run;
-                let mut effects = Vec::from_iter((!paused).then_some(Effect::Attach { run }));
-                effects.extend(self.seen(observed, engine_was_away, policy, now));
-                effects
-            }
-            Phase::Stopping { run, killed, kill_at, .. } if running => {
-                let run = *run;
-                *kill_at = now + policy.stop_grace;
-                let end = if *killed {
-                    Effect::Kill { run }
-                } else {
-                    Effect::Stop { run, unpause: true }
-                };
-                vec![Effect::Attach { run }, end]
-            }
-            Phase::Crashed { restart_at } if policy.crash == CrashPolicy::Restart => {
-                *restart_at = now + self.restarts.delay();
-                Vec::new()
-            }
-            Phase::Crashed { .. } => self.crash_again(policy, now),
-            _ => self.seen(observed, engine_was_away, policy, now),
-        };
-        effects.extend(self.thaw_at_boot());
-        effects
-    }
-
-    /// The engine is back after an outage, in which a stop could not reach the workload: its grace begins
-    /// now.
-    pub(crate) fn engine_back(&mut self, policy: Policy, now: Uptime) {
-        if let Phase::Stopping { killed: false, kill_at, .. } = &mut self.phase {
-            *kill_at = now + policy.stop_grace;
-        }
-    }
-
     fn install_ended(&mut self, of: RunId, result: Result<(), String>) -> Vec<Effect> {
         let Phase::Installing { run, suspend_after } = self.phase else { return Vec::new() };
         if run != of {
@@ -107,10 +47,10 @@ impl Machine {
             Err(reason) => self.install_failed(reason, suspend_after),
             Ok(()) => {
                 self.phase = Phase::Offline;
-                let mut effects = vec![self.emit("ready")];
+                let mut effects = vec![self.emit(StateName::Ready)];
                 if suspend_after {
                     self.phase = Phase::Suspended { failed: None };
-                    effects.push(self.emit("suspended"));
+                    effects.push(self.emit(StateName::Suspended));
                 }
                 effects
             }
@@ -120,18 +60,20 @@ impl Machine {
     }
 
     pub(super) fn install_failed(&mut self, reason: String, suspend_after: bool) -> Vec<Effect> {
-        let mut effects =
-            vec![Effect::Say(format!("installation failed: {reason}")), self.emit("failed")];
+        let mut effects = vec![
+            Effect::Say(format!("installation failed: {reason}")),
+            self.emit(StateName::Failed),
+        ];
         if suspend_after {
             self.phase = Phase::Suspended { failed: Some(reason) };
-            effects.push(self.emit("suspended"));
+            effects.push(self.emit(StateName::Suspended));
         } else {
             self.phase = Phase::Failed { reason };
         }
         effects
     }
 
-    fn started(&mut self, of: RunId, ready: bool) -> Vec<Effect> {
+    pub(super) fn started(&mut self, of: RunId, ready: bool) -> Vec<Effect> {
         let Phase::Starting { run, launched, trial } = &mut self.phase else { return Vec::new() };
         if *run != of || *launched {
             return Vec::new();
@@ -151,7 +93,7 @@ impl Machine {
         match self.phase {
             Phase::Starting { run, trial, .. } if run == of => {
                 self.phase = Phase::Running { run };
-                let mut effects = vec![self.emit("running")];
+                let mut effects = vec![self.emit(StateName::Running)];
                 if trial {
                     effects.push(Effect::FinishRebind);
                 }
@@ -174,7 +116,7 @@ impl Machine {
             Phase::Starting { trial: true, .. } => {
                 self.phase =
                     Phase::Rebinding { undo: true, start_after: true, rest: Rest::Offline };
-                vec![say, self.emit("stopped"), Effect::UndoRebind]
+                vec![say, self.emit(StateName::Stopped), Effect::UndoRebind]
             }
             Phase::Stopping { next, .. } => {
                 let next = next.clone();
@@ -185,18 +127,24 @@ impl Machine {
             _ => {
                 self.phase = Phase::Offline;
                 self.wanted_up = false;
-                vec![say, self.emit("stopped")]
+                vec![say, self.emit(StateName::Stopped)]
             }
         }
     }
 
-    fn exited(&mut self, of: RunId, exit: Exit, policy: Policy, now: Uptime) -> Vec<Effect> {
+    pub(super) fn exited(
+        &mut self,
+        of: RunId,
+        exit: Exit,
+        policy: Policy,
+        now: Uptime,
+    ) -> Vec<Effect> {
         if self.live_run() != Some(of) {
             return Vec::new();
         }
         self.last_exit = Some(exit);
         let mut effects = vec![Effect::Emit(StateEvent {
-            name: "exit",
+            name: StateName::Exit,
             run: of,
             exit_code: Some(exit.code),
             oom_killed: Some(exit.oom_killed),
@@ -224,10 +172,10 @@ impl Machine {
         }
         self.phase = Phase::Offline;
         self.wanted_up = false;
-        vec![self.emit("stopped")]
+        vec![self.emit(StateName::Stopped)]
     }
 
-    fn crash_again(&mut self, policy: Policy, now: Uptime) -> Vec<Effect> {
+    pub(super) fn crash_again(&mut self, policy: Policy, now: Uptime) -> Vec<Effect> {
         let delay = match policy.crash {
             CrashPolicy::Restart => self.restarts.crashed(now),
             CrashPolicy::StayDown => None,
@@ -237,7 +185,7 @@ impl Machine {
                 self.phase = Phase::Crashed { restart_at: now + delay };
                 let seconds = delay.as_secs();
                 vec![
-                    self.emit("stopped"),
+                    self.emit(StateName::Stopped),
                     Effect::Say(format!("it crashed; the next start is in {seconds} s")),
                 ]
             }
@@ -245,7 +193,7 @@ impl Machine {
                 self.phase = Phase::Offline;
                 self.wanted_up = false;
                 vec![
-                    self.emit("stopped"),
+                    self.emit(StateName::Stopped),
                     Effect::Say("it crashed too often and stays down".to_owned()),
                 ]
             }
@@ -254,7 +202,7 @@ impl Machine {
 
     fn after_stop(&mut self, next: AfterStop) -> Vec<Effect> {
         self.phase = Phase::Offline;
-        let mut effects = vec![self.emit("stopped")];
+        let mut effects = vec![self.emit(StateName::Stopped)];
         match next {
             AfterStop::Rest => {}
             AfterStop::Start => effects.extend(self.begin_start(false)),
@@ -266,13 +214,13 @@ impl Machine {
             }
             AfterStop::Suspend => {
                 self.phase = Phase::Suspended { failed: None };
-                effects.push(self.emit("suspended"));
+                effects.push(self.emit(StateName::Suspended));
             }
         }
         effects
     }
 
-    fn vanished(&mut self, of: RunId) -> Vec<Effect> {
+    pub(super) fn vanished(&mut self, of: RunId) -> Vec<Effect> {
         if self.live_run() != Some(of) {
             return Vec::new();
         }
@@ -287,7 +235,7 @@ impl Machine {
             _ => {
                 self.phase = Phase::Offline;
                 self.wanted_up = false;
-                effects.push(self.emit("stopped"));
+                effects.push(self.emit(StateName::Stopped));
             }
         }
         effects
@@ -300,10 +248,10 @@ impl Machine {
             _ => return Vec::new(),
         };
         self.phase = Phase::Paused { run: of, ready };
-        vec![self.emit("paused")]
+        vec![self.emit(StateName::Paused)]
     }
 
-    fn resumed(&mut self, of: RunId) -> Vec<Effect> {
+    pub(super) fn resumed(&mut self, of: RunId) -> Vec<Effect> {
         self.goes_on(of);
         let Phase::Paused { run, ready } = self.phase else { return Vec::new() };
         if run != of {
@@ -311,10 +259,10 @@ impl Machine {
         }
         if ready {
             self.phase = Phase::Running { run };
-            vec![self.emit("running")]
+            vec![self.emit(StateName::Running)]
         } else {
             self.phase = Phase::Starting { run, launched: true, trial: false };
-            vec![self.emit("starting")]
+            vec![self.emit(StateName::Starting)]
         }
     }
 
@@ -342,77 +290,5 @@ impl Machine {
             effects.extend(self.rebound());
         }
         effects
-    }
-
-    fn seen(
-        &mut self,
-        observed: Option<Observed>,
-        engine_was_away: bool,
-        policy: Policy,
-        now: Uptime,
-    ) -> Vec<Effect> {
-        let launched = !matches!(self.phase, Phase::Starting { launched: false, .. });
-        match (self.live_run(), observed) {
-            (Some(_), _) if !launched => Vec::new(),
-            (Some(run), None) => self.vanished(run),
-            (Some(run), Some(seen)) => match seen.status {
-                ObservedStatus::Running => self.resumed(run),
-                ObservedStatus::Paused => self.paused(run),
-                // Made anew behind our back and never started.
-                ObservedStatus::Created => self.vanished(run),
-                ObservedStatus::Exited(exit) => {
-                    self.seen_exited(run, exit, engine_was_away, policy, now)
-                }
-            },
-            (None, Some(seen)) => match (&self.phase, seen.status) {
-                (
-                    Phase::Offline
-                    | Phase::Crashed { .. }
-                    | Phase::Suspended { .. }
-                    | Phase::Failed { .. },
-                    ObservedStatus::Running | ObservedStatus::Paused,
-                ) => vec![
-                    Effect::Say("it was running although it should not; it is stopped".to_owned()),
-                    Effect::Kill { run: self.run },
-                ],
-                _ => Vec::new(),
-            },
-            (None, None) => Vec::new(),
-        }
-    }
-
-    /// An exit that nobody watched. If the engine was away, it or the host ended the workload: what was
-    /// meant to run is started again, and not counted as a crash.
-    fn seen_exited(
-        &mut self,
-        run: RunId,
-        exit: Exit,
-        engine_was_away: bool,
-        policy: Policy,
-        now: Uptime,
-    ) -> Vec<Effect> {
-        let stopping = matches!(self.phase, Phase::Stopping { .. });
-        if engine_was_away && !stopping {
-            let mut effects =
-                vec![Effect::Say("the engine had ended it; it is started again".to_owned())];
-            effects.extend(self.begin_start(false));
-            return effects;
-        }
-        self.exited(run, exit, policy, now)
-    }
-
-    fn woke(&mut self, now: Uptime) -> Vec<Effect> {
-        match &mut self.phase {
-            Phase::Stopping { run, killed, kill_at, .. } if !*killed && *kill_at <= now => {
-                *killed = true;
-                let run = *run;
-                vec![
-                    Effect::Say("it did not stop in time and is killed".to_owned()),
-                    Effect::Kill { run },
-                ]
-            }
-            Phase::Crashed { restart_at } if *restart_at <= now => self.begin_start(false),
-            _ => Vec::new(),
-        }
     }
 }

@@ -34,90 +34,22 @@ mod facts;
 mod freeze;
 #[cfg(test)]
 mod model;
+mod phase;
+mod sightings;
 
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::event::StateEvent;
+use super::event::{StateEvent, StateName};
 use super::ids::RunId;
 use super::observed::{Exit, Observed};
 use super::restart::{CrashPolicy, RestartHistory};
 
+pub(crate) use self::phase::{AfterStop, Phase, Rest};
+
 /// Time since the process began; deadlines are compared with it and are not stored.
 pub(crate) type Uptime = Duration;
-
-/// What a container is doing.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "name", rename_all = "snake_case")]
-pub(crate) enum Phase {
-    Installing {
-        run: RunId,
-        suspend_after: bool,
-    },
-    /// The install failed, for this reason; only a reinstall leads on.
-    Failed {
-        reason: String,
-    },
-    Offline,
-    /// Ended by itself with an error and waits to be started again.
-    Crashed {
-        #[serde(skip)]
-        restart_at: Uptime,
-    },
-    /// Suspended by the panel; `failed` is kept for when it ends.
-    Suspended {
-        failed: Option<String>,
-    },
-    Starting {
-        run: RunId,
-        /// The engine has started it; what is missing is the workload's own word that it is up.
-        launched: bool,
-        /// The first start after a rebind: until it stands, the old container is kept aside.
-        trial: bool,
-    },
-    Running {
-        run: RunId,
-    },
-    Paused {
-        run: RunId,
-        ready: bool,
-    },
-    Stopping {
-        run: RunId,
-        next: AfterStop,
-        killed: bool,
-        #[serde(skip)]
-        kill_at: Uptime,
-    },
-    /// The Docker container is being replaced by one with other ports (or put back).
-    Rebinding {
-        undo: bool,
-        start_after: bool,
-        rest: Rest,
-    },
-    Deleting,
-}
-
-/// What follows once a run has ended on request.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum AfterStop {
-    Rest,
-    Start,
-    Reinstall,
-    Rebind,
-    Suspend,
-}
-
-/// A phase to come back to in which nothing runs.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum Rest {
-    Offline,
-    Failed(String),
-    Suspended { failed: Option<String> },
-}
 
 /// A wish from outside. What it carries beside its name (an image, ports) is the owner task's to store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -366,7 +298,7 @@ impl Machine {
         self.wanted_up = false;
         self.last_exit = None;
         self.phase = Phase::Installing { run: self.run, suspend_after: false };
-        vec![self.emit("installing"), Effect::Install { run: self.run }]
+        vec![self.emit(StateName::Installing), Effect::Install { run: self.run }]
     }
 
     fn begin_start(&mut self, trial: bool) -> Vec<Effect> {
@@ -374,68 +306,10 @@ impl Machine {
         self.wanted_up = true;
         self.last_exit = None;
         self.phase = Phase::Starting { run: self.run, launched: false, trial };
-        vec![self.emit("starting"), Effect::Start { run: self.run }]
+        vec![self.emit(StateName::Starting), Effect::Start { run: self.run }]
     }
 
-    fn emit(&self, name: &'static str) -> Effect {
+    fn emit(&self, name: StateName) -> Effect {
         Effect::Emit(StateEvent { name, run: self.run, exit_code: None, oom_killed: None })
-    }
-}
-
-impl Phase {
-    /// The state's name on the wire; `unknown` is not a phase but the owner's mark upon it.
-    pub(crate) fn state_name(&self) -> &'static str {
-        match self {
-            Self::Installing { .. } => "installing",
-            Self::Failed { .. } => "failed",
-            Self::Offline | Self::Crashed { .. } | Self::Rebinding { rest: Rest::Offline, .. } => {
-                "offline"
-            }
-            Self::Rebinding { rest: Rest::Failed(_), .. } => "failed",
-            Self::Suspended { .. } | Self::Rebinding { rest: Rest::Suspended { .. }, .. } => {
-                "suspended"
-            }
-            Self::Starting { .. } => "starting",
-            Self::Running { .. } => "running",
-            Self::Paused { .. } => "paused",
-            Self::Stopping { .. } => "stopping",
-            Self::Deleting => "deleting",
-        }
-    }
-
-    /// Whether the installation stands, failed or is under way.
-    pub(crate) fn install_state(&self) -> &'static str {
-        match self {
-            Self::Installing { .. } => "installing",
-            Self::Failed { .. }
-            | Self::Suspended { failed: Some(_) }
-            | Self::Rebinding {
-                rest: Rest::Failed(_) | Rest::Suspended { failed: Some(_) }, ..
-            } => "failed",
-            _ => "ready",
-        }
-    }
-
-    /// Why the installation failed.
-    pub(crate) fn install_error(&self) -> Option<&str> {
-        match self {
-            Self::Failed { reason }
-            | Self::Suspended { failed: Some(reason) }
-            | Self::Rebinding {
-                rest: Rest::Failed(reason) | Rest::Suspended { failed: Some(reason) },
-                ..
-            } => Some(reason),
-            _ => None,
-        }
-    }
-}
-
-impl From<Rest> for Phase {
-    fn from(rest: Rest) -> Self {
-        match rest {
-            Rest::Offline => Self::Offline,
-            Rest::Failed(reason) => Self::Failed { reason },
-            Rest::Suspended { failed } => Self::Suspended { failed },
-        }
     }
 }

@@ -5,8 +5,10 @@
 //! Every cap is checked against what is really written.
 
 use std::collections::HashSet;
+use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{AtFlags, FileType, Mode};
 use rustix::io::Errno;
@@ -23,112 +25,55 @@ use crate::files::resolve::{
 use crate::files::tree::modified_at;
 use crate::files::volume::Volume;
 
-/// Content below this is never a bomb, whatever its ratio.
-const RATIO_FREE_BYTES: u64 = 64 << 20;
 /// Where containers see their volume. Absolute links into it stay inside for them, and tools such as
 /// SteamCMD make them.
 const CONTAINER_HOMES: [&str; 2] = ["/home/container/", "/mnt/server/"];
+/// What is remembered of folders and links until the end, at most.
+const MAX_REMEMBERED_BYTES: usize = 32 << 20;
+const REMEMBERED_ENTRY_BYTES: usize = 96;
 
-pub(super) struct Extractor<'a> {
+/// The staging folder and what may be put into it. Several threads may.
+pub(super) struct Room<'a> {
     tree: OwnedFd,
     owner: Option<Owner>,
     limits: ArchiveLimits,
     archive_bytes: u64,
     progress: &'a Progress,
-    content_bytes: u64,
+    content_bytes: AtomicU64,
+}
+
+/// One thread's place in the staging folder: archives keep neighbours together.
+#[derive(Default)]
+pub(super) struct Near {
+    parent: Option<(RelPath, OwnedFd)>,
+    buffer: Vec<u8>,
+}
+
+/// Takes an archive's entries one after the other.
+pub(super) struct Extractor<'a> {
+    room: Room<'a>,
+    near: Near,
+    seen: u64,
     entries: u64,
     skipped: u64,
-    /// The folder of the last entry: archives keep neighbours together.
-    last_parent: Option<(RelPath, OwnedFd)>,
+    /// What of the archive is wanted, and whether it was met; all of it if there is nothing.
+    wanted: Vec<(RelPath, bool)>,
     /// What folders are to look like once nothing more is put into them.
     folders: Vec<(RelPath, u32, Option<i64>)>,
     /// Links that were left out: nothing may be below them.
     left_out: HashSet<RelPath>,
+    remembered_bytes: usize,
 }
 
-impl<'a> Extractor<'a> {
-    /// Extracts into `tree`, an empty folder that nobody else can reach.
-    pub(super) fn new(
-        tree: OwnedFd,
-        volume: &Volume,
-        archive_bytes: u64,
-        progress: &'a Progress,
-    ) -> Self {
-        Self {
-            tree,
-            owner: volume.owner,
-            limits: volume.limits,
-            archive_bytes,
-            progress,
-            content_bytes: 0,
-            entries: 0,
-            skipped: 0,
-            last_parent: None,
-            folders: Vec::new(),
-            left_out: HashSet::new(),
-        }
-    }
-
-    pub(super) fn tree(&self) -> &OwnedFd {
-        &self.tree
-    }
-
-    pub(super) fn progress(&self) -> &Progress {
+impl<'a> Room<'a> {
+    pub(super) fn progress(&self) -> &'a Progress {
         self.progress
     }
 
-    pub(super) fn outcome(&self) -> Unpacked {
-        Unpacked { entries: self.entries, skipped: self.skipped }
-    }
-
-    pub(super) fn limits(&self) -> &ArchiveLimits {
-        &self.limits
-    }
-
-    /// Takes one entry; `data` is its content, of which only a file reads any.
-    pub(super) fn add(&mut self, head: &Head, data: &mut dyn Read) -> Result<(), FileError> {
-        self.progress.check()?;
-        self.entries += 1;
-        if self.entries > self.limits.max_entries {
-            return Err(FileError::ArchiveLimit { what: "the number of entries" });
-        }
-        let path = self.entry_path(&head.name)?;
-        if path.is_root() {
-            // `./` stands at the head of many archives; anything else there has no name.
-            return match head.kind {
-                HeadKind::Folder => Ok(()),
-                _ => Err(FileError::corrupt("an entry has no name")),
-            };
-        }
-        match &head.kind {
-            HeadKind::Folder => {
-                self.folder(&path)?;
-                self.folders.push((path, head.mode, head.modified_at_seconds));
-            }
-            HeadKind::File => self.file(&path, head, data)?,
-            HeadKind::Symlink(target) => self.symlink(&path, head, target)?,
-            HeadKind::HardLink(target) => self.hard_link(&path, target)?,
-            HeadKind::Other => self.skipped += 1,
-        }
-        self.progress.add_entry();
-        Ok(())
-    }
-
-    fn entry_path(&self, name: &[u8]) -> Result<RelPath, FileError> {
-        let name = String::from_utf8_lossy(name);
-        let unsafe_name = |reason: String| FileError::corrupt(format!("{name:?}: {reason}"));
-        let path = RelPath::parse(&name).map_err(|invalid| unsafe_name(invalid.to_string()))?;
-        if path.names().count() > self.limits.max_depth {
-            return Err(FileError::ArchiveLimit { what: "the depth of folders" });
-        }
-        refuse_reserved(&path).map_err(|refused| unsafe_name(refused.to_string()))?;
-        Ok(path)
-    }
-
-    fn folder(&mut self, path: &RelPath) -> Result<OwnedFd, FileError> {
+    fn folder(&self, path: &RelPath, left_out: &HashSet<RelPath>) -> Result<OwnedFd, FileError> {
         let mut above = path.clone();
-        while !self.left_out.is_empty() && !above.is_root() {
-            if self.left_out.contains(&above) {
+        while !left_out.is_empty() && !above.is_root() {
+            if left_out.contains(&above) {
                 return Err(FileError::corrupt(format!("{above} is a link and a folder in it")));
             }
             above = above.split_last().map_or_else(RelPath::root, |(parent, _)| parent);
@@ -142,105 +87,273 @@ impl<'a> Extractor<'a> {
     }
 
     /// The open folder that holds `path`, and the last name.
-    fn parent<'p>(&mut self, path: &'p RelPath) -> Result<(&OwnedFd, &'p str), FileError> {
-        let Some((parent, name)) = path.split_last() else {
-            return Err(FileError::corrupt("an entry has no name"));
-        };
-        if self.last_parent.as_ref().is_none_or(|(last, _)| *last != parent) {
-            let dir = self.folder(&parent)?;
-            self.last_parent = Some((parent, dir));
+    fn parent<'n>(
+        &self,
+        near: &'n mut Option<(RelPath, OwnedFd)>,
+        path: &'n RelPath,
+        left_out: &HashSet<RelPath>,
+    ) -> Result<(&'n OwnedFd, &'n str), FileError> {
+        let (parent, name) = path.split_last().ok_or_else(nameless)?;
+        if near.as_ref().is_none_or(|(last, _)| *last != parent) {
+            let dir = self.folder(&parent, left_out)?;
+            *near = Some((parent, dir));
         }
-        let (_, dir) = self.last_parent.as_ref().expect("invariant: set just above");
+        let (_, dir) = near.as_ref().expect("invariant: set just above");
         Ok((dir, name))
     }
 
-    /// Makes room for an entry: of two with one name the later counts, as in tar.
-    fn parent_with_room<'p>(
-        &mut self,
-        path: &'p RelPath,
-    ) -> Result<(&OwnedFd, &'p str), FileError> {
-        let (dir, name) = self.parent(path)?;
-        match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
-            Ok(()) | Err(Errno::NOENT) => {}
-            Err(Errno::ISDIR) => {
-                return Err(FileError::corrupt(format!(
-                    "{path} is a folder and something else in it"
-                )));
+    /// Makes a file that is not there yet.
+    pub(super) fn new_file(
+        &self,
+        near: &mut Near,
+        left_out: &HashSet<RelPath>,
+        (path, head): (&RelPath, &Head),
+        data: &mut dyn Read,
+    ) -> Result<(), FileError> {
+        let (dir, name) = self.parent(&mut near.parent, path, left_out)?;
+        let file = match create_new(dir, name) {
+            Err(Errno::EXIST) => {
+                return Err(FileError::corrupt(format!("{path} stands in it twice")));
             }
-            Err(errno) => return Err(errno).during("unpack", path),
-        }
-        self.left_out.remove(path);
-        self.parent(path)
+            file => file.during("unpack", path)?,
+        };
+        self.fill(&file, &mut near.buffer, (path, head), data)
     }
 
-    fn file(&mut self, path: &RelPath, head: &Head, data: &mut dyn Read) -> Result<(), FileError> {
-        let (owner, progress) = (self.owner, self.progress);
-        let (dir, name) = self.parent_with_room(path)?;
-        let mut file = create_new(dir, name).during("unpack", path)?;
-        self.each_chunk(data, |chunk| {
-            progress.spend(chunk.len() as u64)?;
+    fn fill(
+        &self,
+        mut file: &File,
+        buffer: &mut Vec<u8>,
+        (path, head): (&RelPath, &Head),
+        data: &mut dyn Read,
+    ) -> Result<(), FileError> {
+        self.each_chunk(buffer, data, |chunk| {
+            self.progress.spend(chunk.len() as u64)?;
             file.write_all(chunk).during("unpack", path)
         })?;
-        give_to(owner, &file).during("unpack", path)?;
-        rustix::fs::fchmod(&file, Mode::from_raw_mode(head.mode & 0o777)).during("unpack", path)?;
+        give_to(self.owner, file).during("unpack", path)?;
+        rustix::fs::fchmod(file, Mode::from_raw_mode(head.mode & 0o777)).during("unpack", path)?;
         if let Some(seconds) = head.modified_at_seconds {
-            rustix::fs::futimens(&file, &modified_at(seconds, 0)).during("unpack", path)?;
+            rustix::fs::futimens(file, &modified_at(seconds, 0)).during("unpack", path)?;
         }
+        self.progress.add_entry();
         Ok(())
     }
 
     /// Reads what nobody wants, within the same limits.
-    pub(super) fn drain(&mut self, data: &mut dyn Read) -> Result<(), FileError> {
-        self.each_chunk(data, |_| Ok(()))
+    pub(super) fn drain(&self, near: &mut Near, data: &mut dyn Read) -> Result<(), FileError> {
+        self.each_chunk(&mut near.buffer, data, |_| Ok(()))
     }
 
     fn each_chunk(
-        &mut self,
+        &self,
+        buffer: &mut Vec<u8>,
         data: &mut dyn Read,
         mut take: impl FnMut(&[u8]) -> Result<(), FileError>,
     ) -> Result<(), FileError> {
-        let mut buffer = vec![0; CHUNK_BYTES];
+        buffer.resize(CHUNK_BYTES, 0);
         loop {
-            let count = match data.read(&mut buffer) {
+            let count = match data.read(buffer) {
                 Ok(0) => return Ok(()),
                 Ok(count) => count,
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
                 Err(error) => return Err(reading(error)),
             };
-            self.count_content(count as u64)?;
+            self.progress.check()?;
+            let bytes = count as u64;
+            let before = self.content_bytes.fetch_add(bytes, Ordering::Relaxed);
+            self.limits.check_content(before.saturating_add(bytes), self.archive_bytes)?;
             take(&buffer[..count])?;
         }
     }
+}
 
-    fn count_content(&mut self, bytes: u64) -> Result<(), FileError> {
-        self.progress.check()?;
-        self.content_bytes = self.content_bytes.saturating_add(bytes);
-        if self.content_bytes > self.limits.max_total_bytes {
-            return Err(FileError::ArchiveLimit { what: "the size of its content" });
+fn nameless() -> FileError {
+    FileError::corrupt("an entry has no name")
+}
+
+impl<'a> Extractor<'a> {
+    /// Extracts into `tree`, an empty folder that nobody else can reach, what is `wanted`.
+    pub(super) fn new(
+        tree: OwnedFd,
+        volume: &Volume,
+        archive_bytes: u64,
+        wanted: &[RelPath],
+        progress: &'a Progress,
+    ) -> Self {
+        let room = Room {
+            tree,
+            owner: volume.owner,
+            limits: volume.limits,
+            archive_bytes,
+            progress,
+            content_bytes: AtomicU64::new(0),
+        };
+        Self {
+            room,
+            near: Near::default(),
+            seen: 0,
+            entries: 0,
+            skipped: 0,
+            wanted: wanted.iter().map(|path| (path.clone(), false)).collect(),
+            folders: Vec::new(),
+            left_out: HashSet::new(),
+            remembered_bytes: 0,
         }
-        let allowed = self.archive_bytes.saturating_mul(self.limits.max_ratio);
-        if self.content_bytes > allowed.saturating_add(RATIO_FREE_BYTES) {
-            return Err(FileError::ArchiveLimit { what: "the compression ratio" });
+    }
+
+    pub(super) fn tree(&self) -> &OwnedFd {
+        &self.room.tree
+    }
+
+    pub(super) fn room(&self) -> &Room<'a> {
+        &self.room
+    }
+
+    pub(super) fn left_out(&self) -> &HashSet<RelPath> {
+        &self.left_out
+    }
+
+    pub(super) fn outcome(&self) -> Unpacked {
+        Unpacked { entries: self.entries, skipped: self.skipped }
+    }
+
+    /// Counts an entry and says where it goes; nowhere if it is not wanted.
+    pub(super) fn admit(&mut self, head: &Head) -> Result<Option<RelPath>, FileError> {
+        self.room.progress.check()?;
+        self.seen += 1;
+        self.room.limits.check_entries(self.seen)?;
+        let path = self.entry_path(&head.name)?;
+        if path.is_root() {
+            // `./` stands at the head of many archives; anything else there has no name.
+            return match head.kind {
+                HeadKind::Folder => {
+                    self.entries += u64::from(self.wanted.is_empty());
+                    Ok(None)
+                }
+                _ => Err(nameless()),
+            };
+        }
+        for (wanted, is_met) in &mut self.wanted {
+            *is_met |= path.is_within(wanted);
+        }
+        let is_wanted = self.wants(&path);
+        self.entries += u64::from(is_wanted);
+        Ok(is_wanted.then_some(path))
+    }
+
+    fn wants(&self, path: &RelPath) -> bool {
+        self.wanted.is_empty() || self.wanted.iter().any(|(wanted, _)| path.is_within(wanted))
+    }
+
+    /// As [`Extractor::admit`], of what was counted before.
+    pub(super) fn admitted(&self, head: &Head) -> Result<Option<RelPath>, FileError> {
+        let path = self.entry_path(&head.name)?;
+        Ok(Some(path).filter(|path| !path.is_root() && self.wants(path)))
+    }
+
+    /// Takes one entry; `data` is its content, of which only a file reads any.
+    pub(super) fn add(&mut self, head: &Head, data: &mut dyn Read) -> Result<(), FileError> {
+        match self.admit(head)? {
+            Some(path) => self.put(&path, head, data),
+            None => Ok(()),
+        }
+    }
+
+    /// Puts what was admitted in its place.
+    pub(super) fn put(
+        &mut self,
+        path: &RelPath,
+        head: &Head,
+        data: &mut dyn Read,
+    ) -> Result<(), FileError> {
+        match &head.kind {
+            HeadKind::Folder => {
+                self.remember(path)?;
+                self.room.folder(path, &self.left_out)?;
+                self.folders.push((path.clone(), head.mode, head.modified_at_seconds));
+            }
+            HeadKind::File => {
+                let file = self.make(path, |dir, name| create_new(dir, name))?;
+                return self.room.fill(&file, &mut self.near.buffer, (path, head), data);
+            }
+            HeadKind::Symlink(target) => self.symlink(path, head, target)?,
+            HeadKind::HardLink(target) => self.hard_link(path, target)?,
+            HeadKind::Other => self.skipped += 1,
+        }
+        self.room.progress.add_entry();
+        Ok(())
+    }
+
+    fn entry_path(&self, name: &[u8]) -> Result<RelPath, FileError> {
+        let name = String::from_utf8_lossy(name);
+        let unsafe_name = |reason: String| FileError::corrupt(format!("{name:?}: {reason}"));
+        let path = RelPath::parse(&name).map_err(|invalid| unsafe_name(invalid.to_string()))?;
+        if path.names().count() > self.room.limits.max_depth {
+            return Err(FileError::ArchiveLimit { what: "the depth of folders" });
+        }
+        refuse_reserved(&path).map_err(|refused| unsafe_name(refused.to_string()))?;
+        Ok(path)
+    }
+
+    /// Accounts for what stays in memory until the end.
+    fn remember(&mut self, path: &RelPath) -> Result<(), FileError> {
+        self.remembered_bytes += path.as_str().len() + REMEMBERED_ENTRY_BYTES;
+        if self.remembered_bytes > MAX_REMEMBERED_BYTES {
+            return Err(FileError::ArchiveLimit { what: "the number of folders" });
         }
         Ok(())
     }
 
+    /// Makes something under a name. Of two with one name the later counts, as in tar.
+    fn make<T>(
+        &mut self,
+        path: &RelPath,
+        make: impl Fn(&OwnedFd, &str) -> Result<T, Errno>,
+    ) -> Result<T, FileError> {
+        self.left_out.remove(path);
+        let (dir, name) = self.room.parent(&mut self.near.parent, path, &self.left_out)?;
+        match make(dir, name) {
+            Err(Errno::EXIST) => {}
+            outcome => return outcome.during("unpack", path),
+        }
+        match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
+            Ok(()) => make(dir, name).during("unpack", path),
+            Err(Errno::ISDIR) => {
+                Err(FileError::corrupt(format!("{path} is a folder and something else in it")))
+            }
+            Err(errno) => Err(errno).during("unpack", path),
+        }
+    }
+
     fn symlink(&mut self, path: &RelPath, head: &Head, target: &[u8]) -> Result<(), FileError> {
-        let owner = self.owner;
-        let (dir, name) = self.parent_with_room(path)?;
         if !stays_inside(path, target) {
+            self.remember(path)?;
+            self.remove(path)?;
             self.left_out.insert(path.clone());
             self.skipped += 1;
             return Ok(());
         }
-        rustix::fs::symlinkat(target, dir, name).during("unpack", path)?;
-        give_name_to(owner, dir, name).during("unpack", path)?;
-        if let Some(seconds) = head.modified_at_seconds {
+        let owner = self.room.owner;
+        self.make(path, |dir, name| {
+            rustix::fs::symlinkat(target, dir, name)?;
+            give_name_to(owner, dir, name)?;
+            let Some(seconds) = head.modified_at_seconds else { return Ok(()) };
             let nofollow = AtFlags::SYMLINK_NOFOLLOW;
             rustix::fs::utimensat(dir, name, &modified_at(seconds, 0), nofollow)
-                .during("unpack", path)?;
+        })
+    }
+
+    /// Removes what an earlier entry has put there.
+    fn remove(&mut self, path: &RelPath) -> Result<(), FileError> {
+        let (dir, name) = self.room.parent(&mut self.near.parent, path, &self.left_out)?;
+        match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(Errno::ISDIR) => {
+                Err(FileError::corrupt(format!("{path} is a folder and something else in it")))
+            }
+            Err(errno) => Err(errno).during("unpack", path),
         }
-        Ok(())
     }
 
     fn hard_link(&mut self, path: &RelPath, target: &[u8]) -> Result<(), FileError> {
@@ -248,27 +361,36 @@ impl<'a> Extractor<'a> {
         if target == *path {
             return Err(FileError::corrupt(format!("{path} is a link to itself")));
         }
+        if !self.wants(&target) {
+            let reason = format!("{path} is the same file as {target}: both must be asked for");
+            return Err(FileError::UnsupportedArchive { reason });
+        }
         let no_file = || FileError::corrupt(format!("{path} is a link to no file in it"));
         let (parent, target_name) = target.split_last().ok_or_else(no_file)?;
-        let target_dir =
-            Resolver::Steps.open(self.tree.as_fd(), &parent, DIRECTORY).map_err(|_| no_file())?;
+        let target_dir = Resolver::Steps
+            .open(self.room.tree.as_fd(), &parent, DIRECTORY)
+            .map_err(|_| no_file())?;
         let stat = stat_name(&target_dir, target_name).map_err(|_| no_file())?;
         if kind_of(&stat) != FileType::RegularFile {
             return Err(no_file());
         }
-        let (dir, name) = self.parent_with_room(path)?;
-        rustix::fs::linkat(&target_dir, target_name, dir, name, AtFlags::empty())
-            .during("unpack", path)
+        self.make(path, |dir, name| {
+            rustix::fs::linkat(&target_dir, target_name, dir, name, AtFlags::empty())
+        })
     }
 
-    /// Gives the folders their permissions and times, children before parents.
+    /// Gives the folders their permissions and times, children before parents. All that was asked for
+    /// must have been met.
     pub(super) fn finish(&mut self) -> Result<(), FileError> {
-        self.last_parent = None;
+        if let Some((path, _)) = self.wanted.iter().find(|(_, is_met)| !is_met) {
+            return Err(FileError::NotFound { path: format!("{path} in the archive") });
+        }
+        self.near.parent = None;
         let mut folders = std::mem::take(&mut self.folders);
         folders.sort_by(|one, other| other.0.cmp(&one.0));
         for (path, mode, modified_at_seconds) in folders {
             let dir = Resolver::Steps
-                .open(self.tree.as_fd(), &path, DIRECTORY)
+                .open(self.room.tree.as_fd(), &path, DIRECTORY)
                 .during("unpack", &path)?;
             rustix::fs::fchmod(&dir, Mode::from_raw_mode(mode & 0o777)).during("unpack", &path)?;
             if let Some(seconds) = modified_at_seconds {

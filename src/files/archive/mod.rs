@@ -1,25 +1,38 @@
-//! Archives of a volume's files, made and taken apart: zip, tar, tar.gz and tar.bz2.
+//! Archives of a volume's files, made and taken apart: zip, tar, and tar within gzip, bzip2, zstd or xz;
+//! and single files compressed by one of these.
 //!
 //! `pack` walks the volume by handles and streams into a temporary file. `unpack` trusts nothing an
 //! archive says: names go through `RelPath`, folders are opened without following links, sizes are
 //! counted as they are written, and all of it lands in a staging folder first. Only when the last byte
 //! of the archive was read and found sound does anything appear in the volume.
 //!
+//! Both spread their work over a few threads of low priority (`files::threads`), which live as long as the
+//! call; what waits between them is bounded, so that memory does not grow with files or archives.
+//!
 //! ```text
-//!   volume --walk--> selection (pack, ignore) --> Sink (write): tar | zip --> temp --rename--> output
-//!   archive --format--> reader (tar_read, zip_read) --> Extractor (unpack) --> staging --merge--> volume
+//!   volume --select--> Sink (tar_write, zip_write) --blocks--> compressors --in order--> temp --rename--> output
+//!   archive --format--> decompressor (streams) --> tar_read --> Extractor --> staging --merge--> volume
+//!                       zip_read (directory) ----> several ---> Room -------^
 //! ```
 
+mod blocks;
 mod extract;
 mod ignore;
+pub(crate) mod list;
 mod merge;
 pub(crate) mod pack;
+mod select;
+mod streams;
 mod tar_read;
+mod tar_write;
 pub(crate) mod unpack;
 mod write;
+mod zip_names;
 mod zip_read;
+mod zip_write;
 
 use std::io::Read;
+use std::ops::RangeInclusive;
 
 use serde::{Deserialize, Serialize};
 
@@ -35,31 +48,46 @@ pub(crate) enum ArchiveFormat {
     TarGz,
     #[serde(rename = "tar.bz2")]
     TarBz2,
+    #[serde(rename = "tar.zst")]
+    TarZst,
+    #[serde(rename = "tar.xz")]
+    TarXz,
 }
 
 impl ArchiveFormat {
     /// The name of the format, which is also what its files' names end with.
     pub(crate) fn as_str(self) -> &'static str {
+        self.endings()[0]
+    }
+
+    /// What files of the format are called, the usual ending first.
+    pub(crate) fn endings(self) -> &'static [&'static str] {
         match self {
-            Self::Zip => "zip",
-            Self::Tar => "tar",
-            Self::TarGz => "tar.gz",
-            Self::TarBz2 => "tar.bz2",
+            Self::Zip => &["zip"],
+            Self::Tar => &["tar"],
+            Self::TarGz => &["tar.gz", "tgz"],
+            Self::TarBz2 => &["tar.bz2", "tbz2", "tbz"],
+            Self::TarZst => &["tar.zst", "tzst"],
+            Self::TarXz => &["tar.xz", "txz"],
         }
     }
 
-    /// Tells a format from how the file begins. Names say nothing: people rename archives.
-    fn recognise(start: &[u8]) -> Option<Self> {
-        if start.starts_with(b"PK\x03\x04") || start.starts_with(b"PK\x05\x06") {
-            Some(Self::Zip)
-        } else if start.starts_with(&[0x1f, 0x8b, 0x08]) {
-            Some(Self::TarGz)
-        } else if start.starts_with(b"BZh") {
-            Some(Self::TarBz2)
-        } else if tar_read::begins_like_tar(start) {
-            Some(Self::Tar)
-        } else {
-            None
+    /// The levels from fast to small. A tar knows none, and takes any of the usual ones for that.
+    pub(crate) fn levels(self) -> RangeInclusive<u32> {
+        match self {
+            Self::Zip | Self::Tar | Self::TarGz | Self::TarXz => 0..=9,
+            Self::TarBz2 => 1..=9,
+            Self::TarZst => 1..=19,
+        }
+    }
+
+    /// The level if none is asked for, which is that of the format's own program; xz's own would take
+    /// an hour for what a server is, and is hardly smaller than this one.
+    pub(crate) fn default_level(self) -> u32 {
+        match self {
+            Self::Zip | Self::Tar | Self::TarGz => 6,
+            Self::TarBz2 => 9,
+            Self::TarZst | Self::TarXz => 3,
         }
     }
 }
@@ -81,11 +109,37 @@ impl Default for ArchiveLimits {
     }
 }
 
+/// Content below this is never a bomb, whatever its ratio.
+const RATIO_FREE_BYTES: u64 = 64 << 20;
+
+impl ArchiveLimits {
+    /// Refuses so much content as coming from an archive of that size.
+    fn check_content(&self, content_bytes: u64, archive_bytes: u64) -> Result<(), FileError> {
+        if content_bytes > self.max_total_bytes {
+            return Err(FileError::ArchiveLimit { what: "the size of its content" });
+        }
+        let allowed = archive_bytes.saturating_mul(self.max_ratio);
+        if content_bytes > allowed.saturating_add(RATIO_FREE_BYTES) {
+            return Err(FileError::ArchiveLimit { what: "the compression ratio" });
+        }
+        Ok(())
+    }
+
+    fn check_entries(&self, entries: u64) -> Result<(), FileError> {
+        if entries > self.max_entries {
+            return Err(FileError::ArchiveLimit { what: "the number of entries" });
+        }
+        Ok(())
+    }
+}
+
 /// What an archive says of an entry, the same for all formats.
 #[derive(Clone, Debug)]
 struct Head {
     name: Vec<u8>,
     kind: HeadKind,
+    /// Of a file's content, as the archive claims it.
+    size: u64,
     mode: u32,
     modified_at_seconds: Option<i64>,
 }

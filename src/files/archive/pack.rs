@@ -1,24 +1,27 @@
-//! From files to an archive: what goes in, under which name.
+//! From files to an archive.
 
+use std::ffi::CStr;
 use std::fs::File;
-use std::io::{self, Read};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::io::{self, Read, Write};
+use std::os::fd::BorrowedFd;
 
 use rustix::fs::{FileType, Stat as RawStat};
 use rustix::io::Errno;
 
 use super::ArchiveFormat;
 use super::ignore::Ignore;
-use super::write::{Sink, sink};
+use super::select::{Chosen, Selection, during_pack};
+use super::write::{Sink, write_archive};
 use crate::domain::path::{InvalidPath, RelPath};
-use crate::files::content::{WriteMode, new_file};
+use crate::files::content::{WriteMode, create_new, new_file};
 use crate::files::error::{During, FileError};
 use crate::files::progress::{Charged, Progress, Tracked};
-use crate::files::resolve::{kind_of, open_file, open_folder, same_file, stat_name};
+use crate::files::resolve::{kind_of, open_file};
 use crate::files::staging::Staging;
-use crate::files::tree::content_size;
 use crate::files::volume::{Volume, size_of_file};
-use crate::files::walk::{Visit, Walk};
+
+/// Where a zip's directory grows until it is written behind the files.
+const SPILL: &CStr = c"spill";
 
 /// What to pack.
 #[derive(Clone, Debug)]
@@ -31,7 +34,7 @@ pub(crate) struct PackRequest {
     /// The folder that names in the archive are counted from; every path lies in it.
     pub(crate) base: RelPath,
     pub(crate) ignore: Vec<String>,
-    /// 0 (fast) to 9 (small), the format's own default without.
+    /// One of the format's levels, its default without.
     pub(crate) level: Option<u32>,
     /// Whether an archive that is there may be replaced.
     pub(crate) overwrite: bool,
@@ -56,164 +59,118 @@ impl Volume {
         request: &PackRequest,
         progress: &Progress,
     ) -> Result<Packed, FileError> {
-        let ignore = Ignore::parse(&request.ignore)?;
-        if request.paths.iter().any(|path| !path.is_within(&request.base)) {
-            return Err(InvalidPath::ParentReference.into());
-        }
         let target = self.place_with_parents(&request.output)?;
         let mode = WriteMode { create_only: !request.overwrite, if_match: None };
         let replaced = self.check_target(&target, &request.output, &mode)?;
-        progress.set_total_bytes(self.size_to_pack(request)?);
         let staging = Staging::new(self.root())?;
         let file = new_file(&staging).during("pack", &request.output)?;
         let file = Charged { file, progress: progress.clone() };
-        let mut packer = Packer {
-            sink: sink(request.format, request.level, file).during("pack", &request.output)?,
-            ignore,
-            replaced,
-            progress,
-            entries: 0,
-            skipped: 0,
-        };
-        packer.all(self, request)?;
-        let Packer { sink, entries, skipped, .. } = packer;
-        let file = sink.finish().during("pack", &request.output)?;
+        let (file, count) = self.pack_to(request, replaced, file, &staging, progress)?;
+        let file = file.file;
         let size = size_of_file(&rustix::fs::fstat(&file).during("pack", &request.output)?);
         self.finish_file(&file, 0o644).during("pack", &request.output)?;
         progress.check()?;
         let is_new = self.commit(&staging, &target, &request.output, &mode)?;
-        Ok(Packed { size, entries, skipped, is_new })
+        Ok(Packed { size, entries: count.entries, skipped: count.skipped, is_new })
     }
 
-    fn size_to_pack(&self, request: &PackRequest) -> Result<u64, FileError> {
-        if request.paths.is_empty() {
-            return content_size(self.open_dir(&request.base)?.as_fd());
+    /// Writes an archive to `out`, whatever that is. `replaced` is left out of it.
+    fn pack_to<W: Write + Send>(
+        &self,
+        request: &PackRequest,
+        replaced: Option<RawStat>,
+        out: W,
+        staging: &Staging<'_>,
+        progress: &Progress,
+    ) -> Result<(W, Count), FileError> {
+        let ignore = Ignore::parse(&request.ignore)?;
+        if request.paths.iter().any(|path| !path.is_within(&request.base)) {
+            return Err(InvalidPath::ParentReference.into());
         }
-        let mut total = 0;
-        for path in &request.paths {
-            let place = self.place(path)?;
-            let stat = stat_name(&place.dir, place.name).during("pack", path)?;
-            total += match kind_of(&stat) {
-                FileType::Directory => content_size(
-                    open_folder(place.dir.as_fd(), place.name).during("pack", path)?.as_fd(),
-                )?,
-                FileType::RegularFile => size_of_file(&stat),
-                _ => 0,
-            };
-        }
-        Ok(total)
+        let volume = self;
+        let selection = Selection { volume, request, ignore: &ignore, replaced, progress };
+        progress.set_total_bytes(size_of_all(&selection)?);
+        let levels = request.format.levels();
+        let level = request.level.unwrap_or(request.format.default_level());
+        let level = level.clamp(*levels.start(), *levels.end());
+        let spill = create_new(staging.dir(), SPILL).during("pack", &request.output)?;
+        let mut count = Count::default();
+        let out = write_archive((request.format, level), out, spill, |sink| {
+            selection.each(&mut |chosen, name, stat| {
+                let added = add(sink, chosen, name, stat, progress);
+                match during_pack(added, name)? {
+                    Added::Entry => {
+                        count.entries += 1;
+                        progress.add_entry();
+                    }
+                    Added::Skipped => count.skipped += 1,
+                    Added::Gone => {}
+                }
+                Ok(())
+            })
+        });
+        Ok((out.during("pack", &request.output)?, count))
     }
 }
 
-struct Packer<'a> {
-    sink: Box<dyn Sink>,
-    ignore: Ignore,
-    /// The archive that this one will replace: it is not packed either.
-    replaced: Option<RawStat>,
-    progress: &'a Progress,
+#[derive(Clone, Copy, Debug, Default)]
+struct Count {
     entries: u64,
     skipped: u64,
 }
 
-impl Packer<'_> {
-    fn all(&mut self, volume: &Volume, request: &PackRequest) -> Result<(), FileError> {
-        if request.paths.is_empty() {
-            return self.below(volume.open_dir(&request.base)?.as_fd(), b"");
-        }
-        for path in &request.paths {
-            let name =
-                path.as_path().strip_prefix(request.base.as_path()).unwrap_or(path.as_path());
-            let name = name.as_os_str().as_encoded_bytes();
-            if name.is_empty() {
-                self.below(volume.open_dir(path)?.as_fd(), b"")?;
-                continue;
-            }
-            let place = volume.place(path)?;
-            let stat = stat_name(&place.dir, place.name).during("pack", path)?;
-            if kind_of(&stat) == FileType::Directory {
-                let dir = open_folder(place.dir.as_fd(), place.name).during("pack", path)?;
-                if self.folder(name, &stat).during("pack", path)? {
-                    self.below(dir.as_fd(), &[name, b"/"].concat())?;
-                }
-            } else {
-                let last = std::ffi::CString::new(place.name).map_err(|_| Errno::INVAL);
-                let last = last.during("pack", path)?;
-                self.leaf(place.dir.as_fd(), &last, name, &stat).during("pack", path)?;
-            }
+enum Added {
+    Entry,
+    Skipped,
+    /// Gone or swapped since it was listed.
+    Gone,
+}
+
+fn size_of_all(selection: &Selection<'_>) -> Result<u64, FileError> {
+    let mut total = 0;
+    selection.each(&mut |_, _, stat| {
+        if kind_of(stat) == FileType::RegularFile {
+            total += size_of_file(stat);
         }
         Ok(())
-    }
+    })?;
+    Ok(total)
+}
 
-    /// Packs what is in `dir` under names that begin with `prefix`.
-    fn below(&mut self, dir: BorrowedFd<'_>, prefix: &[u8]) -> Result<(), FileError> {
-        let mut walk = Walk::new(dir)?;
-        while let Some(visit) = walk.next()? {
-            self.progress.check()?;
-            match visit {
-                Visit::Enter { stat, .. } => {
-                    let name = [prefix, walk.path()].concat();
-                    if !self.folder(&name, &stat).during("pack", &lossy(&name))? {
-                        walk.skip()?;
-                    }
-                }
-                Visit::Leaf { name, stat } => {
-                    let full = [prefix, &walk.path_of(&name)].concat();
-                    self.leaf(walk.dir(), &name, &full, &stat).during("pack", &lossy(&full))?;
-                }
-                Visit::Leave => {}
-            }
-        }
-        Ok(())
+fn add(
+    sink: &mut dyn Sink,
+    chosen: Chosen<'_>,
+    name: &[u8],
+    stat: &RawStat,
+    progress: &Progress,
+) -> io::Result<Added> {
+    match chosen {
+        Chosen::Folder => sink.folder(name, stat).map(|()| Added::Entry),
+        Chosen::Leaf { dir, last } => leaf(sink, (dir, last), name, stat, progress),
     }
+}
 
-    /// Adds a folder; false if it is to be left out with all that is in it.
-    fn folder(&mut self, name: &[u8], stat: &RawStat) -> io::Result<bool> {
-        if self.ignore.matches(name, true) {
-            return Ok(false);
-        }
-        self.sink.folder(name, stat)?;
-        self.count();
-        Ok(true)
+fn leaf(
+    sink: &mut dyn Sink,
+    (dir, last): (BorrowedFd<'_>, &CStr),
+    name: &[u8],
+    stat: &RawStat,
+    progress: &Progress,
+) -> io::Result<Added> {
+    match kind_of(stat) {
+        FileType::RegularFile => match open_file(dir, last) {
+            Ok((file, stat)) => sink.file(name, &stat, &mut exactly(file, &stat, progress))?,
+            Err(Errno::NOENT | Errno::LOOP | Errno::ISDIR | Errno::NXIO) => return Ok(Added::Gone),
+            Err(errno) => return Err(errno.into()),
+        },
+        FileType::Symlink => match rustix::fs::readlinkat(dir, last, Vec::new()) {
+            Ok(target) => sink.symlink(name, stat, target.as_bytes())?,
+            Err(Errno::NOENT | Errno::INVAL) => return Ok(Added::Gone),
+            Err(errno) => return Err(errno.into()),
+        },
+        _ => return Ok(Added::Skipped),
     }
-
-    fn leaf(
-        &mut self,
-        dir: BorrowedFd<'_>,
-        last: &std::ffi::CStr,
-        name: &[u8],
-        stat: &RawStat,
-    ) -> io::Result<()> {
-        let is_replaced = self.replaced.as_ref().is_some_and(|old| same_file(old, stat));
-        if is_replaced || self.ignore.matches(name, false) {
-            return Ok(());
-        }
-        match kind_of(stat) {
-            FileType::RegularFile => {
-                let (file, stat) = match open_file(dir, last) {
-                    // Gone or swapped since it was listed.
-                    Err(Errno::NOENT | Errno::LOOP | Errno::ISDIR | Errno::NXIO) => return Ok(()),
-                    opened => opened?,
-                };
-                self.sink.file(name, &stat, &mut exactly(file, &stat, self.progress))?;
-            }
-            FileType::Symlink => match rustix::fs::readlinkat(dir, last, Vec::new()) {
-                Ok(target) => self.sink.symlink(name, stat, target.as_bytes())?,
-                Err(Errno::NOENT | Errno::INVAL) => return Ok(()),
-                Err(errno) => return Err(errno.into()),
-            },
-            _ => {
-                self.skipped += 1;
-                return Ok(());
-            }
-        }
-        self.count();
-        Ok(())
-    }
-
-    fn count(&mut self) {
-        self.entries += 1;
-        self.progress.add_entry();
-    }
+    Ok(Added::Entry)
 }
 
 /// As many bytes as the file had when it was opened. The header has promised that number, and servers
@@ -221,8 +178,4 @@ impl Packer<'_> {
 fn exactly(file: File, stat: &RawStat, progress: &Progress) -> impl Read {
     let tracked = Tracked { inner: file, progress: progress.clone() };
     tracked.chain(io::repeat(0)).take(size_of_file(stat))
-}
-
-fn lossy(name: &[u8]) -> std::borrow::Cow<'_, str> {
-    String::from_utf8_lossy(name)
 }

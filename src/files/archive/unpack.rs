@@ -1,26 +1,38 @@
-//! From an archive to files: recognising it, reading all of it, moving the result in.
+//! From an archive to files: reading all of it, moving the result in.
 
 use std::fs::File;
-use std::io::{self, BufReader, Read, Seek, SeekFrom};
+use std::io::Read;
+use std::ops::ControlFlow;
 use std::os::fd::OwnedFd;
 
-use super::extract::Extractor;
+use super::extract::{Extractor, Near};
 use super::merge::merge;
-use super::tar_read::{begins_like_tar, read_tar};
-use super::zip_read::read_zip;
-use super::{ArchiveFormat, ArchiveLimits, read_up_to, reading};
+use super::streams::{Compression, Opened, is_named_tar, open, without_ending};
+use super::tar_read::read_tar;
+use super::zip_read::{Inflater, Member, Zip};
+use super::{Head, HeadKind, reading};
 use crate::domain::path::RelPath;
 use crate::files::content::STAGED;
 use crate::files::error::{During, FileError, refuse_reserved};
 use crate::files::progress::{Progress, Tracked};
 use crate::files::resolve::make_folder;
 use crate::files::staging::Staging;
-use crate::files::volume::Volume;
+use crate::files::threads::share_out;
+use crate::files::volume::{Stat, Volume};
 
-/// What a header and its padding add to an entry's content in a tar stream, at most in the long run.
-const TAR_OVERHEAD_BYTES: u64 = 4096;
-/// The content of one bzip2 block, at most.
-const LONGEST_BLOCK_BYTES: u64 = 1 << 20;
+/// Entries of a zip that wait for a thread.
+const MEMBERS_AHEAD: usize = 64;
+
+/// What to unpack.
+#[derive(Clone, Debug)]
+pub(crate) struct UnpackRequest {
+    pub(crate) archive: RelPath,
+    pub(crate) destination: RelPath,
+    /// The entries to take, folders with what is in them; all if there are none.
+    pub(crate) entries: Vec<RelPath>,
+    /// What a single compressed file is to be called, if not as its archive without the ending.
+    pub(crate) name: Option<RelPath>,
+}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Unpacked {
@@ -30,29 +42,34 @@ pub(crate) struct Unpacked {
 }
 
 impl Volume {
-    /// Takes an archive apart below `destination`, which is made if it is missing and merged into
+    /// Takes an archive apart below its destination, which is made if it is missing and merged into
     /// otherwise. Until the whole archive was read and found sound, the volume stays as it was.
     pub(crate) fn unpack(
         &self,
-        archive: &RelPath,
-        destination: &RelPath,
+        request: &UnpackRequest,
         progress: &Progress,
     ) -> Result<Unpacked, FileError> {
+        let UnpackRequest { archive, destination, entries, .. } = request;
         refuse_reserved(destination)?;
         let (file, stat) = self.open_read(archive)?;
         let existing = self.destination(destination)?;
         progress.set_total_bytes(stat.size);
         let staging = Staging::new(self.root())?;
         let tree = make_folder(staging.dir(), STAGED, self.owner).during("unpack", archive)?;
-        let mut extractor = Extractor::new(tree, self, stat.size, progress);
-        read_archive(file, &mut extractor)?;
+        let mut extractor = Extractor::new(tree, self, stat.size, entries, progress);
+        self.read_archive(file, &stat, request, &mut extractor)?;
         extractor.finish()?;
         progress.check()?;
+        // Headers and what was passed over are no more work.
+        progress.add_bytes(stat.size.saturating_sub(progress.done_bytes()));
+        // All of it at once: file by file would take a hundred times as long.
+        rustix::fs::syncfs(extractor.tree()).during("unpack", archive)?;
         match existing {
             Some(existing) => merge(extractor.tree(), &existing)?,
             None => {
                 let target = self.place_with_parents(destination)?;
                 self.settle((staging.dir(), STAGED), (&target, destination), false)?;
+                rustix::fs::fsync(&target.dir).during("unpack", archive)?;
             }
         }
         Ok(extractor.outcome())
@@ -65,70 +82,95 @@ impl Volume {
             Err(error) => Err(error),
         }
     }
+
+    fn read_archive(
+        &self,
+        file: File,
+        stat: &Stat,
+        request: &UnpackRequest,
+        extractor: &mut Extractor<'_>,
+    ) -> Result<(), FileError> {
+        let file = Tracked { inner: file, progress: extractor.room().progress().clone() };
+        let name = request.archive.names().next_back().unwrap_or_default();
+        open(file, stat.size, name, &self.limits, |opened| match opened {
+            Opened::Zip(file) => unpack_zip(&Zip::open(file)?, extractor),
+            Opened::Tar(_, stream) => read_tar(stream, &mut |head, data| {
+                extractor.add(head, data)?;
+                Ok(ControlFlow::Continue(()))
+            }),
+            Opened::Single(compression, stream) => {
+                let name = match &request.name {
+                    Some(name) => name.as_str(),
+                    None => single_name(name, compression, stream)?,
+                };
+                let head = Head {
+                    name: name.as_bytes().to_vec(),
+                    kind: HeadKind::File,
+                    size: 0,
+                    mode: stat.mode,
+                    modified_at_seconds: Some(stat.modified_at.0),
+                };
+                extractor.add(&head, stream)
+            }
+        })
+    }
 }
 
-fn read_archive(mut file: File, extractor: &mut Extractor<'_>) -> Result<(), FileError> {
-    let mut start = [0; 512];
-    let filled = read_up_to(&mut file, &mut start).map_err(reading)?;
-    file.seek(SeekFrom::Start(0)).map_err(reading)?;
-    let format = ArchiveFormat::recognise(&start[..filled]).ok_or_else(unknown)?;
-    let file = Tracked { inner: file, progress: extractor.progress().clone() };
-    match format {
-        ArchiveFormat::Zip => read_zip(file, extractor),
-        ArchiveFormat::Tar => read_tar(&mut BufReader::with_capacity(1 << 16, file), extractor),
-        ArchiveFormat::TarGz => {
-            let stream = flate2::bufread::MultiGzDecoder::new(BufReader::new(file));
-            read_compressed_tar(stream, extractor)
+/// What the file in a compressed file is called. Where that can't be told the rest is read all the
+/// same: one that is damaged shall not be refused for its name.
+pub(super) fn single_name<'n>(
+    name: &'n str,
+    compression: Compression,
+    stream: &mut dyn Read,
+) -> Result<&'n str, FileError> {
+    let is_tar = is_named_tar(name, compression);
+    if let Some(name) = without_ending(name, compression).filter(|_| !is_tar) {
+        return Ok(name);
+    }
+    std::io::copy(stream, &mut std::io::sink()).map_err(reading)?;
+    let reason = if is_tar {
+        "it is called a tar and holds none"
+    } else {
+        "it is a single file, and its name does not end as its compression is called: say in \
+         \"name\" what it shall be called"
+    };
+    Err(FileError::UnsupportedArchive { reason: reason.to_owned() })
+}
+
+/// Folders and links first, one after the other; then the files, several at a time.
+fn unpack_zip(zip: &Zip, extractor: &mut Extractor<'_>) -> Result<(), FileError> {
+    let mut near = Near::default();
+    zip.each(&mut |member| {
+        let Some(path) = extractor.admit(&member.head)? else {
+            return Ok(ControlFlow::Continue(()));
+        };
+        if member.is_link {
+            extractor.put(&path, &zip.link(&member)?, &mut std::io::empty())?;
+        } else if !matches!(member.head.kind, HeadKind::File) {
+            extractor.put(&path, &member.head, &mut std::io::empty())?;
+            let mut inflater = Inflater::default();
+            // Its checksum is compared at the end.
+            extractor.room().drain(&mut near, &mut zip.content(&member, &mut inflater)?)?;
         }
-        ArchiveFormat::TarBz2 => {
-            let stream = bzip2::bufread::MultiBzDecoder::new(BufReader::new(file));
-            read_compressed_tar(stream, extractor)
-        }
-    }
-}
-
-fn unknown() -> FileError {
-    FileError::UnsupportedArchive { reason: "it is no zip, tar, tar.gz or tar.bz2".to_owned() }
-}
-
-fn read_compressed_tar(
-    mut stream: impl Read,
-    extractor: &mut Extractor<'_>,
-) -> Result<(), FileError> {
-    let mut start = [0; 512];
-    let filled = read_up_to(&mut stream, &mut start).map_err(reading)?;
-    if !begins_like_tar(&start[..filled]) {
-        // A damaged block of bzip2 yields nonsense first and fails its checksum at its end, so the
-        // rest of a block tells what is damaged from what was no tar to begin with.
-        io::copy(&mut stream.take(LONGEST_BLOCK_BYTES), &mut io::sink()).map_err(reading)?;
-        return Err(unknown());
-    }
-    let stream = Capped { inner: stream, left: most_stream_bytes(extractor.limits()) };
-    let mut stream = (&start[..]).chain(stream);
-    read_tar(&mut BufReader::with_capacity(1 << 16, &mut stream), extractor)
-}
-
-fn most_stream_bytes(limits: &ArchiveLimits) -> u64 {
-    limits
-        .max_entries
-        .saturating_mul(TAR_OVERHEAD_BYTES)
-        .saturating_add(limits.max_total_bytes)
-        .saturating_add(1 << 20)
-}
-
-/// A stream that may be only so long: what an archive holds beside files costs time as well.
-struct Capped<R> {
-    inner: R,
-    left: u64,
-}
-
-impl<R: Read> Read for Capped<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let count = self.inner.read(buffer)?;
-        self.left = self
-            .left
-            .checked_sub(count as u64)
-            .ok_or_else(|| FileError::ArchiveLimit { what: "the size of its content" }.into_io())?;
-        Ok(count)
-    }
+        Ok(ControlFlow::Continue(()))
+    })?;
+    let extractor = &*extractor;
+    let room = extractor.room();
+    share_out(
+        "unpack-file",
+        MEMBERS_AHEAD,
+        || (Near::default(), Inflater::default()),
+        |(near, inflater), (path, member): (RelPath, Member)| {
+            let mut content = zip.content(&member, inflater)?;
+            room.new_file(near, extractor.left_out(), (&path, &member.head), &mut content)
+        },
+        |give| {
+            zip.each(&mut |member| {
+                let is_file = matches!(member.head.kind, HeadKind::File) && !member.is_link;
+                let path = extractor.admitted(&member.head)?.filter(|_| is_file);
+                let goes_on = path.is_none_or(|path| give((path, member)));
+                Ok(if goes_on { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
+            })
+        },
+    )
 }

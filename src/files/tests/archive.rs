@@ -1,19 +1,26 @@
 use std::io::Write as _;
-use std::process::Command;
 
 use proptest::prelude::*;
 
 use super::super::archive::ArchiveFormat;
+use super::super::archive::list::ArchiveEntry;
 use super::super::archive::pack::{PackRequest, Packed};
 use super::super::archive::unpack::Unpacked;
 use super::tree::plant;
 use super::*;
 use crate::files::Progress;
+use crate::files::volume::{Kind, Page};
 
-const FORMATS: [ArchiveFormat; 4] =
-    [ArchiveFormat::Zip, ArchiveFormat::Tar, ArchiveFormat::TarGz, ArchiveFormat::TarBz2];
+pub(super) const FORMATS: [ArchiveFormat; 6] = [
+    ArchiveFormat::Zip,
+    ArchiveFormat::Tar,
+    ArchiveFormat::TarGz,
+    ArchiveFormat::TarBz2,
+    ArchiveFormat::TarZst,
+    ArchiveFormat::TarXz,
+];
 
-fn request(format: ArchiveFormat, output: &str) -> PackRequest {
+pub(super) fn request(format: ArchiveFormat, output: &str) -> PackRequest {
     PackRequest {
         format,
         output: rel(output),
@@ -26,16 +33,16 @@ fn request(format: ArchiveFormat, output: &str) -> PackRequest {
 }
 
 impl Scratch {
-    fn pack(&self, request: &PackRequest) -> Result<Packed, FileError> {
+    pub(super) fn pack(&self, request: &PackRequest) -> Result<Packed, FileError> {
         self.volume.pack(request, &Progress::default())
     }
 
-    fn unpack(&self, archive: &str, destination: &str) -> Result<Unpacked, FileError> {
-        self.volume.unpack(&rel(archive), &rel(destination), &Progress::default())
+    pub(super) fn unpack(&self, archive: &str, destination: &str) -> Result<Unpacked, FileError> {
+        self.volume.unpack(&unpacking(archive, destination), &Progress::default())
     }
 
     /// Unpacks what must be refused, and checks that nothing has come of it.
-    fn refuses(&self, what: &str, archive: &[u8]) -> FileError {
+    pub(super) fn refuses(&self, what: &str, archive: &[u8]) -> FileError {
         put(&self.path("archive"), archive);
         let before = (self.snapshot(""), snapshot(&self.outside()));
         for destination in ["", "new"] {
@@ -292,7 +299,7 @@ fn bombs_are_stopped_by_what_they_write() {
         scratch.pack(&request(format, "bomb")).expect("pack");
         scratch.read("bomb")
     };
-    for format in [ArchiveFormat::Zip, ArchiveFormat::TarGz, ArchiveFormat::TarBz2] {
+    for format in FORMATS.into_iter().filter(|format| *format != ArchiveFormat::Tar) {
         let bomb = bomb(format);
         for (what, limits) in [
             ("ratio", ArchiveLimits { max_ratio: 5, ..ArchiveLimits::default() }),
@@ -389,6 +396,213 @@ fn a_merge_across_kinds_is_refused_before_anything_moves() {
     assert!(matches!(outcome, Err(FileError::NotADirectory { .. })), "{outcome:?}");
 }
 
+/// Lists in pages of this many.
+fn listed(scratch: &Scratch, archive: &str, limit: usize) -> Vec<ArchiveEntry> {
+    let (mut all, mut cursor) = (Vec::new(), None);
+    loop {
+        let page = Page { limit, cursor };
+        let listing = scratch.volume.list_archive(&rel(archive), &page, &Progress::default());
+        let listing = listing.unwrap_or_else(|error| panic!("{archive}: {error:?}"));
+        assert!(listing.entries.len() <= limit, "{archive}");
+        all.extend(listing.entries);
+        cursor = listing.next;
+        if cursor.is_none() {
+            return all;
+        }
+    }
+}
+
+#[test]
+fn an_archive_is_listed_page_by_page_without_being_unpacked() {
+    let scratch = Scratch::new();
+    plant(&scratch, "source");
+    for format in FORMATS {
+        let mut packing = request(format, format.as_str());
+        packing.base = rel("source");
+        let packed = scratch.pack(&packing).expect("pack");
+        let whole = listed(&scratch, format.as_str(), 10_000);
+        assert_eq!(whole.len() as u64, packed.entries);
+        assert_eq!(listed(&scratch, format.as_str(), 3), whole, "{format:?}");
+        let seen: Tree = whole
+            .into_iter()
+            .map(|entry| {
+                let kind = match entry.kind {
+                    Kind::Directory => 'd',
+                    Kind::Symlink => 'l',
+                    _ => 'f',
+                };
+                let target = entry.target.unwrap_or_default().into_bytes();
+                let size = entry.size.expect("a size");
+                let content = if kind == 'l' { target } else { vec![b's'; size as usize] };
+                let modified_at = entry.modified_at.expect("a time").0;
+                (entry.name, (kind, entry.mode, modified_at, content))
+            })
+            .collect();
+        let mut want = scratch.snapshot("source");
+        for entry in want.values_mut().filter(|entry| entry.0 == 'f') {
+            entry.3.fill(b's');
+        }
+        assert!(seen == want, "{format:?}: {seen:?}");
+    }
+    let page = Page { limit: 1, cursor: Some("x".to_owned()) };
+    let listing = scratch.volume.list_archive(&rel("tar"), &page, &Progress::default());
+    assert!(matches!(listing, Err(FileError::InvalidCursor)), "{listing:?}");
+    // Names that would be refused are shown.
+    put(&scratch.path("evil"), &raw_tar(&[("../evil", b'0', "", b"x"), ("h", b'1', "/etc", b"")]));
+    let names: Vec<_> =
+        listed(&scratch, "evil", 1).into_iter().map(|e| (e.name, e.target)).collect();
+    assert_eq!(names, [("../evil".to_owned(), None), ("h".to_owned(), Some("/etc".to_owned()))]);
+}
+
+#[test]
+fn a_listing_is_held_to_the_limits_of_unpacking() {
+    let scratch = Scratch::new();
+    put(&scratch.path("zeros"), &vec![0_u8; 80 << 20]);
+    scratch.pack(&request(ArchiveFormat::TarZst, "bomb")).expect("pack");
+    let many: Vec<String> = (0..50).map(|number| format!("f{number}")).collect();
+    let many: Vec<_> = many.iter().map(|name| (name.as_str(), b'0', "", &b""[..])).collect();
+    for (archive, limits) in [
+        (scratch.read("bomb"), ArchiveLimits { max_ratio: 5, ..ArchiveLimits::default() }),
+        (raw_tar(&many), ArchiveLimits { max_entries: 49, ..ArchiveLimits::default() }),
+    ] {
+        let scratch = Scratch::with(Resolver::detect(), limits);
+        put(&scratch.path("archive"), &archive);
+        let page = Page { limit: 100, cursor: None };
+        let listing = scratch.volume.list_archive(&rel("archive"), &page, &Progress::default());
+        assert!(matches!(listing, Err(FileError::ArchiveLimit { .. })), "{listing:?}");
+    }
+}
+
+#[test]
+fn some_entries_are_unpacked_without_the_others() {
+    let scratch = Scratch::new();
+    plant(&scratch, "source");
+    let want = scratch.snapshot("source");
+    for format in FORMATS {
+        let mut packing = request(format, format.as_str());
+        packing.base = rel("source");
+        scratch.pack(&packing).expect("pack");
+        let mut unpacking = unpacking(format.as_str(), &format!("out-{}", format.as_str()));
+        unpacking.entries = vec![rel("world"), rel("Übung/日本 語.txt"), rel("dangling")];
+        let unpacked = scratch.volume.unpack(&unpacking, &Progress::default()).expect("unpack");
+        assert_eq!(unpacked, Unpacked { entries: 5, skipped: 0 }, "{format:?}");
+        let seen = scratch.snapshot(unpacking.destination.as_str());
+        let names: Vec<_> = seen.keys().map(String::as_str).collect();
+        let wanted =
+            ["dangling", "world", "world/region.bin", "world/start", "Übung", "Übung/日本 語.txt"];
+        assert_eq!(names, wanted, "{format:?}");
+        for name in wanted.iter().filter(|name| **name != "Übung") {
+            assert!(seen[*name] == want[*name], "{format:?}: {name}");
+        }
+        let before = scratch.snapshot("");
+        unpacking.entries = vec![rel("world"), rel("none")];
+        unpacking.destination = rel("new");
+        let outcome = scratch.volume.unpack(&unpacking, &Progress::default());
+        let Err(FileError::NotFound { path }) = &outcome else { panic!("{outcome:?}") };
+        assert!(path.starts_with("none"), "{path}");
+        assert!(scratch.snapshot("") == before);
+    }
+    let linked = raw_tar(&[("a/f", b'0', "", b"x"), ("b", b'1', "a/f", b"")]);
+    put(&scratch.path("linked"), &linked);
+    let mut unpacking = unpacking("linked", "linked-out");
+    unpacking.entries = vec![rel("b")];
+    let outcome = scratch.volume.unpack(&unpacking, &Progress::default());
+    assert!(matches!(outcome, Err(FileError::UnsupportedArchive { .. })), "{outcome:?}");
+    unpacking.entries.push(rel("a"));
+    scratch.volume.unpack(&unpacking, &Progress::default()).expect("unpack");
+    assert_eq!(scratch.read("linked-out/b"), b"x");
+}
+
+#[test]
+fn a_path_named_twice_is_packed_once() {
+    let scratch = Scratch::new();
+    put(&scratch.path("a/b/c"), b"c");
+    for format in FORMATS {
+        let mut packing = request(format, format.as_str());
+        packing.paths = vec![rel("a/b"), rel("a"), rel("a"), rel("a/b/c")];
+        assert_eq!(scratch.pack(&packing).expect("pack").entries, 3, "{format:?}");
+        assert_eq!(scratch.unpack(format.as_str(), "out").expect("unpack").entries, 3);
+    }
+}
+
+#[test]
+fn progress_counts_what_is_packed_and_nothing_that_is_ignored() {
+    let scratch = Scratch::new();
+    put(&scratch.path("source/a"), &[7; 300_000]);
+    put(&scratch.path("source/b.log"), &[7; 500_000]);
+    for format in FORMATS {
+        let mut packing = request(format, format.as_str());
+        (packing.base, packing.ignore) = (rel("source"), vec!["*.log".to_owned()]);
+        let progress = Progress::default();
+        scratch.volume.pack(&packing, &progress).expect("pack");
+        let seen = (progress.done_bytes(), progress.total_bytes(), progress.entries());
+        assert_eq!(seen, (300_000, 300_000, 1), "{format:?}");
+    }
+}
+
+#[test]
+fn zips_with_unusual_frames_are_read_or_refused_in_words() {
+    let scratch = Scratch::new();
+    let whole = raw_zip(&[("a", 0o100_644, b"content"), ("b", 0o100_644, b"content")]);
+    let ok = |what: &str, archive: &[u8]| {
+        put(&scratch.path("archive"), archive);
+        let to = what.replace(' ', "-");
+        assert_eq!(scratch.unpack("archive", &to).expect(what).entries, 2, "{what}");
+        assert_eq!(scratch.read(&format!("{to}/b")), b"content", "{what}");
+    };
+    ok("as it is", &whole);
+    // A program in front that unpacks itself; its offsets do not count what stands before.
+    let mut before = b"PK\x03\x04 not really".to_vec();
+    before.extend_from_slice(&whole);
+    ok("with something before", &before);
+    let mut commented = whole.clone();
+    let length = commented.len();
+    commented[length - 2] = 7;
+    commented.extend_from_slice(b"comment");
+    ok("with a comment", &commented);
+    let directory = whole.windows(4).position(|at| at == b"PK\x01\x02").expect("a directory");
+    let end = length - 22;
+    let with = |at: usize, bytes: &[u8]| {
+        let mut bent = whole.clone();
+        bent[at..at + bytes.len()].copy_from_slice(bytes);
+        bent
+    };
+    for (what, archive) in [
+        ("an entry more than there is", with(end + 10, &[3])),
+        ("an entry less than there is", with(end + 10, &[1])),
+        ("a directory that is longer", with(end + 12, &[0xff])),
+        ("a directory elsewhere", with(end + 16, &[0xff, 0xff])),
+        ("content elsewhere", with(directory + 42, &[1])),
+        ("content beyond the end", with(directory + 20, &[0xff, 0xff, 0xff, 0x7f])),
+        ("another size", with(directory + 24, &[1])),
+        ("another checksum", with(directory + 16, &[1, 2, 3, 4])),
+        ("a name twice", whole.iter().map(|b| if *b == b'b' { b'a' } else { *b }).collect()),
+    ] {
+        let error = scratch.refuses(what, &archive);
+        assert!(matches!(error, FileError::ArchiveCorrupt { .. }), "{what}: {error:?}");
+    }
+    for (what, archive) in [
+        ("several parts", with(end + 4, &[1])),
+        ("a password", with(directory + 8, &[1])),
+        ("another compression", with(directory + 10, &[99])),
+    ] {
+        let error = scratch.refuses(what, &archive);
+        assert!(matches!(error, FileError::UnsupportedArchive { .. }), "{what}: {error:?}");
+    }
+}
+
+#[test]
+fn a_million_folder_names_are_not_kept_in_memory() {
+    let scratch = Scratch::new();
+    let long = "n".repeat(250);
+    let path = format!("{}{long}", format!("{long}/").repeat(12));
+    // One folder, again and again: the names cost an archive almost nothing.
+    let name = raw_tar(&[("././@LongLink", b'L', "", path.as_bytes()), ("x", b'5', "", b"")]);
+    let archive = name[..name.len() - 1024].repeat(11_000);
+    let error = scratch.refuses("a million names", &archive);
+    assert!(matches!(error, FileError::ArchiveLimit { .. }), "{error:?}");
+}
+
 #[test]
 fn a_cancel_leaves_nothing_half_made() {
     let scratch = Scratch::new();
@@ -399,52 +613,9 @@ fn a_cancel_leaves_nothing_half_made() {
     progress.cancel();
     let packing = scratch.volume.pack(&request(ArchiveFormat::Zip, "b.zip"), &progress);
     assert!(matches!(packing, Err(FileError::Cancelled)), "{packing:?}");
-    let unpacking = scratch.volume.unpack(&rel("a.tar"), &rel("new"), &progress);
+    let unpacking = scratch.volume.unpack(&unpacking("a.tar", "new"), &progress);
     assert!(matches!(unpacking, Err(FileError::Cancelled)), "{unpacking:?}");
     assert_eq!(scratch.snapshot(""), before);
-}
-
-fn run(command: &mut Command) {
-    let output = command.output().expect("run");
-    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
-}
-
-#[test]
-fn system_tar_reads_what_is_packed_and_writes_what_is_unpacked() {
-    let scratch = Scratch::new();
-    plant(&scratch, "source");
-    fs::hard_link(scratch.path("source/bin/run"), scratch.path("source/bin/alias")).expect("link");
-    let want = scratch.snapshot("source");
-    for (format, flag) in [(ArchiveFormat::Tar, "-xpf"), (ArchiveFormat::TarGz, "-xpzf")] {
-        let name = format!("packed.{}", format.as_str());
-        let mut packing = request(format, &name);
-        packing.base = rel("source");
-        scratch.pack(&packing).expect("pack");
-        let to = scratch.dir.path().join(format!("system-{}", format.as_str()));
-        fs::create_dir(&to).expect("mkdir");
-        run(Command::new("tar").arg(flag).arg(scratch.path(&name)).arg("-C").arg(&to));
-        assert_eq!(snapshot(&to), want, "{format:?}");
-    }
-    for (number, style) in ["gnu", "pax", "ustar"].into_iter().enumerate() {
-        let archive = scratch.path(&format!("system-{style}"));
-        let mut tar = Command::new("tar");
-        tar.arg(format!("--format={style}")).arg("-cf").arg(&archive).arg("-C");
-        tar.arg(scratch.path("source"));
-        if style == "ustar" {
-            // The format has no room for the longest names.
-            tar.arg("--exclude=long");
-        }
-        run(tar.arg("."));
-        let to = format!("back-{number}");
-        let unpacked = scratch.unpack(&format!("system-{style}"), &to).expect("unpack");
-        assert_eq!(unpacked.skipped, 0);
-        let want: Tree = want
-            .iter()
-            .filter(|(name, _)| style != "ustar" || !name.starts_with("long"))
-            .map(|(name, entry)| (name.clone(), entry.clone()))
-            .collect();
-        assert_eq!(scratch.snapshot(&to), want, "{style}");
-    }
 }
 
 /// One thing in a random tree.
@@ -494,7 +665,7 @@ fn plant_random(root: &Path, things: &[(Vec<String>, Planted)]) {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
     #[test]
-    fn random_trees_come_back_as_they_were(things in trees(), pick in 0_usize..4) {
+    fn random_trees_come_back_as_they_were(things in trees(), pick in 0_usize..6) {
         let scratch = Scratch::new();
         plant_random(&scratch.path("source"), &things);
         let mut packing = request(FORMATS[pick], "archive");
@@ -507,6 +678,7 @@ proptest! {
     #[test]
     fn random_bytes_never_panic_nor_leave_anything(
         start in prop_oneof![Just(&b"PK\x03\x04"[..]), Just(&b"PK\x05\x06"[..]),
+            Just(&b"\x28\xb5\x2f\xfd"[..]), Just(&b"\xfd7zXZ\0"[..]),
             Just(&b"\x1f\x8b\x08"[..]), Just(&b"BZh9"[..]), Just(&b""[..])],
         rest in proptest::collection::vec(any::<u8>(), 0..2000),
     ) {

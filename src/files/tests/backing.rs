@@ -38,7 +38,7 @@ impl Node {
     }
 
     fn unmount(&self) {
-        assert!(run("umount", &[self.at("").as_path()]), "umount");
+        unmount(&self.at(""));
     }
 
     /// Files at the near and the far end of the image, so that a shrink has to move some.
@@ -72,6 +72,51 @@ impl Drop for Node {
 fn run(program: &str, arguments: &[&Path]) -> bool {
     let status = Command::new(program).args(arguments).stderr(Stdio::null()).status();
     status.expect("a program").success()
+}
+
+/// Other tests start programs at the same time, which hold what we have open for a moment.
+fn unmount(at: &Path) {
+    let tries = (0..250).find(|_| {
+        run("umount", &[at]) || {
+            std::thread::sleep(Duration::from_millis(20));
+            false
+        }
+    });
+    assert!(tries.is_some(), "it stays mounted");
+}
+
+/// A small disk that volumes lie on.
+struct Host {
+    dir: tempfile::TempDir,
+    disk: VolumeId,
+    volume: VolumeId,
+}
+
+impl Host {
+    fn new(size_bytes: u64) -> Self {
+        let dir = tempfile::tempdir().expect("a folder");
+        let host = Self { dir, disk: VolumeId::random(), volume: VolumeId::random() };
+        Images::new(host.dir.path().to_owned(), None).make(host.disk, size_bytes).expect("make");
+        host
+    }
+
+    fn volumes(&self) -> PathBuf {
+        self.dir.path().join(self.disk.to_string())
+    }
+
+    fn images(&self) -> Images {
+        Images::new(self.volumes(), None)
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        let removed = self.images().remove(self.volume);
+        let disk = Images::new(self.dir.path().to_owned(), None).remove(self.disk);
+        if !std::thread::panicking() {
+            removed.and(disk).expect("remove");
+        }
+    }
 }
 
 #[test]
@@ -182,13 +227,8 @@ fn a_resize_that_is_killed_leaves_the_old_size_or_the_new_and_every_file() {
 
 #[test]
 fn a_full_host_loses_nothing_of_what_was_promised() {
-    let dir = tempfile::tempdir().expect("a folder");
-    let host = Images::new(dir.path().to_owned(), None);
-    let small = VolumeId::random();
-    host.make(small, 48 * MIB).expect("a small disk to be the host");
-    let volumes = dir.path().join(small.to_string());
-    let images = Images::new(volumes.clone(), None);
-    let volume = VolumeId::random();
+    let host = Host::new(48 * MIB);
+    let (images, volumes, volume) = (host.images(), host.volumes(), host.volume);
     images.make(volume, 24 * MIB).expect("it fits");
     let too_much = images.make(VolumeId::random(), 24 * MIB);
     assert!(matches!(too_much, Err(BackingError::NoSpace)), "{too_much:?}");
@@ -198,9 +238,7 @@ fn a_full_host_loses_nothing_of_what_was_promised() {
     let noise: Vec<u8> = (0..14 * MIB).map(|_| rand::random()).collect();
     put(&at.join("file"), &noise);
     fs::File::open(at.join("file")).expect("open").sync_all().expect("flush");
-    assert!(run("umount", &[&at]));
+    unmount(&at);
     images.take_up(volume).expect("take up");
     assert!(fs::read(at.join("file")).expect("read") == noise, "something was lost");
-    images.remove(volume).expect("remove");
-    host.remove(small).expect("remove");
 }

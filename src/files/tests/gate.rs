@@ -13,6 +13,7 @@ fn node() -> Node {
     let files = Files::new(FilesOptions {
         volumes_path: dir.path().join("data/volumes"),
         owner: Some((4321, 4321)),
+        fsync: true,
         limits: ArchiveLimits::default(),
     });
     Node { dir, files: files.expect("files") }

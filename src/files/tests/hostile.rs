@@ -193,7 +193,7 @@ fn attack(scratch: &Scratch) -> Vec<bool> {
         overwrite: true,
     };
     outcomes.push(volume.pack(&request, &progress).is_ok());
-    outcomes.push(volume.unpack(&rel("dir/archive.tar"), &rel("dir/out"), &progress).is_ok());
+    outcomes.push(volume.unpack(&unpacking("dir/archive.tar", "dir/out"), &progress).is_ok());
     outcomes.push(volume.delete(&[rel("dir/moved")], &progress).is_ok());
     outcomes.push(volume.delete(&[rel("dir/secret")], &progress).is_ok());
     if is_root() {
@@ -241,7 +241,7 @@ fn public_messages_never_name_the_host() {
         scratch.volume.open_read(&rel("missing")).err(),
         scratch.write("out/x", b"").err(),
         scratch.volume.delete(&[rel("out/secret")], &progress).err(),
-        scratch.volume.unpack(&rel("broken.zip"), &rel(""), &progress).err(),
+        scratch.volume.unpack(&unpacking("broken.zip", ""), &progress).err(),
     ];
     for error in errors {
         let text = error.expect("an error").to_string();

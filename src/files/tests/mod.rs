@@ -5,6 +5,7 @@ mod backing;
 mod content;
 mod gate;
 mod hostile;
+mod interop;
 mod operation;
 mod project;
 mod quota;
@@ -22,6 +23,7 @@ use std::sync::Arc;
 use rustix::fs::{Mode, OFlags};
 
 use super::archive::ArchiveLimits;
+use super::archive::unpack::UnpackRequest;
 use super::claims::Lease;
 use super::content::WriteMode;
 use super::error::FileError;
@@ -82,6 +84,7 @@ fn open_volume(path: &Path, resolver: Resolver, limits: ArchiveLimits) -> Volume
         root,
         resolver,
         owner,
+        fsync: true,
         limits,
         commit: Arc::default(),
         budgets: Arc::default(),
@@ -92,6 +95,12 @@ fn open_volume(path: &Path, resolver: Resolver, limits: ArchiveLimits) -> Volume
 
 fn rel(path: &str) -> RelPath {
     RelPath::parse(path).expect("a valid path")
+}
+
+/// All of an archive.
+fn unpacking(archive: &str, destination: &str) -> UnpackRequest {
+    let (archive, destination) = (rel(archive), rel(destination));
+    UnpackRequest { archive, destination, entries: Vec::new(), name: None }
 }
 
 fn put(path: &Path, content: &[u8]) {

@@ -28,6 +28,7 @@ fn node() -> Node {
     let files = Files::new(FilesOptions {
         volumes_path: volumes.clone(),
         owner: Some((USER, USER)),
+        fsync: true,
         limits: ArchiveLimits::default(),
     });
     Node { files: files.expect("files"), volumes }

@@ -84,12 +84,12 @@ fn copies_and_archives_stop_at_the_limit_and_leave_nothing() {
         let refused = pack(format, "more", MIB);
         assert!(matches!(refused, Err(FileError::QuotaExceeded { .. })), "{format:?} {refused:?}");
         let progress = scratch.with_left(MIB);
-        let refused = scratch.volume.unpack(&rel(format.as_str()), &rel("out"), &progress);
+        let refused = scratch.volume.unpack(&unpacking(format.as_str(), "out"), &progress);
         assert!(matches!(refused, Err(FileError::QuotaExceeded { .. })), "{format:?} {refused:?}");
         assert!(scratch.snapshot("") == before, "{format:?} left something");
         let progress = scratch.with_left(3 * MIB);
         let out = format!("out-{}", format.as_str());
-        scratch.volume.unpack(&rel(format.as_str()), &rel(&out), &progress).expect("it fits");
+        scratch.volume.unpack(&unpacking(format.as_str(), &out), &progress).expect("it fits");
     }
     let before = scratch.snapshot("");
     let refused = scratch.volume.copy(&rel("tree"), &rel("copy"), false, &scratch.with_left(MIB));

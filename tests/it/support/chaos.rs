@@ -1,6 +1,6 @@
 //! A door in front of the engine's socket that can be shut: what goes through it is cut, and nothing
-//! new gets in, as if the engine had ended. It can also keep those who want to attach waiting, and lose
-//! the answer to a start.
+//! new gets in, as if the engine had ended. It can also keep those waiting who want to attach or to see a
+//! list, and lose the answer to a start.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -31,6 +31,7 @@ struct Rules {
     is_shut: bool,
     holds_attaches: bool,
     attaches_waiting: usize,
+    holds_lists: bool,
     loses_a_start: bool,
 }
 
@@ -71,6 +72,15 @@ impl Door {
 
     pub(crate) fn let_attach(&self) {
         self.rules.send_modify(|rules| rules.holds_attaches = false);
+    }
+
+    /// From now on the list of containers takes until [`Self::let_list`].
+    pub(crate) fn hold_lists(&self) {
+        self.rules.send_modify(|rules| rules.holds_lists = true);
+    }
+
+    pub(crate) fn let_list(&self) {
+        self.rules.send_modify(|rules| rules.holds_lists = false);
     }
 
     /// Until somebody waits to attach.
@@ -143,12 +153,15 @@ async fn ask(
         if read == 0 {
             return to.shutdown().await;
         }
-        if is_post(&chunk[..read], "/attach?") {
+        if begins(&chunk[..read], "POST", "/attach?") {
             rules.send_modify(|rules| rules.attaches_waiting += 1);
             drop(rules.subscribe().wait_for(|rules| !rules.holds_attaches).await);
             rules.send_modify(|rules| rules.attaches_waiting -= 1);
         }
-        is_start.store(is_post(&chunk[..read], "/start HTTP/"), Ordering::Relaxed);
+        if begins(&chunk[..read], "GET", "/containers/json") {
+            drop(rules.subscribe().wait_for(|rules| !rules.holds_lists).await);
+        }
+        is_start.store(begins(&chunk[..read], "POST", "/start HTTP/"), Ordering::Relaxed);
         to.write_all(&chunk[..read]).await?;
     }
 }
@@ -176,8 +189,8 @@ async fn answer(
     }
 }
 
-/// Whether a request with this in its first line begins in the chunk.
-fn is_post(chunk: &[u8], path_has: &str) -> bool {
+/// Whether a request of this method and with this in its first line begins in the chunk.
+fn begins(chunk: &[u8], method: &str, path_has: &str) -> bool {
     let line = chunk.split(|byte| *byte == b'\r').next().unwrap_or_default();
-    line.starts_with(b"POST ") && String::from_utf8_lossy(line).contains(path_has)
+    line.starts_with(method.as_bytes()) && String::from_utf8_lossy(line).contains(path_has)
 }

@@ -1,0 +1,510 @@
+//! Archives and copies by lightd, beside the plain programs in the same run and on the same tree.
+//!
+//! ```text
+//! cargo bench --bench archives              # everything, a few minutes
+//! cargo bench --bench archives -- tar.gz    # the rows whose name holds the word
+//! ```
+//! Works on tmpfs (`/dev/shm`), so that no disk is measured, on about 200 MB in 16,000 files that are
+//! the same each time. The plain programs run at the priority that lightd gives such work, so that a busy
+//! machine takes the same from both. `pigz` is left out where it is not installed. Needs no containers. The machine's
+//! noise is in every figure: rounds alternate, the fastest of each side counts, compare within a run.
+
+#![expect(clippy::disallowed_types, reason = "a bench measures real time")]
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
+
+const TOKEN: &str = "lightd_bench_token_0123456789";
+const FILES: usize = 16_000;
+const ROUNDS: usize = 3;
+
+/// One thing that both sides do.
+struct Row {
+    name: &'static str,
+    /// lightd's call and body.
+    call: &'static str,
+    body: &'static str,
+    /// What it makes in the volume.
+    makes: &'static str,
+    /// The plain programs: what the row is compared with, as a line of shell in the volume.
+    lines: &'static [&'static str],
+    /// What the first line's time, divided by lightd's, is to be.
+    target: f64,
+    rounds: usize,
+}
+
+const ROWS: &[Row] = &[
+    Row {
+        name: "pack tar.gz",
+        call: "compress",
+        body: r#"{"format": "tar.gz", "output_name": "a.tar.gz", "paths": ["tree"]}"#,
+        makes: "a.tar.gz",
+        lines: &["tar czf out tree", "tar c tree | pigz -p2 >out", "tar c tree | pigz -1 -p2 >out"],
+        target: 2.5,
+        rounds: ROUNDS,
+    },
+    Row {
+        name: "pack tar.gz, level 1",
+        call: "compress",
+        body: r#"{"format": "tar.gz", "output_name": "b.tar.gz", "paths": ["tree"], "level": 1}"#,
+        makes: "b.tar.gz",
+        lines: &["tar c tree | gzip -1 >out", "tar c tree | pigz -1 -p2 >out"],
+        target: 1.0,
+        rounds: ROUNDS,
+    },
+    Row {
+        name: "pack zip",
+        call: "compress",
+        body: r#"{"format": "zip", "output_name": "a.zip", "paths": ["tree"]}"#,
+        makes: "a.zip",
+        lines: &["zip -qr out.zip tree"],
+        target: 2.0,
+        rounds: ROUNDS,
+    },
+    Row {
+        name: "pack tar.zst",
+        call: "compress",
+        body: r#"{"format": "tar.zst", "output_name": "a.tar.zst", "paths": ["tree"]}"#,
+        makes: "a.tar.zst",
+        lines: &["tar -I 'zstd -T0' -cf out tree", "tar c tree | zstd -q -3 -T2 >out"],
+        target: 1.0,
+        rounds: ROUNDS * 2,
+    },
+    Row {
+        name: "pack tar",
+        call: "compress",
+        body: r#"{"format": "tar", "output_name": "a.tar", "paths": ["tree"]}"#,
+        makes: "a.tar",
+        lines: &["tar cf out tree"],
+        target: 1.0,
+        rounds: ROUNDS,
+    },
+    Row {
+        name: "pack tar.bz2",
+        call: "compress",
+        body: r#"{"format": "tar.bz2", "output_name": "a.tar.bz2", "paths": ["tree"]}"#,
+        makes: "a.tar.bz2",
+        lines: &["tar cjf out tree"],
+        target: 1.0,
+        rounds: 1,
+    },
+    Row {
+        name: "pack tar.xz",
+        call: "compress",
+        body: r#"{"format": "tar.xz", "output_name": "a.tar.xz", "paths": ["tree"]}"#,
+        makes: "a.tar.xz",
+        lines: &["tar -I 'xz -3' -cf out tree", "tar -I 'xz -3 -T2' -cf out tree"],
+        target: 1.0,
+        rounds: 1,
+    },
+    Row {
+        name: "unpack tar.gz",
+        call: "decompress",
+        body: r#"{"archive_path": "a.tar.gz", "destination": "back"}"#,
+        makes: "back",
+        lines: &["mkdir out && tar xzf a.tar.gz -C out"],
+        target: 1.3,
+        rounds: ROUNDS,
+    },
+    Row {
+        name: "unpack zip",
+        call: "decompress",
+        body: r#"{"archive_path": "a.zip", "destination": "back"}"#,
+        makes: "back",
+        lines: &["unzip -q a.zip -d out"],
+        target: 1.5,
+        rounds: ROUNDS,
+    },
+    Row {
+        name: "unpack tar.zst",
+        call: "decompress",
+        body: r#"{"archive_path": "a.tar.zst", "destination": "back"}"#,
+        makes: "back",
+        lines: &["mkdir out && tar -I zstd -xf a.tar.zst -C out"],
+        target: 1.0,
+        rounds: ROUNDS,
+    },
+    Row {
+        name: "copy the tree",
+        call: "copy",
+        body: r#"{"source": "tree", "destination": "copy"}"#,
+        makes: "copy",
+        lines: &["cp -r tree out"],
+        target: 1.0,
+        rounds: ROUNDS * 2,
+    },
+];
+
+fn main() -> Result<()> {
+    let wanted: Vec<String> =
+        std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
+    let is_wanted = |name: &str| wanted.is_empty() || wanted.iter().any(|word| name.contains(word));
+    let node = Node::start()?;
+    let made = tree::plant(&node.volume.join("tree"))?;
+    println!("{FILES} files of {:.1} MB in all, on tmpfs, {} cores", mb(made), cores());
+    println!("{:<22} {:>22} {:>7} {:>9} {:>8} {:>8}", "", "", "s", "MB", "ratio", "target");
+    // What is unpacked is packed first, also if that row was not asked for.
+    for (name, _) in
+        [("a.tar.gz", "pack tar.gz"), ("a.zip", "pack zip"), ("a.tar.zst", "pack tar.zst")]
+    {
+        if let Some(row) = ROWS.iter().find(|row| row.makes == name) {
+            node.post(row.call, row.body)?;
+            std::fs::rename(node.volume.join(name), node.keep(name))?;
+        }
+    }
+    for row in ROWS.iter().filter(|row| is_wanted(row.name)) {
+        measure(&node, row)?;
+    }
+    Ok(())
+}
+
+struct Ours {
+    seconds: f64,
+    bytes: u64,
+    peak_kib: u64,
+    pings: Vec<Duration>,
+}
+
+fn measure(node: &Node, row: &Row) -> Result<()> {
+    let mut ours: Option<Ours> = None;
+    let mut pings = Vec::new();
+    let mut theirs = vec![(f64::MAX, 0_u64); row.lines.len()];
+    let is_there = |line: &str| !line.contains("pigz") || Path::new("/usr/bin/pigz").exists();
+    for _ in 0..row.rounds {
+        node.bring(row)?;
+        let mut one = node.timed(row)?;
+        pings.append(&mut one.pings);
+        if ours.as_ref().is_none_or(|best| one.seconds < best.seconds) {
+            ours = Some(one);
+        }
+        for (line, best) in row.lines.iter().zip(&mut theirs).filter(|(line, _)| is_there(line)) {
+            let began = Instant::now();
+            shell(&node.volume, line)?;
+            best.0 = best.0.min(began.elapsed().as_secs_f64());
+            best.1 = size_of(&node.volume.join("out"))
+                .or(size_of(&node.volume.join("out.zip")))
+                .unwrap_or(0);
+            shell(&node.volume, "rm -rf out out.zip")?;
+        }
+    }
+    let ours = ours.ok_or("no round was run")?;
+    pings.sort();
+    let p99 = pings.get(pings.len() * 99 / 100).copied().unwrap_or_default();
+    println!(
+        "{:<22} {:>22} {:>7.2} {:>9.1} {:>8} {:>8}   peak {:.0} MB, ping p99 {:.1} ms of {}",
+        row.name,
+        "lightd",
+        ours.seconds,
+        mb(ours.bytes),
+        "",
+        "",
+        ours.peak_kib as f64 / 1024.0,
+        p99.as_secs_f64() * 1000.0,
+        pings.len(),
+    );
+    for (number, (line, (seconds, bytes))) in row.lines.iter().zip(theirs).enumerate() {
+        if seconds < f64::MAX {
+            let target = if number == 0 { format!("{:.1}", row.target) } else { String::new() };
+            let ratio = seconds / ours.seconds;
+            let brief = line.replace("mkdir out && ", "");
+            println!(
+                "{:<22} {brief:>22.40} {seconds:>7.2} {:>9.1} {ratio:>8.2} {target:>8}",
+                "",
+                mb(bytes)
+            );
+        }
+    }
+    Ok(())
+}
+
+fn mb(bytes: u64) -> f64 {
+    bytes as f64 / 1e6
+}
+
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}
+
+/// The size of a file; a folder has none here.
+fn size_of(path: &Path) -> Option<u64> {
+    std::fs::metadata(path).ok().filter(std::fs::Metadata::is_file).map(|meta| meta.len())
+}
+
+fn shell(folder: &Path, line: &str) -> Result<()> {
+    let status =
+        Command::new("nice").args(["-n", "10", "sh", "-euc", line]).current_dir(folder).status()?;
+    if status.success() { Ok(()) } else { Err(format!("{line}: {status}").into()) }
+}
+
+/// A daemon of its own, with one volume.
+struct Node {
+    folder: PathBuf,
+    child: Child,
+    port: u16,
+    volume: PathBuf,
+    uri: String,
+}
+
+impl Node {
+    fn start() -> Result<Self> {
+        let folder = PathBuf::from(format!("/dev/shm/lightd-bench-{}", std::process::id()));
+        std::fs::create_dir_all(&folder)?;
+        let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        let config = format!(
+            r#"{{"server": {{"host": "127.0.0.1", "port": {port}}},
+                "authorization": {{"token": "{TOKEN}"}},
+                "docker": {{"node": "bench-archives"}},
+                "storage": {{"base_path": "{}"}},
+                "network": {{"bridge": "ldbench1", "subnets": "10.94.0.0/16"}},
+                "log": {{"level": "warn"}}}}"#,
+            folder.join("data").display()
+        );
+        std::fs::File::create(folder.join("config.json"))?.write_all(config.as_bytes())?;
+        let child = Command::new(env!("CARGO_BIN_EXE_lightd"))
+            .arg("--config")
+            .arg(folder.join("config.json"))
+            .spawn()?;
+        let mut node = Self { folder, child, port, volume: PathBuf::new(), uri: String::new() };
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let made = loop {
+            match exchange(port, "POST", "/volumes", "") {
+                Ok(made) => break made,
+                Err(error) if Instant::now() > deadline => return Err(error),
+                Err(_) => std::thread::sleep(Duration::from_millis(20)),
+            }
+        };
+        let field = |name: &str| {
+            let from = made.split_once(&format!("\"{name}\":\""))?.1;
+            Some(from.split_once('"')?.0.to_owned())
+        };
+        node.volume = field("path").ok_or("no path")?.into();
+        node.uri = format!("/volumes/{}", field("volume_id").ok_or("no id")?);
+        Ok(node)
+    }
+
+    fn keep(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
+
+    /// Puts what a row needs into the volume, and nothing else beside the tree.
+    fn bring(&self, row: &Row) -> Result<()> {
+        shell(&self.volume, "find . -mindepth 1 -maxdepth 1 ! -name tree -exec rm -rf {} +")?;
+        let name = row.body.split('"').nth(3).unwrap_or_default();
+        if row.call == "decompress" {
+            std::fs::copy(self.keep(name), self.volume.join(name))?;
+        }
+        Ok(())
+    }
+
+    fn post(&self, call: &str, body: &str) -> Result<String> {
+        exchange(self.port, "POST", &format!("{}/{call}", self.uri), body)
+    }
+
+    fn timed(&self, row: &Row) -> Result<Ours> {
+        // Sets the high-water mark back.
+        std::fs::File::options()
+            .write(true)
+            .open(format!("/proc/{}/clear_refs", self.child.id()))?
+            .write_all(b"5")?;
+        let over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let pinging = scope.spawn(|| ping_until(self.port, &over));
+            let began = Instant::now();
+            let answer = self.post(row.call, row.body);
+            let seconds = began.elapsed().as_secs_f64();
+            over.store(true, Ordering::Relaxed);
+            let pings = pinging.join().map_err(|_| "the pinging panicked")??;
+            answer?;
+            let bytes = size_of(&self.volume.join(row.makes)).unwrap_or(0);
+            Ok(Ours { seconds, bytes, peak_kib: self.peak_kib()?, pings })
+        })
+    }
+
+    fn peak_kib(&self) -> Result<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        Ok(line.ok_or("no VmHWM")?.trim().trim_end_matches(" kB").parse()?)
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        let ended = Command::new("kill").arg(self.child.id().to_string()).status();
+        if let Err(error) = ended.and_then(|_| self.child.wait()) {
+            eprintln!("lightd was not ended: {error}");
+        }
+        for command in [
+            &mut Command::new("docker").args(["network", "rm", "ldbench1"]),
+            &mut Command::new("nft").args(["delete", "table", "inet", "ldbench1"]),
+            &mut Command::new("nft").args(["delete", "table", "bridge", "ldbench1"]),
+        ] {
+            // What was not made need not go.
+            command.stdout(Stdio::null()).stderr(Stdio::null()).status().ok();
+        }
+        if let Err(error) = std::fs::remove_dir_all(&self.folder) {
+            eprintln!("{} stays behind: {error}", self.folder.display());
+        }
+    }
+}
+
+fn ping_until(port: u16, over: &AtomicBool) -> Result<Vec<Duration>> {
+    let mut connection = Connection::open(port)?;
+    let mut times = Vec::new();
+    while !over.load(Ordering::Relaxed) {
+        let began = Instant::now();
+        connection.send("GET", "/api/v1/public/ping", "")?;
+        times.push(began.elapsed());
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    Ok(times)
+}
+
+struct Connection {
+    stream: BufReader<TcpStream>,
+}
+
+impl Connection {
+    fn open(port: u16) -> Result<Self> {
+        let stream = TcpStream::connect(("127.0.0.1", port))?;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(Duration::from_secs(600)))?;
+        Ok(Self { stream: BufReader::new(stream) })
+    }
+
+    fn send(&mut self, method: &str, path: &str, body: &str) -> Result<String> {
+        let head = format!(
+            "{method} {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {TOKEN}\r\n\
+             Accept: Application/vnd.pkglatv1+json\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        self.stream.get_mut().write_all(head.as_bytes())?;
+        let (mut line, mut length, mut status) = (String::new(), 0, String::new());
+        loop {
+            line.clear();
+            self.stream.read_line(&mut line)?;
+            if status.is_empty() {
+                status.clone_from(&line);
+            }
+            if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
+                length = value.trim().parse()?;
+            }
+            if line.trim().is_empty() {
+                break;
+            }
+        }
+        let mut body = vec![0; length];
+        self.stream.read_exact(&mut body)?;
+        let body = String::from_utf8(body)?;
+        let is_good = status.split_whitespace().nth(1).is_some_and(|code| code.starts_with('2'));
+        if is_good { Ok(body) } else { Err(format!("{path}: {} {body}", status.trim()).into()) }
+    }
+}
+
+fn exchange(port: u16, method: &str, path: &str, body: &str) -> Result<String> {
+    Connection::open(port)?.send(method, path, body)
+}
+
+/// The tree: text like source code, logs and tables, some binary data, some that is compressed already.
+mod tree {
+    use super::*;
+
+    /// The same numbers in each run.
+    struct Dice(u64);
+
+    impl Dice {
+        fn next(&mut self) -> u64 {
+            self.0 ^= self.0 << 13;
+            self.0 ^= self.0 >> 7;
+            self.0 ^= self.0 << 17;
+            self.0
+        }
+
+        fn below(&mut self, end: usize) -> usize {
+            usize::try_from(self.next() % end as u64).unwrap_or(0)
+        }
+
+        /// Small numbers more often, as words and names are spread.
+        fn low(&mut self, end: usize) -> usize {
+            let unit = (self.next() >> 11) as f64 / (1_u64 << 53) as f64;
+            (((end as f64).powf(unit) - 1.0) as usize).min(end - 1)
+        }
+    }
+
+    pub(super) fn plant(root: &Path) -> Result<u64> {
+        let mut dice = Dice(0x2545_f491_4f6c_dd1d);
+        let syllables = [
+            "re", "ta", "con", "fil", "e", "ser", "ver", "ga", "me", "lo", "ad", "in", "dex", "ma",
+            "p", "ar", "se",
+        ];
+        let words: Vec<String> = (0..6000)
+            .map(|_| {
+                (0..1 + dice.below(4)).map(|_| syllables[dice.below(syllables.len())]).collect()
+            })
+            .collect();
+        let mut total = 0;
+        for number in 0..FILES {
+            let folder = root.join(format!("area-{}/part-{}", number % 23, number / 23 % 60));
+            std::fs::create_dir_all(&folder)?;
+            let size = match number % 100 {
+                0 => 150_000 + dice.below(300_000),
+                1..=9 => 20_000 + dice.below(40_000),
+                _ => 600 + dice.low(40_000),
+            };
+            let (ending, content) = match number % 20 {
+                0 => ("bin", numbers(&mut dice, size)),
+                1 | 2 => ("jar", noise(&mut dice, size)),
+                _ => ("txt", text(&mut dice, &words, size)),
+            };
+            total += content.len() as u64;
+            std::fs::File::create(folder.join(format!("file-{number}.{ending}")))?
+                .write_all(&content)?;
+        }
+        Ok(total)
+    }
+
+    fn text(dice: &mut Dice, words: &[String], size: usize) -> Vec<u8> {
+        let marks = [
+            " ",
+            " ",
+            " ",
+            "(",
+            ") ",
+            ", ",
+            ".",
+            " = ",
+            ";\n    ",
+            ";\n        ",
+            " {\n    ",
+            "\n}\n\n",
+        ];
+        let mut text = String::with_capacity(size + 40);
+        while text.len() < size {
+            text.push_str(&words[dice.low(words.len())]);
+            text.push_str(marks[dice.below(marks.len())]);
+            if dice.below(24) == 0 {
+                text.push_str(&dice.below(100_000).to_string());
+            }
+        }
+        text.into_bytes()
+    }
+
+    fn numbers(dice: &mut Dice, size: usize) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(size + 8);
+        let mut value = 0_u32;
+        while bytes.len() < size {
+            value = value.wrapping_add(u32::try_from(dice.low(5000)).unwrap_or(0));
+            bytes.extend_from_slice(&value.to_le_bytes());
+        }
+        bytes
+    }
+
+    fn noise(dice: &mut Dice, size: usize) -> Vec<u8> {
+        (0..size.div_ceil(8)).flat_map(|_| dice.next().to_le_bytes()).collect()
+    }
+}

@@ -1,0 +1,103 @@
+//! What the benches have in common: a client that costs little, and lightd as a process.
+//!
+//! Files of their own under `benches/` use it; nothing here measures anything.
+
+#![expect(clippy::disallowed_types, reason = "a bench measures real time")]
+#![allow(dead_code, reason = "not every bench needs everything")]
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+pub(crate) type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
+
+pub(crate) const TOKEN: &str = "lightd_bench_token_0123456789";
+
+/// A keep-alive connection, written by hand so that the client costs little and the same for both.
+pub(crate) struct Connection {
+    stream: BufReader<TcpStream>,
+}
+
+impl Connection {
+    pub(crate) fn open(port: u16) -> Result<Self> {
+        let stream = TcpStream::connect(("127.0.0.1", port))?;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(Duration::from_secs(30)))?;
+        Ok(Self { stream: BufReader::new(stream) })
+    }
+
+    pub(crate) fn get(&mut self, path: &str) -> Result<String> {
+        self.send("GET", path, "")
+    }
+
+    pub(crate) fn send(&mut self, method: &str, path: &str, body: &str) -> Result<String> {
+        let content = if body.is_empty() { "" } else { "Content-Type: application/json\r\n" };
+        let head = format!(
+            "{method} {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {TOKEN}\r\n\
+             Accept: Application/vnd.pkglatv1+json\r\n{content}Content-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        self.stream.get_mut().write_all(head.as_bytes())?;
+        let (mut line, mut length, mut status) = (String::new(), 0, String::new());
+        loop {
+            line.clear();
+            self.stream.read_line(&mut line)?;
+            if status.is_empty() {
+                status.clone_from(&line);
+            }
+            if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
+                length = value.trim().parse()?;
+            }
+            if line.trim().is_empty() {
+                break;
+            }
+        }
+        let mut body = vec![0; length];
+        self.stream.read_exact(&mut body)?;
+        let body = String::from_utf8(body)?;
+        let is_good = status.split_whitespace().nth(1).is_some_and(|code| code.starts_with('2'));
+        if is_good {
+            Ok(body)
+        } else {
+            Err(format!("{method} {path}: {} {body}", status.trim()).into())
+        }
+    }
+}
+
+pub(crate) fn exchange(port: u16, method: &str, path: &str, body: &str) -> Result<String> {
+    Connection::open(port)?.send(method, path, body)
+}
+
+pub(crate) fn quietly(command: &mut Command) {
+    if let Err(error) = command.stdout(Stdio::null()).stderr(Stdio::null()).status() {
+        eprintln!("{command:?}: {error}");
+    }
+}
+
+pub(crate) fn free_port() -> Result<u16> {
+    Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+}
+
+pub(crate) fn wait_for_port(port: u16, path: &str) -> Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        if exchange(port, "GET", path, "").is_ok() {
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            return Err(format!("nobody answers on port {port}").into());
+        }
+        std::thread::sleep(Duration::from_micros(500));
+    }
+}
+
+pub(crate) fn between<'t>(text: &'t str, before: &str, after: &str) -> Option<&'t str> {
+    text.split_once(before)?.1.split_once(after).map(|(found, _)| found)
+}
+
+pub(crate) fn write(path: &Path, text: &str) -> Result<()> {
+    std::fs::File::create(path)?.write_all(text.as_bytes())?;
+    Ok(())
+}

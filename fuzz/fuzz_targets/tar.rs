@@ -1,0 +1,4 @@
+//! Any bytes as a tar: refused without a trace, or unpacked within the volume.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|archive: &[u8]| lightd::fuzzing::unpack_tar(archive));

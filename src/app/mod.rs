@@ -1,0 +1,271 @@
+//! The composition root: builds every part in order, owns the tasks that live as long as lightd, and
+//! takes all of it down again.
+//!
+//! ```text
+//!   store -> engine, files, isolation -> supervisor -> access, ports, panel -> api -> listener
+//! ```
+//! The listener answers before the engine was asked anything: what is stored can be shown at once, and
+//! an engine that is away is a state, not a reason not to start. Shutting down goes the other way round
+//! and leaves workloads running.
+//!
+//! What a part needs of the configuration is in [`parts`], what runs all the time in [`tasks`].
+
+mod parts;
+mod tasks;
+
+use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum_server::Handle;
+use axum_server::tls_rustls::RustlsConfig;
+use tokio::sync::{Notify, Semaphore, broadcast};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use self::tasks::Levers;
+use crate::access::Access;
+use crate::api::{self, AppState};
+use crate::config::Config;
+use crate::config::live::Live;
+use crate::engine::Engine;
+use crate::files::Files;
+use crate::files::operation::Operations;
+use crate::network::isolation::Isolation;
+use crate::network::pool::PortPool;
+use crate::panel::Panel;
+use crate::store::{Store, StoreError};
+use crate::supervisor::{Registry, Services};
+use crate::telemetry::Telemetry;
+use crate::util::secret::Sealer;
+use crate::volumes::{LeftOver, Volumes};
+
+/// How many containers are brought up at once.
+const START_SLOTS: usize = 4;
+/// Signals that a slow reader may be behind.
+const SIGNALS: usize = 1024;
+/// What requests and owners may take to end, within the ten seconds that stopping may take in all.
+const REQUESTS_END: Duration = Duration::from_secs(4);
+const OWNERS_END: Duration = Duration::from_secs(4);
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum AppError {
+    #[error("cannot make {0}")]
+    Folder(String, #[source] std::io::Error),
+    #[error("cannot open the store")]
+    Store(#[source] StoreError),
+    #[error("cannot open the volumes' folder")]
+    Files(#[source] crate::files::FileError),
+    #[error("cannot listen on {0}")]
+    Listen(SocketAddr, #[source] std::io::Error),
+    #[error("cannot use the TLS certificate and key")]
+    Tls(#[source] std::io::Error),
+    #[error("the port pool of the configuration cannot be taken over")]
+    Ports(#[source] crate::network::pool::PoolError),
+    #[error("the server ended")]
+    Serve(#[source] std::io::Error),
+}
+
+/// Runs lightd until `stop`. `ready` is called once requests are answered.
+pub(crate) async fn run(
+    live: Arc<Live>,
+    telemetry: Telemetry,
+    reload: Arc<Notify>,
+    stop: CancellationToken,
+    ready: impl FnOnce(SocketAddr),
+) -> Result<(), AppError> {
+    let config = live.current();
+    let listener = TcpListener::bind(config.server.address)
+        .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
+        .map_err(|source| AppError::Listen(config.server.address, source))?;
+    let address = listener.local_addr().map_err(AppError::Serve)?;
+    let app = App::build(Arc::clone(&live), &config, stop.child_token()).await?;
+    let mut tasks = JoinSet::new();
+    app.spawn_all(&mut tasks, telemetry, reload);
+    let server = app.serve(listener, &config).await?;
+    ready(address);
+    let served = tokio::select! {
+        served = server => served.map_err(AppError::Serve),
+        () = stop.cancelled() => Ok(()),
+    };
+    app.shut_down(tasks).await;
+    served
+}
+
+struct App {
+    state: AppState,
+    levers: Levers,
+    left_over: LeftOver,
+    handle: Handle<SocketAddr>,
+    host_was_restarted: bool,
+}
+
+impl App {
+    async fn build(
+        live: Arc<Live>,
+        config: &Config,
+        stop: CancellationToken,
+    ) -> Result<Self, AppError> {
+        let store = open_store(config)?;
+        let files = Files::new(parts::files(config)).map_err(AppError::Files)?;
+        let levers = Levers::new(config);
+        let registry = Registry::new(Arc::new(services(config, &store, &files, &levers, &stop)));
+        let volumes =
+            Volumes::new(store.clone(), Arc::clone(&registry), levers.volumes.subscribe());
+        // Before any request can add to them, and any container gets at them.
+        let left_over = volumes.look_over().await.map_err(AppError::Store)?;
+        let containers = registry.load().await.map_err(AppError::Store)?;
+        let ports = PortPool::new(store.clone());
+        ports.seed(parts::port_seeds(config)).await.map_err(AppError::Ports)?;
+        let host_was_restarted = note_host_boot(&store).await.map_err(AppError::Store)?;
+        tracing::info!(containers, host_was_restarted, "the store is open");
+        let state = AppState::new(api::Services {
+            access: Access::new(store.clone(), levers.access.subscribe()),
+            ports,
+            files,
+            volumes,
+            operations: Operations::default(),
+            panel: Arc::new(Panel::new(store.clone(), levers.panel.subscribe())),
+            config: live,
+            engine_health: registry.services().engine.health(),
+            sockets: api::Sockets::default(),
+            began: Instant::now(),
+            stop,
+            supervisor: registry,
+            store,
+        });
+        Ok(Self { state, levers, left_over, handle: Handle::new(), host_was_restarted })
+    }
+
+    /// Starts what lives as long as lightd. Each ends with `stop`.
+    fn spawn_all(&self, tasks: &mut JoinSet<()>, telemetry: Telemetry, reload: Arc<Notify>) {
+        let state = &self.state;
+        let engine = state.supervisor.services().engine.clone();
+        let stop = || state.stop.clone();
+        let until = stop();
+        tasks.spawn(async move { engine.watch_health(until).await });
+        tasks.spawn(Arc::clone(&state.supervisor).run(self.host_was_restarted, stop()));
+        let (panel, until) = (Arc::clone(&state.panel), stop());
+        tasks.spawn(async move { panel.run(until).await });
+        let (live, until) = (Arc::clone(&state.config), stop());
+        tasks.spawn(async move { live.watch_file(until).await });
+        tasks.spawn(tasks::reload_on(reload, Arc::clone(&state.config), stop()));
+        // Subscribed to here, and not when the tasks come to it: nothing is missed in between.
+        let changed = || state.config.subscribe();
+        let levers = self.levers.clone();
+        tasks.spawn(levers.follow(changed(), state.ports.clone(), telemetry, stop()));
+        let (registry, health) = (Arc::clone(&state.supervisor), state.engine_health.clone());
+        tasks.spawn(tasks::keep_isolation(registry, changed(), health, stop()));
+        let (volumes, left_over) = (state.volumes.clone(), self.left_over.clone());
+        tasks.spawn(async move { volumes.take_up(left_over).await });
+        let (volumes, until) = (state.volumes.clone(), stop());
+        tasks.spawn(async move { volumes.watch(until).await });
+    }
+
+    /// The server, listening; the future ends when the handle shuts it down.
+    async fn serve(
+        &self,
+        listener: TcpListener,
+        config: &Config,
+    ) -> Result<impl Future<Output = std::io::Result<()>> + use<>, AppError> {
+        let service =
+            api::router(self.state.clone()).into_make_service_with_connect_info::<SocketAddr>();
+        let handle = self.handle.clone();
+        let served: futures_util::future::BoxFuture<'static, _> = match &config.server.tls {
+            Some(files) => {
+                let tls = load_tls(&files.cert, &files.key).await?;
+                let server =
+                    axum_server::from_tcp_rustls(listener, tls).map_err(AppError::Serve)?;
+                Box::pin(server.handle(handle).serve(service))
+            }
+            None => {
+                let server = axum_server::from_tcp(listener).map_err(AppError::Serve)?;
+                Box::pin(server.handle(handle).serve(service))
+            }
+        };
+        Ok(served)
+    }
+
+    async fn shut_down(self, mut tasks: JoinSet<()>) {
+        tracing::info!("stopping; workloads run on");
+        crate::shutdown::notify_stopping();
+        self.handle.graceful_shutdown(Some(REQUESTS_END));
+        self.state.stop.cancel();
+        let end = async {
+            tokio::join!(
+                self.state.sockets.drained(),
+                self.state.operations.shutdown(),
+                self.state.volumes.shutdown(),
+                self.state.supervisor.wind_down(OWNERS_END)
+            )
+        };
+        if tokio::time::timeout(OWNERS_END + Duration::from_secs(1), end).await.is_err() {
+            tracing::warn!("some work did not end in time");
+        }
+        tasks.shutdown().await;
+        let store = self.state.store.clone();
+        if tokio::task::spawn_blocking(move || store.close()).await.is_err() {
+            tracing::error!("the store did not close");
+        }
+        tracing::info!("stopped");
+    }
+}
+
+/// Makes the folders that the configuration names and opens the store in them.
+fn open_store(config: &Config) -> Result<Store, AppError> {
+    let storage = &config.storage;
+    for folder in [&storage.base_path, &storage.volumes_path, &storage.containers_path] {
+        std::fs::create_dir_all(folder)
+            .map_err(|source| AppError::Folder(folder.display().to_string(), source))?;
+    }
+    Store::open(&storage.store_path()).map_err(AppError::Store)
+}
+
+fn services(
+    config: &Config,
+    store: &Store,
+    files: &Files,
+    levers: &Levers,
+    stop: &CancellationToken,
+) -> Services {
+    let engine = Engine::new(parts::engine(config, store.node_id()));
+    Services {
+        isolation: Isolation::new(engine.clone(), parts::isolation(config)),
+        engine,
+        store: store.clone(),
+        files: files.clone(),
+        sealer: Sealer::new(config.storage.secret_key_path()),
+        settings: levers.settings.subscribe(),
+        signals: broadcast::Sender::new(SIGNALS),
+        console: parts::console(config),
+        capacity: parts::capacity(),
+        containers_path: config.storage.containers_path.clone(),
+        start_slots: Semaphore::new(START_SLOTS),
+        began: Instant::now(),
+        stop: stop.clone(),
+    }
+}
+
+async fn load_tls(cert: &Path, key: &Path) -> Result<RustlsConfig, AppError> {
+    RustlsConfig::from_pem_file(cert, key).await.map_err(AppError::Tls)
+}
+
+/// Whether the host was started since lightd last ran on this store.
+async fn note_host_boot(store: &Store) -> Result<bool, StoreError> {
+    let Ok(boot_id) = std::fs::read_to_string("/proc/sys/kernel/random/boot_id") else {
+        return Ok(false);
+    };
+    let boot_id = boot_id.trim().to_owned();
+    let before = store
+        .write("note the host's start", move |tx| {
+            let before = tx.meta("boot_id")?;
+            if before.as_deref() != Some(&boot_id) {
+                tx.set_meta("boot_id", &boot_id)?;
+            }
+            Ok(before.map(|before| before != boot_id))
+        })
+        .await?;
+    Ok(before.unwrap_or(false))
+}

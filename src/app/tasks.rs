@@ -1,0 +1,121 @@
+//! What runs as long as lightd does and belongs to no part alone: a changed configuration is handed on,
+//! isolation is kept up.
+//!
+//! The composition root spawns and ends them. None of them ends lightd: a failure is logged, and what
+//! was true before stays so.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::parts;
+use crate::access::AccessSettings;
+use crate::config::Config;
+use crate::config::live::Live;
+use crate::engine::Health;
+use crate::network::isolation::{Isolation, IsolationStatus};
+use crate::network::pool::PortPool;
+use crate::panel::PanelSettings;
+use crate::supervisor::{Registry, Settings};
+use crate::telemetry::Telemetry;
+use crate::util::chain::Chain;
+use crate::volumes::VolumeSettings;
+
+/// The rules and the bridge are set again so often: a reload of the host's firewall takes them away.
+const ISOLATION_EVERY: Duration = Duration::from_secs(300);
+const ISOLATION_AGAIN: Duration = Duration::from_secs(10);
+
+/// Reads the configuration again whenever it is asked to.
+pub(super) async fn reload_on(asked: Arc<Notify>, live: Arc<Live>, stop: CancellationToken) {
+    while stop.run_until_cancelled(asked.notified()).await.is_some() {
+        let live = Arc::clone(&live);
+        match tokio::task::spawn_blocking(move || live.reload()).await {
+            Ok(Ok(changes)) => tracing::info!(?changes, "the configuration was read again"),
+            Ok(Err(error)) => {
+                tracing::error!(error = %Chain(&error), "the configuration stays as it was");
+            }
+            Err(error) => tracing::error!(%error, "reading the configuration panicked"),
+        }
+    }
+}
+
+/// What parts are told when the configuration changes.
+#[derive(Clone, Debug)]
+pub(super) struct Levers {
+    pub(super) settings: watch::Sender<Arc<Settings>>,
+    pub(super) access: watch::Sender<AccessSettings>,
+    pub(super) panel: watch::Sender<Option<PanelSettings>>,
+    pub(super) volumes: watch::Sender<VolumeSettings>,
+}
+
+impl Levers {
+    pub(super) fn new(config: &Config) -> Self {
+        Self {
+            settings: watch::Sender::new(Arc::new(parts::settings(config))),
+            access: watch::Sender::new(parts::access(config)),
+            panel: watch::Sender::new(parts::panel(config)),
+            volumes: watch::Sender::new(parts::volumes(config)),
+        }
+    }
+
+    /// Hands each part its piece of a changed configuration.
+    pub(super) async fn follow(
+        self,
+        mut changed: watch::Receiver<Arc<Config>>,
+        ports: PortPool,
+        telemetry: Telemetry,
+        stop: CancellationToken,
+    ) {
+        while let Some(Ok(())) = stop.run_until_cancelled(changed.changed()).await {
+            let config = changed.borrow_and_update().clone();
+            self.settings.send_replace(Arc::new(parts::settings(&config)));
+            self.access.send_replace(parts::access(&config));
+            self.volumes.send_replace(parts::volumes(&config));
+            let news = parts::panel(&config);
+            self.panel.send_if_modified(|panel| std::mem::replace(panel, news.clone()) != news);
+            telemetry.set_level(config.log.level);
+            if let Err(error) = ports.seed(parts::port_seeds(&config)).await {
+                tracing::error!(error = %Chain(&error), "the port pool of the configuration was not taken over");
+            }
+        }
+    }
+}
+
+/// Sets the rules and the bridge again when the engine is back, when the configuration has changed and
+/// every few minutes. Apart from [`Levers::follow`]: it takes as long as the engine does, and a changed
+/// token must not wait for that.
+pub(super) async fn keep_isolation(
+    registry: Arc<Registry>,
+    mut changed: watch::Receiver<Arc<Config>>,
+    mut health: watch::Receiver<Health>,
+    stop: CancellationToken,
+) {
+    let isolation = &registry.services().isolation;
+    let status = isolation.status();
+    loop {
+        let failed = matches!(*status.borrow(), IsolationStatus::Failed { .. });
+        let pause = if failed { ISOLATION_AGAIN } else { ISOLATION_EVERY };
+        let due = async {
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                _ = health.changed() => {}
+                _ = changed.changed() => {}
+            }
+        };
+        if stop.run_until_cancelled(due).await.is_none() {
+            return;
+        }
+        isolation.set_exceptions(parts::exceptions(&changed.borrow_and_update()));
+        if health.borrow_and_update().is_reachable() {
+            ensure(isolation).await;
+        }
+    }
+}
+
+async fn ensure(isolation: &Isolation) {
+    if let Err(error) = isolation.ensure().await {
+        tracing::error!(error = %Chain(&error), "the containers' isolation does not stand");
+    }
+}

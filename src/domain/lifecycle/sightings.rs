@@ -1,0 +1,154 @@
+//! What a look at the engine shows, and what the clock says: at boot, after an outage, at any time.
+//!
+//! Only looks that succeeded come here. An exit that a look shows is one like any other, unless the
+//! engine was away meanwhile: then it, and not the workload, has ended the run.
+
+use super::{Effect, Machine, Phase, Policy, Uptime};
+use crate::domain::ids::RunId;
+use crate::domain::observed::{Exit, Observed, ObservedStatus};
+use crate::domain::restart::CrashPolicy;
+
+impl Machine {
+    /// Takes up a stored machine again: what was under way when lightd ended is done again from the
+    /// phase alone. Called once, with the first successful look at the engine.
+    pub(crate) fn boot(
+        &mut self,
+        observed: Option<Observed>,
+        engine_was_away: bool,
+        policy: Policy,
+        now: Uptime,
+    ) -> Vec<Effect> {
+        let is_there = observed.as_ref().is_some_and(|seen| {
+            matches!(seen.status, ObservedStatus::Running | ObservedStatus::Paused)
+        });
+        let mut effects = match &mut self.phase {
+            Phase::Installing { run, .. } => vec![Effect::Install { run: *run }],
+            Phase::Deleting => vec![Effect::Remove],
+            Phase::Rebinding { undo: false, .. } => vec![Effect::Rebind],
+            Phase::Rebinding { undo: true, .. } => vec![Effect::UndoRebind],
+            Phase::Starting { run, launched: false, .. } if !is_there => {
+                vec![Effect::Start { run: *run }]
+            }
+            Phase::Starting { run, .. } if is_there => {
+                let run = *run;
+                let mut effects = self.started(run, false);
+                effects.extend(self.go_on(run, observed, engine_was_away, policy, now));
+                effects
+            }
+            Phase::Running { run } | Phase::Paused { run, .. } if is_there => {
+                let run = *run;
+                self.go_on(run, observed, engine_was_away, policy, now)
+            }
+            Phase::Stopping { run, killed, kill_at, .. } if is_there => {
+                let run = *run;
+                *kill_at = now + policy.stop_grace;
+                let stop = Effect::Stop { run, unpause: true };
+                vec![Effect::Attach { run }, if *killed { Effect::Kill { run } } else { stop }]
+            }
+            Phase::Crashed { restart_at } if policy.crash == CrashPolicy::Restart => {
+                *restart_at = now + self.restarts.delay();
+                Vec::new()
+            }
+            Phase::Crashed { .. } => self.crash_again(policy, now),
+            _ => self.seen(observed, engine_was_away, policy, now),
+        };
+        effects.extend(self.thaw_at_boot());
+        effects
+    }
+
+    /// Follows a run that the engine still has.
+    fn go_on(
+        &mut self,
+        run: RunId,
+        observed: Option<Observed>,
+        engine_was_away: bool,
+        policy: Policy,
+        now: Uptime,
+    ) -> Vec<Effect> {
+        let is_paused = observed.as_ref().is_some_and(|seen| seen.status == ObservedStatus::Paused);
+        // The engine attaches nobody to what is paused.
+        let mut effects = Vec::from_iter((!is_paused).then_some(Effect::Attach { run }));
+        effects.extend(self.seen(observed, engine_was_away, policy, now));
+        effects
+    }
+
+    /// The engine is back after an outage, in which a stop could not reach the workload: its grace begins
+    /// now.
+    pub(crate) fn engine_back(&mut self, policy: Policy, now: Uptime) {
+        if let Phase::Stopping { killed: false, kill_at, .. } = &mut self.phase {
+            *kill_at = now + policy.stop_grace;
+        }
+    }
+
+    pub(super) fn seen(
+        &mut self,
+        observed: Option<Observed>,
+        engine_was_away: bool,
+        policy: Policy,
+        now: Uptime,
+    ) -> Vec<Effect> {
+        let launched = !matches!(self.phase, Phase::Starting { launched: false, .. });
+        match (self.live_run(), observed) {
+            (Some(_), _) if !launched => Vec::new(),
+            (Some(run), None) => self.vanished(run),
+            (Some(run), Some(seen)) => match seen.status {
+                ObservedStatus::Running => self.resumed(run),
+                ObservedStatus::Paused => self.paused(run),
+                // Made anew behind our back and never started.
+                ObservedStatus::Created => self.vanished(run),
+                ObservedStatus::Exited(exit) => {
+                    self.seen_exited(run, exit, engine_was_away, policy, now)
+                }
+            },
+            (None, Some(seen)) => match (&self.phase, seen.status) {
+                (
+                    Phase::Offline
+                    | Phase::Crashed { .. }
+                    | Phase::Suspended { .. }
+                    | Phase::Failed { .. },
+                    ObservedStatus::Running | ObservedStatus::Paused,
+                ) => vec![
+                    Effect::Say("it was running although it should not; it is stopped".to_owned()),
+                    Effect::Kill { run: self.run },
+                ],
+                _ => Vec::new(),
+            },
+            (None, None) => Vec::new(),
+        }
+    }
+
+    /// An exit that nobody watched. If the engine was away, it or the host ended the workload: what was
+    /// meant to run is started again, and not counted as a crash.
+    fn seen_exited(
+        &mut self,
+        run: RunId,
+        exit: Exit,
+        engine_was_away: bool,
+        policy: Policy,
+        now: Uptime,
+    ) -> Vec<Effect> {
+        let stopping = matches!(self.phase, Phase::Stopping { .. });
+        if engine_was_away && !stopping {
+            let mut effects =
+                vec![Effect::Say("the engine had ended it; it is started again".to_owned())];
+            effects.extend(self.begin_start(false));
+            return effects;
+        }
+        self.exited(run, exit, policy, now)
+    }
+
+    pub(super) fn woke(&mut self, now: Uptime) -> Vec<Effect> {
+        match &mut self.phase {
+            Phase::Stopping { run, killed, kill_at, .. } if !*killed && *kill_at <= now => {
+                *killed = true;
+                let run = *run;
+                vec![
+                    Effect::Say("it did not stop in time and is killed".to_owned()),
+                    Effect::Kill { run },
+                ]
+            }
+            Phase::Crashed { restart_at } if *restart_at <= now => self.begin_start(false),
+            _ => Vec::new(),
+        }
+    }
+}

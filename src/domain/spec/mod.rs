@@ -1,0 +1,157 @@
+//! What a container should be: the specification that a panel sends and the store keeps.
+//!
+//! [`ContainerSpec::problems`] finds everything that is wrong with a specification by itself and on
+//! this node; what depends on other rows (is the volume there, is the port free) is checked in the
+//! store's transaction. A stored specification has passed both.
+
+mod image;
+mod port;
+mod problems;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::ids::VolumeId;
+
+pub(crate) use self::image::check_image_reference;
+pub(crate) use self::port::{HostPort, PortBinding, Protocol};
+pub(crate) use self::problems::{NodeCapacity, Problem, compile_pattern};
+
+/// Everything needed to build a container's workload again from nothing.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct ContainerSpec {
+    /// The image asked for; what an install made of it stands in the container's row.
+    pub(crate) image: String,
+    pub(crate) volume_id: VolumeId,
+    /// A shell command line with `{{NAME}}` placeholders.
+    pub(crate) startup_command: String,
+    pub(crate) start_pattern: Option<String>,
+    pub(crate) limits: Limits,
+    pub(crate) mounts: Vec<Mount>,
+    pub(crate) install_script: Option<String>,
+    /// An image for the install script alone.
+    pub(crate) install_image: Option<String>,
+    pub(crate) env: BTreeMap<String, String>,
+    pub(crate) stop: StopPolicy,
+    pub(crate) labels: BTreeMap<String, String>,
+    pub(crate) restart_on_crash: bool,
+    pub(crate) autostart: bool,
+    pub(crate) tty: bool,
+    pub(crate) read_only: bool,
+}
+
+/// Changes to a specification; what is `None` stays.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct SpecPatch {
+    pub(crate) startup_command: Option<String>,
+    /// `Some(None)` removes the pattern.
+    pub(crate) start_pattern: Option<Option<String>>,
+    /// Merged into the environment; `None` removes a variable.
+    pub(crate) env: BTreeMap<String, Option<String>>,
+    pub(crate) stop: Option<StopPolicy>,
+    /// Replaces all labels.
+    pub(crate) labels: Option<BTreeMap<String, String>>,
+    pub(crate) limits: Option<Limits>,
+    pub(crate) restart_on_crash: Option<bool>,
+    pub(crate) autostart: Option<bool>,
+}
+
+impl SpecPatch {
+    /// The specification with these changes.
+    pub(crate) fn apply(&self, to: &ContainerSpec) -> ContainerSpec {
+        let mut spec = to.clone();
+        spec.startup_command = self.startup_command.clone().unwrap_or(spec.startup_command);
+        spec.start_pattern = self.start_pattern.clone().unwrap_or(spec.start_pattern);
+        for (name, value) in &self.env {
+            match value {
+                Some(value) => spec.env.insert(name.clone(), value.clone()),
+                None => spec.env.remove(name),
+            };
+        }
+        spec.stop = self.stop.clone().unwrap_or(spec.stop);
+        spec.labels = self.labels.clone().unwrap_or(spec.labels);
+        spec.limits = self.limits.unwrap_or(spec.limits);
+        spec.restart_on_crash = self.restart_on_crash.unwrap_or(spec.restart_on_crash);
+        spec.autostart = self.autostart.unwrap_or(spec.autostart);
+        spec
+    }
+}
+
+/// What a container may use. `None` is the node's default, or no limit where the node has none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Limits {
+    /// Bytes of memory.
+    pub(crate) memory: Option<u64>,
+    /// Bytes of memory and swap together, as Docker counts; `None`: as `memory`, so no swap.
+    pub(crate) memory_swap: Option<u64>,
+    /// Bytes of memory the kernel tries to leave the container under pressure.
+    pub(crate) memory_reservation: Option<u64>,
+    /// Cores; 0.5 is half of one.
+    pub(crate) cpu: Option<f64>,
+    pub(crate) cpu_shares: Option<u64>,
+    /// Microseconds of each period; with `cpu_period` the long form of `cpu`.
+    pub(crate) cpu_quota: Option<u64>,
+    pub(crate) cpu_period: Option<u64>,
+    /// Processes and threads.
+    pub(crate) pids: Option<u64>,
+    /// Bytes in the volume.
+    pub(crate) disk: Option<u64>,
+}
+
+/// A host folder inside the container.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Mount {
+    pub(crate) target: String,
+    pub(crate) source: PathBuf,
+    pub(crate) read_only: bool,
+}
+
+/// How a workload is asked to end before it is killed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct StopPolicy {
+    pub(crate) how: StopHow,
+    pub(crate) grace: Duration,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum StopHow {
+    /// A signal to the workload, by its name (`SIGTERM`).
+    Signal(String),
+    /// A line on its standard input.
+    Command(String),
+}
+
+impl Default for StopPolicy {
+    fn default() -> Self {
+        Self { how: StopHow::Signal("SIGTERM".to_owned()), grace: Duration::from_secs(30) }
+    }
+}
+
+#[cfg(test)]
+impl ContainerSpec {
+    /// One without problems, that does nothing.
+    pub(crate) fn plain(volume_id: VolumeId) -> Self {
+        Self {
+            image: "debian:12".to_owned(),
+            volume_id,
+            startup_command: "true".to_owned(),
+            start_pattern: None,
+            limits: Limits::default(),
+            mounts: Vec::new(),
+            install_script: None,
+            install_image: None,
+            env: BTreeMap::new(),
+            stop: StopPolicy::default(),
+            labels: BTreeMap::new(),
+            restart_on_crash: false,
+            autostart: false,
+            tty: true,
+            read_only: true,
+        }
+    }
+}

@@ -1,0 +1,254 @@
+//! Following a run: its output line by line, its input and figures beside it, to its end.
+//!
+//! One child task per run, after a launch or on its own after a restart of lightd. The output is read
+//! always and by nobody else, for an output that is not read blocks the workload. That the stream ends,
+//! or that the engine cannot be asked, is no exit: only the engine's word that it has exited is. Broken
+//! connections are reported, and the owner looks what became of the run.
+
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::effects::Ctx;
+use super::gap::RunLog;
+use super::stats::Sampler;
+use super::task::Report;
+use crate::domain::ids::RunId;
+use crate::domain::lifecycle::{Fact, Phase};
+use crate::domain::observed::Exit;
+use crate::domain::readiness::Readiness;
+use crate::domain::spec;
+use crate::domain::units::now_unix_ms;
+use crate::engine::{Attached, Chunk, EngineError, EngineErrorKind, OutputStream};
+use crate::util::chain::Chain;
+
+/// How long the last output may take after the exit is known.
+const DRAIN: Duration = Duration::from_secs(2);
+/// The same while the engine's log is still being read.
+const CATCH_UP: Duration = Duration::from_secs(30);
+/// How long an exit may take to be known after the output has ended.
+const EXIT_AFTER_OUTPUT: Duration = Duration::from_secs(3);
+/// A line without an end is looked at for the start pattern after so long: it may be a prompt.
+const PROMPT_AFTER: Duration = Duration::from_millis(50);
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum AttachedWhen {
+    BeforeStart,
+    /// Some output may have passed before.
+    Later,
+}
+
+/// How following a run ended.
+enum End {
+    Exited(Exit),
+    Vanished,
+    /// The connections broke; nothing is known.
+    Detached,
+}
+
+impl End {
+    fn known_by(answer: Result<Exit, EngineError>) -> Self {
+        match answer {
+            Ok(exit) => Self::Exited(exit),
+            Err(error) if error.kind() == EngineErrorKind::NotFound => Self::Vanished,
+            Err(_) => Self::Detached,
+        }
+    }
+}
+
+impl Ctx {
+    /// Follows a run that is up: after a restart of lightd, or when the connections broke.
+    pub(super) async fn resume(self, run: RunId) {
+        let Some(docker_id) = self.snapshot.docker_id.clone() else {
+            return self.report(Report::Detached).await;
+        };
+        let tty = self.snapshot.spec.tty;
+        // Not insisted on: if the engine goes away now, it is for the next look to say what became of
+        // the run.
+        match self.services.engine.attach(&docker_id, tty).await {
+            Ok(attached) => {
+                let starting = matches!(self.snapshot.phase, Phase::Starting { .. });
+                let readiness = if starting { self.readiness() } else { None };
+                if starting && readiness.is_none() {
+                    self.fact(Fact::Ready { run }).await;
+                }
+                self.follow(run, &docker_id, attached, readiness, AttachedWhen::Later).await;
+            }
+            Err(error) if error.kind() == EngineErrorKind::NotFound => {
+                self.fact(Fact::Vanished { run }).await;
+            }
+            Err(error) => {
+                tracing::debug!(container.id = %self.snapshot.id, error = %Chain(&error), "cannot attach");
+                self.report(Report::Detached).await;
+            }
+        }
+    }
+
+    /// What watches for the start pattern, if there is one.
+    pub(super) fn readiness(&self) -> Option<Readiness> {
+        let pattern = self.snapshot.spec.start_pattern.as_deref()?;
+        // A stored pattern has compiled before.
+        spec::compile_pattern(pattern).ok().map(|pattern| Readiness::new(Some(pattern)))
+    }
+
+    /// Follows a run that is attached to until it ends or the connections break, and reports which.
+    pub(super) async fn follow(
+        &self,
+        run: RunId,
+        docker_id: &str,
+        attached: Attached,
+        readiness: Option<Readiness>,
+        when: AttachedWhen,
+    ) {
+        let writing = self.shared.open_input(run, attached.input);
+        let caught_up = AtomicBool::new(when == AttachedWhen::BeforeStart);
+        let ran_out_of_memory = AtomicBool::new(false);
+        let end = {
+            let reading = self.read(run, docker_id, attached.output, readiness, &caught_up);
+            let sampling = Sampler::new(self, docker_id, &ran_out_of_memory).run();
+            tokio::pin!(reading, writing, sampling);
+            let (end, all_read) = tokio::select! {
+                biased;
+                ended = self.until_end(docker_id, reading.as_mut()) => ended,
+                never = &mut sampling => match never {},
+                never = &mut writing => match never {},
+            };
+            if !all_read && !matches!(end, End::Detached) {
+                drain(reading, &caught_up).await;
+            }
+            end
+        };
+        self.shared.close_input(run);
+        self.tell_end(run, end, ran_out_of_memory.load(Ordering::Relaxed)).await;
+    }
+
+    /// Reads the output until the engine says that the run is over, or neither is to be had any more.
+    /// True if all of the output was read.
+    async fn until_end(
+        &self,
+        docker_id: &str,
+        reading: Pin<&mut impl Future<Output = ()>>,
+    ) -> (End, bool) {
+        let exit = self.services.engine.wait(docker_id);
+        tokio::pin!(exit);
+        tokio::select! {
+            biased;
+            () = reading => match tokio::time::timeout(EXIT_AFTER_OUTPUT, exit).await {
+                Ok(known) => (End::known_by(known), true),
+                Err(_) => (End::Detached, true),
+            },
+            known = &mut exit => (End::known_by(known), false),
+        }
+    }
+
+    async fn tell_end(&self, run: RunId, end: End, ran_out_of_memory: bool) {
+        match end {
+            End::Exited(mut exit) => {
+                // The engine forgets it now and then; that some other process of the workload was killed
+                // is not how this run ended.
+                exit.oom_killed |= exit.code != 0 && ran_out_of_memory;
+                self.end_output().await;
+                self.fact(Fact::Exited { run, exit }).await;
+            }
+            End::Vanished => {
+                self.end_output().await;
+                self.fact(Fact::Vanished { run }).await;
+            }
+            End::Detached => self.report(Report::Detached).await,
+        }
+    }
+
+    /// Ends a run's console and figures. Its lines are on the disk before its end is stored: once that
+    /// is, nobody asks the engine's log for them again.
+    pub(super) async fn end_output(&self) {
+        self.shared.console.end_run();
+        self.shared.console.flush().await;
+        self.shared.clear_stats();
+    }
+
+    /// Reads the output to its end, what passed before the attach first.
+    async fn read(
+        &self,
+        run: RunId,
+        docker_id: &str,
+        mut output: OutputStream,
+        mut readiness: Option<Readiness>,
+        caught_up: &AtomicBool,
+    ) {
+        if !caught_up.load(Ordering::Relaxed) {
+            self.catch_up_run(run, docker_id, &mut output, &mut readiness).await;
+            caught_up.store(true, Ordering::Relaxed);
+        }
+        self.pump(run, output, readiness).await;
+    }
+
+    /// What passed before the attach, and what the attach had by the time that was known.
+    async fn catch_up_run(
+        &self,
+        run: RunId,
+        docker_id: &str,
+        output: &mut OutputStream,
+        readiness: &mut Option<Readiness>,
+    ) {
+        // From the beginning where the pattern is waited for: that it had matched may not have been stored.
+        let log = RunLog { whole: readiness.is_some(), ..self.workload_log(run, docker_id) };
+        let caught = self.catch_up(log, output).await;
+        let matched =
+            |readiness: &mut Readiness| caught.log.iter().any(|line| readiness.feed(&line.bytes));
+        if readiness.as_mut().is_some_and(matched) {
+            *readiness = None;
+            self.fact(Fact::Ready { run }).await;
+        }
+        for chunk in &caught.early {
+            self.take_chunk(run, chunk, readiness).await;
+        }
+    }
+
+    async fn pump(&self, run: RunId, mut output: OutputStream, mut readiness: Option<Readiness>) {
+        loop {
+            let next = match &readiness {
+                Some(_) => match tokio::time::timeout(PROMPT_AFTER, output.next()).await {
+                    Ok(next) => next,
+                    Err(_) => {
+                        if readiness.as_mut().is_some_and(Readiness::feed_idle) {
+                            readiness = None;
+                            self.fact(Fact::Ready { run }).await;
+                            continue;
+                        }
+                        output.next().await
+                    }
+                },
+                None => output.next().await,
+            };
+            let chunk = match next {
+                Ok(Some(chunk)) => chunk,
+                Ok(None) => return,
+                Err(error) => {
+                    tracing::debug!(container.id = %self.snapshot.id, error = %Chain(&error), "the output broke off");
+                    return;
+                }
+            };
+            self.take_chunk(run, &chunk, &mut readiness).await;
+        }
+    }
+
+    async fn take_chunk(&self, run: RunId, chunk: &Chunk, readiness: &mut Option<Readiness>) {
+        let now_ms = now_unix_ms();
+        self.shared.print(run, chunk.stream, now_ms, &chunk.bytes);
+        if readiness.as_mut().is_some_and(|readiness| readiness.feed(&chunk.bytes)) {
+            *readiness = None;
+            self.fact(Fact::Ready { run }).await;
+        }
+    }
+}
+
+/// Reads what is still to come of an output whose run has ended. What is not here by the deadline will
+/// not come: an attach to what had exited never ends.
+async fn drain(mut reading: Pin<&mut impl Future<Output = ()>>, caught_up: &AtomicBool) {
+    let began = Instant::now();
+    while tokio::time::timeout(DRAIN, reading.as_mut()).await.is_err()
+        && !caught_up.load(Ordering::Relaxed)
+        && began.elapsed() < CATCH_UP
+    {}
+}

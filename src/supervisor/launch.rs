@@ -1,0 +1,212 @@
+//! Bringing a workload up: its files written, its Docker container there, attached to, started.
+//!
+//! Called as an effect by the owner task, and by an install for what both need. Every step may be
+//! repeated: an attempt whose answer was lost is recognised by what it left in the engine, so that one
+//! decision starts a workload once. A failure leaves nothing running and says its reason at the console;
+//! an engine that is away is waited for and is none.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::admission;
+use super::effects::Ctx;
+use super::follow::AttachedWhen;
+use super::record::is_of_run;
+use super::task::Report;
+use super::workload::{self, ENTRYPOINT_FILE, Places};
+use crate::domain::ids::RunId;
+use crate::domain::lifecycle::Fact;
+use crate::domain::spec::Problem;
+use crate::engine::{Attached, EngineError, EngineErrorKind};
+use crate::util::atomic_file;
+use crate::util::backoff::Backoff;
+use crate::util::chain::Chain;
+
+const AGAIN: Backoff =
+    Backoff { first: Duration::from_millis(200), longest: Duration::from_secs(3) };
+
+impl Ctx {
+    /// Brings a run up and follows it. An engine that is away is waited for.
+    pub(super) async fn start(self, run: RunId) {
+        let mut failures = 0;
+        loop {
+            self.services.engine_back().await;
+            match self.launch(failures > 0).await {
+                Ok((docker_id, attached)) => {
+                    let ready = self.snapshot.spec.start_pattern.is_none();
+                    self.fact(Fact::Started { run, ready }).await;
+                    // After a failure it may have been up for a while already.
+                    let when =
+                        if failures > 0 { AttachedWhen::Later } else { AttachedWhen::BeforeStart };
+                    return self.follow(run, &docker_id, attached, self.readiness(), when).await;
+                }
+                Err(LaunchError::Engine(error)) if error.is_away() => {
+                    failures += 1;
+                    tokio::time::sleep(AGAIN.delay(failures)).await;
+                }
+                Err(error) => {
+                    tracing::warn!(container.id = %self.snapshot.id, run.id = %run, error = %Chain(&error), "a start failed");
+                    return self.fact(Fact::StartFailed { run, reason: error.reason() }).await;
+                }
+            }
+        }
+    }
+
+    /// Starts the workload, attached to. `again`: an attempt before has failed, and what became of it is
+    /// not known.
+    async fn launch(&self, again: bool) -> Result<(String, Attached), LaunchError> {
+        let services = &self.services;
+        self.volume_usable().await?;
+        let _slot = services.start_slots.acquire().await.map_err(|_| LaunchError::Stopping)?;
+        services.isolated().await.map_err(LaunchError::NotIsolated)?;
+        self.check_mounts().await?;
+        self.write_data(
+            ENTRYPOINT_FILE,
+            workload::entrypoint(&self.snapshot.spec, &self.snapshot.ports),
+        )
+        .await?;
+        let known = self.snapshot.docker_id.as_ref();
+        let known = known.filter(|_| !again && !self.snapshot.restart_needed);
+        // Attached before it starts, so that not a byte is missed. The attach also tells whether it is
+        // there still; looking first would cost a round trip.
+        let attached = match known {
+            Some(docker_id) => self.attach(docker_id).await?,
+            None => None,
+        };
+        let (docker_id, attached) = match (known, attached) {
+            (Some(docker_id), Some(attached)) => (docker_id.clone(), attached),
+            _ => {
+                let docker_id = self.ensure_workload(again).await?;
+                let attached = services.engine.attach(&docker_id, self.snapshot.spec.tty).await?;
+                (docker_id, attached)
+            }
+        };
+        // An attempt whose answer was lost may have started it, and it may have ended since.
+        if again && self.was_started(&docker_id).await? {
+            return Ok((docker_id, attached));
+        }
+        match services.engine.start(&docker_id).await {
+            Ok(()) => Ok((docker_id, attached)),
+            Err(error) if error.kind() == EngineErrorKind::NotFound => {
+                tracing::info!(container.id = %self.snapshot.id, error = %Chain(&error), "making the container anew");
+                self.start_anew().await.map_err(LaunchError::Engine)
+            }
+            Err(error) => Err(LaunchError::Engine(error)),
+        }
+    }
+
+    /// Whether the engine has started the container for this run.
+    async fn was_started(&self, docker_id: &str) -> Result<bool, EngineError> {
+        let seen = self.services.engine.inspect(docker_id).await?;
+        Ok(seen.is_some_and(|seen| is_of_run(&seen, self.begun_at_ms)))
+    }
+
+    /// A container knows its network by an id. If the network was made anew, so must the container be.
+    async fn start_anew(&self) -> Result<(String, Attached), EngineError> {
+        let engine = &self.services.engine;
+        let docker_id = self.ensure_workload(false).await?;
+        let attached = engine.attach(&docker_id, self.snapshot.spec.tty).await?;
+        engine.start(&docker_id).await?;
+        Ok((docker_id, attached))
+    }
+
+    /// `Ok(None)`: the engine says that there is no such container.
+    async fn attach(&self, docker_id: &str) -> Result<Option<Attached>, EngineError> {
+        match self.services.engine.attach(docker_id, self.snapshot.spec.tty).await {
+            Ok(attached) => Ok(Some(attached)),
+            Err(error) if error.kind() == EngineErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The Docker container for the workload, made from the present specification. One that an attempt
+    /// made whose end we did not see is taken.
+    async fn ensure_workload(&self, again: bool) -> Result<String, EngineError> {
+        let engine = &self.services.engine;
+        match self.ours_named(&self.snapshot.id.docker_name()).await? {
+            Some(found) if again => Ok(found.docker_id),
+            Some(left) => {
+                engine.remove(&left.docker_id).await?;
+                self.create_workload().await
+            }
+            None => self.create_workload().await,
+        }
+    }
+
+    pub(super) async fn create_workload(&self) -> Result<String, EngineError> {
+        let volume = self.services.files.volume_path(self.snapshot.spec.volume_id);
+        let places = Places { volume: &volume, data: &self.shared.data_folder() };
+        let settings = self.services.settings();
+        let request =
+            workload::workload_request(&self.snapshot, &self.snapshot.ports, &places, &settings);
+        let docker_id = self.create(request).await?;
+        self.report(Report::Made { docker_id: docker_id.clone() }).await;
+        Ok(docker_id)
+    }
+
+    /// Mounted folders are looked at before each start: whoever can write beside them may have put a link
+    /// in their place since they were allowed.
+    async fn check_mounts(&self) -> Result<(), LaunchError> {
+        let (spec, settings) = (Arc::clone(&self.snapshot.spec), self.services.settings());
+        if spec.mounts.is_empty() {
+            return Ok(());
+        }
+        let check = move || admission::mount_problems(&spec, &settings.allowed_mounts);
+        let problems = tokio::task::spawn_blocking(check).await;
+        match problems.map_err(|_| LaunchError::Stopping)?.into_iter().next() {
+            Some(problem) => Err(LaunchError::Mount(problem)),
+            None => Ok(()),
+        }
+    }
+
+    /// Writes one of lightd's own files for the container.
+    pub(super) async fn write_data(
+        &self,
+        name: &'static str,
+        text: String,
+    ) -> Result<(), LaunchError> {
+        let folder = self.shared.data_folder();
+        let write = move || {
+            std::fs::create_dir_all(&folder)?;
+            let path = folder.join(name);
+            if std::fs::read(&path).is_ok_and(|present| present == text.as_bytes()) {
+                return Ok(());
+            }
+            atomic_file::write(&path, text.as_bytes(), 0o755)
+        };
+        match tokio::task::spawn_blocking(write).await {
+            Ok(written) => written.map_err(|source| LaunchError::Write { name, source }),
+            Err(_) => Err(LaunchError::Stopping),
+        }
+    }
+}
+
+/// Why a workload could not be brought up.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum LaunchError {
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    #[error("containers cannot be isolated: {0}")]
+    NotIsolated(String),
+    #[error("cannot write {name}")]
+    Write { name: &'static str, source: std::io::Error },
+    #[error("{} {}", .0.field, .0.message)]
+    Mount(Problem),
+    #[error("its volume cannot be used; lightd's log has the reason")]
+    Volume,
+    #[error("lightd is stopping")]
+    Stopping,
+}
+
+impl LaunchError {
+    /// What the people at the console are told.
+    pub(super) fn reason(&self) -> String {
+        match self {
+            Self::Engine(error) => error.reason(),
+            Self::Write { source, .. } => format!("{self}: {source}"),
+            Self::NotIsolated(_) | Self::Mount(_) | Self::Volume | Self::Stopping => {
+                self.to_string()
+            }
+        }
+    }
+}

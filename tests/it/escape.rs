@@ -1,0 +1,148 @@
+//! A workload that swaps a folder for a link out of its volume while every call runs on it.
+
+use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use reqwest::Method;
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use crate::support::client::{Answer, Client, answer};
+use crate::support::process::Daemon;
+
+const SECRET: &str = "what-no-tenant-may-read";
+const FOR: Duration = Duration::from_secs(10);
+
+/// One call on the folder `d` that is swapped; `n` makes new names.
+type Call = fn(&Client, &str, usize) -> reqwest::RequestBuilder;
+
+fn post(client: &Client, volume: &str, call: &str, body: Value) -> reqwest::RequestBuilder {
+    client.request(Method::POST, &format!("/volumes/{volume}/{call}")).json(&body)
+}
+
+fn get(client: &Client, volume: &str, call: &str) -> reqwest::RequestBuilder {
+    client.request(Method::GET, &format!("/volumes/{volume}/{call}"))
+}
+
+const CALLS: &[(&str, Call)] = &[
+    ("list", |c, v, _| get(c, v, "files?path=d")),
+    ("read", |c, v, _| get(c, v, "files/contents?path=d/secret")),
+    ("write", |c, v, _| post(c, v, "files", json!({"path": "d/secret", "content": "inside"}))),
+    ("put", |c, v, n| {
+        let path = format!("/volumes/{v}/files/contents?path=d/put{}", n % 3);
+        c.request(Method::PUT, &path).body("inside")
+    }),
+    ("delete", |c, v, n| {
+        let paths = json!({"paths": [format!("d/put{}", n % 3), "d/sub"]});
+        c.request(Method::DELETE, &format!("/volumes/{v}/files")).json(&paths)
+    }),
+    ("make a folder", |c, v, _| post(c, v, "folders", json!({"path": "d/sub/below"}))),
+    ("chmod", |c, v, _| post(c, v, "chmod", json!({"path": "d/secret", "mode": "0777"}))),
+    ("copy a file", |c, v, n| {
+        post(c, v, "copy", json!({"source": "d/secret", "destination": format!("got/file{n}")}))
+    }),
+    ("copy a folder", |c, v, n| {
+        post(c, v, "copy", json!({"source": "d", "destination": format!("got/tree{n}")}))
+    }),
+    ("copy into", |c, v, n| {
+        post(c, v, "copy", json!({"source": "kept", "destination": format!("d/copy{n}")}))
+    }),
+    ("rename out of", |c, v, n| {
+        post(c, v, "rename", json!({"source": "d/secret", "destination": format!("got/moved{n}")}))
+    }),
+    ("rename into", |c, v, n| {
+        let names = json!({"source": format!("got/moved{n}"), "destination": format!("d/back{n}")});
+        post(c, v, "rename", names)
+    }),
+    ("pack", |c, v, n| {
+        let name = format!("got/packed{}.tar", n % 5);
+        post(c, v, "compress", json!({"format": "tar", "output_name": name, "paths": ["d"]}))
+    }),
+    ("unpack", |c, v, _| {
+        post(c, v, "decompress", json!({"archive_path": "kept.zip", "destination": "d"}))
+    }),
+];
+
+/// What lies below a folder: owner, permissions, time of change and content of each thing.
+fn tree(folder: &Path) -> BTreeMap<PathBuf, (u32, u32, i64, String)> {
+    let mut found = BTreeMap::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder).expect("a folder") {
+            let path = entry.expect("an entry").path();
+            let stat = path.symlink_metadata().expect("a stat");
+            let content = if stat.is_file() {
+                String::from_utf8_lossy(&std::fs::read(&path).expect("a file")).into_owned()
+            } else {
+                String::new()
+            };
+            if stat.is_dir() {
+                folders.push(path.clone());
+            }
+            found.insert(path, (stat.uid(), stat.mode(), stat.mtime(), content));
+        }
+    }
+    found
+}
+
+fn outside(daemon: &Daemon) -> PathBuf {
+    let folder = daemon.folder().join("outside");
+    std::fs::create_dir_all(folder.join("sub/below")).expect("folders");
+    for name in ["secret", "put0", "put1", "put2", "sub/below/secret"] {
+        let mut file = std::fs::File::create(folder.join(name)).expect("a file");
+        file.write_all(SECRET.as_bytes()).expect("room on the disk");
+    }
+    folder
+}
+
+#[tokio::test]
+async fn a_folder_that_is_swapped_for_a_link_while_every_call_runs_leads_nowhere() {
+    let daemon = Daemon::start().await;
+    let outside = outside(&daemon);
+    let before = tree(&outside);
+    let volume = daemon.volume().await;
+    let client = daemon.client();
+    for path in ["d/secret", "kept/a", "kept/b/c"] {
+        let file = json!({"path": path, "content": "inside"});
+        answer(post(&client, &volume, "files", file)).await.is(201);
+    }
+    let zip = json!({"format": "zip", "output_name": "kept.zip", "paths": ["kept"]});
+    answer(post(&client, &volume, "compress", zip)).await.is(201);
+    let id = daemon.id("swaps");
+    let command = format!("echo Ready; guest swap d {}", outside.display());
+    daemon.run(&id, json!({"volume_id": volume, "startup_command": command})).await;
+
+    let (client, volume) = (&client, volume.as_str());
+    let (done, refused) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let (done, refused) = (&done, &refused);
+    let end = Instant::now() + FOR;
+    let runs = CALLS.iter().map(|(name, call)| async move {
+        let mut n = 0;
+        while Instant::now() < end {
+            let Answer { status, text, .. } = answer(call(client, volume, n)).await;
+            assert!(!text.contains(SECRET), "{name} told what lies outside: {text}");
+            assert!(status < 500 || status == 503, "{name}: {status} {text}");
+            let counter = if status < 300 { done } else { refused };
+            counter.fetch_add(1, Ordering::Relaxed);
+            n += 1;
+        }
+        n
+    });
+    let runs = join_all(runs).await;
+    assert!(runs.iter().all(|n| *n > 3), "each call ran, some times: {runs:?}");
+    let counts = (done.load(Ordering::Relaxed), refused.load(Ordering::Relaxed));
+    assert!(counts.0 > 50 && counts.1 > 50, "both sides of the swap were met: {counts:?}");
+
+    daemon.power(&id, "kill").await;
+    daemon.state(&id, "offline").await;
+    assert_eq!(tree(&outside), before, "nothing outside was touched");
+    let inside = tree(&daemon.data_path().join("volumes").join(volume));
+    let stolen = inside.iter().find(|(_, (.., content))| content.contains(SECRET));
+    assert!(stolen.is_none(), "a copy of what lies outside: {stolen:?}");
+    daemon.close().await;
+}
