@@ -176,9 +176,9 @@ impl Replica<'_> {
                 finish_name(to, name, stat)?;
             }
             kind => {
-                rustix::fs::mknodat(to, name, kind, Mode::from_raw_mode(stat.st_mode & 0o7777), 0)?;
+                let mode = Mode::from_raw_mode(stat.st_mode & 0o1777);
+                rustix::fs::mknodat(to, name, kind, mode, 0)?;
                 finish_name(to, name, stat)?;
-                let mode = Mode::from_raw_mode(stat.st_mode & 0o7777);
                 rustix::fs::chmodat(to, name, mode, AtFlags::empty())?;
             }
         }
@@ -214,7 +214,11 @@ fn make_folder(parent: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd, Errno> {
 fn finish(copy: BorrowedFd<'_>, stat: &RawStat) -> io::Result<()> {
     let (uid, gid) = owner_of(stat);
     forgive_unprivileged(rustix::fs::fchown(copy, uid, gid))?;
-    rustix::fs::fchmod(copy, Mode::from_raw_mode(stat.st_mode & 0o7777))?;
+    match rustix::fs::fchmod(copy, Mode::from_raw_mode(stat.st_mode & 0o7777)) {
+        // A service may be forbidden to make set-user-id files; the rest of the bits it may set.
+        Err(Errno::PERM) => rustix::fs::fchmod(copy, Mode::from_raw_mode(stat.st_mode & 0o1777))?,
+        outcome => outcome?,
+    }
     rustix::fs::futimens(copy, &times_of(stat))?;
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! What holds volumes to their size where the kernel does it: file systems in images, and project quotas.
 //!
 //! All of it blocks, runs on the blocking threads of [`super::Files`] and is finished once begun, also
-//! when whoever asked is gone. Whether a backend works on this node is found by trying ([`probe`]), never
+//! when whoever asked is gone. Whether a backend works on this node is found by trying ([`probe()`]), never
 //! by guessing from versions. What a crash leaves half-made is recognised by what lies on the disk, and
 //! repaired when the volume is taken up again.
 

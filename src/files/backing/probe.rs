@@ -58,7 +58,7 @@ fn try_project(volumes: &Path, (uid, gid): (u32, u32)) -> Result<(), BackingErro
     let written = Tool::new("dd")?
         .args(["if=/dev/zero", "bs=64k", "conv=fsync", blocks.as_str()])
         .writing_to(file)
-        .as_user(uid.max(1), gid.max(1))
+        .run_as(uid.max(1), gid.max(1))
         .end();
     let shows = std::fs::File::open(&probe.folder)
         .and_then(|folder| Ok((folder, std::fs::File::open(volumes)?)))

@@ -88,7 +88,7 @@ impl Tool {
     }
 
     /// As a user that the kernel holds to limits.
-    pub(super) fn as_user(mut self, uid: u32, gid: u32) -> Self {
+    pub(super) fn run_as(mut self, uid: u32, gid: u32) -> Self {
         self.command.uid(uid).gid(gid);
         self
     }
