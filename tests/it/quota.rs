@@ -154,7 +154,7 @@ async fn a_volume_is_resized_while_its_container_is_stopped_and_never_below_its_
     assert_eq!((&resized["size"], &resized["enforced"]), (&json!(48 * MIB), &json!("kernel")));
     let put = client
         .request(reqwest::Method::PUT, &format!("/volumes/{volume}/files/contents?path=large"));
-    let noise: Vec<u8> = (0..20 * MIB).map(|at| (at * at >> 7) as u8).collect();
+    let noise: Vec<u8> = (0..20 * MIB).map(|at| ((at * at) >> 7).to_le_bytes()[0]).collect();
     crate::support::client::answer(put.body(noise.clone())).await.is(201);
     client.post(&uri, json!({"size": 12})).await.refused(409, "below_use");
     client.post(&uri, json!({"size": null})).await.refused(409, "backend_fixed");
