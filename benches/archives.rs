@@ -148,7 +148,10 @@ fn main() -> Result<()> {
     let node = Node::start()?;
     let made = tree::plant(&node.volume.join("tree"))?;
     println!("{FILES} files of {:.1} MB in all, on tmpfs, {} cores", mb(made), cores());
-    println!("{:<22} {:>22} {:>7} {:>9} {:>8} {:>8}", "", "", "s", "MB", "ratio", "target");
+    println!(
+        "{:<20} {:<34} {:>6} {:>6} {:>6} {:>7} {:>6} {:>6}",
+        "", "", "s", "CPU s", "MB", "ratio", "target", "CPU"
+    );
     // What is unpacked is packed first, also if that row was not asked for.
     for (name, _) in
         [("a.tar.gz", "pack tar.gz"), ("a.zip", "pack zip"), ("a.tar.zst", "pack tar.zst")]
@@ -164,63 +167,87 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-struct Ours {
+/// What one round took.
+#[derive(Clone, Copy)]
+struct Cost {
     seconds: f64,
+    /// Processor time, of which there is as much on a busy machine.
+    cpu_seconds: f64,
     bytes: u64,
-    peak_kib: u64,
-    pings: Vec<Duration>,
+}
+
+impl Cost {
+    fn keep_best(&mut self, other: Self) {
+        self.seconds = self.seconds.min(other.seconds);
+        self.cpu_seconds = self.cpu_seconds.min(other.cpu_seconds);
+        self.bytes = other.bytes;
+    }
+
+    const NONE: Self = Self { seconds: f64::MAX, cpu_seconds: f64::MAX, bytes: 0 };
 }
 
 fn measure(node: &Node, row: &Row) -> Result<()> {
-    let mut ours: Option<Ours> = None;
-    let mut pings = Vec::new();
-    let mut theirs = vec![(f64::MAX, 0_u64); row.lines.len()];
+    let (mut ours, mut pings, mut peak_kib) = (Cost::NONE, Vec::new(), 0);
+    let mut theirs = vec![Cost::NONE; row.lines.len()];
     let is_there = |line: &str| !line.contains("pigz") || Path::new("/usr/bin/pigz").exists();
     for _ in 0..row.rounds {
         node.bring(row)?;
-        let mut one = node.timed(row)?;
-        pings.append(&mut one.pings);
-        if ours.as_ref().is_none_or(|best| one.seconds < best.seconds) {
-            ours = Some(one);
-        }
+        let (cost, mut times) = node.timed(row)?;
+        ours.keep_best(cost);
+        pings.append(&mut times);
+        peak_kib = node.peak_kib()?.max(peak_kib);
         for (line, best) in row.lines.iter().zip(&mut theirs).filter(|(line, _)| is_there(line)) {
-            let began = Instant::now();
+            let (began, cpu) = (Instant::now(), cpu_seconds("self", CHILDREN)?);
             shell(&node.volume, line)?;
-            best.0 = best.0.min(began.elapsed().as_secs_f64());
-            best.1 = size_of(&node.volume.join("out"))
-                .or(size_of(&node.volume.join("out.zip")))
-                .unwrap_or(0);
+            let seconds = began.elapsed().as_secs_f64();
+            let cpu_seconds = cpu_seconds("self", CHILDREN)? - cpu;
+            let out = ["out", "out.zip"].map(|name| size_of(&node.volume.join(name)));
+            let bytes = out.into_iter().flatten().sum();
+            best.keep_best(Cost { seconds, cpu_seconds, bytes });
             shell(&node.volume, "rm -rf out out.zip")?;
         }
     }
-    let ours = ours.ok_or("no round was run")?;
     pings.sort();
     let p99 = pings.get(pings.len() * 99 / 100).copied().unwrap_or_default();
     println!(
-        "{:<22} {:>22} {:>7.2} {:>9.1} {:>8} {:>8}   peak {:.0} MB, ping p99 {:.1} ms of {}",
+        "{:<20} {:<34.34} {:>6.2} {:>6.2} {:>6.1} {:>21}  {:>4.0} MB  ping p99 {:.1} ms",
         row.name,
         "lightd",
         ours.seconds,
+        ours.cpu_seconds,
         mb(ours.bytes),
         "",
-        "",
-        ours.peak_kib as f64 / 1024.0,
+        peak_kib as f64 / 1024.0,
         p99.as_secs_f64() * 1000.0,
-        pings.len(),
     );
-    for (number, (line, (seconds, bytes))) in row.lines.iter().zip(theirs).enumerate() {
-        if seconds < f64::MAX {
-            let target = if number == 0 { format!("{:.1}", row.target) } else { String::new() };
-            let ratio = seconds / ours.seconds;
-            let brief = line.replace("mkdir out && ", "");
-            println!(
-                "{:<22} {brief:>22.40} {seconds:>7.2} {:>9.1} {ratio:>8.2} {target:>8}",
-                "",
-                mb(bytes)
-            );
+    for (number, (line, cost)) in row.lines.iter().zip(theirs).enumerate() {
+        if cost.bytes == 0 && cost.seconds == f64::MAX {
+            continue;
         }
+        println!(
+            "{:<20} {:<34.34} {:>6.2} {:>6.2} {:>6.1} {:>7.2} {:>6} {:>6.2}",
+            "",
+            line.replace("mkdir out && ", ""),
+            cost.seconds,
+            cost.cpu_seconds,
+            mb(cost.bytes),
+            cost.seconds / ours.seconds,
+            if number == 0 { format!("{:.1}", row.target) } else { String::new() },
+            cost.cpu_seconds / ours.cpu_seconds,
+        );
     }
     Ok(())
+}
+
+const OWN: std::ops::Range<usize> = 11..13;
+const CHILDREN: std::ops::Range<usize> = 13..15;
+
+fn cpu_seconds(pid: &str, fields: std::ops::Range<usize>) -> Result<f64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let after_name = stat.rsplit(')').next().unwrap_or_default();
+    let ticks = after_name.split_whitespace().skip(fields.start).take(fields.len());
+    let ticks = ticks.map(str::parse::<u64>).sum::<std::result::Result<u64, _>>()?;
+    Ok(ticks as f64 / 100.0)
 }
 
 fn mb(bytes: u64) -> f64 {
@@ -306,23 +333,23 @@ impl Node {
         exchange(self.port, "POST", &format!("{}/{call}", self.uri), body)
     }
 
-    fn timed(&self, row: &Row) -> Result<Ours> {
+    fn timed(&self, row: &Row) -> Result<(Cost, Vec<Duration>)> {
+        let pid = self.child.id().to_string();
         // Sets the high-water mark back.
-        std::fs::File::options()
-            .write(true)
-            .open(format!("/proc/{}/clear_refs", self.child.id()))?
-            .write_all(b"5")?;
+        let clear = std::fs::File::options().write(true).open(format!("/proc/{pid}/clear_refs"));
+        clear?.write_all(b"5")?;
         let over = AtomicBool::new(false);
         std::thread::scope(|scope| {
             let pinging = scope.spawn(|| ping_until(self.port, &over));
-            let began = Instant::now();
+            let (began, cpu) = (Instant::now(), cpu_seconds(&pid, OWN)?);
             let answer = self.post(row.call, row.body);
             let seconds = began.elapsed().as_secs_f64();
             over.store(true, Ordering::Relaxed);
             let pings = pinging.join().map_err(|_| "the pinging panicked")??;
+            let cpu_seconds = cpu_seconds(&pid, OWN)? - cpu;
             answer?;
             let bytes = size_of(&self.volume.join(row.makes)).unwrap_or(0);
-            Ok(Ours { seconds, bytes, peak_kib: self.peak_kib()?, pings })
+            Ok((Cost { seconds, cpu_seconds, bytes }, pings))
         })
     }
 
@@ -429,37 +456,50 @@ mod tree {
             usize::try_from(self.next() % end as u64).unwrap_or(0)
         }
 
+        fn byte(&mut self) -> u8 {
+            self.next().to_le_bytes()[3]
+        }
+
         /// Small numbers more often, as words and names are spread.
         fn low(&mut self, end: usize) -> usize {
-            let unit = (self.next() >> 11) as f64 / (1_u64 << 53) as f64;
-            (((end as f64).powf(unit) - 1.0) as usize).min(end - 1)
+            let span = 1 << self.below(end.ilog2() as usize + 2);
+            self.below(end.min(span))
         }
     }
 
     pub(super) fn plant(root: &Path) -> Result<u64> {
         let mut dice = Dice(0x2545_f491_4f6c_dd1d);
-        let syllables = [
-            "re", "ta", "con", "fil", "e", "ser", "ver", "ga", "me", "lo", "ad", "in", "dex", "ma",
-            "p", "ar", "se",
-        ];
+        let letters = b"etaoinsrhldcumfpgwybvkxjqzeeeettaaooiinnssrr";
         let words: Vec<String> = (0..6000)
             .map(|_| {
-                (0..1 + dice.below(4)).map(|_| syllables[dice.below(syllables.len())]).collect()
+                let length = 2 + dice.below(9);
+                (0..length).map(|_| char::from(letters[dice.below(letters.len())])).collect()
+            })
+            .collect();
+        let shapes: Vec<Vec<u8>> = (0..4000)
+            .map(|_| (0..5 + dice.below(16)).map(|_| dice.byte() >> dice.below(8)).collect())
+            .collect();
+        // Much of what people write they have written before.
+        let lines: Vec<String> = (0..8000)
+            .map(|_| {
+                let length = 20 + dice.below(70);
+                String::from_utf8_lossy(&phrase(&mut dice, &words, length)).into_owned() + "\n"
             })
             .collect();
         let mut total = 0;
         for number in 0..FILES {
             let folder = root.join(format!("area-{}/part-{}", number % 23, number / 23 % 60));
             std::fs::create_dir_all(&folder)?;
+            let span = 1 << (9 + dice.below(7));
             let size = match number % 100 {
-                0 => 150_000 + dice.below(300_000),
-                1..=9 => 20_000 + dice.below(40_000),
-                _ => 600 + dice.low(40_000),
+                0 => 150_000 + dice.below(500_000),
+                1..=9 => 20_000 + dice.below(60_000),
+                _ => 600 + dice.below(span),
             };
-            let (ending, content) = match number % 20 {
-                0 => ("bin", numbers(&mut dice, size)),
+            let (ending, content) = match number % 21 {
+                0 => ("bin", code(&mut dice, &shapes, size)),
                 1 | 2 => ("jar", noise(&mut dice, size)),
-                _ => ("txt", text(&mut dice, &words, size)),
+                _ => ("txt", text(&mut dice, &words, &lines, size)),
             };
             total += content.len() as u64;
             std::fs::File::create(folder.join(format!("file-{number}.{ending}")))?
@@ -468,7 +508,20 @@ mod tree {
         Ok(total)
     }
 
-    fn text(dice: &mut Dice, words: &[String], size: usize) -> Vec<u8> {
+    fn text(dice: &mut Dice, words: &[String], lines: &[String], size: usize) -> Vec<u8> {
+        let mut text = Vec::with_capacity(size + 120);
+        while text.len() < size {
+            if dice.below(3) == 0 {
+                text.extend_from_slice(lines[dice.low(lines.len())].as_bytes());
+            } else {
+                text.extend_from_slice(&phrase(dice, words, 60));
+                text.push(b'\n');
+            }
+        }
+        text
+    }
+
+    fn phrase(dice: &mut Dice, words: &[String], size: usize) -> Vec<u8> {
         let marks = [
             " ",
             " ",
@@ -494,12 +547,16 @@ mod tree {
         text.into_bytes()
     }
 
-    fn numbers(dice: &mut Dice, size: usize) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(size + 8);
-        let mut value = 0_u32;
+    /// As in programs: the same few sequences, with small differences.
+    fn code(dice: &mut Dice, shapes: &[Vec<u8>], size: usize) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(size + 24);
         while bytes.len() < size {
-            value = value.wrapping_add(u32::try_from(dice.low(5000)).unwrap_or(0));
-            bytes.extend_from_slice(&value.to_le_bytes());
+            let from = bytes.len();
+            let shape = &shapes[dice.low(shapes.len())];
+            bytes.extend_from_slice(shape);
+            if dice.below(2) == 0 {
+                bytes[from + dice.below(shape.len())] = dice.byte();
+            }
         }
         bytes
     }

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs the fuzz targets in fuzz/, each for a while, from the corpus that is kept there.
+# Runs the fuzz targets in tests/fuzz/, each for a while, from the corpus that is kept there.
 set -euo pipefail
 # shellcheck source=install-scripts/lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -9,7 +9,7 @@ usage() {
 usage: install-scripts/fuzz.sh [OPTION]... [TARGET...]
 
 Feeds the unpackers and the path parser with what a fuzzer makes up; all targets if none is named. A finding ends the
-run; its input lies in fuzz/artifacts/TARGET/ and is tried again with: install-scripts/fuzz.sh TARGET --input FILE
+run; its input lies in tests/fuzz/artifacts/TARGET/ and is tried again with: install-scripts/fuzz.sh TARGET --input FILE
 
   --seconds N   how long each target runs (default: 60)
   --input FILE  try this input only
@@ -55,7 +55,7 @@ if ! have cargo-fuzz; then
 fi
 
 cd "$repo"
-[ ${#targets[@]} -gt 0 ] || mapfile -t targets < <(cargo fuzz list)
+[ ${#targets[@]} -gt 0 ] || mapfile -t targets < <(cargo fuzz list --fuzz-dir tests/fuzz)
 LIGHTD_FUZZ_FOLDER=$(mktemp -d -p "$([ -w /dev/shm ] && echo /dev/shm || echo /tmp)" lightd-fuzz.XXXXXX)
 export LIGHTD_FUZZ_FOLDER
 scratch=$(mktemp -d)
@@ -63,7 +63,7 @@ trap 'rm -rf "$LIGHTD_FUZZ_FOLDER" "$scratch"' EXIT
 # Without a sanitizer a stable compiler will do; with one this lets it.
 sanitizer=${LIGHTD_FUZZ_SANITIZER:-none}
 [ "$sanitizer" = none ] || export RUSTC_BOOTSTRAP=1
-fuzz() { cargo fuzz "$1" --sanitizer "$sanitizer" "${@:2}"; }
+fuzz() { cargo fuzz "$1" --fuzz-dir tests/fuzz --sanitizer "$sanitizer" "${@:2}"; }
 
 for target in "${targets[@]}"; do
     if [ -n "$input" ]; then
@@ -72,14 +72,14 @@ for target in "${targets[@]}"; do
     fi
     step "$target, $seconds s"
     # What the fuzzer finds goes beside the corpus, which only --keep changes.
-    mkdir -p "$scratch/$target" "fuzz/corpus/$target"
-    fuzz run "$target" "$scratch/$target" "fuzz/corpus/$target" -- \
+    mkdir -p "$scratch/$target" "tests/fuzz/corpus/$target"
+    fuzz run "$target" "$scratch/$target" "tests/fuzz/corpus/$target" -- \
         -max_total_time="$seconds" -timeout=20 -rss_limit_mb=1024 -max_len=65536 -print_final_stats=1
     if [ "$keep" = yes ]; then
         mkdir "$scratch/kept"
-        fuzz run "$target" "$scratch/kept" "$scratch/$target" "fuzz/corpus/$target" -- -merge=1
-        rm -rf "fuzz/corpus/$target"
-        mv "$scratch/kept" "fuzz/corpus/$target"
+        fuzz run "$target" "$scratch/kept" "$scratch/$target" "tests/fuzz/corpus/$target" -- -merge=1
+        rm -rf "tests/fuzz/corpus/$target"
+        mv "$scratch/kept" "tests/fuzz/corpus/$target"
     fi
 done
 say "Nothing was found."

@@ -138,6 +138,9 @@ want zstd zstd
 want e2fsprogs mkfs.ext4
 want util-linux losetup
 want shellcheck shellcheck
+# For the client of resumable uploads, which npm brings from its lockfile.
+want nodejs node
+want npm npm
 want_static_busybox
 want_rust lint
 want_engine

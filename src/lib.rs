@@ -8,7 +8,8 @@
 //!   volumes                                volumes as wholes: made, resized, copied, restored
 //!   supervisor                             one owner task per container, effects, boot
 //!   access, network                        who may; which ports, which packets
-//!   engine  cgroup  store  files  console  adapters; none knows another
+//!   engine  cgroup  store  files  console  fetch
+//!                                          adapters; none knows another
 //!   domain, util                           pure; small tools. Know nothing of ours
 //! ```
 //! Beside them stand `config` (the file, read, checked and swapped whole; each part is given its own
@@ -27,6 +28,7 @@ mod config;
 mod console;
 mod domain;
 mod engine;
+mod fetch;
 mod files;
 mod network;
 mod panel;
@@ -37,7 +39,7 @@ mod telemetry;
 mod util;
 mod volumes;
 
-/// The door for the targets in `fuzz/`.
+/// The door for the targets in `tests/fuzz/`.
 #[cfg(fuzzing)]
 pub mod fuzzing {
     pub use crate::files::fuzzing::{path, unpack, unpack_tar};

@@ -84,6 +84,10 @@ impl FromRequestParts<AppState> for Auth {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, ApiError> {
+        // Asked about already, by a layer that had to know.
+        if let Some(auth) = parts.extensions.remove::<Self>() {
+            return Ok(auth);
+        }
         let auth = Self::check(state, &parts.headers).await?;
         // The vendor's header belongs to authorization, and is off with it.
         if *auth.principal() != Principal::Anonymous && !accepts_vendor(&parts.headers) {

@@ -237,6 +237,24 @@ impl From<FileError> for ApiError {
             FileError::TooSmall { .. } => Self::field("size", text),
             FileError::VolumeUnavailable => Self::unavailable("volume_unavailable", text),
             FileError::BackendUnusable { .. } => Self::unavailable("quota_backend_unusable", text),
+            FileError::OperationNotStored => {
+                Self::unavailable("busy", "too many changes wait to be stored")
+            }
+            FileError::Fetch { .. } => Self::new(StatusCode::BAD_GATEWAY, "fetch_failed", text),
+            FileError::NoUpload => Self::not_found(text),
+            FileError::UploadLocked => Self::new(StatusCode::LOCKED, "upload_locked", text),
+            FileError::OffsetMismatch { .. } => conflict("offset_mismatch"),
+            FileError::UploadIncomplete => conflict("upload_incomplete"),
+            FileError::ChecksumMismatch => {
+                Self::new(checksum_mismatch(), "checksum_mismatch", text)
+            }
+            FileError::UploadTooLarge { .. } => {
+                Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", text)
+            }
+            FileError::TooManyUploads => {
+                let message = "too many uploads to this volume are unfinished";
+                Self::too_many("too_many_uploads", message, RETRY_SOON)
+            }
             FileError::Store { .. } | FileError::Backing { .. } | FileError::Io { .. } => {
                 Self::internal(error)
             }
@@ -254,6 +272,11 @@ impl From<VolumesError> for ApiError {
             VolumesError::Stopping => Self::unavailable("stopping", "lightd is stopping"),
         }
     }
+}
+
+/// The status that the protocol of resumable uploads made up.
+fn checksum_mismatch() -> StatusCode {
+    StatusCode::from_u16(460).expect("invariant: a number of three digits is a status")
 }
 
 impl From<ConfigError> for ApiError {

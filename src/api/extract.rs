@@ -58,7 +58,7 @@ where
     }
 }
 
-async fn read_body(request: Request, limit_bytes: usize) -> Result<Bytes, ApiError> {
+pub(super) async fn read_body(request: Request, limit_bytes: usize) -> Result<Bytes, ApiError> {
     let number = |text: &HeaderValue| text.to_str().ok()?.parse::<usize>().ok();
     let announced = request.headers().get(header::CONTENT_LENGTH).and_then(number);
     let waits_for_leave = request.headers().contains_key(header::EXPECT);

@@ -98,6 +98,22 @@ impl ApiError {
         Self::new(StatusCode::RANGE_NOT_SATISFIABLE, "range_not_satisfiable", message)
     }
 
+    /// 412 for a client that speaks another version of the protocol of resumable uploads.
+    pub(crate) fn tus_version() -> Self {
+        let message = "the header Tus-Resumable: 1.0.0 is needed";
+        Self::new(StatusCode::PRECONDITION_FAILED, "tus_version", message)
+    }
+
+    pub(crate) fn unsupported_media_type(message: &'static str) -> Self {
+        Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", message)
+    }
+
+    /// 422 for a key that was sent with another request.
+    pub(crate) fn idempotency_key_reused() -> Self {
+        let message = "this Idempotency-Key was sent with another request";
+        Self::new(StatusCode::UNPROCESSABLE_ENTITY, "idempotency_key_reused", message)
+    }
+
     pub(crate) fn unauthorized(message: &'static str) -> Self {
         Self::new(StatusCode::UNAUTHORIZED, "unauthorized", message)
     }

@@ -144,7 +144,11 @@ pub(super) async fn origin(
             let headers = response.headers_mut();
             headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
             headers.append(header::VARY, HeaderValue::from_static("origin"));
-            let exposed = HeaderValue::from_static("x-request-id, retry-after, etag");
+            let exposed = HeaderValue::from_static(
+                "x-request-id, retry-after, etag, idempotent-replayed, location, tus-resumable, \
+                 tus-version, tus-extension, tus-max-size, tus-checksum-algorithm, upload-offset, \
+                 upload-length, upload-defer-length, upload-metadata, upload-concat, upload-expires",
+            );
             headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, exposed);
             response
         }
@@ -184,7 +188,12 @@ fn preflight(origin: HeaderValue) -> Response {
         ),
         (
             header::ACCESS_CONTROL_ALLOW_HEADERS,
-            fixed("authorization, accept, content-type, x-request-id, if-match, range"),
+            fixed(
+                "authorization, accept, content-type, x-request-id, x-requested-with, \
+                 x-http-method-override, idempotency-key, if-match, if-none-match, range, \
+                 tus-resumable, upload-offset, upload-length, upload-defer-length, \
+                 upload-metadata, upload-concat, upload-checksum",
+            ),
         ),
         (header::ACCESS_CONTROL_MAX_AGE, fixed("600")),
         (header::VARY, fixed("origin")),

@@ -14,6 +14,7 @@ mod auth;
 mod error;
 mod extract;
 mod failure;
+mod idempotency;
 mod layers;
 mod linger;
 mod native;
@@ -27,12 +28,15 @@ use axum::middleware::{from_fn, from_fn_with_state};
 use tower_http::catch_panic::CatchPanicLayer;
 
 use self::error::ApiError;
+pub(crate) use self::idempotency::Idempotency;
 pub(crate) use self::state::{AppState, Services};
 pub(crate) use self::ws::Sockets;
 
 /// Everything lightd answers.
 pub(crate) fn router(state: AppState) -> Router {
-    let quick = native::quick_routes().route_layer(from_fn(layers::deadline));
+    let quick = native::quick_routes()
+        .route_layer(from_fn_with_state(state.clone(), idempotency::idempotent))
+        .route_layer(from_fn(layers::deadline));
     let routes = quick.merge(native::long_routes()).merge(ws::routes());
     with_layers(with_fallbacks(routes), &state).with_state(state)
 }

@@ -8,10 +8,12 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::extract::BodyLimit;
+use super::idempotency::Idempotency;
 use super::ws::Sockets;
 use crate::access::Access;
 use crate::config::live::Live;
 use crate::engine::Health;
+use crate::fetch::Fetcher;
 use crate::files::Files;
 use crate::files::operation::Operations;
 use crate::network::pool::PortPool;
@@ -34,6 +36,8 @@ pub(crate) struct Services {
     pub(crate) store: Store,
     pub(crate) engine_health: watch::Receiver<Health>,
     pub(crate) sockets: Sockets,
+    pub(crate) fetcher: Fetcher,
+    pub(crate) idempotency: Idempotency,
     pub(crate) began: Instant,
     /// Ends every socket.
     pub(crate) stop: CancellationToken,

@@ -20,6 +20,7 @@ use std::time::Duration;
 
 use axum_server::Handle;
 use axum_server::tls_rustls::RustlsConfig;
+use futures_util::FutureExt as _;
 use tokio::sync::{Notify, Semaphore, broadcast};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -30,7 +31,10 @@ use crate::access::Access;
 use crate::api::{self, AppState};
 use crate::config::Config;
 use crate::config::live::Live;
+use crate::domain::operation::OperationView;
+use crate::domain::units::UnixSeconds;
 use crate::engine::Engine;
+use crate::fetch::Fetcher;
 use crate::files::Files;
 use crate::files::operation::Operations;
 use crate::network::isolation::Isolation;
@@ -39,6 +43,7 @@ use crate::panel::Panel;
 use crate::store::{Store, StoreError};
 use crate::supervisor::{Registry, Services};
 use crate::telemetry::Telemetry;
+use crate::util::chain::Chain;
 use crate::util::secret::Sealer;
 use crate::volumes::{LeftOver, Volumes};
 
@@ -121,16 +126,19 @@ impl App {
         ports.seed(parts::port_seeds(config)).await.map_err(AppError::Ports)?;
         let host_was_restarted = note_host_boot(&store).await.map_err(AppError::Store)?;
         tracing::info!(containers, host_was_restarted, "the store is open");
+        let operations = stored_operations(&store).await.map_err(AppError::Store)?;
         let state = AppState::new(api::Services {
             access: Access::new(store.clone(), levers.access.subscribe()),
             ports,
             files,
             volumes,
-            operations: Operations::default(),
+            operations,
             panel: Arc::new(Panel::new(store.clone(), levers.panel.subscribe())),
             config: live,
             engine_health: registry.services().engine.health(),
             sockets: api::Sockets::default(),
+            fetcher: Fetcher::default(),
+            idempotency: api::Idempotency::default(),
             began: Instant::now(),
             stop,
             supervisor: registry,
@@ -162,6 +170,8 @@ impl App {
         tasks.spawn(async move { volumes.take_up(left_over).await });
         let (volumes, until) = (state.volumes.clone(), stop());
         tasks.spawn(async move { volumes.watch(until).await });
+        let (files, live) = (state.files.clone(), Arc::clone(&state.config));
+        tasks.spawn(tasks::expire_uploads(files, live, stop()));
     }
 
     /// The server, listening; the future ends when the handle shuts it down.
@@ -198,6 +208,7 @@ impl App {
                 self.state.sockets.drained(),
                 self.state.operations.shutdown(),
                 self.state.volumes.shutdown(),
+                self.state.idempotency.drained(),
                 self.state.supervisor.wind_down(OWNERS_END)
             )
         };
@@ -246,6 +257,29 @@ fn services(
         began: Instant::now(),
         stop: stop.clone(),
     }
+}
+
+/// Operations as earlier runs have left them, each stored again when it changes.
+async fn stored_operations(store: &Store) -> Result<Operations, StoreError> {
+    let now = UnixSeconds::now();
+    let interrupt = store.write("end operations", move |tx| tx.interrupt_operations(now));
+    let past = interrupt.await?;
+    let store = store.clone();
+    let save = move |view: OperationView| {
+        let store = store.clone();
+        async move {
+            let stored = store.write("store an operation", move |tx| tx.save_operation(&view));
+            match stored.await {
+                Ok(()) => true,
+                Err(error) => {
+                    tracing::warn!(error = %Chain(&error), "an operation is not stored");
+                    false
+                }
+            }
+        }
+        .boxed()
+    };
+    Ok(Operations::new(past, Arc::new(save)))
 }
 
 async fn load_tls(cert: &Path, key: &Path) -> Result<RustlsConfig, AppError> {

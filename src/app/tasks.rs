@@ -15,6 +15,7 @@ use crate::access::AccessSettings;
 use crate::config::Config;
 use crate::config::live::Live;
 use crate::engine::Health;
+use crate::files::Files;
 use crate::network::isolation::{Isolation, IsolationStatus};
 use crate::network::pool::PortPool;
 use crate::panel::PanelSettings;
@@ -26,6 +27,8 @@ use crate::volumes::VolumeSettings;
 /// The rules and the bridge are set again so often: a reload of the host's firewall takes them away.
 const ISOLATION_EVERY: Duration = Duration::from_secs(300);
 const ISOLATION_AGAIN: Duration = Duration::from_secs(10);
+/// How often resumable uploads are looked through for expired ones, at most.
+const EXPIRE_EVERY: Duration = Duration::from_secs(600);
 
 /// Reads the configuration again whenever it is asked to.
 pub(super) async fn reload_on(asked: Arc<Notify>, live: Arc<Live>, stop: CancellationToken) {
@@ -117,5 +120,19 @@ pub(super) async fn keep_isolation(
 async fn ensure(isolation: &Isolation) {
     if let Err(error) = isolation.ensure().await {
         tracing::error!(error = %Chain(&error), "the containers' isolation does not stand");
+    }
+}
+
+/// Gives up resumable uploads that nobody goes on with.
+pub(super) async fn expire_uploads(files: Files, live: Arc<Live>, stop: CancellationToken) {
+    loop {
+        let expire_after = live.current().uploads.expire_after;
+        if let Err(error) = files.expire_resumables(expire_after).await {
+            tracing::warn!(error = %Chain(&error), "expired uploads stay behind");
+        }
+        let pause = (expire_after / 4).clamp(Duration::from_secs(1), EXPIRE_EVERY);
+        if stop.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
+            return;
+        }
     }
 }

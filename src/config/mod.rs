@@ -44,6 +44,8 @@ pub(crate) struct Config {
     pub(crate) archives: Archives,
     pub(crate) quota: Quota,
     pub(crate) snapshots: Snapshots,
+    pub(crate) uploads: Uploads,
+    pub(crate) pulls: Pulls,
     pub(crate) remote: Remote,
     pub(crate) log: Log,
     /// What all of the above was made from; shown, and compared at a reload.
@@ -168,6 +170,19 @@ pub(crate) struct Quota {
     /// `None`: the best that works.
     pub(crate) backend: Option<QuotaBackend>,
     pub(crate) on_exceeded: OnExceeded,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Uploads {
+    pub(crate) max_bytes: u64,
+    pub(crate) max_unfinished: usize,
+    pub(crate) expire_after: Duration,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pulls {
+    pub(crate) max_bytes: u64,
+    pub(crate) timeout: Duration,
 }
 
 #[derive(Clone, Debug)]

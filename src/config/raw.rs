@@ -28,6 +28,8 @@ pub(crate) struct Raw {
     pub(crate) archives: Archives,
     pub(crate) quota: Quota,
     pub(crate) snapshots: Snapshots,
+    pub(crate) uploads: Uploads,
+    pub(crate) pulls: Pulls,
     pub(crate) remote: Remote,
     pub(crate) ssh: Ssh,
     pub(crate) dialects: Dialects,
@@ -188,6 +190,26 @@ pub(crate) enum QuotaChoice {
     Soft,
 }
 
+/// Uploads that can go on where they broke off.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Uploads {
+    /// The longest one.
+    pub(crate) max_bytes: u64,
+    /// Per volume.
+    pub(crate) max_unfinished: u64,
+    /// After so long without a byte one is given up.
+    pub(crate) expire_after: Span,
+}
+
+/// Files that are fetched from elsewhere.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Pulls {
+    pub(crate) max_bytes: u64,
+    pub(crate) timeout: Span,
+}
+
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Remote {
@@ -332,6 +354,22 @@ impl Default for Archives {
 impl Default for Snapshots {
     fn default() -> Self {
         Self { max_per_volume: 10 }
+    }
+}
+
+impl Default for Uploads {
+    fn default() -> Self {
+        Self {
+            max_bytes: 100 * 1024 * MIB,
+            max_unfinished: 256,
+            expire_after: Span(Duration::from_secs(24 * 3600)),
+        }
+    }
+}
+
+impl Default for Pulls {
+    fn default() -> Self {
+        Self { max_bytes: 64 * 1024 * MIB, timeout: Span(Duration::from_secs(2 * 3600)) }
     }
 }
 

@@ -24,6 +24,8 @@ pub(super) const LIVE: &[&str] = &[
     "archives",
     "quota",
     "snapshots",
+    "uploads",
+    "pulls",
     "remote",
     "log.level",
 ];

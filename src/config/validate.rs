@@ -14,7 +14,8 @@ use super::error::ConfigProblem;
 use super::raw::{self, Raw};
 use super::{
     Archives, Authorization, Config, Console, DefaultLimits, Docker, HostService, Install, Log,
-    Network, PortSeed, Quota, Remote, RemotePanel, RunAs, Server, Snapshots, Storage, TlsFiles,
+    Network, PortSeed, Pulls, Quota, Remote, RemotePanel, RunAs, Server, Snapshots, Storage,
+    TlsFiles, Uploads,
 };
 use crate::domain::access;
 use crate::domain::quota::QuotaBackend;
@@ -111,9 +112,23 @@ pub(super) fn validate(raw: Raw, problems: &mut Vec<ConfigProblem>) -> Config {
                 10_000,
             ),
         },
+        uploads: uploads(&raw.uploads, &mut check),
+        pulls: Pulls {
+            max_bytes: check.within("pulls.max_bytes", raw.pulls.max_bytes, 1, 1 << 50),
+            timeout: check.span("pulls.timeout", raw.pulls.timeout.0, "1s", "7d"),
+        },
         remote: remote(&raw.remote, &mut check),
         log: Log { format: raw.log.format, level: raw.log.level },
         raw,
+    }
+}
+
+fn uploads(raw: &raw::Uploads, check: &mut Check<'_>) -> Uploads {
+    let most = check.within("uploads.max_unfinished", raw.max_unfinished, 1, 1 << 16);
+    Uploads {
+        max_bytes: check.within("uploads.max_bytes", raw.max_bytes, 1, 1 << 50),
+        max_unfinished: usize::try_from(most).unwrap_or(usize::MAX),
+        expire_after: check.span("uploads.expire_after", raw.expire_after.0, "1s", "30d"),
     }
 }
 

@@ -10,6 +10,7 @@ pub(crate) mod event;
 pub(crate) mod ids;
 pub(crate) mod lifecycle;
 pub(crate) mod observed;
+pub(crate) mod operation;
 pub(crate) mod panel_update;
 pub(crate) mod path;
 pub(crate) mod quota;

@@ -38,7 +38,9 @@ impl<'de> Deserialize<'de> for Span {
 
 impl Serialize for Span {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
-        to.collect_str(&humantime::format_duration(self.0))
+        // Its words for days are not among the units that are read.
+        let text = humantime::format_duration(self.0).to_string();
+        to.serialize_str(&text.replace("days", "d").replace("day", "d").replace(' ', ""))
     }
 }
 

@@ -7,7 +7,7 @@
 use std::ffi::CStr;
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::PoisonError;
 
 use rustix::fs::{FileType, Mode, OFlags, Stat as RawStat};
@@ -23,7 +23,7 @@ use super::volume::{Place, Stat, Volume, rename_to_new};
 use crate::domain::path::{InvalidPath, RelPath};
 
 pub(super) const CHUNK_BYTES: usize = 64 * 1024;
-const DEFAULT_MODE: u32 = 0o644;
+pub(super) const DEFAULT_MODE: u32 = 0o644;
 /// The name of the one thing made in a staging folder.
 pub(super) const STAGED: &CStr = c"new";
 
@@ -66,16 +66,9 @@ impl Volume {
         content: &mut dyn Read,
         mode: &WriteMode,
     ) -> Result<Written, FileError> {
-        let target = self.place_with_parents(path)?;
-        let real;
-        let target = match self.behind_link(&target, path)? {
-            None => target,
-            Some((dir, behind)) => {
-                real = behind;
-                let (_, name) = real.split_last().ok_or(InvalidPath::Empty)?;
-                Place { dir, name }
-            }
-        };
+        let (dir, real) = self.write_target(path)?;
+        let (_, name) = real.split_last().ok_or(InvalidPath::Empty)?;
+        let target = Place { dir, name };
         // Known refusals come before the sender's gigabytes.
         let old = self.check_target(&target, path, mode)?;
         let staging = Staging::new(self.root())?;
@@ -89,6 +82,16 @@ impl Volume {
         Ok(Written { size, is_new, etag })
     }
 
+    /// The folder that a write to `path` goes to, made if it is missing, and the path that is written,
+    /// which is another one where a link stands.
+    pub(super) fn write_target(&self, path: &RelPath) -> Result<(OwnedFd, RelPath), FileError> {
+        let target = self.place_with_parents(path)?;
+        match self.behind_link(&target, path)? {
+            Some(behind) => Ok(behind),
+            None => Ok((target.dir, path.clone())),
+        }
+    }
+
     /// Renames a finished file from its staging folder into place; whether there was none before.
     pub(super) fn commit(
         &self,
@@ -97,19 +100,29 @@ impl Volume {
         path: &RelPath,
         mode: &WriteMode,
     ) -> Result<bool, FileError> {
-        let old = {
-            let _held = self.commit.lock().unwrap_or_else(PoisonError::into_inner);
-            let old = self.check_target(target, path, mode)?;
-            if mode.create_only {
-                rename_to_new(staging.dir(), STAGED, &target.dir, target.name)
-            } else {
-                rustix::fs::renameat(staging.dir(), STAGED, &target.dir, target.name)
-            }
-            .during("write", path)?;
-            old
-        };
+        let old = self.commit_from((staging.dir(), STAGED), target, path, mode)?;
         self.flush(&target.dir).during("write", path)?;
         Ok(old.is_none())
+    }
+
+    /// As [`Volume::commit`] from any private folder and name, and without the flush of the folder it
+    /// ends in. Returns what was there before.
+    pub(super) fn commit_from(
+        &self,
+        (from_dir, from_name): (BorrowedFd<'_>, &CStr),
+        target: &Place<'_>,
+        path: &RelPath,
+        mode: &WriteMode,
+    ) -> Result<Option<RawStat>, FileError> {
+        let _held = self.commit.lock().unwrap_or_else(PoisonError::into_inner);
+        let old = self.check_target(target, path, mode)?;
+        if mode.create_only {
+            rename_to_new(from_dir, from_name, &target.dir, target.name)
+        } else {
+            rustix::fs::renameat(from_dir, from_name, &target.dir, target.name)
+        }
+        .during("write", path)?;
+        Ok(old)
     }
 
     /// Permissions, owner and safety on disk for a file that is complete.
@@ -119,7 +132,7 @@ impl Volume {
         self.flush(file)
     }
 
-    fn flush(&self, fd: impl AsFd) -> Result<(), Errno> {
+    pub(super) fn flush(&self, fd: impl AsFd) -> Result<(), Errno> {
         if self.fsync { rustix::fs::fsync(fd) } else { Ok(()) }
     }
 

@@ -30,8 +30,10 @@ use crate::domain::path::RelPath;
 
 /// How deep a tree may be to be copied: each level holds one more folder open.
 const MAX_COPY_DEPTH: usize = 128;
-/// Files that wait for a thread. Each holds its folder open.
-const LEAVES_AHEAD: usize = 64;
+/// Files of one folder that a thread takes at once, and how many times as much may wait. What waits
+/// holds its folder open.
+const LEAVES_AT_ONCE: usize = 32;
+const LEAVES_AHEAD: usize = 16;
 /// How much is copied between two looks at the cancel flag.
 const COPY_STEP_BYTES: u64 = 8 << 20;
 
@@ -126,11 +128,10 @@ impl Pair {
     }
 }
 
-/// Something to copy in a folder.
-struct Leaf {
+/// What to copy in a folder.
+struct Leaves {
     within: Arc<Pair>,
-    name: CString,
-    stat: RawStat,
+    names: Vec<(CString, RawStat)>,
 }
 
 impl<'a> Copier<'a> {
@@ -145,13 +146,15 @@ impl<'a> Copier<'a> {
         to_name: &CStr,
         path: &RelPath,
     ) -> Result<(), FileError> {
-        let copy = |buffer: &mut Vec<u8>, Leaf { within, name, stat }: Leaf| {
-            self.progress.check()?;
-            let (source, target) = ((within.from.as_fd(), &*name), (within.to.as_fd(), &*name));
-            match self.leaf(source, target, &stat, buffer) {
-                // Gone, or something else by now: a copy of a live folder is of what stays.
-                Err(error) if is_moved(&error) => {}
-                outcome => drop(outcome.during_tree(path)?),
+        let copy = |buffer: &mut Vec<u8>, Leaves { within, names }: Leaves| {
+            for (name, stat) in names {
+                self.progress.check()?;
+                let (source, target) = ((within.from.as_fd(), &*name), (within.to.as_fd(), &*name));
+                match self.leaf(source, target, &stat, buffer) {
+                    // Gone, or something else by now: a copy of a live folder is of what stays.
+                    Err(error) if is_moved(&error) => {}
+                    outcome => drop(outcome.during_tree(path)?),
+                }
             }
             within.release().during_tree(path)
         };
@@ -172,13 +175,21 @@ impl<'a> Copier<'a> {
         &self,
         from: &OwnedFd,
         to: OwnedFd,
-        give: &mut dyn FnMut(Leaf) -> bool,
+        give: &mut dyn FnMut(Leaves) -> bool,
     ) -> io::Result<()> {
         let mut pairs = vec![Pair::new(from, to, rustix::fs::fstat(from)?)?];
+        let mut names = Vec::new();
         let mut walk = Walk::new(from.as_fd()).map_err(FileError::into_io)?;
         while let Some(visit) = walk.next().map_err(FileError::into_io)? {
             self.progress.check().map_err(FileError::into_io)?;
             let Some(pair) = pairs.last() else { break };
+            let is_leaf = matches!(visit, Visit::Leaf { .. });
+            if (!is_leaf && !names.is_empty()) || names.len() == LEAVES_AT_ONCE {
+                let names = std::mem::take(&mut names);
+                if !give(Leaves { within: Arc::clone(pair), names }) {
+                    return Ok(());
+                }
+            }
             match visit {
                 Visit::Enter { name, stat } => {
                     if pairs.len() >= MAX_COPY_DEPTH {
@@ -195,13 +206,12 @@ impl<'a> Copier<'a> {
                         Err(errno) => return Err(errno.into()),
                     }
                 }
-                Visit::Leaf { name, stat } => {
-                    if !give(Leaf { within: Arc::clone(pair), name, stat }) {
-                        return Ok(());
-                    }
-                }
+                Visit::Leaf { name, stat } => names.push((name, stat)),
                 Visit::Leave => pairs.pop().map_or(Ok(()), Pair::release)?,
             }
+        }
+        if let Some(pair) = pairs.last() {
+            give(Leaves { within: Arc::clone(pair), names });
         }
         pairs.into_iter().rev().try_for_each(Pair::release)
     }

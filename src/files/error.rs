@@ -57,6 +57,25 @@ pub(crate) enum FileError {
     Busy { path: String },
     #[error("too many operations are running")]
     TooManyOperations,
+    #[error("there is no such upload, or it has expired")]
+    NoUpload,
+    #[error("another request works on this upload")]
+    UploadLocked,
+    #[error("the upload stands at {offset}")]
+    OffsetMismatch { offset: u64 },
+    #[error("the checksum is not that of what has arrived")]
+    ChecksumMismatch,
+    #[error("a part of the upload has not arrived")]
+    UploadIncomplete,
+    #[error("the upload must not be longer than {limit_bytes} bytes")]
+    UploadTooLarge { limit_bytes: u64 },
+    #[error("too many uploads to this volume are unfinished")]
+    TooManyUploads,
+    #[error("the operation could not be stored")]
+    OperationNotStored,
+    /// What was to be fetched from elsewhere; the reason is fit for the outside.
+    #[error("{reason}")]
+    Fetch { reason: String },
     /// The caller's reader failed, not the volume.
     #[error("the data for {path} broke off")]
     Input { path: String, source: io::Error },

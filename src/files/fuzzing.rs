@@ -1,4 +1,4 @@
-//! The door for the fuzz targets in `fuzz/`, which is only there when they are built.
+//! The door for the fuzz targets in `tests/fuzz/`, which is only there when they are built.
 //!
 //! Each call is one trial; it panics if a promise is broken. Checksums are not compared in such a build
 //! (a fuzzer would not get past them).

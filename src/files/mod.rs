@@ -17,19 +17,24 @@ pub(crate) mod backing;
 pub(crate) mod claims;
 pub(crate) mod content;
 mod copy;
+pub(crate) mod digest;
 mod error;
 #[cfg(fuzzing)]
 pub(crate) mod fuzzing;
 mod lifecycle;
+pub(crate) mod listing;
 pub(crate) mod operation;
 mod progress;
 mod quota;
 pub(crate) mod replica;
 mod resolve;
+pub(crate) mod resumable;
+pub(crate) mod search;
 pub(crate) mod snapshots;
 mod staging;
 mod threads;
 mod tree;
+pub(crate) mod upload;
 pub(crate) mod usage;
 pub(crate) mod volume;
 mod walk;
@@ -59,6 +64,7 @@ use claims::Claims;
 use error::During;
 use quota::Budgets;
 use resolve::{Resolver, make_folder, open_folder};
+use resumable::Locks;
 use staging::{is_dot, is_own, is_reserved, own_mark, remove_tree};
 
 const DELETING_PREFIX: &str = ".deleting-";
@@ -73,6 +79,10 @@ pub(crate) enum Lane {
     Transfer,
     /// Reads or writes whole trees.
     Heavy,
+    /// Reads much for a caller who waits.
+    Scan,
+    /// Reads trees for as long as its client takes them in.
+    Stream,
 }
 
 #[derive(Clone, Debug)]
@@ -104,6 +114,9 @@ struct Inner {
     quick: Arc<Semaphore>,
     transfer: Arc<Semaphore>,
     heavy: Arc<Semaphore>,
+    scan: Arc<Semaphore>,
+    stream: Arc<Semaphore>,
+    resumable_locks: Locks,
 }
 
 impl Files {
@@ -129,6 +142,9 @@ impl Files {
             quick: Arc::new(Semaphore::new(16)),
             transfer: Arc::new(Semaphore::new(64)),
             heavy: Arc::new(Semaphore::new(4)),
+            scan: Arc::new(Semaphore::new(4)),
+            stream: Arc::new(Semaphore::new(8)),
+            resumable_locks: Locks::default(),
         })))
     }
 
@@ -164,9 +180,20 @@ impl Files {
         progress: Progress,
         work: impl FnOnce(&Volume, &Progress) -> Result<T, FileError> + Send + 'static,
     ) -> Result<T, FileError> {
+        self.run_long_in(Lane::Heavy, volume, progress, work).await
+    }
+
+    /// As [`Files::run_long`], in the queue for its kind of work.
+    pub(crate) async fn run_long_in<T: Send + 'static>(
+        &self,
+        lane: Lane,
+        volume: VolumeId,
+        progress: Progress,
+        work: impl FnOnce(&Volume, &Progress) -> Result<T, FileError> + Send + 'static,
+    ) -> Result<T, FileError> {
         let (began, has_begun) = tokio::sync::oneshot::channel();
         let seen = progress.clone();
-        let run = self.run_in(Lane::Heavy, volume, move |volume| {
+        let run = self.run_in(lane, volume, move |volume| {
             // Nobody listens once it has been cancelled, which the check sees.
             began.send(()).ok();
             progress.check()?;
@@ -226,6 +253,36 @@ impl Files {
         .await
     }
 
+    /// Who works on which resumable upload.
+    pub(crate) fn resumable_locks(&self) -> &Locks {
+        &self.0.resumable_locks
+    }
+
+    /// Removes resumable uploads of all volumes that nothing was added to for so long.
+    pub(crate) async fn expire_resumables(
+        &self,
+        expire_after: std::time::Duration,
+    ) -> Result<(), FileError> {
+        self.blocking(Lane::Quick, move |inner| {
+            for_each_name(&inner.volumes, |name| {
+                let Some(id) = name.to_str().ok().and_then(VolumeId::parse) else { return };
+                let volume = inner.open(id);
+                let expired = volume.and_then(|volume| {
+                    volume.expire_resumables(expire_after, &inner.resumable_locks)
+                });
+                match expired {
+                    Ok(0) | Err(FileError::NoVolume { .. }) => {}
+                    Ok(count) => tracing::info!(volume = %id, count, "uploads have expired"),
+                    Err(error) => {
+                        tracing::warn!(volume = %id, %error, "could not remove expired uploads");
+                    }
+                }
+            })
+            .during("sweep", &"the folder of volumes")
+        })
+        .await
+    }
+
     async fn blocking<T: Send + 'static>(
         &self,
         lane: Lane,
@@ -235,6 +292,8 @@ impl Files {
             Lane::Quick => &self.0.quick,
             Lane::Transfer => &self.0.transfer,
             Lane::Heavy => &self.0.heavy,
+            Lane::Scan => &self.0.scan,
+            Lane::Stream => &self.0.stream,
         };
         let permit = Arc::clone(lane).acquire_owned().await;
         let permit = permit.expect("invariant: no lane is ever closed");
@@ -285,7 +344,9 @@ impl Inner {
         let volume = open_folder(self.volumes.as_fd(), name)?;
         let mut outcome = Ok(());
         for_each_name(&volume, |name| {
-            if is_reserved(name.to_bytes()) && !is_own(name.to_bytes()) {
+            // Uploads that can go on after a crash have their own end.
+            let is_kept = name.to_bytes() == resumable::UPLOADS.as_bytes();
+            if is_reserved(name.to_bytes()) && !is_own(name.to_bytes()) && !is_kept {
                 let removed = remove_tree(volume.as_fd(), name, &Progress::default());
                 outcome = outcome.and(removed);
             }

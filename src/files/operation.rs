@@ -4,6 +4,9 @@
 //! changes go out on a broadcast, at most twice a second each, for screens only: whoever lags asks
 //! [`Operations::get`]. Finished operations stay for a while to be asked about, bounded in number and
 //! age. A panic in the work ends that operation as failed and nothing else.
+//!
+//! Beginning and end are handed to [`Save`] as well: the work begins only once it is stored that it has,
+//! so that after a crash there is no operation that was promised and is not known.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -12,84 +15,28 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
-use serde::{Serialize, Serializer};
-use tokio::sync::broadcast;
+use futures_util::future::BoxFuture;
+use tokio::sync::{broadcast, oneshot};
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
-use uuid::Uuid;
 
 use super::error::FileError;
 use super::progress::Progress;
 use crate::domain::ids::VolumeId;
+pub(crate) use crate::domain::operation::{
+    OperationId, OperationKind, OperationState, OperationView,
+};
 use crate::domain::units::UnixSeconds;
 use crate::util::chain::Chain;
 
 const MAX_RUNNING: usize = 64;
 const MAX_FINISHED: usize = 200;
-const KEPT: Duration = Duration::from_secs(3600);
+const KEPT: Duration = Duration::from_secs(24 * 3600);
 const REPORT_EVERY: Duration = Duration::from_millis(500);
 const EVENT_BACKLOG: usize = 256;
 
-/// Ids grow with time, so they also say which operation is older.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct OperationId(Uuid);
-
-impl OperationId {
-    pub(crate) fn parse(text: &str) -> Option<Self> {
-        Uuid::try_parse(text).ok().map(Self)
-    }
-}
-
-impl fmt::Display for OperationId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.hyphenated().fmt(f)
-    }
-}
-
-impl Serialize for OperationId {
-    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
-        to.collect_str(self)
-    }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum OperationKind {
-    Copy,
-    Compress,
-    Decompress,
-    Delete,
-    Snapshot,
-    Restore,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum OperationState {
-    Running,
-    Done,
-    Failed,
-    Cancelled,
-}
-
-/// An operation as it stands.
-#[derive(Clone, Debug, Serialize)]
-pub(crate) struct OperationView {
-    #[serde(rename = "operation_id")]
-    pub(crate) id: OperationId,
-    pub(crate) kind: OperationKind,
-    /// What is being worked on; whose screens want to know is whose container uses it.
-    #[serde(rename = "volume_id")]
-    pub(crate) volume: VolumeId,
-    pub(crate) state: OperationState,
-    pub(crate) done_bytes: u64,
-    /// 0 while it is not known.
-    pub(crate) total_bytes: u64,
-    pub(crate) entries: u64,
-    pub(crate) error: Option<String>,
-    pub(crate) started_at: UnixSeconds,
-    pub(crate) finished_at: Option<UnixSeconds>,
-}
+/// Stores how an operation stands; false if that could not be done.
+pub(crate) type Save = Arc<dyn Fn(OperationView) -> BoxFuture<'static, bool> + Send + Sync>;
 
 #[derive(Debug)]
 struct Operation {
@@ -121,32 +68,60 @@ impl Operation {
             total_bytes: self.progress.total_bytes(),
             entries: self.progress.entries(),
             error: end.and_then(|end| end.error.clone()),
+            result: self.progress.result(),
             started_at: self.started_at,
             finished_at: end.map(|end| end.at),
         }
     }
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) struct Operations {
     tasks: TaskTracker,
     all: Arc<Mutex<BTreeMap<OperationId, Operation>>>,
     changes: broadcast::Sender<OperationView>,
+    save: Save,
 }
 
-impl Default for Operations {
-    fn default() -> Self {
-        Self {
-            tasks: TaskTracker::new(),
-            all: Arc::default(),
-            changes: broadcast::Sender::new(EVENT_BACKLOG),
-        }
+impl fmt::Debug for Operations {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Operations").field("all", &self.all).finish_non_exhaustive()
     }
 }
 
 impl Operations {
+    /// Goes on from what earlier runs have left, all of which has ended.
+    pub(crate) fn new(past: Vec<OperationView>, save: Save) -> Self {
+        let ended = |view: OperationView| {
+            let progress = Progress::default();
+            progress.add_bytes(view.done_bytes);
+            progress.set_total_bytes(view.total_bytes);
+            progress.add_entries(view.entries);
+            if let Some(result) = view.result {
+                progress.set_result(result);
+            }
+            let at = view.finished_at.unwrap_or(view.started_at);
+            let end = End { state: view.state, error: view.error, at, since: Instant::now() };
+            let (id, kind, volume) = (view.id, view.kind, view.volume);
+            let started_at = view.started_at;
+            (id, Operation { id, kind, volume, progress, started_at, end: Some(end) })
+        };
+        Self {
+            tasks: TaskTracker::new(),
+            all: Arc::new(Mutex::new(past.into_iter().map(ended).collect())),
+            changes: broadcast::Sender::new(EVENT_BACKLOG),
+            save,
+        }
+    }
+
+    /// Nothing is stored.
+    #[cfg(test)]
+    pub(crate) fn in_memory() -> Self {
+        Self::new(Vec::new(), Arc::new(|_| Box::pin(async { true })))
+    }
+
     /// Starts `work` in the background. It must end soon after its progress is cancelled.
-    pub(crate) fn start<F, W>(
+    pub(crate) async fn start<F, W>(
         &self,
         kind: OperationKind,
         volume: VolumeId,
@@ -156,7 +131,7 @@ impl Operations {
         F: FnOnce(Progress) -> W + Send + 'static,
         W: Future<Output = Result<(), FileError>> + Send + 'static,
     {
-        let id = OperationId(Uuid::now_v7());
+        let id = OperationId::next();
         let progress = Progress::default();
         let view = {
             let mut all = self.lock();
@@ -172,11 +147,20 @@ impl Operations {
             all.insert(id, operation);
             view
         };
-        self.announce(view);
         let this = self.clone();
+        let (stored, is_stored) = oneshot::channel();
         let work = AssertUnwindSafe(async move { work(progress).await }).catch_unwind();
-        self.tasks.spawn(async move { this.watch(id, work).await });
-        Ok(id)
+        self.tasks.spawn(async move {
+            if !(this.save)(view.clone()).await {
+                this.lock().remove(&id);
+                return;
+            }
+            // Whoever asked for it may be gone; what is stored to run does run.
+            stored.send(()).ok();
+            this.announce(view);
+            this.watch(id, work).await;
+        });
+        is_stored.await.map(|()| id).map_err(|_| FileError::OperationNotStored)
     }
 
     /// Awaits the work and reports how far it is meanwhile.
@@ -205,6 +189,10 @@ impl Operations {
         };
         let (state, error) = match outcome {
             Ok(Ok(())) => (OperationState::Done, None),
+            Ok(Err(FileError::Cancelled)) if self.tasks.is_closed() => {
+                let why = "lightd was stopped before the work was done";
+                (OperationState::Interrupted, Some(why.to_owned()))
+            }
             Ok(Err(FileError::Cancelled)) => (OperationState::Cancelled, None),
             Ok(Err(error)) => {
                 tracing::info!(operation.id = %id, error = %Chain(&error), "operation failed");
@@ -215,10 +203,10 @@ impl Operations {
                 (OperationState::Failed, Some("an internal error ended it".to_owned()))
             }
         };
-        self.finish(id, state, error);
+        self.finish(id, state, error).await;
     }
 
-    fn finish(&self, id: OperationId, state: OperationState, error: Option<String>) {
+    async fn finish(&self, id: OperationId, state: OperationState, error: Option<String>) {
         let view = {
             let mut all = self.lock();
             let view = all.get_mut(&id).map(|operation| {
@@ -230,6 +218,9 @@ impl Operations {
             view
         };
         if let Some(view) = view {
+            if !(self.save)(view.clone()).await {
+                tracing::warn!(operation.id = %id, "the end of an operation could not be stored");
+            }
             self.announce(view);
         }
     }

@@ -23,6 +23,7 @@ struct Counters {
     entries: AtomicU64,
     cancel: CancellationToken,
     budget: OnceLock<Budget>,
+    result: OnceLock<serde_json::Value>,
 }
 
 impl Progress {
@@ -32,6 +33,19 @@ impl Progress {
 
     pub(crate) fn add_entry(&self) {
         self.0.entries.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn add_entries(&self, count: u64) {
+        self.0.entries.fetch_add(count, Ordering::Relaxed);
+    }
+
+    /// Says what the work has made. The first one counts.
+    pub(crate) fn set_result(&self, result: serde_json::Value) {
+        drop(self.0.result.set(result));
+    }
+
+    pub(super) fn result(&self) -> Option<serde_json::Value> {
+        self.0.result.get().cloned()
     }
 
     pub(crate) fn set_total_bytes(&self, bytes: u64) {
@@ -46,6 +60,13 @@ impl Progress {
     /// To be called before so many bytes are written to the volume.
     pub(crate) fn spend(&self, bytes: u64) -> Result<(), FileError> {
         self.0.budget.get().map_or(Ok(()), |budget| budget.take(bytes))
+    }
+
+    /// Gives back what will be free again when the work is done, such as a file that it replaces.
+    pub(super) fn credit(&self, bytes: u64) {
+        if let Some(budget) = self.0.budget.get() {
+            budget.give_back(bytes);
+        }
     }
 
     /// Whether so much could be written, for what announces its size.

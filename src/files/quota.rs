@@ -69,6 +69,11 @@ impl Budget {
         }
     }
 
+    pub(super) fn give_back(&self, bytes: u64) {
+        let more = |left: u64| Some(left.saturating_add(bytes));
+        self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok();
+    }
+
     pub(super) fn has_room_for(&self, bytes: u64) -> Result<(), FileError> {
         if self.left.load(Ordering::Relaxed) < bytes { Err(self.exceeded()) } else { Ok(()) }
     }

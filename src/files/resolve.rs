@@ -215,8 +215,20 @@ pub(super) fn read_handle(handle: &OwnedFd) -> Result<(File, Stat), Errno> {
         _ => return Err(Errno::NXIO),
     }
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let file = rustix::fs::open(proc_path(handle), flags, Mode::empty())?;
+    let name = handle.as_raw_fd().to_string();
+    let file = rustix::fs::openat(own_handles()?, name, flags, Mode::empty())?;
     Ok((File::from(file), stat))
+}
+
+/// The folder in `/proc` that names this process's handles. Held open: finding the way to it would be
+/// a third of what opening a file costs.
+fn own_handles() -> Result<&'static OwnedFd, Errno> {
+    static HANDLES: OnceLock<OwnedFd> = OnceLock::new();
+    if let Some(handles) = HANDLES.get() {
+        return Ok(handles);
+    }
+    let handles = rustix::fs::open("/proc/self/fd", HANDLE_ONLY, Mode::empty())?;
+    Ok(HANDLES.get_or_init(|| handles))
 }
 
 pub(super) fn proc_path(handle: &OwnedFd) -> String {

@@ -4,13 +4,9 @@
 //! last name of a path it does on the handle of the folder that holds it, so a link under that name is
 //! itself the object and never the way to another. A failed call leaves what was there.
 
-use std::cmp::Ordering;
-use std::collections::BinaryHeap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex};
 
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use rustix::fs::{FileType, Mode, OFlags, RenameFlags, Stat as RawStat};
 use rustix::io::Errno;
 use rustix::path::Arg;
@@ -21,13 +17,10 @@ use super::error::{During, FileError, refuse_reserved, shown};
 use super::progress::Progress;
 use super::quota::Budgets;
 use super::resolve::{DIRECTORY, HANDLE_ONLY, Owner, Resolver, kind_of, proc_path, stat_name};
-use super::staging::{Staging, is_dot, is_reserved};
+use super::staging::Staging;
 use crate::domain::ids::VolumeId;
 use crate::domain::path::{InvalidPath, RelPath};
 use crate::domain::units::UnixSeconds;
-
-/// The most entries one page of a listing holds.
-pub(crate) const MAX_PAGE: usize = 10_000;
 
 #[derive(Debug)]
 pub(crate) struct Volume {
@@ -63,25 +56,6 @@ pub(crate) struct Stat {
     pub(crate) modified_at: UnixSeconds,
     /// Changes with every write; equal tags mean equal content.
     pub(crate) etag: String,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Entry {
-    pub(crate) name: String,
-    pub(crate) stat: Stat,
-}
-
-#[derive(Clone, Debug)]
-pub(crate) struct Page {
-    pub(crate) limit: usize,
-    pub(crate) cursor: Option<String>,
-}
-
-#[derive(Clone, Debug)]
-pub(crate) struct Listing {
-    pub(crate) entries: Vec<Entry>,
-    /// Where the next page begins; `None` on the last one.
-    pub(crate) next: Option<String>,
 }
 
 /// A name and the open folder that holds it.
@@ -148,30 +122,6 @@ impl Volume {
         refuse_reserved(path)?;
         let handle = self.resolver.open(self.root(), path, HANDLE_ONLY).during("look at", path)?;
         Ok(Stat::of(&rustix::fs::fstat(&handle).during("look at", path)?))
-    }
-
-    /// Lists a folder: folders first, then by name. Takes memory for one page, however large the
-    /// folder is.
-    pub(crate) fn list(&self, path: &RelPath, page: &Page) -> Result<Listing, FileError> {
-        let dir = self.open_dir(path)?;
-        let after = page.cursor.as_deref().map(SortKey::from_cursor).transpose()?;
-        let limit = page.limit.clamp(1, MAX_PAGE);
-        let mut keys = first_names(&dir, after.as_ref(), limit + 1).during("list", path)?;
-        let has_more = keys.len() > limit;
-        keys.truncate(limit);
-        let next = if has_more { keys.last().map(SortKey::to_cursor) } else { None };
-        let mut entries = Vec::with_capacity(keys.len());
-        for key in keys {
-            match stat_name(&dir, key.name.as_slice()) {
-                Ok(raw) => entries.push(Entry {
-                    name: String::from_utf8_lossy(&key.name).into_owned(),
-                    stat: Stat::of(&raw),
-                }),
-                Err(Errno::NOENT) => {}
-                Err(errno) => return Err(errno).during("list", path),
-            }
-        }
-        Ok(Listing { entries, next })
     }
 
     /// Makes a folder and its parents; one that exists is as good.
@@ -303,72 +253,4 @@ pub(super) fn rename_to_new(
         },
         outcome => outcome,
     }
-}
-
-/// Where an entry stands in a listing.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct SortKey {
-    is_folder: bool,
-    name: Vec<u8>,
-}
-
-impl Ord for SortKey {
-    fn cmp(&self, other: &Self) -> Ordering {
-        other.is_folder.cmp(&self.is_folder).then_with(|| self.name.cmp(&other.name))
-    }
-}
-
-impl PartialOrd for SortKey {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl SortKey {
-    fn to_cursor(&self) -> String {
-        let mark = if self.is_folder { b"d" } else { b"f" };
-        URL_SAFE_NO_PAD.encode([mark.as_slice(), &self.name].concat())
-    }
-
-    fn from_cursor(cursor: &str) -> Result<Self, FileError> {
-        let bytes = URL_SAFE_NO_PAD.decode(cursor).map_err(|_| FileError::InvalidCursor)?;
-        match bytes.split_first() {
-            Some((b'd', name)) => Ok(Self { is_folder: true, name: name.to_vec() }),
-            Some((b'f', name)) => Ok(Self { is_folder: false, name: name.to_vec() }),
-            _ => Err(FileError::InvalidCursor),
-        }
-    }
-}
-
-/// The first `count` names after `after`, in order.
-fn first_names(
-    dir: &OwnedFd,
-    after: Option<&SortKey>,
-    count: usize,
-) -> Result<Vec<SortKey>, Errno> {
-    let mut first = BinaryHeap::new();
-    for entry in rustix::fs::Dir::read_from(dir)? {
-        let entry = entry?;
-        let name = entry.file_name();
-        if is_dot(name) || is_reserved(name.to_bytes()) {
-            continue;
-        }
-        let kind = match entry.file_type() {
-            FileType::Unknown => match stat_name(dir, name) {
-                Ok(raw) => kind_of(&raw),
-                Err(Errno::NOENT) => continue,
-                Err(errno) => return Err(errno),
-            },
-            known => known,
-        };
-        let is_folder = kind == FileType::Directory;
-        let key = SortKey { is_folder, name: name.to_bytes().to_vec() };
-        if after.is_none_or(|after| key > *after) {
-            first.push(key);
-            if first.len() > count {
-                first.pop();
-            }
-        }
-    }
-    Ok(first.into_sorted_vec())
 }

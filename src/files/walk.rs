@@ -68,7 +68,6 @@ impl Walk {
     }
 
     /// How many folders lie between the start and the present one.
-    #[cfg(test)]
     pub(super) fn depth(&self) -> usize {
         self.frames.len() - 1
     }

@@ -19,8 +19,10 @@
 pub(crate) mod bindings;
 pub(crate) mod containers;
 pub(crate) mod error;
+pub(crate) mod idempotency;
 mod meta;
 mod migrate;
+mod operations;
 pub(crate) mod outbox;
 pub(crate) mod ports;
 pub(crate) mod snapshots;

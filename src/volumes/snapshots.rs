@@ -12,10 +12,11 @@ use uuid::Uuid;
 use super::{Inner, Volumes, VolumesError};
 use crate::domain::ids::VolumeId;
 use crate::domain::lifecycle::{Answer, Command};
+use crate::domain::operation::{OperationId, OperationKind};
 use crate::domain::quota::Backing;
 use crate::domain::units::UnixSeconds;
 use crate::files::claims::{Claim, Work};
-use crate::files::operation::{OperationId, OperationKind, Operations};
+use crate::files::operation::Operations;
 use crate::files::replica::Tally;
 use crate::files::snapshots::Restore;
 use crate::files::{FileError, Progress};
@@ -37,24 +38,8 @@ impl Volumes {
         name: String,
         pause: bool,
     ) -> Result<OperationId, VolumesError> {
-        let claim = self.0.files.claim(volume, Work::Snapshot).await?;
-        let (id, created_at) = (Uuid::new_v4(), UnixSeconds::now());
-        let row = SnapshotRow { id, volume, name, bytes: 0, entries: 0, paused: pause, created_at };
-        let most = self.0.settings.borrow().max_snapshots;
-        let new = row.clone();
-        self.0.store.write("begin a snapshot", move |tx| tx.begin_snapshot(&new, most)).await?;
-        let inner = Arc::clone(&self.0);
-        let started =
-            operations.start(OperationKind::Snapshot, volume, move |progress| async move {
-                inner.take(claim, row, progress).await
-            });
-        match started {
-            Ok(operation) => Ok(operation),
-            Err(error) => {
-                self.0.forget_snapshot(id).await;
-                Err(error.into())
-            }
-        }
+        let (inner, operations) = (Arc::clone(&self.0), operations.clone());
+        self.to_its_end(async move { inner.begin(&operations, volume, name, pause).await }).await
     }
 
     /// Begins to put a snapshot in its volume's place. Its containers must be stopped, and are not
@@ -63,29 +48,10 @@ impl Volumes {
         &self,
         operations: &Operations,
         volume: VolumeId,
-        name: &str,
+        name: String,
     ) -> Result<OperationId, VolumesError> {
-        let claim = self.0.claim_at_rest(volume, Work::Restore).await?;
-        let name = name.to_owned();
-        let look = move |rx: &crate::store::Read<'_>| {
-            Ok((rx.volume(volume)?, rx.snapshot(volume, &name)?))
-        };
-        let (row, snapshot) = self.0.store.read("look up a snapshot", look).await?;
-        if let Some(limit_bytes) = row.size_bytes.filter(|size| *size < snapshot.bytes) {
-            return Err(FileError::QuotaExceeded { limit_bytes }.into());
-        }
-        let restore = Restore {
-            snapshot: snapshot.id,
-            expected: Tally { bytes: snapshot.bytes, entries: snapshot.entries },
-            backing: row.backing,
-            size_bytes: row.size_bytes,
-        };
-        let inner = Arc::clone(&self.0);
-        let started =
-            operations.start(OperationKind::Restore, volume, move |progress| async move {
-                inner.restore(claim, restore, progress).await
-            });
-        Ok(started?)
+        let (inner, operations) = (Arc::clone(&self.0), operations.clone());
+        self.to_its_end(async move { inner.begin_restore(&operations, volume, name).await }).await
     }
 
     /// Removes a snapshot.
@@ -113,6 +79,52 @@ impl Volumes {
 }
 
 impl Inner {
+    async fn begin(
+        self: Arc<Self>,
+        operations: &Operations,
+        volume: VolumeId,
+        name: String,
+        pause: bool,
+    ) -> Result<OperationId, VolumesError> {
+        let claim = self.files.claim(volume, Work::Snapshot).await?;
+        let (id, created_at) = (Uuid::new_v4(), UnixSeconds::now());
+        let row = SnapshotRow { id, volume, name, bytes: 0, entries: 0, paused: pause, created_at };
+        let most = self.settings.borrow().max_snapshots;
+        let new = row.clone();
+        self.store.write("begin a snapshot", move |tx| tx.begin_snapshot(&new, most)).await?;
+        let inner = Arc::clone(&self);
+        let work = move |progress| async move { inner.take(claim, row, progress).await };
+        let started = operations.start(OperationKind::Snapshot, volume, work).await;
+        if started.is_err() {
+            self.forget_snapshot(id).await;
+        }
+        Ok(started?)
+    }
+
+    async fn begin_restore(
+        self: Arc<Self>,
+        operations: &Operations,
+        volume: VolumeId,
+        name: String,
+    ) -> Result<OperationId, VolumesError> {
+        let claim = self.claim_at_rest(volume, Work::Restore).await?;
+        let look = move |rx: &crate::store::Read<'_>| {
+            Ok((rx.volume(volume)?, rx.snapshot(volume, &name)?))
+        };
+        let (row, snapshot) = self.store.read("look up a snapshot", look).await?;
+        if let Some(limit_bytes) = row.size_bytes.filter(|size| *size < snapshot.bytes) {
+            return Err(FileError::QuotaExceeded { limit_bytes }.into());
+        }
+        let restore = Restore {
+            snapshot: snapshot.id,
+            expected: Tally { bytes: snapshot.bytes, entries: snapshot.entries },
+            backing: row.backing,
+            size_bytes: row.size_bytes,
+        };
+        let work = move |progress| async move { self.restore(claim, restore, progress).await };
+        Ok(operations.start(OperationKind::Restore, volume, work).await?)
+    }
+
     async fn take(
         &self,
         _claim: Claim,

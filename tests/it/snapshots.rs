@@ -370,8 +370,9 @@ async fn what_does_not_fit_or_is_damaged_or_cancelled_changes_nothing() {
 
     assert_eq!(take(&daemon, &id, "harmed", false).await["state"], "done");
     let kept = daemon.data_path().join("volumes/.snapshots").join(&id);
-    let harmed = std::fs::read_dir(&kept).expect("a folder").map(|one| one.expect("one").path());
-    let harmed = harmed.into_iter().find(|path| path.join("folder-0").exists()).expect("the second");
+    let mut harmed =
+        std::fs::read_dir(&kept).expect("a folder").map(|one| one.expect("one").path());
+    let harmed = harmed.find(|path| path.join("folder-0").exists()).expect("the second");
     std::fs::remove_dir_all(harmed.join("folder-0")).expect("removed");
     let failed = restore(&daemon, &id, "harmed").await;
     assert_eq!(failed["state"], "failed");

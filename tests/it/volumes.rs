@@ -13,14 +13,14 @@ use crate::support::process::Daemon;
 use crate::support::wait::eventually;
 
 /// A volume, and ways to ask for what is in it.
-struct Volume {
-    client: Client,
-    id: String,
-    folder: PathBuf,
+pub(crate) struct Volume {
+    pub(crate) client: Client,
+    pub(crate) id: String,
+    pub(crate) folder: PathBuf,
 }
 
 impl Volume {
-    async fn new(daemon: &Daemon, body: Value) -> Self {
+    pub(crate) async fn new(daemon: &Daemon, body: Value) -> Self {
         let made = daemon.client().post("/volumes", body).await.is(201);
         assert_eq!(made["id"], made["volume_id"]);
         let folder = PathBuf::from(made["path"].as_str().expect("a path"));
@@ -29,31 +29,36 @@ impl Volume {
         Self { client: daemon.client(), id, folder }
     }
 
-    fn uri(&self, rest: &str) -> String {
+    pub(crate) fn uri(&self, rest: &str) -> String {
         format!("/volumes/{}/{rest}", self.id)
     }
 
-    async fn get(&self, rest: &str) -> Answer {
+    pub(crate) async fn get(&self, rest: &str) -> Answer {
         self.client.get(&self.uri(rest)).await
     }
 
-    async fn post(&self, rest: &str, body: Value) -> Answer {
+    pub(crate) async fn post(&self, rest: &str, body: Value) -> Answer {
         self.client.post(&self.uri(rest), body).await
     }
 
-    async fn delete(&self, body: Value) -> Answer {
+    pub(crate) async fn delete(&self, body: Value) -> Answer {
         answer(self.client.request(Method::DELETE, &self.uri("files")).json(&body)).await
     }
 
-    async fn put(&self, path: &str, content: impl Into<Body>, headers: &[(&str, &str)]) -> Answer {
+    pub(crate) async fn put(
+        &self,
+        path: &str,
+        content: impl Into<Body>,
+        headers: &[(&str, &str)],
+    ) -> Answer {
         self.content(Method::PUT, path, headers, content).await
     }
 
-    async fn read(&self, path: &str, headers: &[(&str, &str)]) -> Answer {
+    pub(crate) async fn read(&self, path: &str, headers: &[(&str, &str)]) -> Answer {
         self.content(Method::GET, path, headers, "").await
     }
 
-    async fn content(
+    pub(crate) async fn content(
         &self,
         method: Method,
         path: &str,
@@ -68,14 +73,14 @@ impl Volume {
         answer(request).await
     }
 
-    async fn names(&self, path: &str) -> Vec<String> {
+    pub(crate) async fn names(&self, path: &str) -> Vec<String> {
         let listed = self.get(&format!("files?path={path}")).await.is(200);
         let files = listed["files"].as_array().expect("a list").iter();
         files.map(|file| file["name"].as_str().expect("a name").to_owned()).collect()
     }
 
     /// Waits until an operation has ended, and returns how.
-    async fn ended(&self, operation: &Value) -> Value {
+    pub(crate) async fn ended(&self, operation: &Value) -> Value {
         let uri = format!("/operations/{}", operation["operation_id"].as_str().expect("an id"));
         eventually("the operation ends", SOON, async || {
             let seen = self.client.get(&uri).await.is(200);
@@ -85,7 +90,7 @@ impl Volume {
     }
 }
 
-fn header<'a>(answer: &'a Answer, name: &str) -> &'a str {
+pub(crate) fn header<'a>(answer: &'a Answer, name: &str) -> &'a str {
     answer.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
 }
 

@@ -22,8 +22,8 @@ use crate::files::archive::ArchiveFormat;
 use crate::files::archive::list::ArchiveEntry;
 use crate::files::archive::pack::PackRequest;
 use crate::files::archive::unpack::UnpackRequest;
+use crate::files::listing::{MAX_PAGE, Page};
 use crate::files::operation::OperationKind;
-use crate::files::volume::{MAX_PAGE, Page};
 use crate::files::{Progress, Volume};
 
 /// All of them read or write whole trees.
@@ -109,7 +109,7 @@ async fn compress(
             checked.paths.iter().try_for_each(|path| must_exist(volume, path))
         };
         state.files.run(id, check).await?;
-        return job.start(move |volume, progress| volume.pack(&request, progress));
+        return job.start(move |volume, progress| volume.pack(&request, progress)).await;
     }
     let archive_path = request.output.clone();
     let packed = job.run(move |volume, progress| volume.pack(&request, progress)).await?;
@@ -183,7 +183,7 @@ async fn decompress(
     let work = move |volume: &Volume, progress: &Progress| volume.unpack(&request, progress);
     if body.background {
         state.files.run(id, move |volume| volume.open_read(&archive).map(drop)).await?;
-        return job.start(work);
+        return job.start(work).await;
     }
     let unpacked = job.run(work).await?;
     let view = UnpackedView {

@@ -106,6 +106,77 @@ pub(super) fn attachment(name: &str) -> HeaderValue {
     HeaderValue::try_from(text).expect("invariant: plain letters are a header value")
 }
 
+/// The name of a file as a `Content-Disposition` gives it; the extended form is worth more. What
+/// browsers and curl send differs: only a quote is ever escaped by a backslash in all of them.
+pub(super) fn filename_of(header: &[u8]) -> Option<String> {
+    let (mut plain, mut extended) = (None, None);
+    let mut rest = header;
+    while let Some(start) = rest.iter().position(|b| *b == b';') {
+        rest = rest[start + 1..].trim_ascii_start();
+        let Some(equals) = rest.iter().position(|b| matches!(b, b'=' | b';')) else { break };
+        if rest[equals] == b';' {
+            rest = &rest[equals..];
+            continue;
+        }
+        let name = rest[..equals].trim_ascii().to_ascii_lowercase();
+        let (value, after) = parameter(rest[equals + 1..].trim_ascii_start());
+        rest = after;
+        match name.as_slice() {
+            b"filename" => {
+                plain = plain.or_else(|| Some(String::from_utf8_lossy(&value).into_owned()));
+            }
+            b"filename*" => extended = extended.or_else(|| extended_value(&value)),
+            _ => {}
+        }
+    }
+    extended.or(plain)
+}
+
+/// A parameter's value, and what follows it.
+fn parameter(text: &[u8]) -> (Vec<u8>, &[u8]) {
+    let Some(quoted) = text.strip_prefix(b"\"") else {
+        let end = text.iter().position(|b| *b == b';').unwrap_or(text.len());
+        return (text[..end].trim_ascii_end().to_vec(), &text[end..]);
+    };
+    let mut value = Vec::new();
+    let mut at = 0;
+    while let Some(&byte) = quoted.get(at) {
+        if quoted[at..].starts_with(b"\\\"") {
+            value.push(b'"');
+            at += 2;
+            continue;
+        }
+        at += 1;
+        if byte == b'"' {
+            break;
+        }
+        value.push(byte);
+    }
+    (value, &quoted[at..])
+}
+
+/// `UTF-8''na%C3%AFve.txt`. Other character sets are hardly seen and not read.
+fn extended_value(value: &[u8]) -> Option<String> {
+    let text = std::str::from_utf8(value).ok()?;
+    let (charset, rest) = text.split_once('\'')?;
+    let (_language, encoded) = rest.split_once('\'')?;
+    let bytes = percent_decoded(encoded);
+    charset.eq_ignore_ascii_case("utf-8").then(|| String::from_utf8(bytes).ok())?
+}
+
+pub(super) fn percent_decoded(text: &str) -> Vec<u8> {
+    let hex = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
+    let bytes = text.as_bytes();
+    let mut decoded = Vec::with_capacity(bytes.len());
+    let mut at = 0;
+    while let Some(&byte) = bytes.get(at) {
+        let escaped = bytes.get(at + 1..at + 3).filter(|_| byte == b'%').and_then(hex);
+        decoded.push(escaped.unwrap_or(byte));
+        at += if escaped.is_some() { 3 } else { 1 };
+    }
+    decoded
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -172,7 +243,39 @@ mod tests {
         );
     }
 
+    #[test]
+    fn a_disposition_names_a_file_in_every_way_that_is_used() {
+        for (given, want) in [
+            ("form-data; name=\"f\"; filename=\"a.txt\"", Some("a.txt")),
+            ("form-data; filename=\"dir/ü;b.txt\"; name=f", Some("dir/ü;b.txt")),
+            (r#"form-data; filename="a\"b\c.txt""#, Some(r#"a"b\c.txt"#)),
+            ("attachment; FileName = plain.zip ; x=y", Some("plain.zip")),
+            ("attachment; filename*=UTF-8''na%C3%AFve.txt; filename=\"x\"", Some("naïve.txt")),
+            ("attachment; filename=\"x\"; filename*=latin1''na%EFve", Some("x")),
+            ("attachment; filename=\"x\"; filename*=utf-8'de'%ff", Some("x")),
+            ("form-data; filename=\"\"", Some("")),
+            ("form-data; filename=\"open", Some("open")),
+            ("form-data; name=\"filename=x\"", None),
+            ("form-data; name; filename", None),
+            ("", None),
+        ] {
+            assert_eq!(filename_of(given.as_bytes()).as_deref(), want, "{given}");
+        }
+    }
+
     proptest! {
+        #[test]
+        fn any_disposition_is_read_to_its_end(bytes in proptest::collection::vec(any::<u8>(), 0..60)) {
+            drop(filename_of(&bytes));
+            drop(percent_decoded(&String::from_utf8_lossy(&bytes)));
+        }
+
+        #[test]
+        fn what_we_write_we_read(name in "[^\\x00]{1,30}") {
+            let header = attachment(&name);
+            prop_assert_eq!(filename_of(header.as_bytes()), Some(name));
+        }
+
         #[test]
         fn any_name_makes_a_header(name in "\\PC{0,40}|.{0,40}") {
             let value = attachment(&name);

@@ -132,7 +132,7 @@ struct WriteQuery {
 /// Chunks that have arrived and are not yet written, of at most some hundred KB each.
 const QUEUED_CHUNKS: usize = 4;
 /// How long a sender may be silent.
-const SILENCE_MAX: Duration = Duration::from_secs(60);
+pub(super) const SILENCE_MAX: Duration = Duration::from_secs(60);
 
 async fn write(
     auth: Auth,
@@ -144,6 +144,7 @@ async fn write(
     let row = reach(&auth, &state, id, Permission::FilesWrite).await?;
     let path = entry_path("?path", &query.path)?;
     let tags = request.headers().get(header::IF_MATCH).map(Tags::read);
+    let unless = request.headers().get(header::IF_NONE_MATCH).map(Tags::read);
     let announced = request.headers().get(header::CONTENT_LENGTH);
     let announced = announced.and_then(|length| length.to_str().ok()?.parse().ok()).unwrap_or(0);
     let (sender, mut incoming) = bridge(Progress::default());
@@ -152,8 +153,15 @@ async fn write(
         let progress = incoming.progress.clone();
         volume.hold_to(row.size_bytes, size_now(volume, &target), &progress)?;
         progress.has_room_for(announced)?;
-        let mode = WriteMode { create_only: false, if_match: if_match(volume, &target, tags)? };
-        volume.write_atomic(&target, &mut incoming, &mode)
+        let create_only = unless_match(volume, &target, unless)?;
+        let mode = WriteMode { create_only, if_match: if_match(volume, &target, tags)? };
+        match volume.write_atomic(&target, &mut incoming, &mode) {
+            // As a condition of the request, this has a status of its own.
+            Err(FileError::AlreadyExists { path }) if create_only => {
+                Err(FileError::PreconditionFailed { path })
+            }
+            outcome => outcome,
+        }
     };
     let written = state.files.run_in(Lane::Transfer, id, work);
     tokio::pin!(written);
@@ -163,6 +171,21 @@ async fn write(
         () = sender.send_all(request.into_body()) => written.await?,
     };
     Ok(written_answer(path, &written))
+}
+
+/// Whether the write must find nothing there, as `If-None-Match: *` says. Tags refuse what has one of
+/// them.
+fn unless_match(volume: &Volume, path: &RelPath, tags: Option<Tags>) -> Result<bool, FileError> {
+    match tags {
+        None => Ok(false),
+        Some(Tags::Any) => Ok(true),
+        Some(tags) => match volume.stat(path) {
+            Ok(stat) if tags.hold_weakly(&stat.etag) => {
+                Err(FileError::PreconditionFailed { path: path.to_string() })
+            }
+            _ => Ok(false),
+        },
+    }
 }
 
 /// The tag that the write will insist on, if the present content has one of those that were given.
@@ -181,18 +204,18 @@ fn if_match(
 }
 
 /// The end of the queue where the body arrives.
-struct Sender {
+pub(super) struct Sender {
     chunks: mpsc::Sender<Arrived>,
     wanted: oneshot::Receiver<()>,
 }
 
 /// The end where a blocking writer reads.
-struct Incoming {
+pub(super) struct Incoming {
     chunks: mpsc::Receiver<Arrived>,
     wanted: Option<oneshot::Sender<()>>,
     current: Bytes,
     is_complete: bool,
-    progress: Progress,
+    pub(super) progress: Progress,
 }
 
 enum Arrived {
@@ -201,7 +224,7 @@ enum Arrived {
     End,
 }
 
-fn bridge(progress: Progress) -> (Sender, Incoming) {
+pub(super) fn bridge(progress: Progress) -> (Sender, Incoming) {
     let (into, chunks) = mpsc::channel(QUEUED_CHUNKS);
     let (want, wanted) = oneshot::channel();
     let current = Bytes::new();
@@ -212,7 +235,7 @@ fn bridge(progress: Progress) -> (Sender, Incoming) {
 impl Sender {
     /// Sends the body once the writer asks for it: what is refused before need not be sent at all by a
     /// client that waits for `100 Continue`.
-    async fn send_all(self, mut body: Body) {
+    pub(super) async fn send_all(self, mut body: Body) {
         if self.wanted.await.is_err() {
             return;
         }

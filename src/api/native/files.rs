@@ -21,8 +21,9 @@ use crate::domain::ids::VolumeId;
 use crate::domain::path::RelPath;
 use crate::domain::units::UnixSeconds;
 use crate::files::content::{WriteMode, Written};
+use crate::files::listing::{Entry, MAX_PAGE, Page};
 use crate::files::operation::OperationKind;
-use crate::files::volume::{Entry, Kind, MAX_PAGE, Page};
+use crate::files::volume::Kind;
 use crate::files::{FileError, Progress, Volume};
 
 pub(super) fn routes() -> Router<AppState> {
@@ -46,6 +47,8 @@ struct ListQuery {
     path: String,
     limit: Option<usize>,
     cursor: Option<String>,
+    #[serde(default)]
+    mime: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -64,13 +67,32 @@ struct EntryView {
     size: u64,
     mode: String,
     modified_at: UnixSeconds,
+    /// Where a symbolic link leads.
+    #[serde(flatten)]
+    link: Option<LinkView>,
+    /// What a file is, with `?mime=true`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mime: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct LinkView {
+    target: String,
+    target_inside: bool,
+    /// `null` for what is outside, or is not there.
+    target_type: Option<&'static str>,
 }
 
 impl From<Entry> for EntryView {
-    fn from(Entry { name, stat }: Entry) -> Self {
+    fn from(Entry { name, stat, link, mime }: Entry) -> Self {
         let kind = kind_name(stat.kind);
         let (size, mode) = (stat.size, octal(stat.mode));
-        Self { name, kind, size, mode, modified_at: stat.modified_at }
+        let link = link.map(|link| LinkView {
+            target: link.target,
+            target_inside: link.is_inside,
+            target_type: link.kind.map(kind_name),
+        });
+        Self { name, kind, size, mode, modified_at: stat.modified_at, link, mime }
     }
 }
 
@@ -100,7 +122,8 @@ async fn list(
         return Err(ApiError::field("?limit", format!("must be between 1 and {MAX_PAGE}")));
     }
     let (folder, page) = (path.clone(), Page { limit, cursor: query.cursor });
-    let listing = state.files.run(id, move |volume| volume.list(&folder, &page)).await?;
+    let list = if query.mime { Volume::list_with_mime } else { Volume::list };
+    let listing = state.files.run(id, move |volume| list(volume, &folder, &page)).await?;
     let files = listing.entries.into_iter().map(EntryView::from).collect();
     Ok(JsonAnswer(ListView { path, files, next_cursor: listing.next }))
 }
@@ -272,7 +295,7 @@ async fn copy(
             must_be_free(volume, &destination, overwrite)
         };
         state.files.run(id, check).await?;
-        return job.start(work);
+        return job.start(work).await;
     }
     let is_new = job.run(work).await?;
     let view = MovedView { message: "Copied", source, destination };
@@ -365,7 +388,7 @@ async fn delete_files(
         let check =
             move |volume: &Volume| named.iter().try_for_each(|path| must_exist(volume, path));
         state.files.run(id, check).await?;
-        return job.start(move |volume, progress| volume.delete(&paths, progress));
+        return job.start(move |volume, progress| volume.delete(&paths, progress)).await;
     }
     let deleted = job.run(move |volume, progress| volume.delete(&paths, progress)).await?;
     Ok(JsonAnswer(DeletedView { deleted }).into_response())

@@ -11,15 +11,21 @@ mod container_view;
 mod containers;
 mod content_headers;
 mod contents;
+mod downloads;
 mod files;
 mod operations;
 mod ports;
 mod power;
 mod public;
+mod pulls;
 mod remote;
 mod resources;
+mod search;
 mod snapshots;
 mod tokens;
+mod tus;
+mod tus_headers;
+mod uploads;
 mod volumes;
 
 use axum::Router;
@@ -41,6 +47,7 @@ pub(super) fn quick_routes() -> Router<AppState> {
         .merge(snapshots::routes())
         .merge(files::routes())
         .merge(operations::routes())
+        .merge(pulls::routes())
 }
 
 /// Calls that bring their own deadline, or stream.
@@ -52,4 +59,8 @@ pub(super) fn long_routes() -> Router<AppState> {
         .merge(files::long_routes())
         .merge(contents::long_routes())
         .merge(archives::long_routes())
+        .merge(uploads::long_routes())
+        .merge(tus::long_routes())
+        .merge(search::long_routes())
+        .merge(downloads::long_routes())
 }

@@ -60,17 +60,15 @@ impl Job<'_> {
     }
 
     /// Does the work in the background.
-    pub(super) fn start<T: Send + 'static>(
+    pub(super) async fn start<T: Send + 'static>(
         self,
         work: impl FnOnce(&Volume, &Progress) -> Result<T, FileError> + Send + 'static,
     ) -> Result<Response, ApiError> {
         let (files, id, work) = (self.state.files.clone(), self.volume.id, self.held(work));
-        let operation_id =
-            self.state.operations.start(self.kind, id, move |progress| async move {
-                files.run_long(id, progress, work).await.map(drop)
-            })?;
-        let view = StartedView { message: "The work goes on in the background", operation_id };
-        Ok((StatusCode::ACCEPTED, JsonAnswer(view)).into_response())
+        let started = self.state.operations.start(self.kind, id, move |progress| async move {
+            files.run_long(id, progress, work).await.map(drop)
+        });
+        Ok(started_answer(started.await?))
     }
 
     fn held<T>(
@@ -79,15 +77,22 @@ impl Job<'_> {
     ) -> impl FnOnce(&Volume, &Progress) -> Result<T, FileError> + Send + 'static {
         let limit_bytes = match self.kind {
             OperationKind::Delete | OperationKind::Snapshot | OperationKind::Restore => None,
-            OperationKind::Copy | OperationKind::Compress | OperationKind::Decompress => {
-                self.volume.size_bytes
-            }
+            OperationKind::Copy
+            | OperationKind::Compress
+            | OperationKind::Decompress
+            | OperationKind::Pull => self.volume.size_bytes,
         };
         move |volume, progress| {
             volume.hold_to(limit_bytes, 0, progress)?;
             work(volume, progress)
         }
     }
+}
+
+/// The answer to work that goes on.
+pub(super) fn started_answer(operation_id: OperationId) -> Response {
+    let view = StartedView { message: "The work goes on in the background", operation_id };
+    (StatusCode::ACCEPTED, JsonAnswer(view)).into_response()
 }
 
 #[derive(Debug, Serialize)]

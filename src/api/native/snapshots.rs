@@ -13,8 +13,8 @@ use crate::api::extract::{Json, Path};
 use crate::api::state::AppState;
 use crate::domain::access::{Permission, Resource};
 use crate::domain::ids::{ContainerId, VolumeId};
+use crate::domain::operation::OperationId;
 use crate::domain::units::UnixSeconds;
-use crate::files::operation::OperationId;
 use crate::store::snapshots::SnapshotRow;
 
 pub(super) fn routes() -> Router<AppState> {
@@ -135,7 +135,7 @@ async fn restore(
     Path((id, name)): Path<(VolumeId, String)>,
 ) -> Result<(StatusCode, JsonAnswer<StartedView>), ApiError> {
     reach(&auth, &state, id, Permission::FilesWrite).await?;
-    let operation_id = state.volumes.restore_snapshot(&state.operations, id, &name).await?;
+    let operation_id = state.volumes.restore_snapshot(&state.operations, id, name.clone()).await?;
     let view = StartedView { message: "The volume is being restored", operation_id, name };
     Ok((StatusCode::ACCEPTED, JsonAnswer(view)))
 }

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
 use crate::access::{Access, AccessSettings};
-use crate::api::{AppState, Services, Sockets};
+use crate::api::{AppState, Idempotency, Services, Sockets};
 use crate::config::live::Live;
 use crate::config::source::{Overrides, Source};
 use crate::console::ConsoleOptions;
@@ -26,6 +26,7 @@ use crate::domain::ids::{ContainerId, VolumeId};
 use crate::domain::spec::NodeCapacity;
 use crate::domain::units::UnixSeconds;
 use crate::engine::{Engine, EngineOptions, LogCap};
+use crate::fetch::Fetcher;
 use crate::files::archive::ArchiveLimits;
 use crate::files::operation::Operations;
 use crate::files::{Files, FilesOptions, Owner};
@@ -85,12 +86,14 @@ impl Node {
                 })
                 .1,
             ),
-            operations: Operations::default(),
+            operations: Operations::in_memory(),
             panel: Arc::new(Panel::new(store.clone(), watch::channel(None).1)),
             config: live_config(folder.path()),
             store,
             engine_health: supervisor.services().engine.health(),
             sockets: Sockets::default(),
+            fetcher: Fetcher::default(),
+            idempotency: Idempotency::default(),
             began: Instant::now(),
             stop,
             supervisor,

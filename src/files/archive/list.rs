@@ -13,8 +13,9 @@ use super::{Head, HeadKind};
 use crate::domain::path::RelPath;
 use crate::domain::units::UnixSeconds;
 use crate::files::error::FileError;
+use crate::files::listing::{MAX_PAGE, Page};
 use crate::files::progress::{Progress, Tracked};
-use crate::files::volume::{Kind, MAX_PAGE, Page, Volume};
+use crate::files::volume::{Kind, Volume};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ArchiveEntry {

@@ -22,6 +22,7 @@ pub(crate) mod list;
 mod merge;
 pub(crate) mod pack;
 mod select;
+pub(crate) mod stream;
 mod streams;
 mod tar_read;
 mod tar_write;

@@ -75,7 +75,7 @@ impl Volume {
     }
 
     /// Writes an archive to `out`, whatever that is. `replaced` is left out of it.
-    fn pack_to<W: Write + Send>(
+    pub(super) fn pack_to<W: Write + Send>(
         &self,
         request: &PackRequest,
         replaced: Option<RawStat>,
@@ -91,7 +91,7 @@ impl Volume {
         let selection = Selection { volume, request, ignore: &ignore, replaced, progress };
         progress.set_total_bytes(size_of_all(&selection)?);
         let levels = request.format.levels();
-        let level = request.level.unwrap_or(request.format.default_level());
+        let level = request.level.unwrap_or_else(|| request.format.default_level());
         let level = level.clamp(*levels.start(), *levels.end());
         let spill = create_new(staging.dir(), SPILL).during("pack", &request.output)?;
         let mut count = Count::default();
@@ -114,7 +114,7 @@ impl Volume {
 }
 
 #[derive(Clone, Copy, Debug, Default)]
-struct Count {
+pub(super) struct Count {
     entries: u64,
     skipped: u64,
 }

@@ -9,7 +9,7 @@ use super::blocks::{Assembler, Feed, Piece};
 use super::write::Sink;
 use crate::files::volume::size_of_file;
 
-const BLOCK_BYTES: u64 = 512;
+const BLOCK_BYTES: usize = 512;
 const COPY_BYTES: usize = 256 * 1024;
 /// Deflated, nothing else said, made on Unix. The time of a stream says nothing.
 const GZIP_HEADER: [u8; 10] = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 3];
@@ -53,7 +53,7 @@ impl<S: Stream> TarSink<S> {
     }
 
     fn content(&mut self, mut left: u64, content: &mut dyn Read) -> io::Result<()> {
-        let padding = left.next_multiple_of(BLOCK_BYTES) - left;
+        let padding = left.next_multiple_of(BLOCK_BYTES as u64) - left;
         while left > 0 {
             let want = usize::try_from(left).map_or(COPY_BYTES, |left| left.min(COPY_BYTES));
             let count = content.read(&mut self.buffer[..want])?;
@@ -63,7 +63,7 @@ impl<S: Stream> TarSink<S> {
             self.tar.get_mut().write_all(&self.buffer[..count])?;
             left -= count as u64;
         }
-        let zeros = [0; BLOCK_BYTES as usize];
+        let zeros = [0; BLOCK_BYTES];
         let padding = usize::try_from(padding).unwrap_or(0);
         self.tar.get_mut().write_all(&zeros[..padding])
     }

@@ -20,8 +20,9 @@ use crate::files::staging::Staging;
 use crate::files::threads::share_out;
 use crate::files::volume::{Stat, Volume};
 
-/// Entries of a zip that wait for a thread.
-const MEMBERS_AHEAD: usize = 64;
+/// Entries of a zip that a thread takes at once, and how many times as many may wait.
+const MEMBERS_AT_ONCE: usize = 16;
+const MEMBERS_AHEAD: usize = 8;
 
 /// What to unpack.
 #[derive(Clone, Debug)]
@@ -50,7 +51,9 @@ impl Volume {
         progress: &Progress,
     ) -> Result<Unpacked, FileError> {
         let UnpackRequest { archive, destination, entries, .. } = request;
-        refuse_reserved(destination)?;
+        for path in entries.iter().chain(&request.name).chain([destination]) {
+            refuse_reserved(path)?;
+        }
         let (file, stat) = self.open_read(archive)?;
         let existing = self.destination(destination)?;
         progress.set_total_bytes(stat.size);
@@ -160,17 +163,26 @@ fn unpack_zip(zip: &Zip, extractor: &mut Extractor<'_>) -> Result<(), FileError>
         "unpack-file",
         MEMBERS_AHEAD,
         || (Near::default(), Inflater::default()),
-        |(near, inflater), (path, member): (RelPath, Member)| {
-            let mut content = zip.content(&member, inflater)?;
-            room.new_file(near, extractor.left_out(), (&path, &member.head), &mut content)
+        |(near, inflater), members: Vec<(RelPath, Member)>| {
+            for (path, member) in members {
+                let mut content = zip.content(&member, inflater)?;
+                let what = (&path, &member.head);
+                room.new_file(near, extractor.left_out(), what, &mut content)?;
+            }
+            Ok(())
         },
         |give| {
+            let mut members = Vec::new();
             zip.each(&mut |member| {
                 let is_file = matches!(member.head.kind, HeadKind::File) && !member.is_link;
-                let path = extractor.admitted(&member.head)?.filter(|_| is_file);
-                let goes_on = path.is_none_or(|path| give((path, member)));
+                if let Some(path) = extractor.admitted(&member.head)?.filter(|_| is_file) {
+                    members.push((path, member));
+                }
+                let goes_on = members.len() < MEMBERS_AT_ONCE || give(std::mem::take(&mut members));
                 Ok(if goes_on { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
-            })
+            })?;
+            give(members);
+            Ok(())
         },
     )
 }

@@ -18,8 +18,8 @@ const MAX_LINK_BYTES: u64 = 4096;
 /// The record that ends a zip, without its comment.
 const END_RECORD_BYTES: usize = 22;
 const MAX_COMMENT_BYTES: usize = 0xffff;
-const LONG_END_RECORD_BYTES: u64 = 56;
-const LOCATOR_BYTES: u64 = 20;
+const LONG_END_RECORD_BYTES: usize = 56;
+const LOCATOR_BYTES: usize = 20;
 const LOCAL_HEADER_BYTES: usize = 30;
 const DIRECTORY_HEADER_BYTES: usize = 46;
 const KIND_BITS: u32 = 0o170_000;
@@ -226,17 +226,17 @@ fn find_end(file: &File, length: u64) -> Result<(u64, [u8; END_RECORD_BYTES]), F
 
 /// The end record with 64-bit fields, if there is one before the other.
 fn find_long_end(file: &File, end_at: u64) -> Result<Option<(u64, LongEnd)>, FileError> {
-    let Some(locator_at) = end_at.checked_sub(LOCATOR_BYTES) else { return Ok(None) };
-    let mut locator = [0; LOCATOR_BYTES as usize];
+    let Some(locator_at) = end_at.checked_sub(LOCATOR_BYTES as u64) else { return Ok(None) };
+    let mut locator = [0; LOCATOR_BYTES];
     file.read_exact_at(&mut locator, locator_at).map_err(reading)?;
     if !locator.starts_with(b"PK\x06\x07") {
         return Ok(None);
     }
     let stated = Fields(&locator).u64(8);
-    let usual = locator_at.saturating_sub(LONG_END_RECORD_BYTES);
+    let usual = locator_at.saturating_sub(LONG_END_RECORD_BYTES as u64);
     for at in [usual, stated] {
-        let mut record = [0; LONG_END_RECORD_BYTES as usize];
-        let is_inside = at.checked_add(LONG_END_RECORD_BYTES).is_some_and(|end| end <= locator_at);
+        let mut record = [0; LONG_END_RECORD_BYTES];
+        let is_inside = at.checked_add(record.len() as u64).is_some_and(|end| end <= locator_at);
         if is_inside {
             file.read_exact_at(&mut record, at).map_err(reading)?;
             if record.starts_with(b"PK\x06\x06") {
@@ -247,7 +247,7 @@ fn find_long_end(file: &File, end_at: u64) -> Result<Option<(u64, LongEnd)>, Fil
     Err(cut_off())
 }
 
-type LongEnd = [u8; LONG_END_RECORD_BYTES as usize];
+type LongEnd = [u8; LONG_END_RECORD_BYTES];
 
 /// Reads one record of the directory, and says how long it was.
 fn read_member(directory: &mut impl Read) -> Result<(Member, u64), FileError> {

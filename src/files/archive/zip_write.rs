@@ -388,7 +388,7 @@ fn dos_time(seconds: i64) -> (u16, u16) {
         let year = u16::try_from(time.year()).ok()?.checked_sub(1980).filter(|year| *year < 128)?;
         let part = |value: i8| u16::try_from(value).ok();
         Some((
-            part(time.hour())? << 11 | part(time.minute())? << 5 | part(time.second())? / 2,
+            part(time.hour())? << 11 | part(time.minute())? << 5 | (part(time.second())? / 2),
             year << 9 | part(time.month())? << 5 | part(time.day())?,
         ))
     };

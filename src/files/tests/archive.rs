@@ -9,7 +9,8 @@ use super::super::archive::unpack::Unpacked;
 use super::tree::plant;
 use super::*;
 use crate::files::Progress;
-use crate::files::volume::{Kind, Page};
+use crate::files::listing::Page;
+use crate::files::volume::Kind;
 
 pub(super) const FORMATS: [ArchiveFormat; 6] = [
     ArchiveFormat::Zip,
@@ -432,8 +433,8 @@ fn an_archive_is_listed_page_by_page_without_being_unpacked() {
                     _ => 'f',
                 };
                 let target = entry.target.unwrap_or_default().into_bytes();
-                let size = entry.size.expect("a size");
-                let content = if kind == 'l' { target } else { vec![b's'; size as usize] };
+                let size = usize::try_from(entry.size.expect("a size")).expect("small");
+                let content = if kind == 'l' { target } else { vec![b's'; size] };
                 let modified_at = entry.modified_at.expect("a time").0;
                 (entry.name, (kind, entry.mode, modified_at, content))
             })

@@ -7,8 +7,8 @@ use tokio::time::Instant;
 
 use super::super::archive::ArchiveFormat;
 use super::super::archive::pack::PackRequest;
+use super::super::listing::Page;
 use super::super::resolve::{open_file, open_folder};
-use super::super::volume::Page;
 use super::super::walk::Walk;
 use super::*;
 use crate::files::Progress;

@@ -10,7 +10,10 @@ mod operation;
 mod project;
 mod quota;
 mod replica;
+mod resumable;
+mod search;
 mod tree;
+mod upload;
 mod usage;
 mod volume;
 

@@ -23,7 +23,7 @@ async fn ended(operations: &Operations, id: OperationId) -> OperationState {
 
 #[tokio::test]
 async fn an_operation_reports_its_end_and_how_far_it_came() {
-    let operations = Operations::default();
+    let operations = Operations::in_memory();
     let mut changes = operations.subscribe();
     let id = operations
         .start(OperationKind::Copy, subject(), |progress| async move {
@@ -32,6 +32,7 @@ async fn an_operation_reports_its_end_and_how_far_it_came() {
             progress.add_entry();
             Ok(())
         })
+        .await
         .expect("start");
     assert_eq!(changes.recv().await.expect("event").state, OperationState::Running);
     assert_eq!(ended(&operations, id).await, OperationState::Done);
@@ -45,14 +46,16 @@ async fn an_operation_reports_its_end_and_how_far_it_came() {
 
 #[tokio::test]
 async fn failures_and_panics_end_one_operation_only() {
-    let operations = Operations::default();
+    let operations = Operations::in_memory();
     let failing = operations
         .start(OperationKind::Compress, subject(), |_| async {
             Err(FileError::NotFound { path: "x".to_owned() })
         })
+        .await
         .expect("start");
     let panicking = operations
         .start(OperationKind::Compress, subject(), |_| async { panic!("of this test") })
+        .await
         .expect("start");
     assert_eq!(ended(&operations, failing).await, OperationState::Failed);
     assert_eq!(ended(&operations, panicking).await, OperationState::Failed);
@@ -63,40 +66,42 @@ async fn failures_and_panics_end_one_operation_only() {
 
 #[tokio::test]
 async fn cancel_and_shutdown_wait_for_the_work_to_clean_up() {
-    let operations = Operations::default();
+    let operations = Operations::in_memory();
     let start = || {
         operations.start(OperationKind::Delete, subject(), |progress| async move {
             progress.cancelled().await;
             progress.check()
         })
     };
-    let one = start().expect("start");
+    let one = start().await.expect("start");
     operations.cancel(one).expect("known");
     assert_eq!(ended(&operations, one).await, OperationState::Cancelled);
-    let two = start().expect("start");
+    let two = start().await.expect("start");
     tokio::time::timeout(Duration::from_secs(20), operations.shutdown()).await.expect("shutdown");
-    assert_eq!(operations.get(two).expect("known").state, OperationState::Cancelled);
-    assert!(matches!(start(), Err(FileError::TooManyOperations)));
+    assert_eq!(operations.get(two).expect("known").state, OperationState::Interrupted);
+    assert!(matches!(start().await, Err(FileError::TooManyOperations)));
     let unknown = OperationId::parse("00000000-0000-4000-8000-000000000000").expect("id");
     assert!(operations.cancel(unknown).is_none());
 }
 
 #[tokio::test(start_paused = true)]
 async fn what_has_ended_is_kept_in_bounds() {
-    let operations = Operations::default();
+    let operations = Operations::in_memory();
     for _ in 0..230 {
-        let id =
-            operations.start(OperationKind::Copy, subject(), |_| async { Ok(()) }).expect("start");
+        let id = operations
+            .start(OperationKind::Copy, subject(), |_| async { Ok(()) })
+            .await
+            .expect("start");
         ended(&operations, id).await;
     }
     assert_eq!(operations.list().len(), 200);
-    tokio::time::advance(Duration::from_secs(3601)).await;
+    tokio::time::advance(Duration::from_secs(24 * 3600 + 1)).await;
     assert!(operations.list().is_empty());
 }
 
 #[tokio::test(start_paused = true)]
 async fn progress_is_announced_at_most_twice_a_second() {
-    let operations = Operations::default();
+    let operations = Operations::in_memory();
     let mut changes = operations.subscribe();
     let id = operations
         .start(OperationKind::Copy, subject(), |progress| async move {
@@ -106,6 +111,7 @@ async fn progress_is_announced_at_most_twice_a_second() {
             }
             Ok(())
         })
+        .await
         .expect("start");
     assert_eq!(ended(&operations, id).await, OperationState::Done);
     let mut count = 0;

@@ -1,4 +1,5 @@
-use super::super::volume::{Kind, Page};
+use super::super::listing::{Link, Page};
+use super::super::volume::Kind;
 use super::*;
 
 fn names(scratch: &Scratch, path: &str, page: &Page) -> (Vec<String>, Option<String>) {
@@ -58,6 +59,48 @@ fn pages_join_to_the_whole_listing() {
     let nonsense = Page { limit: 7, cursor: Some("!!".to_owned()) };
     let refused = scratch.volume.list(&rel(""), &nonsense);
     assert!(matches!(refused, Err(FileError::InvalidCursor)), "{refused:?}");
+}
+
+#[test]
+fn a_listing_says_where_links_lead_and_what_files_are_if_asked() {
+    let scratch = Scratch::new();
+    put(&scratch.path("d/file.json"), b"{}");
+    for (target, name) in [
+        ("file.json", "inside"),
+        ("../d", "folder"),
+        ("none", "dangling"),
+        ("../../outside/secret", "outside"),
+        ("/etc/passwd", "absolute"),
+        ("loop", "loop"),
+    ] {
+        std::os::unix::fs::symlink(target, scratch.path("d").join(name)).expect("symlink");
+    }
+    let list = |mime| {
+        let page = Page { limit: 100, cursor: None };
+        let list = if mime { Volume::list_with_mime } else { Volume::list };
+        list(&scratch.volume, &rel("d"), &page).expect("list").entries
+    };
+    let links: Vec<_> = list(false)
+        .into_iter()
+        .filter_map(|entry| {
+            entry.link.map(|Link { is_inside, kind, .. }| (entry.name, is_inside, kind))
+        })
+        .collect();
+    let link = |name: &str, is_inside, kind| (name.to_owned(), is_inside, kind);
+    assert_eq!(
+        links,
+        [
+            link("absolute", false, None),
+            link("dangling", true, None),
+            link("folder", true, Some(Kind::Directory)),
+            link("inside", true, Some(Kind::File)),
+            link("loop", false, None),
+            link("outside", false, None),
+        ]
+    );
+    let file = |mime| list(mime).into_iter().find(|entry| entry.name == "file.json");
+    assert_eq!(file(true).and_then(|file| file.mime).as_deref(), Some("application/json"));
+    assert_eq!(file(false).and_then(|file| file.mime), None);
 }
 
 #[test]

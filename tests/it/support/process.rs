@@ -252,6 +252,15 @@ impl Daemon {
         self.child = Some(child.expect("the program starts"));
     }
 
+    /// The most memory that it has had at once.
+    pub(crate) fn peak_memory_kib(&self) -> u64 {
+        let pid = self.child.as_ref().expect("a daemon that runs").id();
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("its status");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let number = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse().ok());
+        number.expect("a number")
+    }
+
     /// Nothing is told to it, and it can do nothing about it.
     pub(crate) async fn kill9(&mut self) {
         let mut child = self.child.take().expect("a daemon that runs");

@@ -1,0 +1,235 @@
+//! Requests that a caller may send again: `Idempotency-Key` on what creates.
+//!
+//! The first request with a key is done and its answer kept for a day, encrypted, because an issued
+//! token stands in its own; the same request gets that answer again, another one with the same key is
+//! refused (422), and one that comes while the first is being done as well (409). A refusal is not kept:
+//! nothing has happened, and the request may be sent again. A key belongs to who sent it.
+//!
+//! The request goes on to its end when its sender goes away: whoever asks again shall find out what
+//! became of it. One that lightd died in has an unknown end, and is not done a second time.
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use axum::body::{Body, Bytes};
+use axum::extract::{FromRef, FromRequestParts, MatchedPath, Request, State};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use http_body_util::{BodyExt as _, Limited};
+use sha2::{Digest as _, Sha256};
+use tokio::sync::oneshot;
+use tokio_util::task::TaskTracker;
+
+use super::auth::Auth;
+use super::error::ApiError;
+use super::extract::{BodyLimit, read_body};
+use super::state::AppState;
+use crate::domain::access::Principal;
+use crate::domain::units::UnixSeconds;
+use crate::store::StoreError;
+use crate::store::idempotency::{IdempotencyKey, Known};
+
+const KEY: HeaderName = HeaderName::from_static("idempotency-key");
+const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
+const KEY_MAX_BYTES: usize = 255;
+const ANSWER_MAX_BYTES: usize = 1 << 20;
+
+/// Where a key counts.
+const CREATES: &[&str] = &[
+    "/volumes",
+    "/volumes/{id}/pull",
+    "/containers",
+    "/network/ports",
+    "/network/ports/allocate",
+    "/auth/tokens",
+];
+
+/// Requests with a key that are being done.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Idempotency {
+    tasks: TaskTracker,
+    under_way: Arc<Mutex<HashSet<IdempotencyKey>>>,
+}
+
+/// One of them; it is over when this is dropped.
+struct UnderWay {
+    key: IdempotencyKey,
+    all: Arc<Mutex<HashSet<IdempotencyKey>>>,
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.all.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.key);
+    }
+}
+
+impl Idempotency {
+    fn begin(&self, key: &IdempotencyKey) -> Option<UnderWay> {
+        let mut all = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_new = all.insert(key.clone());
+        is_new.then(|| UnderWay { key: key.clone(), all: Arc::clone(&self.under_way) })
+    }
+
+    #[cfg(test)]
+    pub(super) fn running(&self) -> usize {
+        self.tasks.len()
+    }
+
+    /// Waits until all that was begun is done.
+    pub(crate) async fn drained(&self) {
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+}
+
+pub(super) async fn idempotent(
+    State(state): State<AppState>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let creates = request.extensions().get::<MatchedPath>();
+    let creates = creates.is_some_and(|path| CREATES.contains(&path.as_str()));
+    if !creates || request.method() != Method::POST || !request.headers().contains_key(KEY) {
+        return next.run(request).await;
+    }
+    once(&state, request, next).await.unwrap_or_else(IntoResponse::into_response)
+}
+
+async fn once(state: &AppState, request: Request, next: Next) -> Result<Response, ApiError> {
+    let (mut parts, body) = request.into_parts();
+    let auth = Auth::from_request_parts(&mut parts, state).await?;
+    let key = IdempotencyKey { principal: principal(&auth), key: key_of(&parts.headers)? };
+    // The handler has it from here: a token that is good once was used up by the look.
+    parts.extensions.insert(auth);
+    let mut request = Request::from_parts(parts, body);
+    let limit = BodyLimit::from_ref(state).bytes;
+    let body = {
+        let headers = request.headers().clone();
+        let mut whole = Request::new(std::mem::take(request.body_mut()));
+        *whole.headers_mut() = headers;
+        read_body(whole, limit).await?
+    };
+    let fingerprint = fingerprint(request.uri().path(), request.uri().query(), &body);
+    *request.body_mut() = Body::from(body);
+    let under_way = state.idempotency.begin(&key).ok_or_else(|| {
+        let message = "a request with this Idempotency-Key is being done";
+        ApiError::conflict("idempotency_in_progress", message)
+    })?;
+    let (begun, now) = (key.clone(), UnixSeconds::now());
+    let begin = move |tx: &crate::store::Tx<'_>| tx.begin_idempotent(&begun, &fingerprint, now);
+    match state.store.write("begin a request", begin).await? {
+        Known::New => {}
+        Known::Differs => return Err(ApiError::idempotency_key_reused()),
+        Known::Unfinished => {
+            let message = "lightd ended while it did this request; look whether it was done, and \
+                           send it with another key if it was not";
+            return Err(ApiError::conflict("idempotency_unknown", message));
+        }
+        Known::Answered { status, answer_sealed } => {
+            return replay(state, &key, status, &answer_sealed);
+        }
+    }
+    let (answered, answer) = oneshot::channel();
+    let task_state = state.clone();
+    state.idempotency.tasks.spawn(async move {
+        let response = next.run(request).await;
+        let response = keep(&task_state, &key, response).await;
+        drop(under_way);
+        // Whoever waits for it may be gone.
+        answered.send(response).ok();
+    });
+    answer.await.map_err(|_| ApiError::internal("a request with a key ended without an answer"))
+}
+
+fn principal(auth: &Auth) -> String {
+    match auth.principal() {
+        Principal::Node => "node".to_owned(),
+        Principal::Anonymous => "anonymous".to_owned(),
+        Principal::Token { id, .. } => format!("token {id}"),
+    }
+}
+
+fn key_of(headers: &HeaderMap) -> Result<String, ApiError> {
+    let text = headers.get(KEY).and_then(|key| key.to_str().ok()).map(str::trim);
+    text.filter(|key| (1..=KEY_MAX_BYTES).contains(&key.len()))
+        .map(str::to_owned)
+        .ok_or_else(|| ApiError::field("Idempotency-Key", "must have 1 to 255 plain characters"))
+}
+
+/// What makes two requests the same.
+fn fingerprint(path: &str, query: Option<&str>, body: &[u8]) -> Vec<u8> {
+    let mut hash = Sha256::new();
+    for part in [path.as_bytes(), query.unwrap_or_default().as_bytes(), body] {
+        hash.update((part.len() as u64).to_be_bytes());
+        hash.update(part);
+    }
+    hash.finalize().to_vec()
+}
+
+/// Stores a success; lets anything else be tried again.
+async fn keep(state: &AppState, key: &IdempotencyKey, response: Response) -> Response {
+    let (parts, body) = response.into_parts();
+    let (outcome, body) = if parts.status.is_success() {
+        match Limited::new(body, ANSWER_MAX_BYTES).collect().await {
+            Ok(whole) => {
+                let bytes = whole.to_bytes();
+                (store(state, key, parts.status, &bytes).await, Body::from(bytes))
+            }
+            Err(error) => {
+                let error = ApiError::internal(error);
+                (forget(state, key).await, error.into_response().into_body())
+            }
+        }
+    } else {
+        (forget(state, key).await, body)
+    };
+    if let Err(error) = outcome {
+        // What was answered stands; a second request will be told that the end is not known.
+        tracing::warn!(error = error.cause(), "the answer to a request with a key is not stored");
+    }
+    Response::from_parts(parts, body)
+}
+
+async fn store(
+    state: &AppState,
+    key: &IdempotencyKey,
+    status: StatusCode,
+    body: &Bytes,
+) -> Result<(), ApiError> {
+    let (sealer_state, aad, plain) = (state.clone(), context(key), body.clone());
+    let seal = move || sealer_state.supervisor.services().sealer.seal(&aad, &plain);
+    let sealed = tokio::task::spawn_blocking(seal).await.map_err(ApiError::internal)?;
+    let sealed = sealed.map_err(ApiError::internal)?;
+    let (key, status) = (key.clone(), status.as_u16());
+    let write = move |tx: &crate::store::Tx<'_>| tx.answer_idempotent(&key, status, &sealed);
+    Ok(state.store.write("keep an answer", write).await?)
+}
+
+async fn forget(state: &AppState, key: &IdempotencyKey) -> Result<(), ApiError> {
+    let key = key.clone();
+    let write = move |tx: &crate::store::Tx<'_>| tx.forget_idempotent(&key);
+    Ok::<(), StoreError>(state.store.write("forget a request", write).await?)
+        .map_err(ApiError::from)
+}
+
+/// A sealed answer opens for its own key only.
+fn context(key: &IdempotencyKey) -> Vec<u8> {
+    format!("idempotency {} {}", key.principal, key.key).into_bytes()
+}
+
+fn replay(
+    state: &AppState,
+    key: &IdempotencyKey,
+    status: u16,
+    sealed: &[u8],
+) -> Result<Response, ApiError> {
+    let opened = state.supervisor.services().sealer.open(&context(key), sealed);
+    let body = opened.map_err(ApiError::internal)?;
+    let status = StatusCode::from_u16(status).map_err(ApiError::internal)?;
+    let headers = [
+        (header::CONTENT_TYPE, HeaderValue::from_static("application/json")),
+        (REPLAYED, HeaderValue::from_static("true")),
+    ];
+    Ok((status, headers, body).into_response())
+}

@@ -1,0 +1,244 @@
+//! A folder, or a selection of what is in it, as an archive that is made while it is sent.
+//!
+//! The packer writes into a short queue that the connection empties, so memory holds a few chunks of the
+//! archive. What fails at once is a refusal like any other; what fails later breaks the transfer off, so
+//! that nobody takes half an archive for a whole one. A reader who has gone, or stands still for a
+//! minute, ends the work.
+
+use std::io::{self, Write};
+use std::pin::Pin;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{RawQuery, State};
+use axum::http::{HeaderValue, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use futures_util::{FutureExt as _, Stream, StreamExt as _};
+use serde::Deserialize as _;
+use serde::de::IntoDeserializer as _;
+use serde::de::value::{Error as ValueError, StrDeserializer};
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+
+use super::content_headers::attachment;
+use super::files::must_exist;
+use super::operations::CancelOnDrop;
+use super::volumes::{folder_path, reach};
+use crate::api::auth::Auth;
+use crate::api::error::ApiError;
+use crate::api::extract::Path;
+use crate::api::state::AppState;
+use crate::domain::access::Permission;
+use crate::domain::ids::VolumeId;
+use crate::domain::path::RelPath;
+use crate::files::archive::ArchiveFormat;
+use crate::files::archive::stream::StreamRequest;
+use crate::files::volume::Kind;
+use crate::files::{FileError, Lane, Progress, Volume};
+
+pub(super) fn long_routes() -> Router<AppState> {
+    Router::new().route("/volumes/{id}/download", get(download))
+}
+
+const QUEUED_CHUNKS: usize = 8;
+const CHUNK_BYTES: usize = 256 * 1024;
+/// How long a reader may stand still.
+const STANDSTILL_MAX: Duration = Duration::from_secs(60);
+const MAX_PATHS: usize = 1000;
+
+/// What is asked for; `paths` may stand there many times.
+#[derive(Debug)]
+struct DownloadQuery {
+    path: RelPath,
+    paths: Vec<RelPath>,
+    format: ArchiveFormat,
+    level: Option<u32>,
+}
+
+impl DownloadQuery {
+    fn read(query: &str) -> Result<Self, ApiError> {
+        let mut read = Self {
+            path: RelPath::root(),
+            paths: Vec::new(),
+            format: ArchiveFormat::Zip,
+            level: None,
+        };
+        for (name, value) in url::form_urlencoded::parse(query.as_bytes()) {
+            match &*name {
+                "path" => read.path = folder_path("?path", &value)?,
+                "paths" if read.paths.len() >= MAX_PATHS => {
+                    let message = format!("may stand there at most {MAX_PATHS} times");
+                    return Err(ApiError::field("?paths", message));
+                }
+                "paths" => {
+                    let path = RelPath::parse_non_empty(&value);
+                    read.paths.push(path.map_err(|why| ApiError::invalid_path("?paths", &why))?);
+                }
+                "format" => {
+                    let text: StrDeserializer<'_, ValueError> = (&*value).into_deserializer();
+                    read.format = ArchiveFormat::deserialize(text)
+                        .map_err(|why| ApiError::field("?format", why.to_string()))?;
+                }
+                "level" => {
+                    let level = value.parse().ok().filter(|level| *level <= 19);
+                    let message = "must be a level that the format knows";
+                    read.level = Some(level.ok_or_else(|| ApiError::field("?level", message))?);
+                }
+                // Unknown ones are passed over, as everywhere.
+                _ => {}
+            }
+        }
+        Ok(read)
+    }
+
+    /// What to pack, and what the archive is called. A file alone is packed as the one thing in its
+    /// folder.
+    fn selection(
+        self,
+        volume: &Volume,
+        id: VolumeId,
+    ) -> Result<(StreamRequest, String), FileError> {
+        let Self { path, paths, format, level } = self;
+        let named = |path: &RelPath| path.names().next_back().map(str::to_owned);
+        let name = if paths.len() == 1 { named(&paths[0]) } else { named(&path) };
+        let name = name.unwrap_or_else(|| id.to_string());
+        let below = |name: &RelPath| RelPath::parse_non_empty(&format!("{path}/{name}"));
+        let full: Vec<RelPath> = paths.iter().map(below).collect::<Result<_, _>>()?;
+        full.iter().try_for_each(|path| must_exist(volume, path))?;
+        let is_folder = volume.stat(&path)?.kind == Kind::Directory;
+        let (base, paths) = match path.split_last() {
+            Some((parent, _)) if !is_folder && full.is_empty() => (parent, vec![path]),
+            _ if !is_folder => return Err(FileError::NotADirectory { path: path.to_string() }),
+            _ => (path, full),
+        };
+        Ok((StreamRequest { format, base, paths, level }, name))
+    }
+}
+
+async fn download(
+    auth: Auth,
+    State(state): State<AppState>,
+    Path(id): Path<VolumeId>,
+    RawQuery(query): RawQuery,
+) -> Result<Response, ApiError> {
+    reach(&auth, &state, id, Permission::FilesRead).await?;
+    let query = DownloadQuery::read(query.as_deref().unwrap_or_default())?;
+    let format = query.format;
+    let (request, name) = state.files.run(id, move |volume| query.selection(volume, id)).await?;
+    let (sender, chunks) = mpsc::channel(QUEUED_CHUNKS);
+    let out = ToReader { chunks: sender, runtime: Handle::current() };
+    let guard = CancelOnDrop(Progress::default());
+    let (files, progress) = (state.files.clone(), guard.0.clone());
+    let packing = async move {
+        files
+            .run_long_in(Lane::Stream, id, progress, |volume, progress| {
+                volume.pack_stream(request, out, progress)
+            })
+            .await
+    };
+    let mut archive = Archive { chunks, packing: Some(packing.boxed()), _guard: guard };
+    // A refusal is told as one as long as nothing was sent.
+    let first = archive.next().await.transpose()?;
+    let rest = archive.map(|chunk| chunk.map_err(io::Error::other));
+    let body = Body::from_stream(futures_util::stream::iter(first.map(Ok)).chain(rest));
+    let mut response = body.into_response();
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(media_type(format)));
+    let name = attachment(&format!("{name}.{}", format.as_str()));
+    headers.insert(header::CONTENT_DISPOSITION, name);
+    Ok(response)
+}
+
+fn media_type(format: ArchiveFormat) -> &'static str {
+    match format {
+        ArchiveFormat::Zip => "application/zip",
+        ArchiveFormat::Tar => "application/x-tar",
+        ArchiveFormat::TarGz => "application/gzip",
+        ArchiveFormat::TarBz2 => "application/x-bzip2",
+        ArchiveFormat::TarZst => "application/zstd",
+        ArchiveFormat::TarXz => "application/x-xz",
+    }
+}
+
+/// The end where the packer writes.
+struct ToReader {
+    chunks: mpsc::Sender<Bytes>,
+    runtime: Handle,
+}
+
+impl Write for ToReader {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let bytes = &bytes[..bytes.len().min(CHUNK_BYTES)];
+        let chunk = Bytes::copy_from_slice(bytes);
+        let sent = async { tokio::time::timeout(STANDSTILL_MAX, self.chunks.send(chunk)).await };
+        match self.runtime.block_on(sent) {
+            Ok(Ok(())) => Ok(bytes.len()),
+            Ok(Err(_gone)) => Err(io::ErrorKind::BrokenPipe.into()),
+            Err(_stands_still) => Err(io::ErrorKind::TimedOut.into()),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// The end that the connection reads, and the work that goes on meanwhile.
+struct Archive {
+    chunks: mpsc::Receiver<Bytes>,
+    packing: Option<BoxFuture<'static, Result<(), FileError>>>,
+    _guard: CancelOnDrop,
+}
+
+impl Stream for Archive {
+    type Item = Result<Bytes, FileError>;
+
+    fn poll_next(
+        mut self: Pin<&mut Self>,
+        context: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Self::Item>> {
+        use std::task::Poll;
+        if let Some(packing) = &mut self.packing
+            && let Poll::Ready(outcome) = packing.as_mut().poll(context)
+        {
+            self.packing = None;
+            if let Err(error) = outcome {
+                return Poll::Ready(Some(Err(error)));
+            }
+        }
+        match self.chunks.poll_recv(context) {
+            // All is written, but whether it was all of it is not known yet.
+            Poll::Ready(None) if self.packing.is_some() => Poll::Pending,
+            polled => polled.map(|chunk| chunk.map(Ok)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_query_names_a_folder_and_what_of_it() {
+        let read = |query: &str| DownloadQuery::read(query).map_err(|error| error.code());
+        let all = read("path=/w%20x/&paths=a&paths=b%2Fc&format=tar.gz&level=3&other=1").unwrap();
+        let paths: Vec<&str> = all.paths.iter().map(RelPath::as_str).collect();
+        assert_eq!((all.path.as_str(), paths), ("w x", vec!["a", "b/c"]));
+        assert_eq!((all.format, all.level), (ArchiveFormat::TarGz, Some(3)));
+        assert_eq!(read("").unwrap().format, ArchiveFormat::Zip);
+        for (bad, code) in [
+            ("format=rar", "invalid"),
+            ("level=x", "invalid"),
+            ("path=..", "invalid_path"),
+            ("paths=", "invalid_path"),
+            ("paths=../x", "invalid_path"),
+        ] {
+            assert_eq!(read(bad).unwrap_err(), code, "{bad}");
+        }
+        assert_eq!(read(&"paths=a&".repeat(1001)).unwrap_err(), "invalid");
+    }
+}

@@ -1,0 +1,126 @@
+use axum::body::Body;
+use axum::http::{Request, StatusCode, header};
+use serde_json::{Value, json};
+
+use super::node::{Node, TOKEN, VENDOR, answer};
+
+async fn send(
+    node: &Node,
+    token: &str,
+    key: &str,
+    uri: &str,
+    body: &Value,
+) -> (StatusCode, Value, bool) {
+    let request = Request::builder()
+        .method("POST")
+        .uri(uri)
+        .header(header::AUTHORIZATION, format!("Bearer {token}"))
+        .header(header::ACCEPT, VENDOR)
+        .header("idempotency-key", key)
+        .body(Body::from(body.to_string()))
+        .unwrap();
+    let response = node.send(request).await;
+    let is_replayed = response.headers().contains_key("idempotent-replayed");
+    let (status, body) = answer(response).await;
+    (status, body, is_replayed)
+}
+
+async fn volumes(node: &Node) -> usize {
+    let (_, listed) = node.ask("GET", "/volumes", Value::Null).await;
+    listed["volumes"].as_array().unwrap().len()
+}
+
+#[tokio::test]
+async fn a_request_with_a_key_is_done_once_and_answered_alike() {
+    let node = Node::new().await;
+    let before = volumes(&node).await;
+    let (status, first, replayed) = send(&node, TOKEN, "k1", "/volumes", &json!({"size": 5})).await;
+    assert_eq!((status.as_u16(), replayed), (201, false));
+    let (status, again, replayed) = send(&node, TOKEN, "k1", "/volumes", &json!({"size": 5})).await;
+    assert_eq!((status.as_u16(), replayed), (201, true));
+    assert_eq!(again, first);
+    assert_eq!(volumes(&node).await, before + 1);
+    let (status, other, _) = send(&node, TOKEN, "k1", "/volumes", &json!({"size": 6})).await;
+    assert_eq!((status.as_u16(), &other["code"]), (422, &json!("idempotency_key_reused")));
+    let ttl = json!({"ttl": "1h"});
+    let (_, issued, _) = send(&node, TOKEN, "k2", "/auth/tokens", &ttl).await;
+    let (_, again, replayed) = send(&node, TOKEN, "k2", "/auth/tokens", &ttl).await;
+    assert!(replayed && again["token"] == issued["token"], "{again}");
+    // The key is the sender's own.
+    let token = issued["token"].as_str().unwrap();
+    let (status, theirs, _) = send(&node, token, "k1", "/volumes", &json!({"size": 5})).await;
+    assert_eq!(status.as_u16(), 201);
+    assert_ne!(theirs["id"], first["id"]);
+    let (status, bad, _) = send(&node, TOKEN, &"k".repeat(256), "/volumes", &json!({})).await;
+    assert_eq!((status.as_u16(), &bad["problems"][0]["field"]), (400, &json!("Idempotency-Key")));
+    let (status, _, _) =
+        send(&node, "lightd_wrong-wrong-wrong", "k1", "/volumes", &json!({})).await;
+    assert_eq!(status.as_u16(), 401, "and nothing is told to strangers");
+}
+
+#[tokio::test]
+async fn a_refusal_is_not_kept_and_a_token_that_is_good_once_is_used_once() {
+    let node = Node::new().await;
+    let body = json!({"ip": "127.0.0.1", "port": 7001});
+    node.ask("POST", "/network/ports", body.clone()).await;
+    let (status, _, _) = send(&node, TOKEN, "k", "/network/ports", &body).await;
+    assert_eq!(status.as_u16(), 409);
+    node.ask("DELETE", "/network/ports/127.0.0.1/7001", Value::Null).await;
+    let (status, _, replayed) = send(&node, TOKEN, "k", "/network/ports", &body).await;
+    assert_eq!((status.as_u16(), replayed), (201, false), "now it can be done");
+    let once = json!({"ttl": "1h", "remove_on_use": true});
+    let (_, issued) = node.ask("POST", "/auth/tokens", once).await;
+    let token = issued["token"].as_str().unwrap();
+    let (status, made, _) = send(&node, token, "k", "/volumes", &json!({})).await;
+    assert_eq!(status.as_u16(), 201, "{made}");
+    assert_eq!(send(&node, token, "k", "/volumes", &json!({})).await.0.as_u16(), 401);
+}
+
+#[tokio::test]
+async fn the_same_request_twice_at_once_is_done_once() {
+    let node = Node::new().await;
+    let before = volumes(&node).await;
+    let body = json!({"size": 5});
+    let one = || send(&node, TOKEN, "k", "/volumes", &body);
+    let all = futures_util::future::join_all((0..8).map(|_| one())).await;
+    for (status, answer, _) in &all {
+        let is_expected =
+            *status == 201 || answer["code"] == "idempotency_in_progress" && *status == 409;
+        assert!(is_expected, "{answer}");
+    }
+    assert!(all.iter().any(|(status, ..)| *status == 201));
+    assert_eq!(volumes(&node).await, before + 1);
+}
+
+#[tokio::test]
+async fn a_request_that_its_sender_has_left_is_done_all_the_same_and_one_of_a_crash_is_not_repeated()
+ {
+    let node = Node::new().await;
+    let before = volumes(&node).await;
+    let body = json!({"size": 5});
+    {
+        let sending = send(&node, TOKEN, "left", "/volumes", &body);
+        tokio::pin!(sending);
+        // Given up as soon as it is under way.
+        let task_begun = async {
+            while node.state.idempotency.running() == 0 {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::select! {
+            biased;
+            _ = &mut sending => {}
+            () = task_begun => {}
+        }
+    }
+    node.state.idempotency.drained().await;
+    let (status, _, replayed) = send(&node, TOKEN, "left", "/volumes", &body).await;
+    assert_eq!((status.as_u16(), replayed), (201, true));
+    assert_eq!(volumes(&node).await, before + 1);
+
+    let node = Node::new().await;
+    send(&node, TOKEN, "crashed", "/volumes", &body).await;
+    node.state.store.write("test", |tx| tx.unanswer_idempotent("crashed")).await.unwrap();
+    let (status, unknown, _) = send(&node, TOKEN, "crashed", "/volumes", &body).await;
+    assert_eq!((status.as_u16(), &unknown["code"]), (409, &json!("idempotency_unknown")));
+}
