@@ -23,6 +23,7 @@ use crate::config::live::Live;
 use crate::config::source::{Overrides, Source};
 use crate::console::ConsoleOptions;
 use crate::domain::ids::{ContainerId, VolumeId};
+use crate::domain::quota::QuotaBackend;
 use crate::domain::spec::NodeCapacity;
 use crate::domain::units::UnixSeconds;
 use crate::engine::{Engine, EngineOptions, LogCap};
@@ -80,7 +81,7 @@ impl Node {
                 store.clone(),
                 Arc::clone(&supervisor),
                 watch::channel(VolumeSettings {
-                    backend: None,
+                    backend: Some(QuotaBackend::Soft),
                     max_snapshots: 3,
                     on_exceeded: OnExceeded::Tell,
                 })

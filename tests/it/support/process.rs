@@ -443,10 +443,10 @@ impl Daemon {
         tokio::time::timeout(Duration::from_secs(2), looking).await.ok();
     }
 
-    /// What is mounted beneath the test's folder, as a restart of the host would take it away.
+    /// Unmounts all volumes, as a restart of the host would.
     pub(crate) fn unmount_all(&self) {
         let table = std::fs::read_to_string("/proc/self/mountinfo").expect("the mounts");
-        let folder = self.folder.path().display().to_string();
+        let folder = self.data_path().join("volumes").display().to_string();
         let at = |line: &str| line.split(' ').nth(4).map(str::to_owned);
         let mounted = table.lines().rev().filter_map(at);
         for at in mounted.filter(|at| at.starts_with(&format!("{folder}/"))) {
