@@ -63,6 +63,19 @@ const CALLS: &[(&str, Call)] = &[
         let name = format!("got/packed{}.tar", n % 5);
         post(c, v, "compress", json!({"format": "tar", "output_name": name, "paths": ["d"]}))
     }),
+    ("search", |c, v, _| get(c, v, "search?q=s&content=.&path=d")),
+    ("checksum", |c, v, _| get(c, v, "checksum?path=d/secret")),
+    ("download", |c, v, _| get(c, v, "download?path=d&format=tar")),
+    ("list an archive", |c, v, _| get(c, v, "archive?path=d/secret")),
+    ("upload", |c, v, n| {
+        let boundary = "------------------------boundary";
+        let part = format!("name=\"f\"; filename=\"sub/put{}\"", n % 3);
+        let head = format!("--{boundary}\r\nContent-Disposition: form-data; {part}");
+        let form = format!("{head}\r\n\r\ninside\r\n--{boundary}--\r\n");
+        c.request(Method::POST, &format!("/volumes/{v}/upload?path=d"))
+            .header("Content-Type", format!("multipart/form-data; boundary={boundary}"))
+            .body(form)
+    }),
     ("unpack", |c, v, _| {
         post(c, v, "decompress", json!({"archive_path": "kept.zip", "destination": "d"}))
     }),

@@ -9,6 +9,8 @@ use std::io::{self, BufReader, Read};
 use std::ops::ControlFlow;
 use std::os::unix::fs::FileExt as _;
 
+use zip::result::ZipError;
+
 use super::zip_names::{decode_name, fields, modified_at, with_slashes};
 use super::{Head, HeadKind, reading};
 use crate::files::error::FileError;
@@ -130,19 +132,41 @@ impl Zip {
         if member.flags & ENCRYPTED != 0 {
             return Err(unsupported("it is encrypted"));
         }
-        let packed = BufReader::with_capacity(
-            usize::try_from(member.packed_bytes).map_or(1 << 16, |bytes| bytes.clamp(64, 1 << 16)),
-            self.packed(member)?,
-        );
         let inner: Box<dyn Read + 'i> = match member.method {
-            0 => Box::new(packed),
-            8 => Box::new(inflater.inflate(packed)),
-            12 => Box::new(bzip2::bufread::BzDecoder::new(packed)),
-            20 | 93 => Box::new(zstd::Decoder::with_buffer(packed).map_err(reading)?),
+            0 => Box::new(self.buffered(member)?),
+            8 => Box::new(inflater.inflate(self.buffered(member)?)),
+            9 | 12 | 93 => Box::new(self.unusual(member, inflater)?),
             _ => return Err(unsupported("its compression is not known")),
         };
         let (size, crc) = (member.head.size, member.crc);
         Ok(Checked { inner, hasher: crc32fast::Hasher::new(), left: size, crc })
+    }
+
+    fn buffered(&self, member: &Member) -> Result<BufReader<At<'_>>, FileError> {
+        let bytes = usize::try_from(member.packed_bytes).unwrap_or(usize::MAX);
+        Ok(BufReader::with_capacity(bytes.clamp(64, 1 << 16), self.packed(member)?))
+    }
+
+    /// Content compressed in another way than nearly all is: Deflate64, BZip2, Zstandard. Sizes and checksum are the directory's: in
+    /// the entry's own header they may be missing.
+    fn unusual<'z, 'i>(
+        &'z self,
+        member: &Member,
+        inflater: &'i mut Inflater<'z>,
+    ) -> Result<impl Read + use<'z, 'i>, FileError> {
+        let content = self.packed(member)?;
+        let header_at = member.header_at + self.shift;
+        let whole = self.at(header_at, content.at - header_at + content.left);
+        let options = zip::read::ZipReadOptions::default()
+            .override_compressed_size(member.packed_bytes)
+            .override_uncompressed_size(member.head.size)
+            .override_crc(member.crc);
+        let entry = inflater.1.insert(BufReader::new(whole));
+        match zip::read::read_zipfile_from_stream_with_options(entry, options) {
+            Ok(Some(content)) => Ok(content),
+            Err(ZipError::Io(error)) => Err(reading(error)),
+            Ok(None) | Err(_) => Err(FileError::corrupt("an entry is damaged")),
+        }
     }
 
     /// The packed content, found behind the entry's own header.
@@ -332,9 +356,13 @@ impl Read for At<'_> {
     }
 }
 
-/// What inflates one entry after the other. Its tables are larger than most files.
+/// What inflates one entry after the other: its tables are larger than most files. Beside it, the place
+/// for an entry that is compressed in another way.
 #[derive(Default)]
-pub(super) struct Inflater<'z>(Option<flate2::bufread::DeflateDecoder<BufReader<At<'z>>>>);
+pub(super) struct Inflater<'z>(
+    Option<flate2::bufread::DeflateDecoder<BufReader<At<'z>>>>,
+    Option<BufReader<At<'z>>>,
+);
 
 impl<'z> Inflater<'z> {
     fn inflate(&mut self, packed: BufReader<At<'z>>) -> &mut impl Read {

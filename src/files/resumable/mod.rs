@@ -13,6 +13,7 @@
 
 mod folder;
 mod locks;
+mod room;
 
 use std::ffi::CStr;
 use std::fmt;
@@ -28,11 +29,12 @@ use uuid::Uuid;
 
 use self::folder::{Open, append_file, open_for_writing, read_info, write_info};
 pub(crate) use self::locks::{Lock, Locks};
+use self::room::{is_over, unfinished};
 use super::content::{DEFAULT_MODE, STAGED, WriteMode, create_new};
 use super::digest::Algorithm;
 use super::error::{During, FileError, refuse_reserved};
 use super::progress::Progress;
-use super::resolve::{open_folder, stat_name};
+use super::resolve::open_folder;
 use super::staging::{is_dot, remove_tree};
 use super::volume::{Kind, Place, Volume};
 use crate::domain::path::{InvalidPath, RelPath};
@@ -41,8 +43,6 @@ use crate::domain::units::UnixSeconds;
 /// The folder of all uploads of a volume.
 pub(super) const UPLOADS: &str = ".lightd-uploads";
 const INFO: &CStr = c"info";
-/// A folder without an `info` belongs to a request that has only just begun, or to a crash.
-const HALF_MADE_SECONDS: i64 = 60;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct ResumableId(Uuid);
@@ -118,7 +118,7 @@ impl Volume {
             return Err(FileError::UploadTooLarge { limit_bytes: limits.max_bytes });
         }
         let uploads = self.uploads(true)?.ok_or(Errno::NOENT).during("prepare", &"")?;
-        if count(&uploads).during("prepare", &"")? >= limits.max_per_volume {
+        if unfinished(&uploads).during("prepare", &"")? >= limits.max_per_volume {
             return Err(FileError::TooManyUploads);
         }
         if let Some(length) = info.length {
@@ -362,28 +362,5 @@ impl Volume {
         open.new = None;
         open.state.touched_at = UnixSeconds::now();
         Ok(())
-    }
-}
-
-fn count(uploads: &OwnedFd) -> Result<usize, Errno> {
-    let mut count = 0;
-    for entry in rustix::fs::Dir::read_from(uploads)? {
-        count += usize::from(!is_dot(entry?.file_name()));
-    }
-    Ok(count)
-}
-
-fn is_over(uploads: &OwnedFd, name: &CStr, expire_after: Duration) -> bool {
-    let now = UnixSeconds::now().0;
-    let seconds = i64::try_from(expire_after.as_secs()).unwrap_or(i64::MAX);
-    let touched = |dir: &OwnedFd, name: &CStr| stat_name(dir, name).ok().map(|raw| raw.st_mtime);
-    let Ok(dir) = open_folder(uploads.as_fd(), name) else { return true };
-    let new = touched(&dir, STAGED);
-    match (touched(&dir, INFO), new) {
-        (Some(info), new) => new.unwrap_or(info).max(info).saturating_add(seconds) < now,
-        (None, _) => {
-            let made = rustix::fs::fstat(&dir).map_or(0, |raw| raw.st_mtime);
-            made.saturating_add(HALF_MADE_SECONDS) < now
-        }
     }
 }

@@ -186,6 +186,20 @@ fn uploads_are_bounded_in_number_and_size() {
 }
 
 #[test]
+fn uploads_that_have_arrived_make_room_for_others() {
+    let subject = Subject::new();
+    let mut last = None;
+    for index in 0..100 {
+        let id = subject.create(info(Some(1), Some(&format!("file-{index}")))).expect("create");
+        subject.append(id, 0, b"x").expect("append");
+        last = Some(id);
+    }
+    assert_eq!(subject.offset(last.expect("one")).expect("remembered"), 1);
+    let kept = fs::read_dir(subject.scratch.path(".lightd-uploads")).expect("list").count();
+    assert!(kept <= 65, "{kept}");
+}
+
+#[test]
 fn what_nobody_goes_on_with_expires_and_what_is_worked_on_does_not() {
     let subject = Subject::new();
     let idle = subject.create(info(Some(5), Some("idle"))).expect("create");
