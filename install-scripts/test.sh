@@ -135,6 +135,8 @@ want unzip unzip
 want p7zip-full 7z
 want python3 python3
 want zstd zstd
+want e2fsprogs mkfs.ext4
+want util-linux losetup
 want shellcheck shellcheck
 # For the client of resumable uploads, which npm brings from its lockfile.
 want nodejs node

@@ -5,6 +5,7 @@
 //! ```text
 //!   main -> cli -> app                     wiring only
 //!   api, panel                             edges: HTTP and WebSocket in, the remote panel out
+//!   volumes                                volumes as wholes: made, resized, copied, restored
 //!   supervisor                             one owner task per container, effects, boot
 //!   access, network                        who may; which ports, which packets
 //!   engine  cgroup  store  files  console  fetch
@@ -36,6 +37,7 @@ mod store;
 mod supervisor;
 mod telemetry;
 mod util;
+mod volumes;
 
 /// The door for the targets in `tests/fuzz/`.
 #[cfg(fuzzing)]

@@ -18,6 +18,7 @@ use crate::files::FileError;
 use crate::network::pool::PoolError;
 use crate::store::StoreError;
 use crate::supervisor::{CreateError, ExecError, Refusal};
+use crate::volumes::VolumesError;
 
 pub(crate) use super::failure::ApiError;
 use super::failure::RETRY_SOON;
@@ -63,6 +64,7 @@ impl From<Denied> for ApiError {
             Denied::Starting => "starting",
             Denied::Stopping => "stopping",
             Denied::Rebinding => "rebinding",
+            Denied::Snapshot => "snapshot",
             Denied::NotRunning => "not_running",
             Denied::Deleting => "deleting",
         };
@@ -77,6 +79,9 @@ impl From<Refusal> for ApiError {
             Refusal::Invalid(problems) => Self::invalid(problems),
             Refusal::EngineUnavailable => Self::engine_unavailable(),
             Refusal::Busy => Self::unavailable("busy", "too many requests wait for this container"),
+            Refusal::VolumeBusy(work) => {
+                Self::conflict("volume_busy", format!("the container's volume {}", work.doing()))
+            }
             Refusal::Gone => Self::no_such_container(),
             Refusal::Store(error) => Self::binding(error),
             Refusal::Engine(error) => error.into(),
@@ -148,6 +153,9 @@ impl From<StoreError> for ApiError {
             | StoreError::NoFreePort { .. }
             | StoreError::NoSuchToken
             | StoreError::NoSuchUpdate(_) => Self::not_found(error.to_string()),
+            StoreError::NoSuchSnapshot(_) => Self::not_found(error.to_string()),
+            StoreError::SnapshotExists(_) => conflict("snapshot_exists"),
+            StoreError::TooManySnapshots { .. } => conflict("too_many_snapshots"),
             StoreError::ContainerExists(_) => conflict("container_exists"),
             StoreError::VolumeInUse { .. } => conflict("volume_in_use"),
             StoreError::PortExists(_) => conflict("port_exists"),
@@ -222,6 +230,13 @@ impl From<FileError> for ApiError {
             FileError::TooManyOperations => {
                 Self::too_many("too_many_operations", "too many operations are running", RETRY_SOON)
             }
+            FileError::VolumeBusy { .. } => conflict("volume_busy"),
+            FileError::BelowUse => conflict("below_use"),
+            FileError::Disturbed => conflict("disturbed"),
+            FileError::SnapshotDamaged => conflict("snapshot_damaged"),
+            FileError::TooSmall { .. } => Self::field("size", text),
+            FileError::VolumeUnavailable => Self::unavailable("volume_unavailable", text),
+            FileError::BackendUnusable { .. } => Self::unavailable("quota_backend_unusable", text),
             FileError::OperationNotStored => {
                 Self::unavailable("busy", "too many changes wait to be stored")
             }
@@ -240,7 +255,21 @@ impl From<FileError> for ApiError {
                 let message = "too many uploads to this volume are unfinished";
                 Self::too_many("too_many_uploads", message, RETRY_SOON)
             }
-            FileError::Io { .. } => Self::internal(error),
+            FileError::Store { .. } | FileError::Backing { .. } | FileError::Io { .. } => {
+                Self::internal(error)
+            }
+        }
+    }
+}
+
+impl From<VolumesError> for ApiError {
+    fn from(error: VolumesError) -> Self {
+        match error {
+            VolumesError::Store(error) => error.into(),
+            VolumesError::File(error) => error.into(),
+            VolumesError::InUse { state, .. } => Self::conflict(state, error.to_string()),
+            VolumesError::Fixed { why } => Self::conflict("backend_fixed", why),
+            VolumesError::Stopping => Self::unavailable("stopping", "lightd is stopping"),
         }
     }
 }

@@ -153,7 +153,7 @@ impl ApiError {
         Self::new(StatusCode::TOO_MANY_REQUESTS, code, message).retry_after(retry)
     }
 
-    pub(crate) fn unavailable(code: &'static str, message: &'static str) -> Self {
+    pub(crate) fn unavailable(code: &'static str, message: impl Into<Cow<'static, str>>) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, code, message).retry_after(RETRY_SOON)
     }
 

@@ -20,6 +20,7 @@ use crate::network::pool::PortPool;
 use crate::panel::Panel;
 use crate::store::Store;
 use crate::supervisor::Registry;
+use crate::volumes::Volumes;
 
 /// The handles, put together by the composition root.
 #[derive(Debug)]
@@ -28,6 +29,7 @@ pub(crate) struct Services {
     pub(crate) access: Access,
     pub(crate) ports: PortPool,
     pub(crate) files: Files,
+    pub(crate) volumes: Volumes,
     pub(crate) operations: Operations,
     pub(crate) panel: Arc<Panel>,
     pub(crate) config: Arc<Live>,

@@ -26,7 +26,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use self::tasks::{Levers, Sweep};
+use self::tasks::Levers;
 use crate::access::Access;
 use crate::api::{self, AppState};
 use crate::config::Config;
@@ -45,6 +45,7 @@ use crate::supervisor::{Registry, Services};
 use crate::telemetry::Telemetry;
 use crate::util::chain::Chain;
 use crate::util::secret::Sealer;
+use crate::volumes::{LeftOver, Volumes};
 
 /// How many containers are brought up at once.
 const START_SLOTS: usize = 4;
@@ -101,7 +102,7 @@ pub(crate) async fn run(
 struct App {
     state: AppState,
     levers: Levers,
-    sweep: Sweep,
+    left_over: LeftOver,
     handle: Handle<SocketAddr>,
     host_was_restarted: bool,
 }
@@ -114,13 +115,12 @@ impl App {
     ) -> Result<Self, AppError> {
         let store = open_store(config)?;
         let files = Files::new(parts::files(config)).map_err(AppError::Files)?;
-        // Asked before any request can add to them.
-        let left_over_volumes = store
-            .read("look for left-over volumes", |rx| rx.volume_folders_to_remove())
-            .await
-            .map_err(AppError::Store)?;
         let levers = Levers::new(config);
         let registry = Registry::new(Arc::new(services(config, &store, &files, &levers, &stop)));
+        let volumes =
+            Volumes::new(store.clone(), Arc::clone(&registry), levers.volumes.subscribe());
+        // Before any request can add to them, and any container gets at them.
+        let left_over = volumes.look_over().await.map_err(AppError::Store)?;
         let containers = registry.load().await.map_err(AppError::Store)?;
         let ports = PortPool::new(store.clone());
         ports.seed(parts::port_seeds(config)).await.map_err(AppError::Ports)?;
@@ -130,7 +130,8 @@ impl App {
         let state = AppState::new(api::Services {
             access: Access::new(store.clone(), levers.access.subscribe()),
             ports,
-            files: files.clone(),
+            files,
+            volumes,
             operations,
             panel: Arc::new(Panel::new(store.clone(), levers.panel.subscribe())),
             config: live,
@@ -141,10 +142,9 @@ impl App {
             began: Instant::now(),
             stop,
             supervisor: registry,
-            store: store.clone(),
+            store,
         });
-        let sweep = Sweep { files, store, left_over_volumes };
-        Ok(Self { state, levers, sweep, handle: Handle::new(), host_was_restarted })
+        Ok(Self { state, levers, left_over, handle: Handle::new(), host_was_restarted })
     }
 
     /// Starts what lives as long as lightd. Each ends with `stop`.
@@ -166,7 +166,10 @@ impl App {
         tasks.spawn(levers.follow(changed(), state.ports.clone(), telemetry, stop()));
         let (registry, health) = (Arc::clone(&state.supervisor), state.engine_health.clone());
         tasks.spawn(tasks::keep_isolation(registry, changed(), health, stop()));
-        tasks.spawn(self.sweep.clone().run());
+        let (volumes, left_over) = (state.volumes.clone(), self.left_over.clone());
+        tasks.spawn(async move { volumes.take_up(left_over).await });
+        let (volumes, until) = (state.volumes.clone(), stop());
+        tasks.spawn(async move { volumes.watch(until).await });
         let (files, live) = (state.files.clone(), Arc::clone(&state.config));
         tasks.spawn(tasks::expire_uploads(files, live, stop()));
     }
@@ -204,6 +207,7 @@ impl App {
             tokio::join!(
                 self.state.sockets.drained(),
                 self.state.operations.shutdown(),
+                self.state.volumes.shutdown(),
                 self.state.idempotency.drained(),
                 self.state.supervisor.wind_down(OWNERS_END)
             )

@@ -16,6 +16,7 @@ use crate::network::isolation::{Exceptions, Firewall, IsolationOptions};
 use crate::network::pool::PortRange;
 use crate::panel::PanelSettings;
 use crate::supervisor::Settings;
+use crate::volumes::{OnExceeded, VolumeSettings};
 
 /// `node_id` is the store's, for where the configuration has none.
 pub(super) fn engine(config: &Config, node_id: Uuid) -> EngineOptions {
@@ -86,6 +87,17 @@ pub(super) fn settings(config: &Config) -> Settings {
         install_image_max_bytes: config.install.max_image_bytes,
         panel: config.remote.panel.is_some(),
         panel_power_events: config.remote.power_events,
+    }
+}
+
+pub(super) fn volumes(config: &Config) -> VolumeSettings {
+    VolumeSettings {
+        backend: config.quota.backend,
+        max_snapshots: config.snapshots.max_per_volume,
+        on_exceeded: match config.quota.on_exceeded {
+            config::OnExceeded::Tell => OnExceeded::Tell,
+            config::OnExceeded::Stop => OnExceeded::Stop,
+        },
     }
 }
 

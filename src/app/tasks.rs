@@ -1,5 +1,5 @@
 //! What runs as long as lightd does and belongs to no part alone: a changed configuration is handed on,
-//! isolation is kept up, left-overs are removed.
+//! isolation is kept up.
 //!
 //! The composition root spawns and ends them. None of them ends lightd: a failure is logged, and what
 //! was true before stays so.
@@ -14,16 +14,15 @@ use super::parts;
 use crate::access::AccessSettings;
 use crate::config::Config;
 use crate::config::live::Live;
-use crate::domain::ids::VolumeId;
 use crate::engine::Health;
 use crate::files::Files;
 use crate::network::isolation::{Isolation, IsolationStatus};
 use crate::network::pool::PortPool;
 use crate::panel::PanelSettings;
-use crate::store::Store;
 use crate::supervisor::{Registry, Settings};
 use crate::telemetry::Telemetry;
 use crate::util::chain::Chain;
+use crate::volumes::VolumeSettings;
 
 /// The rules and the bridge are set again so often: a reload of the host's firewall takes them away.
 const ISOLATION_EVERY: Duration = Duration::from_secs(300);
@@ -51,6 +50,7 @@ pub(super) struct Levers {
     pub(super) settings: watch::Sender<Arc<Settings>>,
     pub(super) access: watch::Sender<AccessSettings>,
     pub(super) panel: watch::Sender<Option<PanelSettings>>,
+    pub(super) volumes: watch::Sender<VolumeSettings>,
 }
 
 impl Levers {
@@ -59,6 +59,7 @@ impl Levers {
             settings: watch::Sender::new(Arc::new(parts::settings(config))),
             access: watch::Sender::new(parts::access(config)),
             panel: watch::Sender::new(parts::panel(config)),
+            volumes: watch::Sender::new(parts::volumes(config)),
         }
     }
 
@@ -74,6 +75,7 @@ impl Levers {
             let config = changed.borrow_and_update().clone();
             self.settings.send_replace(Arc::new(parts::settings(&config)));
             self.access.send_replace(parts::access(&config));
+            self.volumes.send_replace(parts::volumes(&config));
             let news = parts::panel(&config);
             self.panel.send_if_modified(|panel| std::mem::replace(panel, news.clone()) != news);
             telemetry.set_level(config.log.level);
@@ -131,33 +133,6 @@ pub(super) async fn expire_uploads(files: Files, live: Arc<Live>, stop: Cancella
         let pause = (expire_after / 4).clamp(Duration::from_secs(1), EXPIRE_EVERY);
         if stop.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
             return;
-        }
-    }
-}
-
-/// Removes what earlier runs left half-made: volumes, and temporary files in others.
-#[derive(Clone, Debug)]
-pub(super) struct Sweep {
-    pub(super) files: Files,
-    pub(super) store: Store,
-    pub(super) left_over_volumes: Vec<VolumeId>,
-}
-
-impl Sweep {
-    pub(super) async fn run(self) {
-        let Self { files, store, left_over_volumes } = self;
-        for id in left_over_volumes {
-            if let Err(error) = files.remove_volume(id).await {
-                tracing::warn!(volume = %id, error = %Chain(&error), "a left-over volume stays behind");
-                continue;
-            }
-            let forget = store.write("forget a volume", move |tx| tx.forget_volume_folder(id));
-            if let Err(error) = forget.await {
-                tracing::warn!(volume = %id, error = %Chain(&error), "a removed volume is not forgotten");
-            }
-        }
-        if let Err(error) = files.sweep().await {
-            tracing::warn!(error = %Chain(&error), "left-over files stay behind");
         }
     }
 }

@@ -12,8 +12,10 @@ use super::client::{ClientError, Daemon, block_on};
 use super::serve::how_to_listen;
 use crate::config::source::Source;
 use crate::config::{Config, Firewall};
+use crate::domain::quota::QuotaBackend;
 use crate::domain::units::MIB;
 use crate::engine::{Engine, EngineOptions, Health};
+use crate::files::backing;
 use crate::network::firewall;
 use crate::util::chain::Chain;
 
@@ -51,6 +53,7 @@ fn look(source: &Source, config: &Config) -> Vec<Finding> {
         ("configuration", Ok(source.path().display().to_string())),
         ("rights", rights()),
         ("storage", writable(&config.storage.base_path)),
+        ("quota", quota(config)),
         ("disk", room(&config.storage.volumes_path)),
         ("engine", engine(config)),
         ("firewall", rules(config)),
@@ -93,6 +96,41 @@ fn tempfile_in(folder: &Path) -> std::io::Result<()> {
     let probe = folder.join(format!(".doctor-{}", std::process::id()));
     std::fs::File::create_new(&probe)?;
     std::fs::remove_file(&probe)
+}
+
+/// Every backend is tried; only the configured one must work.
+fn quota(config: &Config) -> Result<String, String> {
+    let volumes = &config.storage.volumes_path;
+    std::fs::create_dir_all(volumes)
+        .map_err(|error| format!("{} cannot be made ({error})", volumes.display()))?;
+    let owner = (config.docker.user.uid, config.docker.user.gid);
+    let mut works = Vec::new();
+    let mut not = Vec::new();
+    for backend in QuotaBackend::ALL {
+        match backing::probe(backend, volumes, owner) {
+            Ok(()) => works.push(backend),
+            Err(error) => not.push((backend, Chain(&error).to_string())),
+        }
+    }
+    let names = |list: &[QuotaBackend]| {
+        list.iter().map(|backend| backend.as_str()).collect::<Vec<_>>().join(", ")
+    };
+    let why: Vec<_> =
+        not.iter().map(|(backend, why)| format!("{} does not: {why}", backend.as_str())).collect();
+    let mut said = format!("works: {}", names(&works));
+    if !why.is_empty() {
+        said = format!("{said}; {}", why.join("; "));
+    }
+    match config.quota.backend {
+        Some(wanted) if !works.contains(&wanted) => Err(format!(
+            "quota.backend is {}, so volumes with a size cannot be made; {said}",
+            wanted.as_str()
+        )),
+        Some(wanted) => Ok(format!("{} is configured; {said}", wanted.as_str())),
+        None => {
+            Ok(format!("auto takes {}; {said}", works.first().map_or("none", |best| best.as_str())))
+        }
+    }
 }
 
 fn engine(config: &Config) -> Result<String, String> {

@@ -26,7 +26,8 @@ use ipnet::{IpNet, Ipv4Net};
 use url::Url;
 
 pub(crate) use self::error::ConfigError;
-pub(crate) use self::raw::{Firewall, LogFormat, LogLevel};
+pub(crate) use self::raw::{Firewall, LogFormat, LogLevel, OnExceeded};
+use crate::domain::quota::QuotaBackend;
 use crate::domain::spec::Protocol;
 use crate::util::secret::Secret;
 
@@ -41,6 +42,8 @@ pub(crate) struct Config {
     pub(crate) install: Install,
     pub(crate) console: Console,
     pub(crate) archives: Archives,
+    pub(crate) quota: Quota,
+    pub(crate) snapshots: Snapshots,
     pub(crate) uploads: Uploads,
     pub(crate) pulls: Pulls,
     pub(crate) remote: Remote,
@@ -155,6 +158,18 @@ pub(crate) struct Archives {
     pub(crate) max_entries: u64,
     pub(crate) max_bytes: u64,
     pub(crate) max_ratio: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Snapshots {
+    pub(crate) max_per_volume: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Quota {
+    /// `None`: the best that works.
+    pub(crate) backend: Option<QuotaBackend>,
+    pub(crate) on_exceeded: OnExceeded,
 }
 
 #[derive(Clone, Copy, Debug)]

@@ -26,6 +26,8 @@ pub(crate) struct Raw {
     pub(crate) install: Install,
     pub(crate) console: Console,
     pub(crate) archives: Archives,
+    pub(crate) quota: Quota,
+    pub(crate) snapshots: Snapshots,
     pub(crate) uploads: Uploads,
     pub(crate) pulls: Pulls,
     pub(crate) remote: Remote,
@@ -150,6 +152,42 @@ pub(crate) struct Archives {
     pub(crate) max_bytes: u64,
     /// Unpacked bytes for each packed one.
     pub(crate) max_ratio: u64,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Quota {
+    /// Who holds a new volume to its size.
+    pub(crate) backend: QuotaChoice,
+    /// What follows when a workload brings its volume over a soft limit.
+    pub(crate) on_exceeded: OnExceeded,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum OnExceeded {
+    /// The people at its console and the log are told.
+    #[default]
+    Tell,
+    /// And it is stopped.
+    Stop,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Snapshots {
+    pub(crate) max_per_volume: u64,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum QuotaChoice {
+    /// The first of project, image and soft that works here.
+    Auto,
+    Project,
+    Image,
+    #[default]
+    Soft,
 }
 
 /// Uploads that can go on where they broke off.
@@ -310,6 +348,12 @@ impl Default for Console {
 impl Default for Archives {
     fn default() -> Self {
         Self { max_entries: 1_000_000, max_bytes: 64 * 1024 * MIB, max_ratio: 200 }
+    }
+}
+
+impl Default for Snapshots {
+    fn default() -> Self {
+        Self { max_per_volume: 10 }
     }
 }
 

@@ -22,6 +22,8 @@ pub(super) const LIVE: &[&str] = &[
     "install",
     "console",
     "archives",
+    "quota",
+    "snapshots",
     "uploads",
     "pulls",
     "remote",

@@ -14,9 +14,11 @@ use super::error::ConfigProblem;
 use super::raw::{self, Raw};
 use super::{
     Archives, Authorization, Config, Console, DefaultLimits, Docker, HostService, Install, Log,
-    Network, PortSeed, Pulls, Remote, RemotePanel, RunAs, Server, Storage, TlsFiles, Uploads,
+    Network, PortSeed, Pulls, Quota, Remote, RemotePanel, RunAs, Server, Snapshots, Storage,
+    TlsFiles, Uploads,
 };
 use crate::domain::access;
+use crate::domain::quota::QuotaBackend;
 use crate::domain::spec::Protocol;
 use crate::util::secret::Secret;
 
@@ -100,6 +102,15 @@ pub(super) fn validate(raw: Raw, problems: &mut Vec<ConfigProblem>) -> Config {
             max_entries: check.within("archives.max_entries", raw.archives.max_entries, 1, 1 << 32),
             max_bytes: check.within("archives.max_bytes", raw.archives.max_bytes, 1, 1 << 50),
             max_ratio: check.within("archives.max_ratio", raw.archives.max_ratio, 1, 1 << 20),
+        },
+        quota: quota(&raw.quota),
+        snapshots: Snapshots {
+            max_per_volume: check.within(
+                "snapshots.max_per_volume",
+                raw.snapshots.max_per_volume,
+                0,
+                10_000,
+            ),
         },
         uploads: uploads(&raw.uploads, &mut check),
         pulls: Pulls {
@@ -319,6 +330,16 @@ fn console(raw: &raw::Console, check: &mut Check<'_>) -> Console {
         ring_bytes: usize::try_from(ring).unwrap_or(usize::MAX),
         journal_bytes: check.within("console.journal_bytes", raw.journal_bytes, 64 << 10, 1 << 40),
     }
+}
+
+fn quota(raw: &raw::Quota) -> Quota {
+    let backend = match raw.backend {
+        raw::QuotaChoice::Auto => None,
+        raw::QuotaChoice::Project => Some(QuotaBackend::Project),
+        raw::QuotaChoice::Image => Some(QuotaBackend::Image),
+        raw::QuotaChoice::Soft => Some(QuotaBackend::Soft),
+    };
+    Quota { backend, on_exceeded: raw.on_exceeded }
 }
 
 fn remote(raw: &raw::Remote, check: &mut Check<'_>) -> Remote {

@@ -13,6 +13,7 @@ pub(crate) mod observed;
 pub(crate) mod operation;
 pub(crate) mod panel_update;
 pub(crate) mod path;
+pub(crate) mod quota;
 pub(crate) mod readiness;
 pub(crate) mod restart;
 pub(crate) mod spec;

@@ -37,6 +37,8 @@ pub(crate) enum OperationKind {
     Decompress,
     Delete,
     Pull,
+    Snapshot,
+    Restore,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -100,9 +100,9 @@ impl<T> DuringTree<T> for io::Result<T> {
     }
 }
 
-struct Copier<'a> {
+pub(super) struct Copier<'a> {
     owner: Option<Owner>,
-    progress: &'a Progress,
+    pub(super) progress: &'a Progress,
     /// Set once the file system has said that its files cannot share blocks.
     cannot_clone: AtomicBool,
 }
@@ -134,7 +134,11 @@ struct Leaves {
     names: Vec<(CString, RawStat)>,
 }
 
-impl Copier<'_> {
+impl<'a> Copier<'a> {
+    pub(super) fn new(owner: Option<Owner>, progress: &'a Progress) -> Self {
+        Self { owner, progress, cannot_clone: AtomicBool::new(false) }
+    }
+
     fn tree(
         &self,
         from: &OwnedFd,
@@ -245,7 +249,7 @@ impl Copier<'_> {
     }
 
     /// Shares the blocks where the file system can, else copies the parts that are not holes.
-    fn content(
+    pub(super) fn content(
         &self,
         from: &File,
         to: &mut File,
@@ -275,6 +279,7 @@ impl Copier<'_> {
             self.range(from, to, (start, end), buffer)?;
             at = end.max(start);
         }
+        self.progress.add_bytes(size.saturating_sub(at));
         rustix::fs::ftruncate(&*to, size)?;
         Ok(())
     }
@@ -342,7 +347,7 @@ impl Copier<'_> {
     }
 }
 
-fn is_moved(error: &io::Error) -> bool {
+pub(super) fn is_moved(error: &io::Error) -> bool {
     let moved = [Errno::NOENT, Errno::LOOP, Errno::ISDIR, Errno::NXIO, Errno::EXIST];
     Errno::from_io_error(error).is_some_and(|errno| moved.contains(&errno))
 }

@@ -79,6 +79,29 @@ pub(crate) enum FileError {
     /// The caller's reader failed, not the volume.
     #[error("the data for {path} broke off")]
     Input { path: String, source: io::Error },
+    #[error("the volume {doing}")]
+    VolumeBusy { doing: &'static str },
+    /// Its file system is not mounted; the log has the reason.
+    #[error("the volume's file system is not there; lightd's log has the reason")]
+    VolumeUnavailable,
+    #[error(
+        "the container did not stand still while its files were copied; take the snapshot again"
+    )]
+    Disturbed,
+    #[error("the snapshot is damaged: it does not hold what was stored")]
+    SnapshotDamaged,
+    #[error("the volume holds more than that")]
+    BelowUse,
+    #[error("volumes of this node cannot have fewer than {} MB", least_bytes >> 20)]
+    TooSmall { least_bytes: u64 },
+    #[error("the change cannot be stored")]
+    Store { source: Box<dyn std::error::Error + Send + Sync> },
+    #[error("the volume's limit cannot be set up")]
+    Backing { source: Box<dyn std::error::Error + Send + Sync> },
+    #[error(
+        "the quota backend {backend} does not work on this node; `lightd doctor` says why and what to do"
+    )]
+    BackendUnusable { backend: &'static str },
     #[error("cannot {op} {path}")]
     Io { op: &'static str, path: String, source: io::Error },
 }

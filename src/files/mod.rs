@@ -13,23 +13,29 @@
 //! ```
 
 pub(crate) mod archive;
+pub(crate) mod backing;
+pub(crate) mod claims;
 pub(crate) mod content;
 mod copy;
 pub(crate) mod digest;
 mod error;
 #[cfg(fuzzing)]
 pub(crate) mod fuzzing;
+mod lifecycle;
 pub(crate) mod listing;
 pub(crate) mod operation;
 mod progress;
 mod quota;
+pub(crate) mod replica;
 mod resolve;
 pub(crate) mod resumable;
 pub(crate) mod search;
+pub(crate) mod snapshots;
 mod staging;
 mod threads;
 mod tree;
 pub(crate) mod upload;
+pub(crate) mod usage;
 pub(crate) mod volume;
 mod walk;
 
@@ -53,6 +59,8 @@ pub(crate) use volume::Volume;
 
 use crate::domain::ids::VolumeId;
 use crate::domain::path::RelPath;
+use backing::image::Images;
+use claims::Claims;
 use error::During;
 use quota::Budgets;
 use resolve::{Resolver, make_folder, open_folder};
@@ -101,6 +109,8 @@ struct Inner {
     limits: ArchiveLimits,
     commit: Arc<Mutex<()>>,
     budgets: Arc<Budgets>,
+    claims: Arc<Claims>,
+    images: Images,
     quick: Arc<Semaphore>,
     transfer: Arc<Semaphore>,
     heavy: Arc<Semaphore>,
@@ -117,15 +127,18 @@ impl Files {
         let volumes_path =
             std::path::absolute(volumes_path).during("find", &"the folder of volumes")?;
         let volumes = open_volumes(&volumes_path).during("open", &"the folder of volumes")?;
+        let owner = owner.map(|(uid, gid)| Owner { uid, gid });
         Ok(Self(Arc::new(Inner {
             volumes,
+            images: Images::new(volumes_path.clone(), owner),
             volumes_path,
             resolver: Resolver::detect(),
-            owner: owner.map(|(uid, gid)| Owner { uid, gid }),
+            owner,
             fsync,
             limits,
             commit: Arc::default(),
             budgets: Arc::default(),
+            claims: Arc::default(),
             quick: Arc::new(Semaphore::new(16)),
             transfer: Arc::new(Semaphore::new(64)),
             heavy: Arc::new(Semaphore::new(4)),
@@ -206,32 +219,29 @@ impl Files {
         Ok(self.volume_path(volume))
     }
 
-    /// Removes a volume with everything in it; one that is gone already is as good. It is renamed
-    /// first, so that a crash on the way leaves garbage and never half a volume.
+    /// Removes a volume with everything in it, and its snapshots; one that is gone already is as good. All
+    /// is renamed first, so that a crash on the way leaves garbage and never half a volume.
     pub(crate) async fn remove_volume(&self, volume: VolumeId) -> Result<(), FileError> {
-        let name = volume.to_string();
-        let aside = format!("{DELETING_PREFIX}{name}-{}{:08x}", own_mark(), rand::random::<u32>());
-        let (from, to) = (name.clone(), aside.clone());
         let moved = self.blocking(Lane::Quick, move |inner| {
-            match rustix::fs::renameat(&inner.volumes, &from, &inner.volumes, &to) {
-                Err(Errno::NOENT) => Ok(false),
-                outcome => outcome.during("remove", &from).map(|()| true),
+            inner.budgets.counts.forget(volume);
+            let snapshots = inner.put_aside(&snapshots::folder_of(volume))?;
+            if inner.remove_image(volume)? {
+                return Ok(vec![snapshots]);
             }
+            Ok(vec![snapshots, inner.put_aside(&volume.to_string())?])
         });
-        if !moved.await? {
-            return Ok(());
-        }
+        let aside: Vec<String> = moved.await?.into_iter().flatten().collect();
         self.blocking(Lane::Heavy, move |inner| {
-            remove_tree(inner.volumes.as_fd(), aside.as_str(), &Progress::default())
-                .during("remove", &name)
+            aside.iter().try_for_each(|name| inner.remove_aside(name))
         })
         .await
     }
 
-    /// Removes what a crash has left: volumes on their way out and temporary folders in the others.
+    /// Removes what a crash has left: images on their way in, volumes on their way out and temporary folders in the others.
     /// What this process is working on is left alone.
     pub(crate) async fn sweep(&self) -> Result<(), FileError> {
         self.blocking(Lane::Heavy, |inner| {
+            inner.images.sweep()?;
             for_each_name(&inner.volumes, |name| {
                 // One volume that cannot be cleaned must not keep the others from it.
                 if let Err(error) = inner.sweep_one(name) {
@@ -305,11 +315,26 @@ impl Files {
 }
 
 impl Inner {
+    /// Renames what is to go, so that it is gone at once; `None` if it was not there.
+    fn put_aside(&self, name: &str) -> Result<Option<String>, FileError> {
+        let aside = format!("{DELETING_PREFIX}{}{:08x}", own_mark(), rand::random::<u32>());
+        match rustix::fs::renameat(&self.volumes, name, &self.volumes, &aside) {
+            Err(Errno::NOENT) => Ok(None),
+            outcome => outcome.during("remove", &"the volume").map(|()| Some(aside)),
+        }
+    }
+
+    fn remove_aside(&self, name: &str) -> Result<(), FileError> {
+        remove_tree(self.volumes.as_fd(), name, &Progress::default())
+            .during("remove", &"the volume")
+    }
+
     fn sweep_one(&self, name: &CStr) -> Result<(), Errno> {
         if is_own(name.to_bytes()) {
             return Ok(());
         }
-        if name.to_bytes().starts_with(DELETING_PREFIX.as_bytes()) {
+        let begins = |prefix: &str| name.to_bytes().starts_with(prefix.as_bytes());
+        if begins(DELETING_PREFIX) || begins(snapshots::RESTORING_PREFIX) {
             return remove_tree(self.volumes.as_fd(), name, &Progress::default());
         }
         let is_volume = name.to_str().is_ok_and(|name| VolumeId::parse(name).is_some());
@@ -330,6 +355,7 @@ impl Inner {
     }
 
     fn open(&self, volume: VolumeId) -> Result<Volume, FileError> {
+        let (lease, is_mounted) = self.claims.enter(volume)?;
         let name = RelPath::parse_non_empty(&volume.to_string())?;
         // By steps, because a volume that is a link to elsewhere is none.
         let root = Resolver::Steps.open(self.volumes.as_fd(), &name, resolve::DIRECTORY);
@@ -337,6 +363,11 @@ impl Inner {
             Err(Errno::NOENT) => return Err(FileError::NoVolume { volume }),
             root => root.during("open", &name)?,
         };
+        if is_mounted && !self.is_own_file_system(&root)? {
+            tracing::error!(%volume, "the file system of a volume was unmounted by someone else");
+            return Err(FileError::VolumeUnavailable);
+        }
+        let is_limited = is_mounted || backing::project::is_limited(&root, &self.volumes);
         Ok(Volume {
             id: volume,
             root,
@@ -346,6 +377,8 @@ impl Inner {
             limits: self.limits,
             commit: Arc::clone(&self.commit),
             budgets: Arc::clone(&self.budgets),
+            is_limited,
+            _lease: lease,
         })
     }
 }

@@ -1,7 +1,8 @@
 //! How much a volume may still take, for as long as lightd itself writes to it.
 //!
-//! A limit here is a soft one: it stops what lightd writes, not what a container does. Usage is counted
-//! when a piece of work begins; from then on whatever is written to that volume at the same time draws
+//! The limit holds for what lightd writes, before it is written; where the kernel has one of its own for
+//! the volume (`backing`), what that leaves counts as well. Usage is counted when a piece of work begins;
+//! from then on whatever is written to that volume at the same time draws
 //! on one common rest, so that many uploads at once get no more than one after the other.
 
 use std::collections::HashMap;
@@ -10,18 +11,23 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use super::error::{During, FileError};
 use super::progress::Progress;
+use super::usage::{Count, Counts};
 use super::volume::Volume;
 use crate::domain::ids::VolumeId;
 
-/// What is left of each volume that is being written to.
+/// What is left of each volume that is being written to, and what each holds.
 #[derive(Debug, Default)]
-pub(super) struct Budgets(Mutex<HashMap<VolumeId, Weak<AtomicU64>>>);
+pub(super) struct Budgets {
+    left: Mutex<HashMap<VolumeId, Weak<AtomicU64>>>,
+    pub(super) counts: Counts,
+}
 
 /// A share in what is left of one volume.
 #[derive(Clone, Debug)]
 pub(super) struct Budget {
     left: Arc<AtomicU64>,
     limit_bytes: u64,
+    count: Arc<Count>,
 }
 
 /// A volume's limit and what it holds.
@@ -35,7 +41,7 @@ pub(crate) struct Usage {
 impl Budgets {
     /// The common rest of a volume, which is set to `left_bytes` as just counted.
     fn join(&self, volume: VolumeId, left_bytes: u64, limit_bytes: u64) -> Budget {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.left.lock().unwrap_or_else(PoisonError::into_inner);
         all.retain(|_, left| left.strong_count() > 0);
         let left = match all.get(&volume).and_then(Weak::upgrade) {
             Some(left) => left,
@@ -46,7 +52,8 @@ impl Budgets {
             }
         };
         left.store(left_bytes, Ordering::Relaxed);
-        Budget { left, limit_bytes }
+        drop(all);
+        Budget { left, limit_bytes, count: self.counts.of(volume) }
     }
 }
 
@@ -54,7 +61,10 @@ impl Budget {
     pub(super) fn take(&self, bytes: u64) -> Result<(), FileError> {
         let rest = |left: u64| left.checked_sub(bytes);
         match self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, rest) {
-            Ok(_) => Ok(()),
+            Ok(_) => {
+                self.count.spend(bytes);
+                Ok(())
+            }
             Err(_) => Err(self.exceeded()),
         }
     }
@@ -83,18 +93,44 @@ impl Volume {
         progress: &Progress,
     ) -> Result<(), FileError> {
         let Some(limit_bytes) = limit_bytes else { return Ok(()) };
-        let used_bytes = self.disk_usage()?.saturating_sub(freed_bytes);
-        let left_bytes = limit_bytes.saturating_sub(used_bytes);
+        let (used_bytes, kernel_left) = self.counted()?;
+        let mut left_bytes = limit_bytes.saturating_sub(used_bytes.saturating_sub(freed_bytes));
+        // A replaced file goes only when the new one is there, and the kernel knows no exceptions.
+        if let Some(kernel_left) = kernel_left {
+            left_bytes = left_bytes.min(kernel_left);
+        }
         progress.draw_on(self.budgets.join(self.id, left_bytes, limit_bytes));
         Ok(())
     }
 
     pub(crate) fn usage(&self, limit_bytes: Option<u64>) -> Result<Usage, FileError> {
-        let used_bytes = self.disk_usage()?;
-        let disk = rustix::fs::fstatvfs(&self.root).during("measure", &"")?;
-        let free_bytes = disk.f_bavail.saturating_mul(disk.f_frsize);
+        let (used_bytes, _) = self.counted()?;
+        let free_bytes = self.free_bytes()?;
         let available_bytes = limit_bytes
             .map_or(free_bytes, |limit| limit.saturating_sub(used_bytes).min(free_bytes));
         Ok(Usage { used_bytes, available_bytes })
+    }
+
+    /// What the volume holds, after another look at some of its files, which may have grown.
+    pub(crate) fn recount(&self, entries: u64) -> Result<u64, FileError> {
+        if self.is_limited {
+            return Ok(self.counted()?.0);
+        }
+        self.budgets.counts.of(self.id).roll(self, entries)
+    }
+
+    /// What the volume holds, and what the kernel lets it take where the kernel has a limit.
+    fn counted(&self) -> Result<(u64, Option<u64>), FileError> {
+        if !self.is_limited {
+            return Ok((self.budgets.counts.of(self.id).bytes(self)?, None));
+        }
+        let disk = rustix::fs::fstatvfs(&self.root).during("measure", &"")?;
+        let bytes = |blocks: u64| blocks.saturating_mul(disk.f_frsize);
+        Ok((bytes(disk.f_blocks.saturating_sub(disk.f_bfree)), Some(bytes(disk.f_bavail))))
+    }
+
+    fn free_bytes(&self) -> Result<u64, FileError> {
+        let disk = rustix::fs::fstatvfs(&self.root).during("measure", &"")?;
+        Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
     }
 }

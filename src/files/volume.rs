@@ -12,6 +12,7 @@ use rustix::io::Errno;
 use rustix::path::Arg;
 
 use super::archive::ArchiveLimits;
+use super::claims::Lease;
 use super::error::{During, FileError, refuse_reserved, shown};
 use super::progress::Progress;
 use super::quota::Budgets;
@@ -33,6 +34,9 @@ pub(crate) struct Volume {
     /// the same `If-Match` one loses.
     pub(super) commit: Arc<Mutex<()>>,
     pub(super) budgets: Arc<Budgets>,
+    /// The kernel counts and limits what is in it.
+    pub(super) is_limited: bool,
+    pub(super) _lease: Lease,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -49,6 +49,13 @@ pub(crate) enum StoreError {
     #[error("volume {volume} is in use by container {by}")]
     VolumeInUse { volume: VolumeId, by: ContainerId },
 
+    #[error("there is no snapshot {0}")]
+    NoSuchSnapshot(String),
+    #[error("snapshot {0} exists already")]
+    SnapshotExists(String),
+    #[error("a volume of this node has at most {most} snapshots; delete one first")]
+    TooManySnapshots { most: u64 },
+
     #[error("Port already exists in pool")]
     PortExists(HostPort),
     /// A wildcard address and a particular one, for the same number and protocol.

@@ -7,7 +7,11 @@ use rusqlite::Connection;
 use super::error::StoreError;
 
 /// Step n leads from schema n - 1 to schema n. Steps that were released are never changed.
-const STEPS: &[&str] = &[include_str!("migrations/0001.sql"), include_str!("migrations/0002.sql")];
+const STEPS: &[&str] = &[
+    include_str!("migrations/0001.sql"),
+    include_str!("migrations/0002.sql"),
+    include_str!("migrations/0003.sql"),
+];
 
 /// Runs what is missing, each step in a transaction with the new version number.
 pub(super) fn migrate(connection: &mut Connection, path: &Path) -> Result<(), StoreError> {

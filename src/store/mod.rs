@@ -25,6 +25,7 @@ mod migrate;
 mod operations;
 pub(crate) mod outbox;
 pub(crate) mod ports;
+pub(crate) mod snapshots;
 pub(crate) mod tokens;
 pub(crate) mod volumes;
 mod writer;
@@ -43,6 +44,9 @@ pub(crate) use self::error::StoreError;
 use self::writer::Writer;
 
 const READERS: usize = 2;
+/// A program that a killed lightd was about to start holds the lock until it has begun.
+const LOCK_TRIES: u32 = 50;
+const LOCK_AGAIN: Duration = Duration::from_millis(20);
 /// Long enough for a backup tool that holds the file for a moment.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -196,6 +200,12 @@ fn create_files(path: &Path) -> Result<File, StoreError> {
     };
     private(path).map_err(failed)?;
     let lock = private(&path.with_extension("lock")).map_err(failed)?;
+    for _ in 1..LOCK_TRIES {
+        if rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_ok() {
+            return Ok(lock);
+        }
+        std::thread::sleep(LOCK_AGAIN);
+    }
     match rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(lock),
         Err(rustix::io::Errno::WOULDBLOCK) => Err(StoreError::Locked { path: path.to_owned() }),

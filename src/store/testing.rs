@@ -47,7 +47,7 @@ pub(crate) fn any() -> PortRequest {
 
 pub(crate) async fn add_volume(store: &Store) -> VolumeId {
     let id = VolumeId::random();
-    let row = VolumeRow { id, name: None, size_bytes: None, created_at: NOW };
+    let row = VolumeRow { id, name: None, size_bytes: None, backing: None, created_at: NOW };
     store.write("test", move |tx| tx.insert_volume(&row)).await.unwrap();
     id
 }

@@ -263,7 +263,7 @@ async fn a_volumes_folder_is_one_to_remove_while_no_row_stands_for_it() {
     let id = VolumeId::random();
     store.write("announce", move |tx| tx.announce_volume_folder(id)).await.unwrap();
     assert_eq!(left().await, 1);
-    let row = VolumeRow { id, name: None, size_bytes: None, created_at: NOW };
+    let row = VolumeRow { id, name: None, size_bytes: None, backing: None, created_at: NOW };
     store.write("insert", move |tx| tx.insert_volume(&row)).await.unwrap();
     assert_eq!(left().await, 0);
     store.write("delete", move |tx| tx.delete_volume(id)).await.unwrap();

@@ -9,6 +9,7 @@ use rusqlite::{OptionalExtension, Row};
 use super::error::StoreError;
 use super::{Read, Tx, from_sql, to_sql};
 use crate::domain::ids::{ContainerId, VolumeId};
+use crate::domain::quota::{Backing, QuotaBackend};
 use crate::domain::units::UnixSeconds;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,10 +18,12 @@ pub(crate) struct VolumeRow {
     pub(crate) name: Option<String>,
     /// The most it may hold; `None` is no limit.
     pub(crate) size_bytes: Option<u64>,
+    /// What holds it to its size; one without a size may still rest on a project.
+    pub(crate) backing: Option<Backing>,
     pub(crate) created_at: UnixSeconds,
 }
 
-const COLUMNS: &str = "SELECT id, name, size_bytes, created_at FROM volumes";
+const COLUMNS: &str = "SELECT id, name, size_bytes, created_at, backend, project FROM volumes";
 
 impl Tx<'_> {
     /// To be stored before a volume's folder is made; [`Tx::insert_volume`] takes it back.
@@ -42,13 +45,16 @@ impl Tx<'_> {
     pub(crate) fn insert_volume(&self, volume: &VolumeRow) -> Result<(), StoreError> {
         self.connection
             .prepare_cached(
-                "INSERT INTO volumes (id, name, size_bytes, created_at) VALUES (?1, ?2, ?3, ?4)",
+                "INSERT INTO volumes (id, name, size_bytes, created_at, backend, project)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
             )?
             .execute((
                 volume.id.to_string(),
                 &volume.name,
                 volume.size_bytes.map(to_sql),
                 volume.created_at.0,
+                volume.backing.map(|backing| backing.backend.as_str()),
+                volume.backing.and_then(|backing| backing.project),
             ))?;
         self.forget_volume_folder(volume.id)
     }
@@ -57,11 +63,19 @@ impl Tx<'_> {
         &self,
         id: VolumeId,
         size_bytes: Option<u64>,
+        backing: Option<Backing>,
     ) -> Result<(), StoreError> {
         let changed = self
             .connection
-            .prepare_cached("UPDATE volumes SET size_bytes = ?2 WHERE id = ?1")?
-            .execute((id.to_string(), size_bytes.map(to_sql)))?;
+            .prepare_cached(
+                "UPDATE volumes SET size_bytes = ?2, backend = ?3, project = ?4 WHERE id = ?1",
+            )?
+            .execute((
+                id.to_string(),
+                size_bytes.map(to_sql),
+                backing.map(|backing| backing.backend.as_str()),
+                backing.and_then(|backing| backing.project),
+            ))?;
         if changed == 0 { Err(StoreError::NoSuchVolume(id)) } else { Ok(()) }
     }
 
@@ -102,6 +116,13 @@ impl Read<'_> {
         Ok(found)
     }
 
+    /// Whether a volume bears this number already.
+    pub(crate) fn project_is_taken(&self, project: u32) -> Result<bool, StoreError> {
+        let mut statement =
+            self.connection.prepare_cached("SELECT 1 FROM volumes WHERE project = ?1")?;
+        Ok(statement.exists([project])?)
+    }
+
     /// Folders to remove that a crash, or a request that went away, has left.
     pub(crate) fn volume_folders_to_remove(&self) -> Result<Vec<VolumeId>, StoreError> {
         let mut statement =
@@ -112,6 +133,16 @@ impl Read<'_> {
             found.push(volume_id(row.get(0)?)?);
         }
         Ok(found)
+    }
+
+    /// The least that containers of a volume allow it to hold.
+    pub(crate) fn disk_limit_of(&self, id: VolumeId) -> Result<Option<u64>, StoreError> {
+        let mut least = None;
+        for user in self.containers_of_volume(id)? {
+            let limit = self.container(&user)?.spec.limits.disk;
+            least = least.into_iter().chain(limit).min();
+        }
+        Ok(least)
     }
 
     /// The containers that use a volume.
@@ -137,7 +168,18 @@ fn volume_of(row: &Row<'_>) -> Result<VolumeRow, StoreError> {
         name: row.get(1)?,
         size_bytes: row.get::<_, Option<i64>>(2)?.map(from_sql),
         created_at: UnixSeconds(row.get(3)?),
+        backing: backing_of(row.get(4)?, row.get(5)?)?,
     })
+}
+
+fn backing_of(
+    backend: Option<String>,
+    project: Option<u32>,
+) -> Result<Option<Backing>, StoreError> {
+    let Some(text) = backend else { return Ok(None) };
+    let backend =
+        QuotaBackend::parse(&text).ok_or_else(|| StoreError::decode("quota backend", text))?;
+    Ok(Some(Backing { backend, project }))
 }
 
 fn volume_id(text: String) -> Result<VolumeId, StoreError> {

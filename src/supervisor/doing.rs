@@ -65,6 +65,8 @@ impl Owner {
             }
             Effect::Pause { run } => drop(self.tasks.spawn(ctx.pause(run))),
             Effect::Unpause { run } => drop(self.tasks.spawn(ctx.unpause(run))),
+            Effect::Freeze { run } => drop(self.tasks.spawn(ctx.freeze(run))),
+            Effect::Thaw { run } => drop(self.tasks.spawn(ctx.thaw(run))),
             Effect::Rebind => drop(self.tasks.spawn(ctx.rebind())),
             Effect::UndoRebind => drop(self.tasks.spawn(ctx.undo_rebind())),
             Effect::FinishRebind => drop(self.tasks.spawn(ctx.finish_rebind())),

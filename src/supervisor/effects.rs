@@ -10,6 +10,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
+use super::launch::LaunchError;
 use super::record::is_of_run;
 use super::services::Services;
 use super::task::Report;
@@ -26,6 +27,8 @@ use crate::util::chain::Chain;
 /// A container that the engine is about to make shows in its lists only when it is there.
 const CREATE_AGAIN: Duration = Duration::from_millis(250);
 const CREATE_TRIES: u32 = 40;
+/// How long the engine may take over a pause whose asker is gone.
+const LATE_PAUSE: Duration = Duration::from_secs(2);
 const INPUT_AGAIN: Duration = Duration::from_millis(50);
 /// How long an exit may take to show after the engine has taken a kill.
 const EXIT_AFTER_KILL: Duration = Duration::from_secs(10);
@@ -55,6 +58,15 @@ impl Ctx {
     /// A sentence for the people at the console.
     pub(super) fn say(&self, text: impl Into<String>) {
         self.services.signal(&self.snapshot.id, SignalKind::DaemonMessage(text.into()));
+    }
+
+    /// Waits until nobody works on the volume as a whole; a container must not get at it before.
+    pub(super) async fn volume_usable(&self) -> Result<(), LaunchError> {
+        if self.services.files.usable(self.snapshot.spec.volume_id).await {
+            Ok(())
+        } else {
+            Err(LaunchError::Volume)
+        }
     }
 
     /// The engine's containers that belong to this one.
@@ -185,6 +197,38 @@ impl Ctx {
             Ok(()) => self.fact(Fact::Resumed { run }).await,
             Err(error) => self.say(format!("it cannot be resumed: {}", error.reason())),
         }
+    }
+
+    /// Pauses the workload for a copy of its files. A pause whose outcome is not known is reported as
+    /// none; the thaw that follows makes sure.
+    pub(super) async fn freeze(self, run: RunId) {
+        let paused = match &self.snapshot.docker_id {
+            Some(docker_id) => self.services.engine.pause(docker_id).await,
+            None => return self.fact(Fact::FreezeEnded { run, frozen: false }).await,
+        };
+        if let Err(error) = &paused {
+            self.say(format!("it cannot be paused for a snapshot: {}", error.reason()));
+        }
+        self.fact(Fact::FreezeEnded { run, frozen: paused.is_ok() }).await;
+    }
+
+    /// Lets a workload go on that stood still, however long that takes to reach the engine.
+    pub(super) async fn thaw(self, run: RunId) {
+        let Some(docker_id) = self.snapshot.docker_id.clone() else { return };
+        let engine = &self.services.engine;
+        let unpause = || async {
+            let unpaused = engine.unpause(&docker_id).await;
+            match engine.inspect(&docker_id).await?.map(|seen| seen.status) {
+                Some(ObservedStatus::Paused) => unpaused.map(|()| true),
+                _ => Ok(unpaused.is_ok()),
+            }
+        };
+        if !self.services.until_done(unpause).await {
+            // It was not paused. A pause that an earlier lightd asked for may be on its way in the engine.
+            tokio::time::sleep(LATE_PAUSE).await;
+            self.services.until_done(unpause).await;
+        }
+        self.fact(Fact::Resumed { run }).await;
     }
 
     pub(super) async fn apply_limits(self, limits: Limits, reply: Reply) {

@@ -130,6 +130,7 @@ impl Ctx {
             Some(docker_id) => docker_id,
             None => {
                 self.services.isolated().await.map_err(LaunchError::NotIsolated)?;
+                self.volume_usable().await?;
                 self.write_data(INSTALL_FILE, script.to_owned()).await?;
                 // Before there is a container: what is in it when one is found is of that one.
                 InstallLog::open(self.shared.install_log_path(), true).await.close().await;

@@ -56,6 +56,7 @@ impl Ctx {
     /// not known.
     async fn launch(&self, again: bool) -> Result<(String, Attached), LaunchError> {
         let services = &self.services;
+        self.volume_usable().await?;
         let _slot = services.start_slots.acquire().await.map_err(|_| LaunchError::Stopping)?;
         services.isolated().await.map_err(LaunchError::NotIsolated)?;
         self.check_mounts().await?;
@@ -191,6 +192,8 @@ pub(super) enum LaunchError {
     Write { name: &'static str, source: std::io::Error },
     #[error("{} {}", .0.field, .0.message)]
     Mount(Problem),
+    #[error("its volume cannot be used; lightd's log has the reason")]
+    Volume,
     #[error("lightd is stopping")]
     Stopping,
 }
@@ -201,7 +204,9 @@ impl LaunchError {
         match self {
             Self::Engine(error) => error.reason(),
             Self::Write { source, .. } => format!("{self}: {source}"),
-            Self::NotIsolated(_) | Self::Mount(_) | Self::Stopping => self.to_string(),
+            Self::NotIsolated(_) | Self::Mount(_) | Self::Volume | Self::Stopping => {
+                self.to_string()
+            }
         }
     }
 }

@@ -47,6 +47,7 @@ use crate::domain::spec::{ContainerSpec, Limits, PortBinding, Problem, SpecPatch
 use crate::domain::stats::Sample;
 use crate::domain::units::UnixSeconds;
 use crate::engine::{EngineError, ExecRequest, ExecResult};
+use crate::files::claims::Work;
 use crate::store::StoreError;
 use crate::store::bindings::PortRequest;
 
@@ -65,6 +66,10 @@ pub(crate) struct Snapshot {
     pub(crate) run: RunId,
     /// Whether it was last asked to run rather than to rest.
     pub(crate) wanted_up: bool,
+    /// It stands still while its files are copied.
+    pub(crate) frozen: bool,
+    /// It does, or is about to, or not any more.
+    pub(crate) freezing: bool,
     /// Since when the engine is out of reach, and this what was true before.
     pub(crate) unknown_since: Option<UnixSeconds>,
     pub(crate) docker_id: Option<String>,
@@ -127,6 +132,8 @@ pub(crate) enum Refusal {
     EngineUnavailable,
     #[error("too many requests wait for this container")]
     Busy,
+    #[error("the container's volume is being worked on")]
+    VolumeBusy(Work),
     #[error("the container was deleted")]
     Gone,
     #[error("cannot store the change")]

@@ -130,6 +130,8 @@ impl Record {
             phase: self.machine.phase().clone(),
             run: self.machine.last_run(),
             wanted_up: self.machine.wanted_up(),
+            frozen: self.machine.is_frozen(),
+            freezing: self.machine.is_freezing(),
             unknown_since,
             docker_id: self.docker_id.clone(),
             own_image: self.own_image.clone(),

@@ -108,6 +108,7 @@ impl<'a> Script<'a> {
             Some(ObservedStatus::Running | ObservedStatus::Paused) => Ok(Found::UnderWay),
             Some(ObservedStatus::Created) => {
                 services.isolated().await.map_err(LaunchError::NotIsolated)?;
+                self.ctx.volume_usable().await?;
                 Ok(Found::NeverRan)
             }
         }

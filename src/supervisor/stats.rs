@@ -19,8 +19,8 @@ use crate::util::chain::Chain;
 
 const WATCHED: Duration = Duration::from_secs(1);
 const UNWATCHED: Duration = Duration::from_secs(10);
-/// The volume's size is a walk over its files, so it is taken rarely, and only while somebody looks.
-const DISK_EVERY: Duration = Duration::from_secs(30);
+/// What the volume holds costs a look at its folders, so it is taken rarely, and only while somebody looks.
+const DISK_EVERY: Duration = Duration::from_secs(10);
 
 /// Keeps a container's latest sample while its run lasts.
 pub(super) struct Sampler<'a> {
@@ -105,8 +105,8 @@ impl<'a> Sampler<'a> {
         }
         self.disk_counted_at = Some(Instant::now());
         let volume = self.ctx.snapshot.spec.volume_id;
-        match self.ctx.services.files.run(volume, |volume| volume.disk_usage()).await {
-            Ok(bytes) => self.disk_bytes = Some(bytes),
+        match self.ctx.services.files.run(volume, |volume| volume.usage(None)).await {
+            Ok(usage) => self.disk_bytes = Some(usage.used_bytes),
             Err(error) => {
                 tracing::debug!(%volume, error = %Chain(&error), "cannot count a volume's files")
             }

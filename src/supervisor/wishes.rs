@@ -37,9 +37,14 @@ impl Owner {
         change: Option<Change>,
     ) -> Result<Accepted, Refusal> {
         let may_wait_for_engine =
-            matches!(command, Command::Kill | Command::Delete | Command::Stop);
+            matches!(command, Command::Kill | Command::Delete | Command::Stop | Command::Thaw);
         if (self.unknown_since.is_some() || !self.booted) && !may_wait_for_engine {
             return Err(Refusal::EngineUnavailable);
+        }
+        if matches!(command, Command::Start | Command::Restart | Command::Reinstall)
+            && let Some(work) = self.services.files.claimed_for(self.record.spec.volume_id)
+        {
+            return Err(Refusal::VolumeBusy(work));
         }
         if let Some(Change::Spec(spec)) = &change {
             self.check(spec)?;
@@ -53,7 +58,7 @@ impl Owner {
             return Ok(Accepted { generation: self.generation, answer });
         }
         if let Err(error) = self.save(&effects, change).await {
-            if !matches!(command, Command::Kill | Command::Stop) {
+            if !matches!(command, Command::Kill | Command::Stop | Command::Thaw) {
                 self.record = before;
                 return Err(Refusal::Store(error));
             }

@@ -18,6 +18,7 @@ const TABLE: &[(&str, &[&str])] = &[
     ("access", &["store", "domain", "util"]),
     ("network", &["engine", "store", "domain", "util"]),
     ("supervisor", &["engine", "cgroup", "store", "console", "files", "network", "domain", "util"]),
+    ("volumes", &["supervisor", "store", "files", "domain", "util"]),
     ("panel", &["access", "supervisor", "files", "network", "store", "console", "domain", "util"]),
     (
         "api",
@@ -25,6 +26,7 @@ const TABLE: &[(&str, &[&str])] = &[
             "panel",
             "config",
             "access",
+            "volumes",
             "supervisor",
             "engine",
             "store",

@@ -21,6 +21,7 @@ mod pulls;
 mod remote;
 mod resources;
 mod search;
+mod snapshots;
 mod tokens;
 mod tus;
 mod tus_headers;
@@ -43,6 +44,7 @@ pub(super) fn quick_routes() -> Router<AppState> {
         .merge(resources::routes())
         .merge(remote::routes())
         .merge(volumes::routes())
+        .merge(snapshots::routes())
         .merge(files::routes())
         .merge(operations::routes())
         .merge(pulls::routes())
@@ -53,6 +55,7 @@ pub(super) fn long_routes() -> Router<AppState> {
     Router::new()
         .merge(console::long_routes())
         .merge(volumes::long_routes())
+        .merge(snapshots::long_routes())
         .merge(files::long_routes())
         .merge(contents::long_routes())
         .merge(archives::long_routes())

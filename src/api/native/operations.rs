@@ -76,7 +76,7 @@ impl Job<'_> {
         work: impl FnOnce(&Volume, &Progress) -> Result<T, FileError> + Send + 'static,
     ) -> impl FnOnce(&Volume, &Progress) -> Result<T, FileError> + Send + 'static {
         let limit_bytes = match self.kind {
-            OperationKind::Delete => None,
+            OperationKind::Delete | OperationKind::Snapshot | OperationKind::Restore => None,
             OperationKind::Copy
             | OperationKind::Compress
             | OperationKind::Decompress

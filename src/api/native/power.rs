@@ -128,6 +128,8 @@ fn message_of(command: Command) -> (&'static str, &'static str) {
         Command::Unsuspend => ("Container is no longer suspended", "Container is not suspended"),
         Command::Reinstall => ("Container is being reinstalled", "Container is installing already"),
         Command::Rebind => ("Container's ports are being changed", "Nothing to change"),
+        Command::Freeze => ("Container stands still", "Container stands still already"),
+        Command::Thaw => ("Container goes on", "Container goes on already"),
         Command::Delete => ("Container is being deleted", "Container is being deleted already"),
     }
 }

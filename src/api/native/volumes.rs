@@ -16,6 +16,7 @@ use crate::api::state::AppState;
 use crate::domain::access::{Permission, Resource, allows};
 use crate::domain::ids::{ContainerId, VolumeId};
 use crate::domain::path::RelPath;
+use crate::domain::quota::QuotaBackend;
 use crate::domain::units::{MIB, UnixSeconds};
 use crate::files::listing::MAX_PAGE;
 use crate::files::operation::OperationState;
@@ -27,22 +28,50 @@ pub(super) fn routes() -> Router<AppState> {
         .route("/volumes", post(create).get(list))
         .route("/volumes/{id}", get(show))
         .route("/volumes/{id}/quota", get(quota))
-        .route("/volumes/{id}/resize", post(resize))
 }
 
-/// A volume may hold a million files, which take their time to go.
+/// A volume may hold a million files, which take their time to go, and a file system its time to
+/// change.
 pub(super) fn long_routes() -> Router<AppState> {
-    Router::new().route("/volumes/{id}", delete(remove))
+    Router::new().route("/volumes/{id}", delete(remove)).route("/volumes/{id}/resize", post(resize))
 }
 
-/// The volume, if this caller may do that with it. Whether it exists is not told to others.
+/// The volume, if this caller may do that with it, with the size that counts for what is written to it.
+/// Whether it exists is not told to others.
 pub(super) async fn reach(
     auth: &Auth,
     state: &AppState,
     id: VolumeId,
     permission: Permission,
 ) -> Result<VolumeRow, ApiError> {
-    find(auth, state, id, permission).await.map(|(row, _)| row)
+    let found = find(auth, state, id, permission).await?;
+    let size_bytes = found.limit_bytes();
+    Ok(VolumeRow { size_bytes, ..found.row })
+}
+
+/// A volume, and what its containers mean for it.
+struct Found {
+    row: VolumeRow,
+    used_by: Vec<ContainerId>,
+    /// The least `limits.disk` of its containers: lightd holds the volume to that too.
+    disk_bytes: Option<u64>,
+}
+
+impl Found {
+    fn limit_bytes(&self) -> Option<u64> {
+        self.row.size_bytes.into_iter().chain(self.disk_bytes).min()
+    }
+
+    /// Who holds the volume to the limit that counts.
+    fn enforced(&self) -> &'static str {
+        match (self.row.size_bytes, self.row.backing) {
+            (Some(size), Some(backing)) if self.disk_bytes.is_none_or(|disk| size <= disk) => {
+                backing.backend.enforced()
+            }
+            _ if self.limit_bytes().is_some() => "soft",
+            _ => "none",
+        }
+    }
 }
 
 async fn find(
@@ -50,11 +79,13 @@ async fn find(
     state: &AppState,
     id: VolumeId,
     permission: Permission,
-) -> Result<(VolumeRow, Vec<ContainerId>), ApiError> {
-    let look = move |rx: &Read<'_>| Ok((rx.volume(id), rx.containers_of_volume(id)?));
-    let (row, used_by) = state.store.read("look up a volume", look).await?;
+) -> Result<Found, ApiError> {
+    let look = move |rx: &Read<'_>| {
+        Ok((rx.volume(id), rx.containers_of_volume(id)?, rx.disk_limit_of(id)?))
+    };
+    let (row, used_by, disk_bytes) = state.store.read("look up a volume", look).await?;
     auth.require_on(permission, Resource::Volume { used_by: &used_by })?;
-    Ok((row?, used_by))
+    Ok(Found { row: row?, used_by, disk_bytes })
 }
 
 /// Reads a path that names a file or folder.
@@ -148,16 +179,8 @@ async fn create(
     OptionalJson(body): OptionalJson<CreateBody>,
 ) -> Result<(StatusCode, JsonAnswer<VolumeView>), ApiError> {
     auth.require(Permission::ContainersWrite)?;
-    let row = VolumeRow {
-        id: VolumeId::random(),
-        name: checked_name(body.name)?,
-        size_bytes: size_bytes(body.size)?,
-        created_at: UnixSeconds::now(),
-    };
-    let (id, stored) = (row.id, row.clone());
-    state.store.write("announce a volume", move |tx| tx.announce_volume_folder(id)).await?;
-    state.files.create_volume(id).await?;
-    state.store.write("store a volume", move |tx| tx.insert_volume(&stored)).await?;
+    let (name, size_bytes) = (checked_name(body.name)?, size_bytes(body.size)?);
+    let row = state.volumes.create(name, size_bytes).await?;
     Ok((StatusCode::CREATED, JsonAnswer(VolumeView::new(&state, row, Vec::new()))))
 }
 
@@ -185,8 +208,8 @@ async fn show(
     State(state): State<AppState>,
     Path(id): Path<VolumeId>,
 ) -> Result<JsonAnswer<VolumeView>, ApiError> {
-    let (row, used_by) = find(&auth, &state, id, Permission::FilesRead).await?;
-    Ok(JsonAnswer(VolumeView::new(&state, row, used_by)))
+    let found = find(&auth, &state, id, Permission::FilesRead).await?;
+    Ok(JsonAnswer(VolumeView::new(&state, found.row, found.used_by)))
 }
 
 #[derive(Debug, Serialize)]
@@ -201,14 +224,15 @@ async fn remove(
     Path(id): Path<VolumeId>,
 ) -> Result<JsonAnswer<DeletedView>, ApiError> {
     reach(&auth, &state, id, Permission::ContainersWrite).await?;
-    state.store.write("delete a volume", move |tx| tx.delete_volume(id)).await?;
-    for operation in state.operations.list() {
-        if operation.volume == id && operation.state == OperationState::Running {
-            state.operations.cancel(operation.id);
+    let operations = state.operations.clone();
+    let cancel = move || {
+        for operation in operations.list() {
+            if operation.volume == id && operation.state == OperationState::Running {
+                operations.cancel(operation.id);
+            }
         }
-    }
-    state.files.remove_volume(id).await?;
-    state.store.write("forget a volume's folder", move |tx| tx.forget_volume_folder(id)).await?;
+    };
+    state.volumes.remove(id, cancel).await?;
     Ok(JsonAnswer(DeletedView { message: "Volume deleted", volume_id: id }))
 }
 
@@ -218,18 +242,24 @@ struct QuotaView {
     size: Option<u64>,
     used: u64,
     available: u64,
+    /// It holds more than it should.
+    exceeded: bool,
+    /// Who keeps it from that: the kernel, lightd as far as lightd writes, or nobody.
     enforced: &'static str,
+    backend: Option<QuotaBackend>,
 }
 
 impl QuotaView {
-    async fn of(state: &AppState, row: &VolumeRow) -> Result<Self, ApiError> {
-        let limit_bytes = row.size_bytes;
-        let usage = state.files.run(row.id, move |volume| volume.usage(limit_bytes)).await?;
+    async fn of(state: &AppState, found: &Found) -> Result<Self, ApiError> {
+        let limit_bytes = found.limit_bytes();
+        let usage = state.files.run(found.row.id, move |volume| volume.usage(limit_bytes)).await?;
         Ok(Self {
             size: limit_bytes,
             used: usage.used_bytes,
             available: usage.available_bytes,
-            enforced: if limit_bytes.is_some() { "soft" } else { "none" },
+            exceeded: limit_bytes.is_some_and(|limit| usage.used_bytes > limit),
+            enforced: found.enforced(),
+            backend: found.row.backing.map(|backing| backing.backend),
         })
     }
 }
@@ -239,8 +269,8 @@ async fn quota(
     State(state): State<AppState>,
     Path(id): Path<VolumeId>,
 ) -> Result<JsonAnswer<QuotaView>, ApiError> {
-    let row = reach(&auth, &state, id, Permission::FilesRead).await?;
-    Ok(JsonAnswer(QuotaView::of(&state, &row).await?))
+    let found = find(&auth, &state, id, Permission::FilesRead).await?;
+    Ok(JsonAnswer(QuotaView::of(&state, &found).await?))
 }
 
 #[derive(Debug, Deserialize)]
@@ -265,10 +295,8 @@ async fn resize(
     Path(id): Path<VolumeId>,
     Json(body): Json<ResizeBody>,
 ) -> Result<JsonAnswer<ResizedView>, ApiError> {
-    let mut row = reach(&auth, &state, id, Permission::ContainersWrite).await?;
-    row.size_bytes = size_bytes(body.size)?;
-    let size_bytes = row.size_bytes;
-    state.store.write("resize a volume", move |tx| tx.resize_volume(id, size_bytes)).await?;
-    let quota = QuotaView::of(&state, &row).await?;
+    let mut found = find(&auth, &state, id, Permission::ContainersWrite).await?;
+    found.row = state.volumes.resize(id, size_bytes(body.size)?).await?;
+    let quota = QuotaView::of(&state, &found).await?;
     Ok(JsonAnswer(ResizedView { message: "Volume resized", volume_id: id, quota }))
 }

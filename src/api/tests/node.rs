@@ -23,6 +23,7 @@ use crate::config::live::Live;
 use crate::config::source::{Overrides, Source};
 use crate::console::ConsoleOptions;
 use crate::domain::ids::{ContainerId, VolumeId};
+use crate::domain::quota::QuotaBackend;
 use crate::domain::spec::NodeCapacity;
 use crate::domain::units::UnixSeconds;
 use crate::engine::{Engine, EngineOptions, LogCap};
@@ -37,6 +38,7 @@ use crate::store::Store;
 use crate::store::volumes::VolumeRow;
 use crate::supervisor::{Registry, Services as SupervisorServices, Settings};
 use crate::util::secret::{Sealer, SecretDigest};
+use crate::volumes::{OnExceeded, VolumeSettings, Volumes};
 
 pub(super) const TOKEN: &str = "lightd_0123456789abcdef";
 pub(super) const VENDOR: &str = "Application/vnd.pkglatv1+json";
@@ -56,8 +58,13 @@ impl Node {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(&folder.path().join("lightd.db")).unwrap();
         let volume = VolumeId::random();
-        let row =
-            VolumeRow { id: volume, name: None, size_bytes: None, created_at: UnixSeconds::now() };
+        let row = VolumeRow {
+            id: volume,
+            name: None,
+            size_bytes: None,
+            backing: None,
+            created_at: UnixSeconds::now(),
+        };
         store.write("test", move |tx| tx.insert_volume(&row)).await.unwrap();
         let (access_settings, settings) = watch::channel(AccessSettings {
             enabled: true,
@@ -70,6 +77,16 @@ impl Node {
             access: Access::new(store.clone(), settings),
             ports: PortPool::new(store.clone()),
             files: supervisor.services().files.clone(),
+            volumes: Volumes::new(
+                store.clone(),
+                Arc::clone(&supervisor),
+                watch::channel(VolumeSettings {
+                    backend: Some(QuotaBackend::Soft),
+                    max_snapshots: 3,
+                    on_exceeded: OnExceeded::Tell,
+                })
+                .1,
+            ),
             operations: Operations::in_memory(),
             panel: Arc::new(Panel::new(store.clone(), watch::channel(None).1)),
             config: live_config(folder.path()),

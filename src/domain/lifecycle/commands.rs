@@ -6,13 +6,13 @@
 use super::{AfterStop, Answer, Command, Denied, Effect, Machine, Phase, Policy, Rest, Uptime};
 use crate::domain::event::StateName;
 
-type Decision = Result<(Answer, Vec<Effect>), Denied>;
+pub(super) type Decision = Result<(Answer, Vec<Effect>), Denied>;
 
-fn accept(effects: Vec<Effect>) -> Decision {
+pub(super) fn accept(effects: Vec<Effect>) -> Decision {
     Ok((Answer::Accepted, effects))
 }
 
-fn satisfied() -> Decision {
+pub(super) fn satisfied() -> Decision {
     Ok((Answer::Satisfied, Vec::new()))
 }
 
@@ -30,13 +30,15 @@ impl Machine {
                 | Command::Reinstall
                 | Command::Rebind
                 | Command::Suspend
-                | Command::Unsuspend => Err(Denied::Deleting),
+                | Command::Unsuspend
+                | Command::Freeze
+                | Command::Thaw => Err(Denied::Deleting),
             };
         }
         if matches!(command, Command::Start | Command::Stop | Command::Restart | Command::Kill) {
             self.restarts.reset();
         }
-        match command {
+        let decision = match command {
             Command::Start => self.start(),
             Command::Stop => self.stop(policy, now),
             Command::Restart => self.restart(policy, now),
@@ -51,7 +53,11 @@ impl Machine {
                 self.phase = Phase::Deleting;
                 accept(vec![self.emit(StateName::Deleting), Effect::Remove])
             }
-        }
+            Command::Freeze => self.freeze(),
+            Command::Thaw => self.thaw(),
+        };
+        self.forget_freeze();
+        decision
     }
 
     fn start(&mut self) -> Decision {
@@ -61,6 +67,7 @@ impl Machine {
             Phase::Suspended { .. } => Err(Denied::Suspended),
             Phase::Installing { .. } => Err(Denied::Installing),
             Phase::Starting { .. } | Phase::Running { .. } => satisfied(),
+            Phase::Paused { .. } if self.freeze.is_some() => satisfied(),
             Phase::Paused { run, .. } => accept(vec![Effect::Unpause { run: *run }]),
             Phase::Stopping { next, .. } => match next {
                 AfterStop::Rest => {
@@ -171,6 +178,9 @@ impl Machine {
     }
 
     fn pause(&mut self) -> Decision {
+        if self.freeze.is_some() {
+            return Err(Denied::Snapshot);
+        }
         match &self.phase {
             Phase::Running { run } => accept(vec![Effect::Pause { run: *run }]),
             Phase::Paused { .. } => satisfied(),
@@ -179,6 +189,9 @@ impl Machine {
     }
 
     fn resume(&mut self) -> Decision {
+        if self.freeze.is_some() {
+            return Err(Denied::Snapshot);
+        }
         match &self.phase {
             Phase::Paused { run, .. } => accept(vec![Effect::Unpause { run: *run }]),
             Phase::Running { .. } => satisfied(),
@@ -310,7 +323,7 @@ impl Machine {
     fn begin_stop(&mut self, next: AfterStop, policy: Policy, now: Uptime) -> Vec<Effect> {
         let Some(run) = self.live_run() else { return Vec::new() };
         let mut effects = self.end_trial();
-        let unpause = matches!(self.phase, Phase::Paused { .. });
+        let unpause = matches!(self.phase, Phase::Paused { .. }) || self.freeze.is_some();
         self.wanted_up = matches!(next, AfterStop::Start | AfterStop::Rebind);
         self.phase = Phase::Stopping { run, next, killed: false, kill_at: now + policy.stop_grace };
         effects.extend([self.emit(StateName::Stopping), Effect::Stop { run, unpause }]);
@@ -326,7 +339,7 @@ impl Machine {
     }
 }
 
-fn not_running(phase: &Phase) -> Denied {
+pub(super) fn not_running(phase: &Phase) -> Denied {
     match phase {
         Phase::Starting { .. } => Denied::Starting,
         Phase::Stopping { .. } => Denied::Stopping,

@@ -13,7 +13,7 @@ impl Machine {
     /// Takes in what happened. A fact about an earlier run, or one the phase already contains, has no
     /// effects.
     pub(crate) fn fact(&mut self, fact: Fact, policy: Policy, now: Uptime) -> Vec<Effect> {
-        match fact {
+        let effects = match fact {
             Fact::InstallEnded { run, result } => self.install_ended(run, result),
             Fact::Started { run, ready } => self.started(run, ready),
             Fact::StartFailed { run, reason } => self.start_failed(run, reason),
@@ -22,6 +22,7 @@ impl Machine {
             Fact::Vanished { run } => self.vanished(run),
             Fact::Paused { run } => self.paused(run),
             Fact::Resumed { run } => self.resumed(run),
+            Fact::FreezeEnded { run, frozen } => self.freeze_ended(run, frozen),
             Fact::Rebound => self.rebound(),
             Fact::RebindFailed { reason } => self.rebind_failed(reason),
             Fact::Removed => match self.phase {
@@ -32,7 +33,9 @@ impl Machine {
                 self.seen(observed, engine_was_away, policy, now)
             }
             Fact::Woke => self.woke(now),
-        }
+        };
+        self.forget_freeze();
+        effects
     }
 
     fn install_ended(&mut self, of: RunId, result: Result<(), String>) -> Vec<Effect> {
@@ -249,6 +252,7 @@ impl Machine {
     }
 
     pub(super) fn resumed(&mut self, of: RunId) -> Vec<Effect> {
+        self.goes_on(of);
         let Phase::Paused { run, ready } = self.phase else { return Vec::new() };
         if run != of {
             return Vec::new();

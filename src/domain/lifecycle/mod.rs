@@ -23,9 +23,15 @@
 //! | suspend | A | A | A | I | A, after it | A, stops first | A, stops first | A, stops first | A, after it | A, after it | D |
 //! | unsuspend | I | I | I | A | I | I | I | I | A | I | D |
 //! | delete | A | A | A | A | A | A | A | A | A | A | I |
+//! | freeze | I | I | I | I | D | A once launched | A | I | D | D | D |
+//! | thaw | I | I | I | I | I | A | A | A | I | I | D |
+//!
+//! While a workload stands still for a copy (`freeze`), pause and resume are denied, and whatever ends it
+//! lets it go on first.
 
 mod commands;
 mod facts;
+mod freeze;
 #[cfg(test)]
 mod model;
 mod phase;
@@ -59,6 +65,9 @@ pub(crate) enum Command {
     Suspend,
     Unsuspend,
     Delete,
+    /// Stand still until the files are copied; of lightd's own making.
+    Freeze,
+    Thaw,
 }
 
 /// Why the present phase forbids a wish.
@@ -76,6 +85,8 @@ pub(crate) enum Denied {
     Stopping,
     #[error("the container's ports are being changed")]
     Rebinding,
+    #[error("a snapshot of the container's volume is being taken")]
+    Snapshot,
     #[error("the container is not running")]
     NotRunning,
     #[error("the container is being deleted")]
@@ -115,6 +126,11 @@ pub(crate) enum Fact {
     },
     Resumed {
         run: RunId,
+    },
+    /// What was to stand still does, or may not.
+    FreezeEnded {
+        run: RunId,
+        frozen: bool,
     },
     /// The new Docker container stands (or the old one is back, after an undo).
     Rebound,
@@ -170,6 +186,14 @@ pub(crate) enum Effect {
     Unpause {
         run: RunId,
     },
+    /// Pause it for a copy, and report whether that worked.
+    Freeze {
+        run: RunId,
+    },
+    /// Let it go on; has to happen in the end.
+    Thaw {
+        run: RunId,
+    },
     Rebind,
     UndoRebind,
     /// Make the new ports the container's own and drop what was kept aside.
@@ -208,6 +232,8 @@ pub(crate) struct Machine {
     last_exit: Option<Exit>,
     #[serde(default)]
     restarts: RestartHistory,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    freeze: Option<freeze::Freeze>,
 }
 
 impl Machine {
@@ -219,6 +245,7 @@ impl Machine {
             wanted_up: false,
             last_exit: None,
             restarts: RestartHistory::default(),
+            freeze: None,
         };
         let effects = machine.begin_install();
         (machine, effects)

@@ -183,6 +183,62 @@ fn a_trial_that_lightd_did_not_see_start_keeps_its_new_ports() {
 }
 
 #[test]
+fn a_workload_that_stands_still_goes_on_after_a_crash_of_lightd_at_any_point() {
+    let (mut machine, run) = running();
+    let stored = |machine: &Machine| -> Machine {
+        serde_json::from_str(&serde_json::to_string(machine).unwrap()).unwrap()
+    };
+    let thaws = |machine: &Machine, status| {
+        let mut booted = stored(machine);
+        let effects = booted.boot(seen(status), false, POLICY, NOW);
+        assert!(effects.contains(&Effect::Thaw { run }), "{effects:?}");
+        let again = stored(&booted).boot(seen(ObservedStatus::Paused), false, POLICY, NOW);
+        assert!(again.contains(&Effect::Thaw { run }), "{again:?}");
+        booted.fact(Fact::Resumed { run }, POLICY, NOW);
+        assert_eq!(booted.phase, Phase::Running { run });
+        assert_eq!(
+            booted.boot(seen(ObservedStatus::Running), false, POLICY, NOW),
+            [Effect::Attach { run }]
+        );
+    };
+    let (_, effects) = machine.command(Command::Freeze, POLICY, NOW).unwrap();
+    assert_eq!(effects, [Effect::Freeze { run }]);
+    thaws(&machine, ObservedStatus::Running);
+    thaws(&machine, ObservedStatus::Paused);
+    machine.fact(Fact::FreezeEnded { run, frozen: true }, POLICY, NOW);
+    assert!(machine.is_frozen());
+    thaws(&machine, ObservedStatus::Paused);
+    assert_eq!(machine.command(Command::Pause, POLICY, NOW), Err(Denied::Snapshot));
+    let (_, effects) = machine.command(Command::Thaw, POLICY, NOW).unwrap();
+    assert_eq!(effects, [Effect::Thaw { run }]);
+    thaws(&machine, ObservedStatus::Paused);
+}
+
+#[test]
+fn a_pause_that_comes_late_does_not_have_the_last_word() {
+    let (mut machine, run) = running();
+    machine.command(Command::Freeze, POLICY, NOW).unwrap();
+    machine.command(Command::Thaw, POLICY, NOW).unwrap();
+    let look = Fact::Seen { observed: seen(ObservedStatus::Running), engine_was_away: false };
+    machine.fact(look, POLICY, NOW);
+    let effects = machine.fact(Fact::FreezeEnded { run, frozen: true }, POLICY, NOW);
+    assert!(effects.contains(&Effect::Thaw { run }), "{effects:?}");
+    machine.fact(Fact::Resumed { run }, POLICY, NOW);
+    assert_eq!(machine.phase, Phase::Running { run });
+}
+
+#[test]
+fn a_stop_lets_a_workload_that_stands_still_go_on_first() {
+    let (mut machine, run) = running();
+    machine.command(Command::Freeze, POLICY, NOW).unwrap();
+    let (_, effects) = machine.command(Command::Stop, POLICY, NOW).unwrap();
+    assert!(effects.contains(&Effect::Stop { run, unpause: true }), "{effects:?}");
+    assert!(!machine.is_frozen());
+    let effects = machine.fact(Fact::FreezeEnded { run, frozen: true }, POLICY, NOW);
+    assert_eq!(effects, [Effect::Thaw { run }]);
+}
+
+#[test]
 fn a_stray_that_runs_while_offline_is_killed() {
     let mut machine = installed();
     let look = Fact::Seen { observed: seen(ObservedStatus::Running), engine_was_away: false };
@@ -209,6 +265,8 @@ fn any_command() -> impl Strategy<Value = Command> {
         Just(Command::Rebind),
         Just(Command::Suspend),
         Just(Command::Unsuspend),
+        Just(Command::Freeze),
+        Just(Command::Thaw),
     ]
 }
 
@@ -256,6 +314,8 @@ fn report(effect: &Effect, well: bool) -> Vec<Fact> {
         Effect::Start { run } => vec![Fact::StartFailed { run: *run, reason: failed() }],
         Effect::Stop { run, .. } if well => vec![Fact::Exited { run: *run, exit: exit(0) }],
         Effect::Kill { run } => vec![Fact::Exited { run: *run, exit: exit(137) }],
+        Effect::Freeze { run } => vec![Fact::FreezeEnded { run: *run, frozen: well }],
+        Effect::Thaw { run } => vec![Fact::Resumed { run: *run }],
         Effect::Pause { run } => vec![Fact::Paused { run: *run }],
         Effect::Unpause { run } => vec![Fact::Resumed { run: *run }],
         Effect::Rebind | Effect::UndoRebind if well => vec![Fact::Rebound],

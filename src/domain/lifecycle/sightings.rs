@@ -21,7 +21,7 @@ impl Machine {
         let is_there = observed.as_ref().is_some_and(|seen| {
             matches!(seen.status, ObservedStatus::Running | ObservedStatus::Paused)
         });
-        match &mut self.phase {
+        let mut effects = match &mut self.phase {
             Phase::Installing { run, .. } => vec![Effect::Install { run: *run }],
             Phase::Deleting => vec![Effect::Remove],
             Phase::Rebinding { undo: false, .. } => vec![Effect::Rebind],
@@ -51,7 +51,9 @@ impl Machine {
             }
             Phase::Crashed { .. } => self.crash_again(policy, now),
             _ => self.seen(observed, engine_was_away, policy, now),
-        }
+        };
+        effects.extend(self.thaw_at_boot());
+        effects
     }
 
     /// Follows a run that the engine still has.

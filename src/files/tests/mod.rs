@@ -1,16 +1,20 @@
 //! Tests of volumes against real files, with what a container might do to them.
 
 mod archive;
+mod backing;
 mod content;
 mod gate;
 mod hostile;
 mod interop;
 mod operation;
+mod project;
 mod quota;
+mod replica;
 mod resumable;
 mod search;
 mod tree;
 mod upload;
+mod usage;
 mod volume;
 
 use std::collections::BTreeMap;
@@ -23,6 +27,7 @@ use rustix::fs::{Mode, OFlags};
 
 use super::archive::ArchiveLimits;
 use super::archive::unpack::UnpackRequest;
+use super::claims::Lease;
 use super::content::WriteMode;
 use super::error::FileError;
 use super::resolve::{Owner, Resolver};
@@ -86,6 +91,8 @@ fn open_volume(path: &Path, resolver: Resolver, limits: ArchiveLimits) -> Volume
         limits,
         commit: Arc::default(),
         budgets: Arc::default(),
+        is_limited: false,
+        _lease: Lease::none(),
     }
 }
 

@@ -424,6 +424,7 @@ impl Daemon {
         }
         engine::remove_node(&self.docker, &self.node).await;
         engine::remove_firewall(&self.bridge);
+        self.unmount_all();
         let log = self.log();
         assert!(!log.contains("panicked"), "something panicked:\n{}", tail(&log));
         std::fs::remove_dir_all(log_folder(&self.name)).ok();
@@ -440,6 +441,20 @@ impl Daemon {
             }
         };
         tokio::time::timeout(Duration::from_secs(2), looking).await.ok();
+    }
+
+    /// Unmounts all volumes, as a restart of the host would.
+    pub(crate) fn unmount_all(&self) {
+        let table = std::fs::read_to_string("/proc/self/mountinfo").expect("the mounts");
+        let folder = self.data_path().join("volumes").display().to_string();
+        let at = |line: &str| line.split(' ').nth(4).map(str::to_owned);
+        let mounted = table.lines().rev().filter_map(at);
+        for at in mounted.filter(|at| at.starts_with(&format!("{folder}/"))) {
+            let flags = rustix::mount::UnmountFlags::DETACH;
+            if let Err(error) = rustix::mount::unmount(&at, flags) {
+                eprintln!("{at} stays mounted: {error}");
+            }
+        }
     }
 
     async fn delete_all(&self) {
@@ -468,6 +483,7 @@ impl Drop for Daemon {
         if self.is_closed {
             return;
         }
+        self.unmount_all();
         eprintln!("the daemon's log: {}", self.log_path().display());
         // A runtime of its own: this one may be going down, and can't be waited in.
         let (node, bridge) = (self.node.clone(), self.bridge.clone());
