@@ -155,6 +155,7 @@ if [ ${#filter[@]} = 0 ]; then
     part "cargo fmt" cargo fmt --check
     part "cargo clippy" cargo clippy --locked --all-targets -- -D warnings
     part "the fuzz targets' door" cargo clippy --locked --lib -- -D warnings --cfg fuzzing
+    part "the virtual machine's tests" cargo clippy --locked --lib --profile test -- -D warnings --cfg project_quotas
     part "cargo doc" documentation
     part "cargo deny" dependencies
     part "shellcheck" scripts

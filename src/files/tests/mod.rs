@@ -7,6 +7,7 @@ mod gate;
 mod hostile;
 mod interop;
 mod operation;
+#[cfg(project_quotas)]
 mod project;
 mod quota;
 mod replica;

@@ -1,6 +1,6 @@
-//! Project quotas. Few development machines have them, so these run in a virtual machine with a
-//! distribution's kernel: `install-scripts/vm-test.sh`. `LIGHTD_PROJECT_DISK` is a file system mounted with
-//! `prjquota`.
+//! Project quotas. Few development machines have them, so these are built (with `--cfg project_quotas`) and run by
+//! `install-scripts/vm-test.sh` alone, in a virtual machine with a distribution's kernel. `LIGHTD_PROJECT_DISK` is a
+//! file system mounted with `prjquota`.
 
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
@@ -71,7 +71,6 @@ impl Node {
 }
 
 #[tokio::test]
-#[ignore = "needs project quotas: install-scripts/vm-test.sh"]
 async fn a_project_is_found_to_work_by_trying() {
     let node = node();
     node.files.probe(QuotaBackend::Project).await.expect("it works here");
@@ -80,7 +79,6 @@ async fn a_project_is_found_to_work_by_trying() {
 }
 
 #[tokio::test]
-#[ignore = "needs project quotas: install-scripts/vm-test.sh"]
 async fn a_project_volume_ends_at_its_size_for_the_workload_and_for_lightd() {
     let node = node();
     let (volume, backing) = node.make(8 * MIB).await;
@@ -107,7 +105,6 @@ async fn a_project_volume_ends_at_its_size_for_the_workload_and_for_lightd() {
 }
 
 #[tokio::test]
-#[ignore = "needs project quotas: install-scripts/vm-test.sh"]
 async fn a_folder_that_is_there_becomes_a_project_with_all_that_is_in_it() {
     let node = node();
     let volume = VolumeId::random();
@@ -126,7 +123,6 @@ async fn a_folder_that_is_there_becomes_a_project_with_all_that_is_in_it() {
 }
 
 #[tokio::test]
-#[ignore = "needs project quotas: install-scripts/vm-test.sh"]
 async fn a_restore_of_a_full_project_fits_and_keeps_the_limit() {
     let node = node();
     let (volume, backing) = node.make(16 * MIB).await;
