@@ -52,9 +52,13 @@ impl Owner {
         self.drop_leftovers(look.others);
         let machine = &mut self.record.machine;
         // A start whose success was not stored any more: it is not started twice.
-        let mut effects = match ended {
-            Some((run, _)) => machine.fact(Fact::Started { run, ready: false }, policy, now),
-            None => Vec::new(),
+        let began_at_ms = look.seen.as_ref().and_then(|seen| seen.started_at_ms);
+        let mut effects = match (ended, began_at_ms) {
+            (Some((run, _)), Some(launched_at_ms)) => {
+                let started = Fact::Started { run, launched_at_ms, ready_at_ms: None };
+                machine.fact(started, policy, now)
+            }
+            _ => Vec::new(),
         };
         effects.extend(machine.boot(look.seen, look.engine_was_away, policy, now));
         if self.record.previous_ports.is_some() && !self.record.rebind_is_open() {

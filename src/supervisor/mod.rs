@@ -41,7 +41,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::console::{Console, InputError};
 use crate::domain::ids::{ContainerId, RunId};
-use crate::domain::lifecycle::{Answer, Command, Denied, Phase};
+use crate::domain::lifecycle::{Answer, Command, Denied, Phase, RunTimes};
 use crate::domain::observed::Exit;
 use crate::domain::spec::{ContainerSpec, Limits, PortBinding, Problem, SpecPatch};
 use crate::domain::stats::Sample;
@@ -76,6 +76,9 @@ pub(crate) struct Snapshot {
     /// The image an install script left behind, if it changed more than the volume.
     pub(crate) own_image: Option<String>,
     pub(crate) last_exit: Option<Exit>,
+    /// Why the latest start failed.
+    pub(crate) start_error: Option<String>,
+    pub(crate) times: RunTimes,
     pub(crate) started_at: Option<UnixSeconds>,
     pub(crate) created_at: UnixSeconds,
     pub(crate) updated_at: UnixSeconds,

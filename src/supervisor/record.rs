@@ -136,6 +136,8 @@ impl Record {
             docker_id: self.docker_id.clone(),
             own_image: self.own_image.clone(),
             last_exit: self.machine.last_exit(),
+            start_error: self.machine.start_error().map(str::to_owned),
+            times: self.machine.times(),
             started_at: self.started_at,
             created_at: self.created_at,
             updated_at: self.updated_at,

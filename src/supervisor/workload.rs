@@ -43,7 +43,7 @@ pub(super) struct Places<'a> {
 
 pub(super) fn policy(spec: &ContainerSpec) -> Policy {
     let crash = if spec.restart_on_crash { CrashPolicy::Restart } else { CrashPolicy::StayDown };
-    Policy { stop_grace: spec.stop.grace, crash }
+    Policy { stop_grace: spec.stop.grace, start_timeout: spec.start_timeout, crash }
 }
 
 /// The script that runs the start command; see the module's text on signals.

@@ -20,6 +20,7 @@ mod reading;
 mod recovery;
 mod snapshots;
 mod sockets;
+mod starts;
 mod support;
 mod tus;
 mod uploads;

@@ -28,6 +28,10 @@ pub(super) struct CreateBody {
     volume_id: Option<String>,
     startup_command: Option<String>,
     start_pattern: Option<String>,
+    start_patterns: Option<Vec<String>>,
+    fail_patterns: Option<Vec<String>>,
+    /// Seconds.
+    start_timeout: Option<u64>,
     ports: Option<Vec<PortBody>>,
     limits: Option<Limits>,
     /// Container path to host path.
@@ -106,6 +110,9 @@ impl CreateBody {
             volume_id,
             startup_command: self.startup_command.unwrap_or_default(),
             start_pattern: non_empty(self.start_pattern),
+            start_patterns: self.start_patterns.unwrap_or_default(),
+            fail_patterns: self.fail_patterns.unwrap_or_default(),
+            start_timeout: self.start_timeout.map(Duration::from_secs),
             limits: self.limits.unwrap_or_default(),
             mounts: mounts
                 .map(|(target, source)| Mount { target, source, read_only: false })
@@ -209,6 +216,12 @@ pub(super) struct PatchBody {
     startup_command: Option<String>,
     #[serde(default, deserialize_with = "present")]
     start_pattern: Option<Option<String>>,
+    #[serde(default, deserialize_with = "present")]
+    start_patterns: Option<Option<Vec<String>>>,
+    #[serde(default, deserialize_with = "present")]
+    fail_patterns: Option<Option<Vec<String>>>,
+    #[serde(default, deserialize_with = "present")]
+    start_timeout: Option<Option<u64>>,
     #[serde(default)]
     env: BTreeMap<String, Option<String>>,
     stop: Option<StopBody>,
@@ -224,6 +237,9 @@ impl PatchBody {
         let fields = [
             ("startup_command", self.startup_command.is_some()),
             ("start_pattern", self.start_pattern.is_some()),
+            ("start_patterns", self.start_patterns.is_some()),
+            ("fail_patterns", self.fail_patterns.is_some()),
+            ("start_timeout", self.start_timeout.is_some()),
             ("env", !self.env.is_empty()),
             ("limits", self.limits.is_some()),
         ];
@@ -239,6 +255,9 @@ impl PatchBody {
         Ok(SpecPatch {
             startup_command: self.startup_command,
             start_pattern: self.start_pattern.map(non_empty),
+            start_patterns: self.start_patterns.map(Option::unwrap_or_default),
+            fail_patterns: self.fail_patterns.map(Option::unwrap_or_default),
+            start_timeout: self.start_timeout.map(|limit| limit.map(Duration::from_secs)),
             env: self.env,
             stop,
             labels: self.labels,

@@ -70,7 +70,7 @@ impl Machine {
             Phase::Paused { .. } if self.freeze.is_some() => satisfied(),
             Phase::Paused { run, .. } => accept(vec![Effect::Unpause { run: *run }]),
             Phase::Stopping { next, .. } => match next {
-                AfterStop::Rest => {
+                AfterStop::Rest | AfterStop::GiveUp => {
                     *next = AfterStop::Start;
                     self.wanted_up = true;
                     accept(Vec::new())
@@ -103,7 +103,7 @@ impl Machine {
                 accept(self.begin_stop(AfterStop::Rest, policy, now))
             }
             Phase::Stopping { next, .. } => {
-                if *next == AfterStop::Start {
+                if matches!(next, AfterStop::Start | AfterStop::GiveUp) {
                     *next = AfterStop::Rest;
                 }
                 self.wanted_up = false;
@@ -163,7 +163,7 @@ impl Machine {
             Phase::Stopping { run, next, killed, .. } => {
                 let run = *run;
                 *killed = true;
-                if *next == AfterStop::Start {
+                if matches!(next, AfterStop::Start | AfterStop::GiveUp) {
                     *next = AfterStop::Rest;
                     self.wanted_up = false;
                 }
@@ -210,7 +210,7 @@ impl Machine {
                 accept(self.begin_stop(AfterStop::Reinstall, policy, now))
             }
             Phase::Stopping { next, .. } => match next {
-                AfterStop::Rest | AfterStop::Start | AfterStop::Reinstall => {
+                AfterStop::Rest | AfterStop::Start | AfterStop::Reinstall | AfterStop::GiveUp => {
                     *next = AfterStop::Reinstall;
                     self.wanted_up = false;
                     accept(Vec::new())
@@ -320,11 +320,16 @@ impl Machine {
     }
 
     /// Begins to end the live run.
-    fn begin_stop(&mut self, next: AfterStop, policy: Policy, now: Uptime) -> Vec<Effect> {
+    pub(super) fn begin_stop(
+        &mut self,
+        next: AfterStop,
+        policy: Policy,
+        now: Uptime,
+    ) -> Vec<Effect> {
         let Some(run) = self.live_run() else { return Vec::new() };
         let mut effects = self.end_trial();
         let unpause = matches!(self.phase, Phase::Paused { .. }) || self.freeze.is_some();
-        self.wanted_up = matches!(next, AfterStop::Start | AfterStop::Rebind);
+        self.wanted_up = matches!(next, AfterStop::Start | AfterStop::Rebind | AfterStop::GiveUp);
         self.phase = Phase::Stopping { run, next, killed: false, kill_at: now + policy.stop_grace };
         effects.extend([self.emit(StateName::Stopping), Effect::Stop { run, unpause }]);
         effects

@@ -3,6 +3,8 @@
 //! What was seen rather than told (a look at the engine, the clock) is judged in [`super::sightings`],
 //! and comes here as the fact that it shows.
 
+use std::time::Duration;
+
 use super::{AfterStop, Effect, Fact, Machine, Phase, Policy, Rest, Uptime};
 use crate::domain::event::{StateEvent, StateName};
 use crate::domain::ids::RunId;
@@ -15,13 +17,18 @@ impl Machine {
     pub(crate) fn fact(&mut self, fact: Fact, policy: Policy, now: Uptime) -> Vec<Effect> {
         let effects = match fact {
             Fact::InstallEnded { run, result } => self.install_ended(run, result),
-            Fact::Started { run, ready } => self.started(run, ready),
-            Fact::StartFailed { run, reason } => self.start_failed(run, reason),
-            Fact::Ready { run } => self.ready(run),
+            Fact::Started { run, launched_at_ms, ready_at_ms } => {
+                let ready_by = policy.start_timeout.map(|limit| now + limit);
+                self.started(run, Some(launched_at_ms), ready_at_ms, ready_by)
+            }
+            Fact::StartFailed { run, reason } => self.start_failed(run, reason, policy, now),
+            Fact::Ready { run, at_ms } => self.ready(run, at_ms),
+            Fact::Unready { run, reason } => self.give_up(run, reason, policy, now),
+            Fact::CaughtUp { run, at_ms } => self.caught_up(run, at_ms, policy, now),
             Fact::Exited { run, exit } => self.exited(run, exit, policy, now),
-            Fact::Vanished { run } => self.vanished(run),
+            Fact::Vanished { run } => self.vanished(run, policy, now),
             Fact::Paused { run } => self.paused(run),
-            Fact::Resumed { run } => self.resumed(run),
+            Fact::Resumed { run } => self.resumed(run, policy, now),
             Fact::FreezeEnded { run, frozen } => self.freeze_ended(run, frozen),
             Fact::Rebound => self.rebound(),
             Fact::RebindFailed { reason } => self.rebind_failed(reason),
@@ -32,7 +39,7 @@ impl Machine {
             Fact::Seen { observed, engine_was_away } => {
                 self.seen(observed, engine_was_away, policy, now)
             }
-            Fact::Woke => self.woke(now),
+            Fact::Woke => self.woke(policy, now),
         };
         self.forget_freeze();
         effects
@@ -73,26 +80,37 @@ impl Machine {
         effects
     }
 
-    pub(super) fn started(&mut self, of: RunId, ready: bool) -> Vec<Effect> {
-        let Phase::Starting { run, launched, trial } = &mut self.phase else { return Vec::new() };
+    pub(super) fn started(
+        &mut self,
+        of: RunId,
+        launched_at_ms: Option<i64>,
+        ready_at_ms: Option<i64>,
+        deadline: Option<Uptime>,
+    ) -> Vec<Effect> {
+        let Phase::Starting { run, launched, trial, ready_by } = &mut self.phase else {
+            return Vec::new();
+        };
         if *run != of || *launched {
             return Vec::new();
         }
         *launched = true;
+        *ready_by = deadline;
+        self.times.launched_at_ms = launched_at_ms;
         let mut effects = Vec::new();
         if std::mem::take(trial) {
             effects.push(Effect::FinishRebind);
         }
-        if ready {
-            effects.extend(self.ready(of));
+        if let Some(at_ms) = ready_at_ms {
+            effects.extend(self.ready(of, at_ms));
         }
         effects
     }
 
-    fn ready(&mut self, of: RunId) -> Vec<Effect> {
+    fn ready(&mut self, of: RunId, at_ms: i64) -> Vec<Effect> {
         match self.phase {
             Phase::Starting { run, trial, .. } if run == of => {
                 self.phase = Phase::Running { run };
+                self.times.ready_at_ms = Some(at_ms);
                 let mut effects = vec![self.emit(StateName::Running)];
                 if trial {
                     effects.push(Effect::FinishRebind);
@@ -100,36 +118,72 @@ impl Machine {
                 effects
             }
             Phase::Paused { run, ref mut ready } if run == of => {
-                *ready = true;
+                if !std::mem::replace(ready, true) {
+                    self.times.ready_at_ms = Some(at_ms);
+                }
                 Vec::new()
             }
             _ => Vec::new(),
         }
     }
 
-    fn start_failed(&mut self, of: RunId, reason: String) -> Vec<Effect> {
+    /// Sets the start's deadline after a break in which nobody looked at the output. A later one, of a
+    /// pause that ended, stays.
+    fn caught_up(&mut self, of: RunId, at_ms: i64, policy: Policy, now: Uptime) -> Vec<Effect> {
+        if let Phase::Starting { run, launched: true, ready_by, .. } = &mut self.phase
+            && *run == of
+        {
+            let up_for = at_ms.saturating_sub(self.times.launched_at_ms.unwrap_or(at_ms));
+            let up_for = Duration::from_millis(u64::try_from(up_for).unwrap_or(0));
+            let due = policy.start_timeout.map(|limit| now + limit.saturating_sub(up_for));
+            *ready_by = (*ready_by).max(due);
+        }
+        Vec::new()
+    }
+
+    /// Ends a start that will not come to anything. What follows is what follows a crash.
+    pub(super) fn give_up(
+        &mut self,
+        of: RunId,
+        reason: String,
+        policy: Policy,
+        now: Uptime,
+    ) -> Vec<Effect> {
+        match self.phase {
+            Phase::Starting { run, launched: true, .. } if run == of => {}
+            _ => return Vec::new(),
+        }
+        let mut effects = vec![Effect::Say(format!("the start failed: {reason}"))];
+        self.start_error = Some(reason);
+        effects.extend(self.begin_stop(AfterStop::GiveUp, policy, now));
+        effects
+    }
+
+    fn start_failed(
+        &mut self,
+        of: RunId,
+        reason: String,
+        policy: Policy,
+        now: Uptime,
+    ) -> Vec<Effect> {
         if self.live_run() != Some(of) {
             return Vec::new();
         }
         let say = Effect::Say(format!("the start failed: {reason}"));
-        match &self.phase {
-            Phase::Starting { trial: true, .. } => {
-                self.phase =
-                    Phase::Rebinding { undo: true, start_after: true, rest: Rest::Offline };
-                vec![say, self.emit(StateName::Stopped), Effect::UndoRebind]
-            }
-            Phase::Stopping { next, .. } => {
-                let next = next.clone();
-                let mut effects = vec![say];
-                effects.extend(self.after_stop(next));
-                effects
-            }
-            _ => {
-                self.phase = Phase::Offline;
-                self.wanted_up = false;
-                vec![say, self.emit(StateName::Stopped)]
-            }
+        if let Phase::Stopping { next, .. } = &self.phase {
+            let next = next.clone();
+            let mut effects = vec![say];
+            effects.extend(self.after_stop(next, policy, now));
+            return effects;
         }
+        self.start_error = Some(reason);
+        if matches!(self.phase, Phase::Starting { trial: true, .. }) {
+            self.phase = Phase::Rebinding { undo: true, start_after: true, rest: Rest::Offline };
+            return vec![say, self.emit(StateName::Stopped), Effect::UndoRebind];
+        }
+        self.phase = Phase::Offline;
+        self.wanted_up = false;
+        vec![say, self.emit(StateName::Stopped)]
     }
 
     pub(super) fn exited(
@@ -152,7 +206,7 @@ impl Machine {
         match &self.phase {
             Phase::Stopping { next, .. } => {
                 let next = next.clone();
-                effects.extend(self.after_stop(next));
+                effects.extend(self.after_stop(next, policy, now));
             }
             phase => {
                 // A trial that ran and ended stood long enough: the engine took its ports.
@@ -166,13 +220,23 @@ impl Machine {
     }
 
     fn ended_by_itself(&mut self, exit: Exit, policy: Policy, now: Uptime) -> Vec<Effect> {
-        let crashed = exit.code != 0 || exit.oom_killed;
-        if crashed && policy.crash == CrashPolicy::Restart {
-            return self.crash_again(policy, now);
+        if exit.code != 0 || exit.oom_killed {
+            return self.crashed(policy, now);
         }
         self.phase = Phase::Offline;
         self.wanted_up = false;
         vec![self.emit(StateName::Stopped)]
+    }
+
+    fn crashed(&mut self, policy: Policy, now: Uptime) -> Vec<Effect> {
+        match policy.crash {
+            CrashPolicy::Restart => self.crash_again(policy, now),
+            CrashPolicy::StayDown => {
+                self.phase = Phase::Offline;
+                self.wanted_up = false;
+                vec![self.emit(StateName::Stopped)]
+            }
+        }
     }
 
     pub(super) fn crash_again(&mut self, policy: Policy, now: Uptime) -> Vec<Effect> {
@@ -200,11 +264,14 @@ impl Machine {
         }
     }
 
-    fn after_stop(&mut self, next: AfterStop) -> Vec<Effect> {
+    fn after_stop(&mut self, next: AfterStop, policy: Policy, now: Uptime) -> Vec<Effect> {
+        if next == AfterStop::GiveUp {
+            return self.crashed(policy, now);
+        }
         self.phase = Phase::Offline;
         let mut effects = vec![self.emit(StateName::Stopped)];
         match next {
-            AfterStop::Rest => {}
+            AfterStop::Rest | AfterStop::GiveUp => {}
             AfterStop::Start => effects.extend(self.begin_start(false)),
             AfterStop::Reinstall => effects.extend(self.begin_install()),
             AfterStop::Rebind => {
@@ -220,7 +287,7 @@ impl Machine {
         effects
     }
 
-    pub(super) fn vanished(&mut self, of: RunId) -> Vec<Effect> {
+    pub(super) fn vanished(&mut self, of: RunId, policy: Policy, now: Uptime) -> Vec<Effect> {
         if self.live_run() != Some(of) {
             return Vec::new();
         }
@@ -230,7 +297,7 @@ impl Machine {
         match &self.phase {
             Phase::Stopping { next, .. } => {
                 let next = next.clone();
-                effects.extend(self.after_stop(next));
+                effects.extend(self.after_stop(next, policy, now));
             }
             _ => {
                 self.phase = Phase::Offline;
@@ -251,7 +318,7 @@ impl Machine {
         vec![self.emit(StateName::Paused)]
     }
 
-    pub(super) fn resumed(&mut self, of: RunId) -> Vec<Effect> {
+    pub(super) fn resumed(&mut self, of: RunId, policy: Policy, now: Uptime) -> Vec<Effect> {
         self.goes_on(of);
         let Phase::Paused { run, ready } = self.phase else { return Vec::new() };
         if run != of {
@@ -261,7 +328,9 @@ impl Machine {
             self.phase = Phase::Running { run };
             vec![self.emit(StateName::Running)]
         } else {
-            self.phase = Phase::Starting { run, launched: true, trial: false };
+            // What stood still could not become ready meanwhile.
+            let ready_by = policy.start_timeout.map(|limit| now + limit);
+            self.phase = Phase::Starting { run, launched: true, trial: false, ready_by };
             vec![self.emit(StateName::Starting)]
         }
     }

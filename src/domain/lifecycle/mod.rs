@@ -100,10 +100,11 @@ pub(crate) enum Fact {
         run: RunId,
         result: Result<(), String>,
     },
-    /// The engine has started the workload. `ready`: nothing more is waited for.
+    /// The engine has started the workload. `ready_at_ms`: nothing more is waited for.
     Started {
         run: RunId,
-        ready: bool,
+        launched_at_ms: i64,
+        ready_at_ms: Option<i64>,
     },
     StartFailed {
         run: RunId,
@@ -112,6 +113,17 @@ pub(crate) enum Fact {
     /// The workload's output said that it is up.
     Ready {
         run: RunId,
+        at_ms: i64,
+    },
+    /// The workload's output said that it will not come up.
+    Unready {
+        run: RunId,
+        reason: String,
+    },
+    /// After a break, all output up to then was looked at, and it is not ready.
+    CaughtUp {
+        run: RunId,
+        at_ms: i64,
     },
     Exited {
         run: RunId,
@@ -218,6 +230,8 @@ pub(crate) enum Answer {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Policy {
     pub(crate) stop_grace: Duration,
+    /// From the process's start until it is ready.
+    pub(crate) start_timeout: Option<Duration>,
     pub(crate) crash: CrashPolicy,
 }
 
@@ -230,10 +244,30 @@ pub(crate) struct Machine {
     /// Whether it was last asked to run rather than to rest.
     wanted_up: bool,
     last_exit: Option<Exit>,
+    /// Why the latest start failed.
+    #[serde(default)]
+    start_error: Option<String>,
+    #[serde(default)]
+    times: RunTimes,
     #[serde(default)]
     restarts: RestartHistory,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     freeze: Option<freeze::Freeze>,
+}
+
+/// How far the latest run came, in Unix milliseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct RunTimes {
+    pub(crate) launched_at_ms: Option<i64>,
+    pub(crate) ready_at_ms: Option<i64>,
+}
+
+impl RunTimes {
+    /// From the process's start until it was ready.
+    pub(crate) fn ready_after_ms(&self) -> Option<u64> {
+        let ms = self.ready_at_ms?.saturating_sub(self.launched_at_ms?);
+        Some(u64::try_from(ms).unwrap_or(0))
+    }
 }
 
 impl Machine {
@@ -244,6 +278,8 @@ impl Machine {
             run: RunId::default(),
             wanted_up: false,
             last_exit: None,
+            start_error: None,
+            times: RunTimes::default(),
             restarts: RestartHistory::default(),
             freeze: None,
         };
@@ -265,6 +301,14 @@ impl Machine {
 
     pub(crate) fn last_exit(&self) -> Option<Exit> {
         self.last_exit
+    }
+
+    pub(crate) fn start_error(&self) -> Option<&str> {
+        self.start_error.as_deref()
+    }
+
+    pub(crate) fn times(&self) -> RunTimes {
+        self.times
     }
 
     /// The run whose process the engine has or is about to have, unless it is an install.
@@ -289,24 +333,37 @@ impl Machine {
         match &self.phase {
             Phase::Stopping { killed: false, kill_at, .. } => Some(*kill_at),
             Phase::Crashed { restart_at } => Some(*restart_at),
-            _ => None,
+            Phase::Starting { ready_by, .. } => *ready_by,
+            Phase::Stopping { .. }
+            | Phase::Installing { .. }
+            | Phase::Failed { .. }
+            | Phase::Offline
+            | Phase::Suspended { .. }
+            | Phase::Running { .. }
+            | Phase::Paused { .. }
+            | Phase::Rebinding { .. }
+            | Phase::Deleting => None,
         }
     }
 
     fn begin_install(&mut self) -> Vec<Effect> {
-        self.run = self.run.next();
-        self.wanted_up = false;
-        self.last_exit = None;
+        self.begin_run(false);
         self.phase = Phase::Installing { run: self.run, suspend_after: false };
         vec![self.emit(StateName::Installing), Effect::Install { run: self.run }]
     }
 
     fn begin_start(&mut self, trial: bool) -> Vec<Effect> {
-        self.run = self.run.next();
-        self.wanted_up = true;
-        self.last_exit = None;
-        self.phase = Phase::Starting { run: self.run, launched: false, trial };
+        self.begin_run(true);
+        self.phase = Phase::Starting { run: self.run, launched: false, trial, ready_by: None };
         vec![self.emit(StateName::Starting), Effect::Start { run: self.run }]
+    }
+
+    fn begin_run(&mut self, wanted_up: bool) {
+        self.run = self.run.next();
+        self.wanted_up = wanted_up;
+        self.last_exit = None;
+        self.start_error = None;
+        self.times = RunTimes::default();
     }
 
     fn emit(&self, name: StateName) -> Effect {

@@ -7,8 +7,12 @@ use proptest::prelude::*;
 use super::*;
 use crate::domain::observed::ObservedStatus;
 
-const POLICY: Policy = Policy { stop_grace: Duration::from_secs(30), crash: CrashPolicy::Restart };
-const DOWN: Policy = Policy { stop_grace: Duration::from_secs(30), crash: CrashPolicy::StayDown };
+const POLICY: Policy = Policy {
+    stop_grace: Duration::from_secs(30),
+    start_timeout: Some(Duration::from_secs(60)),
+    crash: CrashPolicy::Restart,
+};
+const DOWN: Policy = Policy { crash: CrashPolicy::StayDown, ..POLICY };
 const NOW: Uptime = Duration::from_secs(1000);
 
 fn exit(code: i64) -> Exit {
@@ -27,9 +31,14 @@ fn running() -> (Machine, RunId) {
     let mut machine = installed();
     machine.command(Command::Start, POLICY, NOW).unwrap();
     let run = machine.last_run();
-    machine.fact(Fact::Started { run, ready: true }, POLICY, NOW);
+    machine.fact(up(run), POLICY, NOW);
     assert_eq!(machine.phase, Phase::Running { run });
     (machine, run)
+}
+
+/// The engine has started it, and nothing is waited for.
+fn up(run: RunId) -> Fact {
+    Fact::Started { run, launched_at_ms: 1000, ready_at_ms: Some(1200) }
 }
 
 fn seen(status: ObservedStatus) -> Option<Observed> {
@@ -90,7 +99,7 @@ fn a_crash_restarts_within_its_budget_and_then_stays_down() {
         assert!(matches!(machine.phase, Phase::Crashed { .. }));
         machine.fact(Fact::Woke, POLICY, NOW + Duration::from_secs(60));
         let run = machine.last_run();
-        machine.fact(Fact::Started { run, ready: true }, POLICY, NOW);
+        machine.fact(up(run), POLICY, NOW);
     }
     let run = machine.last_run();
     machine.fact(Fact::Exited { run, exit: exit(1) }, POLICY, NOW);
@@ -113,7 +122,7 @@ fn a_rebind_of_a_running_container_is_undone_when_the_start_fails() {
     assert!(effects.contains(&Effect::UndoRebind), "{effects:?}");
     let effects = machine.fact(Fact::Rebound, POLICY, NOW);
     assert!(effects.contains(&Effect::Start { run: trial.next() }), "{effects:?}");
-    let effects = machine.fact(Fact::Started { run: trial.next(), ready: true }, POLICY, NOW);
+    let effects = machine.fact(up(trial.next()), POLICY, NOW);
     assert!(!effects.contains(&Effect::FinishRebind), "the old ports stay: {effects:?}");
 }
 
@@ -238,6 +247,101 @@ fn a_stop_lets_a_workload_that_stands_still_go_on_first() {
     assert_eq!(effects, [Effect::Thaw { run }]);
 }
 
+/// Started by the engine, and not ready.
+fn starting() -> (Machine, RunId) {
+    let mut machine = installed();
+    machine.command(Command::Start, POLICY, NOW).unwrap();
+    let run = machine.last_run();
+    let up = Fact::Started { run, launched_at_ms: 1000, ready_at_ms: None };
+    assert_eq!(machine.fact(up, POLICY, NOW), []);
+    (machine, run)
+}
+
+#[test]
+fn a_start_whose_output_shows_its_failure_is_stopped_and_counts_as_a_crash() {
+    let (mut machine, run) = starting();
+    let reason = "FAILED to bind".to_owned();
+    let effects = machine.fact(Fact::Unready { run, reason: reason.clone() }, POLICY, NOW);
+    assert!(effects.contains(&Effect::Stop { run, unpause: false }), "{effects:?}");
+    assert_eq!(machine.start_error(), Some(reason.as_str()));
+    assert!(machine.wanted_up(), "nobody asked it to rest");
+    machine.fact(Fact::Exited { run, exit: exit(0) }, POLICY, NOW);
+    assert!(matches!(machine.phase, Phase::Crashed { .. }), "{machine:?}");
+    machine.fact(Fact::Woke, POLICY, NOW + Duration::from_secs(60));
+    assert_eq!((machine.live_run(), machine.start_error()), (Some(run.next()), None));
+}
+
+#[test]
+fn a_start_that_failed_stays_down_where_crashes_do_and_takes_wishes_meanwhile() {
+    let (mut machine, run) = starting();
+    machine.fact(Fact::Unready { run, reason: "no".to_owned() }, DOWN, NOW);
+    let mut other = machine.clone();
+    machine.fact(Fact::Exited { run, exit: exit(0) }, DOWN, NOW);
+    assert_eq!((&machine.phase, machine.wanted_up()), (&Phase::Offline, false));
+    assert_eq!(machine.start_error(), Some("no"));
+    other.command(Command::Start, DOWN, NOW).unwrap();
+    let effects = other.fact(Fact::Exited { run, exit: exit(0) }, DOWN, NOW);
+    assert!(effects.contains(&Effect::Start { run: run.next() }), "{effects:?}");
+}
+
+#[test]
+fn a_start_has_so_much_time_and_no_more() {
+    let (mut machine, run) = starting();
+    let due = NOW + POLICY.start_timeout.unwrap();
+    assert_eq!(machine.wake_at(), Some(due));
+    assert_eq!(machine.fact(Fact::Woke, POLICY, due - Duration::from_millis(1)), []);
+    let mut ready = machine.clone();
+    ready.fact(Fact::Ready { run, at_ms: 4000 }, POLICY, due);
+    assert_eq!((ready.fact(Fact::Woke, POLICY, due), ready.wake_at()), (Vec::new(), None));
+    assert_eq!(ready.times().ready_after_ms(), Some(3000));
+    let effects = machine.fact(Fact::Woke, POLICY, due);
+    assert!(effects.contains(&Effect::Stop { run, unpause: false }), "{effects:?}");
+    assert_eq!(machine.start_error(), Some("it was not ready within 60 s"));
+    assert_eq!(machine.fact(Fact::Ready { run, at_ms: 70_000 }, POLICY, due), []);
+}
+
+#[test]
+fn a_deadline_that_passed_while_nobody_looked_counts_once_the_output_was_looked_at() {
+    let (machine, run) = starting();
+    let again = || -> Machine {
+        let mut machine: Machine =
+            serde_json::from_str(&serde_json::to_string(&machine).unwrap()).unwrap();
+        machine.boot(seen(ObservedStatus::Running), false, POLICY, NOW);
+        assert_eq!(machine.wake_at(), None, "what it printed is not known yet");
+        machine
+    };
+    let mut late = again();
+    late.fact(Fact::CaughtUp { run, at_ms: 500_000 }, POLICY, NOW);
+    let effects = late.fact(Fact::Woke, POLICY, NOW);
+    assert!(effects.contains(&Effect::Stop { run, unpause: false }), "{effects:?}");
+    let mut early = again();
+    early.fact(Fact::CaughtUp { run, at_ms: 41_000 }, POLICY, NOW);
+    assert_eq!(early.wake_at(), Some(NOW + Duration::from_secs(20)));
+    let mut ready = again();
+    ready.fact(Fact::Ready { run, at_ms: 2000 }, POLICY, NOW);
+    assert_eq!(ready.phase, Phase::Running { run });
+}
+
+#[test]
+fn a_pause_begins_the_time_of_a_start_anew() {
+    let (mut machine, run) = starting();
+    machine.fact(Fact::Paused { run }, POLICY, NOW);
+    assert_eq!(machine.wake_at(), None);
+    let later = NOW + Duration::from_secs(3600);
+    machine.fact(Fact::Resumed { run }, POLICY, later);
+    machine.fact(Fact::CaughtUp { run, at_ms: 9_000_000 }, POLICY, later);
+    assert_eq!(machine.wake_at(), Some(later + POLICY.start_timeout.unwrap()));
+}
+
+#[test]
+fn after_an_outage_a_start_is_not_given_up_before_its_output_is_here() {
+    let (mut machine, _) = starting();
+    let back = NOW + Duration::from_secs(600);
+    machine.engine_back(POLICY, back);
+    assert_eq!(machine.fact(Fact::Woke, POLICY, back), []);
+    assert!(machine.wake_at() > Some(back));
+}
+
 #[test]
 fn a_stray_that_runs_while_offline_is_killed() {
     let mut machine = installed();
@@ -273,10 +377,18 @@ fn any_command() -> impl Strategy<Value = Command> {
 #[derive(Clone, Debug)]
 enum Step {
     Command(Command),
-    /// The n-th pending effect ends, well or badly.
+    /// The n-th pending effect ends, well or badly; a start ready at once or not.
     Finish {
         which: usize,
         well: bool,
+        ready: bool,
+    },
+    /// The live run's output shows something.
+    Output {
+        ready: bool,
+    },
+    CaughtUp {
+        after_seconds: i64,
     },
     WorkloadExits(i64),
     Look {
@@ -292,7 +404,10 @@ enum Step {
 fn any_step() -> impl Strategy<Value = Step> {
     prop_oneof![
         4 => any_command().prop_map(Step::Command),
-        4 => (0..4usize, any::<bool>()).prop_map(|(which, well)| Step::Finish { which, well }),
+        4 => (0..4usize, any::<bool>(), any::<bool>())
+            .prop_map(|(which, well, ready)| Step::Finish { which, well, ready }),
+        1 => any::<bool>().prop_map(|ready| Step::Output { ready }),
+        1 => (0..200i64).prop_map(|after_seconds| Step::CaughtUp { after_seconds }),
         1 => (0..3i64).prop_map(Step::WorkloadExits),
         1 => (any::<bool>(), any::<bool>()).prop_map(|(running, away)| Step::Look { running, away }),
         1 => (0..100u64).prop_map(Step::TimePasses),
@@ -310,7 +425,7 @@ fn report(effect: &Effect, well: bool) -> Vec<Fact> {
                 result: if well { Ok(()) } else { Err(failed()) },
             }]
         }
-        Effect::Start { run } if well => vec![Fact::Started { run: *run, ready: true }],
+        Effect::Start { run } if well => vec![up(*run)],
         Effect::Start { run } => vec![Fact::StartFailed { run: *run, reason: failed() }],
         Effect::Stop { run, .. } if well => vec![Fact::Exited { run: *run, exit: exit(0) }],
         Effect::Kill { run } => vec![Fact::Exited { run: *run, exit: exit(137) }],
@@ -344,6 +459,11 @@ impl World {
         self.pending.extend(effects.into_iter().filter(waits));
     }
 
+    fn tell(&mut self, fact: Fact) {
+        let effects = self.machine.fact(fact, POLICY, self.now);
+        self.take(effects);
+    }
+
     fn play(&mut self, step: Step) {
         match step {
             Step::Command(command) => {
@@ -357,34 +477,44 @@ impl World {
                     }
                 }
             }
-            Step::Finish { which, well } if which < self.pending.len() => {
+            Step::Finish { which, well, ready } if which < self.pending.len() => {
                 let effect = self.pending.remove(which);
                 for fact in report(&effect, well) {
-                    let effects = self.machine.fact(fact, POLICY, self.now);
-                    self.take(effects);
+                    self.tell(match fact {
+                        Fact::Started { run, launched_at_ms, .. } if !ready => {
+                            Fact::Started { run, launched_at_ms, ready_at_ms: None }
+                        }
+                        fact => fact,
+                    });
+                }
+            }
+            Step::Output { ready } => {
+                if let Some(run) = self.machine.live_run() {
+                    self.tell(match ready {
+                        true => Fact::Ready { run, at_ms: 5000 },
+                        false => Fact::Unready { run, reason: "it said so".to_owned() },
+                    });
+                }
+            }
+            Step::CaughtUp { after_seconds } => {
+                if let Some(run) = self.machine.live_run() {
+                    self.tell(Fact::CaughtUp { run, at_ms: 1000 + after_seconds * 1000 });
                 }
             }
             Step::Finish { .. } => {}
             Step::WorkloadExits(code) => {
                 if let Some(run) = self.machine.live_run() {
-                    let effects =
-                        self.machine.fact(Fact::Exited { run, exit: exit(code) }, POLICY, self.now);
-                    self.take(effects);
+                    self.tell(Fact::Exited { run, exit: exit(code) });
                 }
             }
             Step::Look { running, away } => {
-                let observed = look(running);
-                let effects = self.machine.fact(
-                    Fact::Seen { observed, engine_was_away: away },
-                    POLICY,
-                    self.now,
-                );
-                self.take(effects);
+                self.tell(Fact::Seen { observed: look(running), engine_was_away: away });
             }
             Step::TimePasses(seconds) => {
                 self.now += Duration::from_secs(seconds);
-                let effects = self.machine.fact(Fact::Woke, POLICY, self.now);
-                self.take(effects);
+                self.tell(Fact::Woke);
+                let next = self.machine.wake_at();
+                assert!(next.is_none_or(|at| at > self.now), "slept over: {:?}", self.machine);
             }
             Step::Reboot { running } => {
                 self.pending.clear();
@@ -401,13 +531,12 @@ impl World {
         for _ in 0..200 {
             if let Some(at) = self.machine.wake_at() {
                 self.now = self.now.max(at);
-                let effects = self.machine.fact(Fact::Woke, POLICY, self.now);
-                self.take(effects);
+                self.tell(Fact::Woke);
             }
             if self.pending.is_empty() {
                 return;
             }
-            self.play(Step::Finish { which: 0, well: true });
+            self.play(Step::Finish { which: 0, well: true, ready: true });
         }
         panic!("it does not come to rest: {:?}, pending {:?}", self.machine, self.pending);
     }

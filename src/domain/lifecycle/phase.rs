@@ -37,6 +37,9 @@ pub(crate) enum Phase {
         launched: bool,
         /// The first start after a rebind: until it stands, the old container is kept aside.
         trial: bool,
+        /// When it is given up unless it is ready; known once all of its output so far was looked at.
+        #[serde(skip)]
+        ready_by: Option<Uptime>,
     },
     Running {
         run: RunId,
@@ -70,6 +73,8 @@ pub(crate) enum AfterStop {
     Reinstall,
     Rebind,
     Suspend,
+    /// The start has failed: what follows is what follows a crash.
+    GiveUp,
 }
 
 /// A phase to come back to in which nothing runs.
