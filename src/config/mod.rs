@@ -15,6 +15,7 @@ pub(crate) mod live;
 pub(crate) mod raw;
 pub(crate) mod reload;
 pub(crate) mod source;
+mod supervision;
 mod validate;
 
 use std::net::{IpAddr, SocketAddr};
@@ -27,6 +28,7 @@ use url::Url;
 
 pub(crate) use self::error::ConfigError;
 pub(crate) use self::raw::{Firewall, LogFormat, LogLevel, OnExceeded};
+use self::supervision::Supervision;
 use crate::domain::quota::QuotaBackend;
 use crate::domain::spec::Protocol;
 use crate::util::secret::Secret;
@@ -41,6 +43,7 @@ pub(crate) struct Config {
     pub(crate) limits: DefaultLimits,
     pub(crate) install: Install,
     pub(crate) console: Console,
+    pub(crate) supervision: Supervision,
     pub(crate) archives: Archives,
     pub(crate) quota: Quota,
     pub(crate) snapshots: Snapshots,

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::supervision::RawSupervision;
 use crate::domain::spec::Protocol;
 use crate::domain::units::{MIB, Span};
 use crate::util::secret::Secret;
@@ -25,6 +26,7 @@ pub(crate) struct Raw {
     pub(crate) limits: Limits,
     pub(crate) install: Install,
     pub(crate) console: Console,
+    pub(crate) supervision: RawSupervision,
     pub(crate) archives: Archives,
     pub(crate) quota: Quota,
     pub(crate) snapshots: Snapshots,

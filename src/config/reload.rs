@@ -21,6 +21,7 @@ pub(super) const LIVE: &[&str] = &[
     "limits",
     "install",
     "console",
+    "supervision",
     "archives",
     "quota",
     "snapshots",

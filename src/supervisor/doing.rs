@@ -44,7 +44,9 @@ impl Owner {
                 self.tasks.spawn(ctx.remove_install(run));
             }
             Effect::ClearInstall { run } => drop(self.tasks.spawn(ctx.remove_install(run))),
-            Effect::Start { run } => self.run_task = Some((run, self.tasks.spawn(ctx.start(run)))),
+            Effect::Start { run, paced } => {
+                self.run_task = Some((run, self.tasks.spawn(ctx.start(run, paced))));
+            }
             Effect::Attach { run } => {
                 self.launched = Some(run);
                 self.run_task = Some((run, self.tasks.spawn(ctx.resume(run))));

@@ -145,9 +145,7 @@ impl Ctx {
     async fn tell_end(&self, run: RunId, end: End, ran_out_of_memory: bool) {
         match end {
             End::Exited(mut exit) => {
-                // The engine forgets it now and then; that some other process of the workload was killed
-                // is not how this run ended.
-                exit.oom_killed |= exit.code != 0 && ran_out_of_memory;
+                exit.oom_kernel = ran_out_of_memory;
                 self.end_output().await;
                 self.fact(Fact::Exited { run, exit }).await;
             }

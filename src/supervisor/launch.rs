@@ -36,7 +36,11 @@ struct Launched {
 
 impl Ctx {
     /// Brings a run up and follows it. An engine that is away is waited for.
-    pub(super) async fn start(self, run: RunId) {
+    pub(super) async fn start(self, run: RunId, paced: bool) {
+        if paced {
+            self.services.engine_back().await;
+            self.services.start_pace.turn(self.services.settings().starts_per_second).await;
+        }
         let mut failures = 0;
         loop {
             self.services.engine_back().await;

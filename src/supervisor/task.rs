@@ -325,8 +325,17 @@ impl Owner {
 
     pub(super) fn publish(&mut self) {
         self.generation += 1;
-        let snapshot = self.record.snapshot(self.generation, self.unknown_since, false);
+        let mut snapshot = self.record.snapshot(self.generation, self.unknown_since, false);
+        snapshot.restarts.next_at = self.restart_at();
         self.snapshot.send_replace(Arc::new(snapshot));
+    }
+
+    /// When what crashed is started again.
+    fn restart_at(&self) -> Option<UnixSeconds> {
+        let Phase::Crashed { restart_at } = self.record.machine.phase() else { return None };
+        let wait = restart_at.saturating_sub(self.services.uptime());
+        let wait = i64::try_from(wait.as_millis()).unwrap_or(i64::MAX);
+        self.booted.then(|| UnixSeconds::from_ms(now_unix_ms().saturating_add(wait)))
     }
 
     pub(super) fn ctx(&self) -> Ctx {

@@ -77,6 +77,9 @@ async fn a_bad_creation_is_refused_before_anything_is_made_and_the_field_is_name
         (json!({"install_image": "no such name"}), "install_image"),
         (json!({"install_script": "x\0"}), "install_script"),
         (json!({"restart_on_crash": "yes"}), "restart_on_crash"),
+        (json!({"restart_on_crash": {"max_restarts": 0}}), "restart_on_crash.max_restarts"),
+        (json!({"restart_on_crash": {"max": 1}}), "restart_on_crash.max"),
+        (json!({"restart_on_crash": {"backoff_max_s": 0}}), "restart_on_crash.backoff_max_s"),
         (json!({"registry_auth": {"username": "a"}}), "registry_auth.password"),
         (json!({"imgae": "x"}), "imgae"),
     ] {

@@ -11,6 +11,7 @@ mod guest;
 mod hardening;
 mod install;
 mod isolation;
+mod lifecycle;
 mod operations;
 mod outage;
 mod ports;

@@ -12,6 +12,7 @@ use serde::{Deserialize, Deserializer};
 
 use crate::api::error::ApiError;
 use crate::domain::ids::{ContainerId, VolumeId};
+use crate::domain::restart::RestartOnCrash;
 use crate::domain::spec::{
     ContainerSpec, Limits, Mount, Problem, Protocol, SpecPatch, StopHow, StopPolicy,
 };
@@ -41,7 +42,7 @@ pub(super) struct CreateBody {
     env: Option<BTreeMap<String, String>>,
     stop: Option<StopBody>,
     labels: Option<BTreeMap<String, String>>,
-    restart_on_crash: Option<bool>,
+    restart_on_crash: Option<RestartOnCrash>,
     autostart: Option<bool>,
     tty: Option<bool>,
     read_only: Option<bool>,
@@ -122,7 +123,7 @@ impl CreateBody {
             env: self.env.unwrap_or_default(),
             stop: stop.unwrap_or_default(),
             labels: self.labels.unwrap_or_default(),
-            restart_on_crash: self.restart_on_crash.unwrap_or(false),
+            restart_on_crash: self.restart_on_crash.unwrap_or_default(),
             autostart: self.autostart.unwrap_or(false),
             tty: self.tty.unwrap_or(true),
             read_only: self.read_only.unwrap_or(true),
@@ -227,7 +228,7 @@ pub(super) struct PatchBody {
     stop: Option<StopBody>,
     labels: Option<BTreeMap<String, String>>,
     limits: Option<LimitsBody>,
-    restart_on_crash: Option<bool>,
+    restart_on_crash: Option<RestartOnCrash>,
     autostart: Option<bool>,
 }
 
@@ -353,7 +354,8 @@ mod tests {
         assert_eq!(spec.limits.cpu, Some(1.0));
         assert_eq!(ports[0].port, Some(25565));
         assert_eq!(ports[0].protocol, Some(Protocol::Tcp));
-        assert!(spec.read_only && !spec.autostart && !spec.restart_on_crash);
+        assert!(spec.read_only && !spec.autostart);
+        assert_eq!(spec.restart_on_crash, RestartOnCrash::Plain(false));
         assert!(registry_auth.is_none());
     }
 

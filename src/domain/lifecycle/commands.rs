@@ -3,7 +3,9 @@
 //! Each names every phase, so that a new phase does not compile until each wish has its answer. A denied
 //! wish has changed nothing.
 
-use super::{AfterStop, Answer, Command, Denied, Effect, Machine, Phase, Policy, Rest, Uptime};
+use super::{
+    AfterStop, Answer, Command, Denied, Effect, EndedBy, Machine, Phase, Policy, Rest, Uptime,
+};
 use crate::domain::event::StateName;
 
 pub(super) type Decision = Result<(Answer, Vec<Effect>), Denied>;
@@ -155,13 +157,20 @@ impl Machine {
                 let run = *run;
                 let mut effects = self.end_trial();
                 self.wanted_up = false;
-                self.phase =
-                    Phase::Stopping { run, next: AfterStop::Rest, killed: true, kill_at: now };
+                self.phase = Phase::Stopping {
+                    run,
+                    next: AfterStop::Rest,
+                    asked: EndedBy::Itself,
+                    killed: true,
+                    forced: true,
+                    kill_at: now,
+                };
                 effects.extend([self.emit(StateName::Stopping), Effect::Kill { run }]);
                 accept(effects)
             }
-            Phase::Stopping { run, next, killed, .. } => {
+            Phase::Stopping { run, next, killed, forced, .. } => {
                 let run = *run;
+                *forced |= !*killed;
                 *killed = true;
                 if matches!(next, AfterStop::Start | AfterStop::GiveUp) {
                     *next = AfterStop::Rest;
@@ -330,7 +339,14 @@ impl Machine {
         let mut effects = self.end_trial();
         let unpause = matches!(self.phase, Phase::Paused { .. }) || self.freeze.is_some();
         self.wanted_up = matches!(next, AfterStop::Start | AfterStop::Rebind | AfterStop::GiveUp);
-        self.phase = Phase::Stopping { run, next, killed: false, kill_at: now + policy.stop_grace };
+        self.phase = Phase::Stopping {
+            run,
+            next,
+            asked: policy.stop_by,
+            killed: false,
+            forced: false,
+            kill_at: now + policy.stop_grace,
+        };
         effects.extend([self.emit(StateName::Stopping), Effect::Stop { run, unpause }]);
         effects
     }

@@ -3,8 +3,6 @@
 //! What was seen rather than told (a look at the engine, the clock) is judged in [`super::sightings`],
 //! and comes here as the fact that it shows.
 
-use std::time::Duration;
-
 use super::{AfterStop, Effect, Fact, Machine, Phase, Policy, Rest, Uptime};
 use crate::domain::event::{StateEvent, StateName};
 use crate::domain::ids::RunId;
@@ -80,112 +78,6 @@ impl Machine {
         effects
     }
 
-    pub(super) fn started(
-        &mut self,
-        of: RunId,
-        launched_at_ms: Option<i64>,
-        ready_at_ms: Option<i64>,
-        deadline: Option<Uptime>,
-    ) -> Vec<Effect> {
-        let Phase::Starting { run, launched, trial, ready_by } = &mut self.phase else {
-            return Vec::new();
-        };
-        if *run != of || *launched {
-            return Vec::new();
-        }
-        *launched = true;
-        *ready_by = deadline;
-        self.times.launched_at_ms = launched_at_ms;
-        let mut effects = Vec::new();
-        if std::mem::take(trial) {
-            effects.push(Effect::FinishRebind);
-        }
-        if let Some(at_ms) = ready_at_ms {
-            effects.extend(self.ready(of, at_ms));
-        }
-        effects
-    }
-
-    fn ready(&mut self, of: RunId, at_ms: i64) -> Vec<Effect> {
-        match self.phase {
-            Phase::Starting { run, trial, .. } if run == of => {
-                self.phase = Phase::Running { run };
-                self.times.ready_at_ms = Some(at_ms);
-                let mut effects = vec![self.emit(StateName::Running)];
-                if trial {
-                    effects.push(Effect::FinishRebind);
-                }
-                effects
-            }
-            Phase::Paused { run, ref mut ready } if run == of => {
-                if !std::mem::replace(ready, true) {
-                    self.times.ready_at_ms = Some(at_ms);
-                }
-                Vec::new()
-            }
-            _ => Vec::new(),
-        }
-    }
-
-    /// Sets the start's deadline after a break in which nobody looked at the output. A later one, of a
-    /// pause that ended, stays.
-    fn caught_up(&mut self, of: RunId, at_ms: i64, policy: Policy, now: Uptime) -> Vec<Effect> {
-        if let Phase::Starting { run, launched: true, ready_by, .. } = &mut self.phase
-            && *run == of
-        {
-            let up_for = at_ms.saturating_sub(self.times.launched_at_ms.unwrap_or(at_ms));
-            let up_for = Duration::from_millis(u64::try_from(up_for).unwrap_or(0));
-            let due = policy.start_timeout.map(|limit| now + limit.saturating_sub(up_for));
-            *ready_by = (*ready_by).max(due);
-        }
-        Vec::new()
-    }
-
-    /// Ends a start that will not come to anything. What follows is what follows a crash.
-    pub(super) fn give_up(
-        &mut self,
-        of: RunId,
-        reason: String,
-        policy: Policy,
-        now: Uptime,
-    ) -> Vec<Effect> {
-        match self.phase {
-            Phase::Starting { run, launched: true, .. } if run == of => {}
-            _ => return Vec::new(),
-        }
-        let mut effects = vec![Effect::Say(format!("the start failed: {reason}"))];
-        self.start_error = Some(reason);
-        effects.extend(self.begin_stop(AfterStop::GiveUp, policy, now));
-        effects
-    }
-
-    fn start_failed(
-        &mut self,
-        of: RunId,
-        reason: String,
-        policy: Policy,
-        now: Uptime,
-    ) -> Vec<Effect> {
-        if self.live_run() != Some(of) {
-            return Vec::new();
-        }
-        let say = Effect::Say(format!("the start failed: {reason}"));
-        if let Phase::Stopping { next, .. } = &self.phase {
-            let next = next.clone();
-            let mut effects = vec![say];
-            effects.extend(self.after_stop(next, policy, now));
-            return effects;
-        }
-        self.start_error = Some(reason);
-        if matches!(self.phase, Phase::Starting { trial: true, .. }) {
-            self.phase = Phase::Rebinding { undo: true, start_after: true, rest: Rest::Offline };
-            return vec![say, self.emit(StateName::Stopped), Effect::UndoRebind];
-        }
-        self.phase = Phase::Offline;
-        self.wanted_up = false;
-        vec![say, self.emit(StateName::Stopped)]
-    }
-
     pub(super) fn exited(
         &mut self,
         of: RunId,
@@ -196,12 +88,12 @@ impl Machine {
         if self.live_run() != Some(of) {
             return Vec::new();
         }
-        self.last_exit = Some(exit);
+        self.note_exit(exit);
         let mut effects = vec![Effect::Emit(StateEvent {
             name: StateName::Exit,
             run: of,
-            exit_code: Some(exit.code),
-            oom_killed: Some(exit.oom_killed),
+            last_exit: self.last_exit.clone(),
+            ready_after_ms: None,
         })];
         match &self.phase {
             Phase::Stopping { next, .. } => {
@@ -220,7 +112,7 @@ impl Machine {
     }
 
     fn ended_by_itself(&mut self, exit: Exit, policy: Policy, now: Uptime) -> Vec<Effect> {
-        if exit.code != 0 || exit.oom_killed {
+        if exit.is_crash() {
             return self.crashed(policy, now);
         }
         self.phase = Phase::Offline;
@@ -228,43 +120,38 @@ impl Machine {
         vec![self.emit(StateName::Stopped)]
     }
 
+    /// What follows a crash, or a start that has failed.
     fn crashed(&mut self, policy: Policy, now: Uptime) -> Vec<Effect> {
-        match policy.crash {
-            CrashPolicy::Restart => self.crash_again(policy, now),
-            CrashPolicy::StayDown => {
-                self.phase = Phase::Offline;
-                self.wanted_up = false;
-                vec![self.emit(StateName::Stopped)]
-            }
-        }
-    }
-
-    pub(super) fn crash_again(&mut self, policy: Policy, now: Uptime) -> Vec<Effect> {
-        let delay = match policy.crash {
-            CrashPolicy::Restart => self.restarts.crashed(now),
-            CrashPolicy::StayDown => None,
+        let CrashPolicy::Restart(rule) = policy.crash else {
+            self.phase = Phase::Offline;
+            self.wanted_up = false;
+            return vec![self.emit(StateName::Stopped)];
         };
-        match delay {
+        let delay = self.restarts.crashed(&rule, self.crashed_at_ms(), policy.chance);
+        let (count, max, window) = (self.restarts.count(), rule.max_restarts, rule.window_s);
+        let text = match delay {
             Some(delay) => {
                 self.phase = Phase::Crashed { restart_at: now + delay };
-                let seconds = delay.as_secs();
-                vec![
-                    self.emit(StateName::Stopped),
-                    Effect::Say(format!("it crashed; the next start is in {seconds} s")),
-                ]
+                let seconds = delay.as_secs_f64();
+                format!(
+                    "it crashed; restart {count} of {max} in {window} s follows in {seconds:.1} s"
+                )
             }
             None => {
                 self.phase = Phase::Offline;
                 self.wanted_up = false;
-                vec![
-                    self.emit(StateName::Stopped),
-                    Effect::Say("it crashed too often and stays down".to_owned()),
-                ]
+                format!("it crashed more than {max} times in {window} s and stays down")
             }
-        }
+        };
+        vec![self.emit(StateName::Stopped), Effect::Say(text)]
     }
 
-    fn after_stop(&mut self, next: AfterStop, policy: Policy, now: Uptime) -> Vec<Effect> {
+    pub(super) fn after_stop(
+        &mut self,
+        next: AfterStop,
+        policy: Policy,
+        now: Uptime,
+    ) -> Vec<Effect> {
         if next == AfterStop::GiveUp {
             return self.crashed(policy, now);
         }

@@ -26,6 +26,9 @@
 //! | freeze | I | I | I | I | D | A once launched | A | I | D | D | D |
 //! | thaw | I | I | I | I | I | A | A | A | I | I | D |
 //!
+//! What a wish does to a run that is being given up (a start that failed) is what it does to one that is
+//! stopping: a start comes after it, a stop or kill calls the restart off.
+//!
 //! While a workload stands still for a copy (`freeze`), pause and resume are denied, and whatever ends it
 //! lets it go on first.
 
@@ -35,7 +38,9 @@ mod freeze;
 #[cfg(test)]
 mod model;
 mod phase;
+mod run;
 mod sightings;
+mod starts;
 
 use std::time::Duration;
 
@@ -47,6 +52,7 @@ use super::observed::{Exit, Observed};
 use super::restart::{CrashPolicy, RestartHistory};
 
 pub(crate) use self::phase::{AfterStop, Phase, Rest};
+pub(crate) use self::run::{EndedBy, LastExit, RunTimes};
 
 /// Time since the process began; deadlines are compared with it and are not stored.
 pub(crate) type Uptime = Duration;
@@ -175,9 +181,11 @@ pub(crate) enum Effect {
     ClearInstall {
         run: RunId,
     },
-    /// Create the Docker container if needed, attach, start.
+    /// Create the Docker container if needed, attach, start. `paced`: of lightd's own accord, and so in
+    /// its turn among those of the whole node.
     Start {
         run: RunId,
+        paced: bool,
     },
     /// Follow a run that is under way already.
     Attach {
@@ -226,13 +234,19 @@ pub(crate) enum Answer {
     Satisfied,
 }
 
-/// What of the specification the machine's decisions depend on.
+/// What of the specification the machine's decisions depend on, and chance.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Policy {
     pub(crate) stop_grace: Duration,
+    /// How it is asked to stop.
+    pub(crate) stop_by: EndedBy,
     /// From the process's start until it is ready.
     pub(crate) start_timeout: Option<Duration>,
     pub(crate) crash: CrashPolicy,
+    /// Started when the host is.
+    pub(crate) autostart: bool,
+    /// From 0 to 1; spreads restarts.
+    pub(crate) chance: f64,
 }
 
 /// The machine: what is stored of a container's life, and the rules to change it.
@@ -243,7 +257,9 @@ pub(crate) struct Machine {
     run: RunId,
     /// Whether it was last asked to run rather than to rest.
     wanted_up: bool,
-    last_exit: Option<Exit>,
+    /// Of the latest run that has ended.
+    #[serde(rename = "ended", default)]
+    last_exit: Option<LastExit>,
     /// Why the latest start failed.
     #[serde(default)]
     start_error: Option<String>,
@@ -253,21 +269,6 @@ pub(crate) struct Machine {
     restarts: RestartHistory,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     freeze: Option<freeze::Freeze>,
-}
-
-/// How far the latest run came, in Unix milliseconds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct RunTimes {
-    pub(crate) launched_at_ms: Option<i64>,
-    pub(crate) ready_at_ms: Option<i64>,
-}
-
-impl RunTimes {
-    /// From the process's start until it was ready.
-    pub(crate) fn ready_after_ms(&self) -> Option<u64> {
-        let ms = self.ready_at_ms?.saturating_sub(self.launched_at_ms?);
-        Some(u64::try_from(ms).unwrap_or(0))
-    }
 }
 
 impl Machine {
@@ -299,8 +300,17 @@ impl Machine {
         self.wanted_up
     }
 
-    pub(crate) fn last_exit(&self) -> Option<Exit> {
-        self.last_exit
+    pub(crate) fn last_exit(&self) -> Option<&LastExit> {
+        self.last_exit.as_ref()
+    }
+
+    /// How the latest run ended, if it has.
+    pub(crate) fn exit(&self) -> Option<Exit> {
+        self.last_exit.as_ref().filter(|last| last.run == self.run).map(|last| last.exit)
+    }
+
+    pub(crate) fn restarts(&self) -> &RestartHistory {
+        &self.restarts
     }
 
     pub(crate) fn start_error(&self) -> Option<&str> {
@@ -352,21 +362,29 @@ impl Machine {
         vec![self.emit(StateName::Installing), Effect::Install { run: self.run }]
     }
 
+    /// A start that somebody waits for.
     fn begin_start(&mut self, trial: bool) -> Vec<Effect> {
         self.begin_run(true);
         self.phase = Phase::Starting { run: self.run, launched: false, trial, ready_by: None };
-        vec![self.emit(StateName::Starting), Effect::Start { run: self.run }]
+        vec![self.emit(StateName::Starting), Effect::Start { run: self.run, paced: false }]
+    }
+
+    /// A start of lightd's own accord.
+    fn begin_paced_start(&mut self) -> Vec<Effect> {
+        self.begin_run(true);
+        self.phase =
+            Phase::Starting { run: self.run, launched: false, trial: false, ready_by: None };
+        vec![self.emit(StateName::Starting), Effect::Start { run: self.run, paced: true }]
     }
 
     fn begin_run(&mut self, wanted_up: bool) {
         self.run = self.run.next();
         self.wanted_up = wanted_up;
-        self.last_exit = None;
         self.start_error = None;
         self.times = RunTimes::default();
     }
 
     fn emit(&self, name: StateName) -> Effect {
-        Effect::Emit(StateEvent { name, run: self.run, exit_code: None, oom_killed: None })
+        Effect::Emit(StateEvent { name, run: self.run, last_exit: None, ready_after_ms: None })
     }
 }

@@ -6,17 +6,23 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::domain::observed::ObservedStatus;
+use crate::domain::restart::RestartRule;
 
 const POLICY: Policy = Policy {
     stop_grace: Duration::from_secs(30),
+    stop_by: EndedBy::Signal,
     start_timeout: Some(Duration::from_secs(60)),
-    crash: CrashPolicy::Restart,
+    crash: CrashPolicy::Restart(RULE),
+    autostart: true,
+    chance: 0.0,
 };
-const DOWN: Policy = Policy { crash: CrashPolicy::StayDown, ..POLICY };
+const RULE: RestartRule =
+    RestartRule { max_restarts: 5, window_s: 600, backoff_min_s: 1, backoff_max_s: 60 };
+const DOWN: Policy = Policy { crash: CrashPolicy::StayDown, autostart: false, ..POLICY };
 const NOW: Uptime = Duration::from_secs(1000);
 
 fn exit(code: i64) -> Exit {
-    Exit { code, oom_killed: false }
+    Exit { code, oom_engine: false, oom_kernel: false, at_ms: 9000 }
 }
 
 fn installed() -> Machine {
@@ -43,6 +49,10 @@ fn up(run: RunId) -> Fact {
 
 fn seen(status: ObservedStatus) -> Option<Observed> {
     Some(Observed { docker_id: "d".to_owned(), status, pid: None, started_at_ms: None, tty: false })
+}
+
+fn starts(effects: &[Effect], of: RunId) -> bool {
+    effects.iter().any(|effect| matches!(effect, Effect::Start { run, .. } if *run == of))
 }
 
 fn has_kill(effects: &[Effect]) -> bool {
@@ -87,13 +97,89 @@ fn what_the_engine_ended_is_started_again_without_a_crash() {
     let look =
         Fact::Seen { observed: seen(ObservedStatus::Exited(exit(137))), engine_was_away: true };
     let effects = machine.fact(look, DOWN, NOW);
-    assert!(effects.contains(&Effect::Start { run: run.next() }), "{effects:?}");
+    assert!(effects.contains(&Effect::Start { run: run.next(), paced: true }), "{effects:?}");
+    assert_eq!(machine.last_exit().map(|last| last.ended_by), Some(EndedBy::Engine));
+    assert_eq!((machine.exit(), machine.restarts().count()), (None, 0));
+}
+
+#[test]
+fn the_step_that_ended_it_is_kept() {
+    let ended = |steps: &dyn Fn(&mut Machine), code| {
+        let (mut machine, run) = running();
+        steps(&mut machine);
+        let effects = machine.fact(Fact::Exited { run, exit: exit(code) }, DOWN, NOW);
+        let told = effects.iter().find_map(|effect| match effect {
+            Effect::Emit(event) => event.last_exit.clone(),
+            _ => None,
+        });
+        assert_eq!(told.as_ref(), machine.last_exit());
+        let last = told.expect("an exit");
+        assert_eq!((last.run, last.uptime_ms()), (run, Some(8000)));
+        last.ended_by
+    };
+    let wish = |machine: &mut Machine, command| {
+        machine.command(command, DOWN, NOW).unwrap();
+    };
+    let wait = |machine: &mut Machine| {
+        machine.fact(Fact::Woke, DOWN, NOW + DOWN.stop_grace);
+    };
+    assert_eq!(ended(&|_| {}, 1), EndedBy::Itself);
+    assert_eq!(ended(&|machine| wish(machine, Command::Stop), 0), EndedBy::Signal);
+    assert_eq!(ended(&|machine| wish(machine, Command::Restart), 137), EndedBy::Signal);
+    let overdue = |machine: &mut Machine| {
+        wish(machine, Command::Stop);
+        wait(machine);
+    };
+    assert_eq!(ended(&overdue, 137), EndedBy::Grace);
+    assert_eq!(ended(&overdue, 0), EndedBy::Signal, "it had ended before");
+    assert_eq!(ended(&|machine| wish(machine, Command::Kill), 137), EndedBy::Kill);
+    let impatient = |machine: &mut Machine| {
+        wish(machine, Command::Stop);
+        wish(machine, Command::Kill);
+    };
+    assert_eq!(ended(&impatient, 137), EndedBy::Kill);
+    let late = |machine: &mut Machine| {
+        overdue(machine);
+        wish(machine, Command::Kill);
+    };
+    assert_eq!(ended(&late, 137), EndedBy::Grace);
+}
+
+#[test]
+fn what_is_to_start_with_the_host_does_and_what_is_suspended_does_not() {
+    let with_host = Policy { autostart: true, ..DOWN };
+    let mut machine = installed();
+    let mut suspended = machine.clone();
+    suspended.command(Command::Suspend, with_host, NOW).unwrap();
+    assert_eq!(machine.clone().boot(None, false, with_host, NOW), [], "lightd was restarted only");
+    assert_eq!(machine.clone().boot(None, true, DOWN, NOW), []);
+    assert_eq!(suspended.boot(None, true, with_host, NOW), []);
+    let effects = machine.boot(seen(ObservedStatus::Exited(exit(0))), true, with_host, NOW);
+    let run = machine.last_run();
+    assert!(effects.contains(&Effect::Start { run, paced: true }), "{effects:?}");
+}
+
+#[test]
+fn only_what_nobody_waits_for_waits_for_its_turn_and_can_be_called_off_meanwhile() {
+    let mut machine = installed();
+    let (_, effects) = machine.command(Command::Start, POLICY, NOW).unwrap();
+    let run = machine.last_run();
+    assert!(effects.contains(&Effect::Start { run, paced: false }), "{effects:?}");
+    machine.fact(up(run), POLICY, NOW);
+    machine.fact(Fact::Exited { run, exit: exit(1) }, POLICY, NOW);
+    let effects = machine.fact(Fact::Woke, POLICY, NOW + Duration::from_secs(60));
+    let run = run.next();
+    assert!(effects.contains(&Effect::Start { run, paced: true }), "{effects:?}");
+    let (_, effects) = machine.command(Command::Stop, POLICY, NOW).unwrap();
+    assert!(effects.contains(&Effect::Stop { run, unpause: false }), "{effects:?}");
+    machine.fact(Fact::StartFailed { run, reason: "it never began".to_owned() }, POLICY, NOW);
+    assert_eq!((&machine.phase, machine.start_error()), (&Phase::Offline, None));
 }
 
 #[test]
 fn a_crash_restarts_within_its_budget_and_then_stays_down() {
     let (mut machine, _) = running();
-    for _ in 0..crate::domain::restart::BUDGET {
+    for _ in 0..RULE.max_restarts {
         let run = machine.last_run();
         machine.fact(Fact::Exited { run, exit: exit(1) }, POLICY, NOW);
         assert!(matches!(machine.phase, Phase::Crashed { .. }));
@@ -121,7 +207,7 @@ fn a_rebind_of_a_running_container_is_undone_when_the_start_fails() {
     );
     assert!(effects.contains(&Effect::UndoRebind), "{effects:?}");
     let effects = machine.fact(Fact::Rebound, POLICY, NOW);
-    assert!(effects.contains(&Effect::Start { run: trial.next() }), "{effects:?}");
+    assert!(starts(&effects, trial.next()), "{effects:?}");
     let effects = machine.fact(up(trial.next()), POLICY, NOW);
     assert!(!effects.contains(&Effect::FinishRebind), "the old ports stay: {effects:?}");
 }
@@ -166,7 +252,7 @@ fn a_boot_is_no_crash() {
     let (mut machine, run) = running();
     machine.fact(Fact::Exited { run, exit: exit(1) }, POLICY, NOW);
     let mut again = machine.clone();
-    for _ in 0..=crate::domain::restart::BUDGET {
+    for _ in 0..=RULE.max_restarts {
         assert_eq!(again.boot(seen(ObservedStatus::Exited(exit(1))), false, POLICY, NOW), []);
         assert!(again.wake_at().is_some(), "it waits for its restart");
     }
@@ -281,7 +367,7 @@ fn a_start_that_failed_stays_down_where_crashes_do_and_takes_wishes_meanwhile() 
     assert_eq!(machine.start_error(), Some("no"));
     other.command(Command::Start, DOWN, NOW).unwrap();
     let effects = other.fact(Fact::Exited { run, exit: exit(0) }, DOWN, NOW);
-    assert!(effects.contains(&Effect::Start { run: run.next() }), "{effects:?}");
+    assert!(starts(&effects, run.next()), "{effects:?}");
 }
 
 #[test]
@@ -398,6 +484,7 @@ enum Step {
     TimePasses(u64),
     Reboot {
         running: bool,
+        host: bool,
     },
 }
 
@@ -411,7 +498,8 @@ fn any_step() -> impl Strategy<Value = Step> {
         1 => (0..3i64).prop_map(Step::WorkloadExits),
         1 => (any::<bool>(), any::<bool>()).prop_map(|(running, away)| Step::Look { running, away }),
         1 => (0..100u64).prop_map(Step::TimePasses),
-        1 => any::<bool>().prop_map(|running| Step::Reboot { running }),
+        1 => (any::<bool>(), any::<bool>())
+            .prop_map(|(running, host)| Step::Reboot { running, host }),
     ]
 }
 
@@ -425,8 +513,8 @@ fn report(effect: &Effect, well: bool) -> Vec<Fact> {
                 result: if well { Ok(()) } else { Err(failed()) },
             }]
         }
-        Effect::Start { run } if well => vec![up(*run)],
-        Effect::Start { run } => vec![Fact::StartFailed { run: *run, reason: failed() }],
+        Effect::Start { run, .. } if well => vec![up(*run)],
+        Effect::Start { run, .. } => vec![Fact::StartFailed { run: *run, reason: failed() }],
         Effect::Stop { run, .. } if well => vec![Fact::Exited { run: *run, exit: exit(0) }],
         Effect::Kill { run } => vec![Fact::Exited { run: *run, exit: exit(137) }],
         Effect::Freeze { run } => vec![Fact::FreezeEnded { run: *run, frozen: well }],
@@ -472,7 +560,7 @@ impl World {
                     Ok((_, effects)) => self.take(effects),
                     Err(_) => {
                         let unchanged =
-                            Machine { restarts: before.restarts, ..self.machine.clone() };
+                            Machine { restarts: before.restarts.clone(), ..self.machine.clone() };
                         assert_eq!(unchanged, before, "a denied wish changed something");
                     }
                 }
@@ -516,11 +604,11 @@ impl World {
                 let next = self.machine.wake_at();
                 assert!(next.is_none_or(|at| at > self.now), "slept over: {:?}", self.machine);
             }
-            Step::Reboot { running } => {
+            Step::Reboot { running, host } => {
                 self.pending.clear();
                 let text = serde_json::to_string(&self.machine).expect("it serialises");
                 self.machine = serde_json::from_str(&text).expect("it reads back");
-                let effects = self.machine.boot(look(running), false, POLICY, self.now);
+                let effects = self.machine.boot(look(running), host, POLICY, self.now);
                 self.take(effects);
             }
         }

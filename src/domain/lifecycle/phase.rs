@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Uptime;
+use super::{EndedBy, Uptime};
 use crate::domain::event::StateName;
 use crate::domain::ids::RunId;
 
@@ -51,7 +51,13 @@ pub(crate) enum Phase {
     Stopping {
         run: RunId,
         next: AfterStop,
+        /// The step that comes before a kill.
+        #[serde(default)]
+        asked: EndedBy,
         killed: bool,
+        /// Killed because somebody wanted that, and not at the end of its grace.
+        #[serde(default)]
+        forced: bool,
         #[serde(skip)]
         kill_at: Uptime,
     },

@@ -5,7 +5,8 @@
 
 use std::time::Duration;
 
-use super::{Effect, Machine, Phase, Policy, Uptime};
+use super::{Effect, EndedBy, Machine, Phase, Policy, Uptime};
+use crate::domain::event::StateName;
 use crate::domain::ids::RunId;
 use crate::domain::observed::{Exit, Observed, ObservedStatus};
 use crate::domain::restart::CrashPolicy;
@@ -32,7 +33,7 @@ impl Machine {
             Phase::Rebinding { undo: false, .. } => vec![Effect::Rebind],
             Phase::Rebinding { undo: true, .. } => vec![Effect::UndoRebind],
             Phase::Starting { run, launched: false, .. } if !is_there => {
-                vec![Effect::Start { run: *run }]
+                vec![Effect::Start { run: *run, paced: true }]
             }
             Phase::Starting { run, .. } if is_there => {
                 let run = *run;
@@ -52,11 +53,25 @@ impl Machine {
                 let stop = Effect::Stop { run, unpause: true };
                 vec![Effect::Attach { run }, if *killed { Effect::Kill { run } } else { stop }]
             }
-            Phase::Crashed { restart_at } if policy.crash == CrashPolicy::Restart => {
-                *restart_at = now + self.restarts.delay();
-                Vec::new()
+            Phase::Crashed { restart_at } => match policy.crash {
+                CrashPolicy::Restart(rule) => {
+                    *restart_at = now + self.restarts.delay(&rule, policy.chance);
+                    Vec::new()
+                }
+                // Not wanted any more.
+                CrashPolicy::StayDown => {
+                    self.phase = Phase::Offline;
+                    self.wanted_up = false;
+                    vec![self.emit(StateName::Stopped)]
+                }
+            },
+            Phase::Offline if policy.autostart && engine_was_away && !is_there => {
+                self.restarts.reset();
+                let mut effects =
+                    vec![Effect::Say("the host was started, and so is it".to_owned())];
+                effects.extend(self.begin_paced_start());
+                effects
             }
-            Phase::Crashed { .. } => self.crash_again(policy, now),
             _ => self.seen(observed, engine_was_away, policy, now),
         };
         effects.extend(self.thaw_at_boot());
@@ -140,9 +155,10 @@ impl Machine {
     ) -> Vec<Effect> {
         let stopping = matches!(self.phase, Phase::Stopping { .. });
         if engine_was_away && !stopping {
+            self.note_exit_by(exit, EndedBy::Engine);
             let mut effects =
                 vec![Effect::Say("the engine had ended it; it is started again".to_owned())];
-            effects.extend(self.begin_start(false));
+            effects.extend(self.begin_paced_start());
             return effects;
         }
         self.exited(run, exit, policy, now)
@@ -158,7 +174,7 @@ impl Machine {
                     Effect::Kill { run },
                 ]
             }
-            Phase::Crashed { restart_at } if *restart_at <= now => self.begin_start(false),
+            Phase::Crashed { restart_at } if *restart_at <= now => self.begin_paced_start(),
             Phase::Starting { run, ready_by, .. } if ready_by.is_some_and(|at| at <= now) => {
                 let run = *run;
                 match policy.start_timeout {

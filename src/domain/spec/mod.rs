@@ -15,6 +15,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::ids::VolumeId;
+use super::restart::RestartOnCrash;
 
 pub(crate) use self::image::check_image_reference;
 pub(crate) use self::port::{HostPort, PortBinding, Protocol};
@@ -46,7 +47,7 @@ pub(crate) struct ContainerSpec {
     pub(crate) env: BTreeMap<String, String>,
     pub(crate) stop: StopPolicy,
     pub(crate) labels: BTreeMap<String, String>,
-    pub(crate) restart_on_crash: bool,
+    pub(crate) restart_on_crash: RestartOnCrash,
     pub(crate) autostart: bool,
     pub(crate) tty: bool,
     pub(crate) read_only: bool,
@@ -81,7 +82,7 @@ pub(crate) struct SpecPatch {
     /// Replaces all labels.
     pub(crate) labels: Option<BTreeMap<String, String>>,
     pub(crate) limits: Option<Limits>,
-    pub(crate) restart_on_crash: Option<bool>,
+    pub(crate) restart_on_crash: Option<RestartOnCrash>,
     pub(crate) autostart: Option<bool>,
 }
 
@@ -180,7 +181,7 @@ impl ContainerSpec {
             env: BTreeMap::new(),
             stop: StopPolicy::default(),
             labels: BTreeMap::new(),
-            restart_on_crash: false,
+            restart_on_crash: RestartOnCrash::default(),
             autostart: false,
             tty: true,
             read_only: true,

@@ -12,6 +12,7 @@ use serde::Serialize;
 use super::image::check_image_reference;
 use super::{ContainerSpec, Limits, StopHow, StopPolicy};
 use crate::domain::readiness::Patterns;
+use crate::domain::restart::RestartOnCrash;
 use crate::domain::template;
 use crate::domain::units::MIB;
 
@@ -73,6 +74,11 @@ impl ContainerSpec {
         self.check_labels(&mut found);
         found.extend(self.limits.problems(node));
         found.extend(self.stop.problems());
+        if let RestartOnCrash::Rule(rule) = self.restart_on_crash
+            && let Some((field, why)) = rule.problem()
+        {
+            found.push(Problem::new(format!("restart_on_crash.{field}"), why));
+        }
         found
     }
 
