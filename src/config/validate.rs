@@ -111,6 +111,12 @@ pub(super) fn validate(raw: Raw, problems: &mut Vec<ConfigProblem>) -> Config {
                 1,
                 1000,
             ),
+            post_mortems: check.within(
+                "supervision.post_mortems",
+                raw.supervision.post_mortems,
+                0,
+                100,
+            ),
         },
         quota: quota(&raw.quota),
         snapshots: Snapshots {

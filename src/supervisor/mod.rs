@@ -24,6 +24,7 @@ mod install_log;
 mod launch;
 mod looks;
 mod pace;
+mod post_mortem;
 mod record;
 mod registry;
 mod script;

@@ -35,6 +35,8 @@ pub(crate) struct Settings {
     pub(crate) install_timeout: Duration,
     /// Those of lightd's own accord.
     pub(crate) starts_per_second: u32,
+    /// How many are kept of each container.
+    pub(crate) post_mortems: usize,
     /// What an install script may add to the root file system.
     pub(crate) install_image_max_bytes: u64,
     /// Whether there is a panel to report to, and whether it wants power states too.

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use tokio::sync::{Notify, watch};
 use tokio_util::task::TaskTracker;
 
+use super::stats::Recent;
 use crate::console::{Console, ConsoleInput, InputError, Stream as ConsoleStream, input};
 use crate::domain::ids::RunId;
 use crate::domain::stats::Sample;
@@ -30,6 +31,7 @@ pub(crate) struct Shared {
     input: watch::Sender<Option<(RunId, ConsoleInput)>>,
     pub(super) stats: watch::Sender<Option<Sample>>,
     pub(super) stats_wanted: Notify,
+    pub(super) recent_stats: Recent,
     /// Docker containers that are being made. The engine goes on with that when whoever asked is gone,
     /// so these outlive the effect that asked, and a removal waits for them.
     creating: TaskTracker,
@@ -43,6 +45,7 @@ impl Shared {
             input: watch::Sender::new(None),
             stats: watch::Sender::new(None),
             stats_wanted: Notify::new(),
+            recent_stats: Recent::default(),
             creating: TaskTracker::new(),
         }
     }
@@ -50,6 +53,10 @@ impl Shared {
     /// Mounted into the container, read-only.
     pub(super) fn data_folder(&self) -> PathBuf {
         self.folder.join("data")
+    }
+
+    pub(super) fn post_mortems_folder(&self) -> PathBuf {
+        self.folder.join("post-mortems")
     }
 
     pub(super) fn install_log_path(&self) -> PathBuf {

@@ -4,17 +4,21 @@
 //! quiet containers pays next to nothing, and the last figure is there when someone comes. Where the
 //! kernel's files cannot be read (an engine on another machine) there are none, which is logged with each run.
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use serde::Serialize;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::effects::Ctx;
 use crate::cgroup::{self, Cgroup, CgroupError};
+use crate::domain::ids::RunId;
 use crate::domain::stats::{Meter, Sample};
-use crate::domain::units::now_unix_ms;
+use crate::domain::units::{UnixSeconds, now_unix_ms};
 use crate::util::chain::Chain;
 
 const WATCHED: Duration = Duration::from_secs(1);
@@ -22,9 +26,49 @@ const UNWATCHED: Duration = Duration::from_secs(10);
 /// What the volume holds costs a look at its folders, so it is taken rarely, and only while somebody looks.
 const DISK_EVERY: Duration = Duration::from_secs(10);
 
+/// So far back the samples of a run are kept, for a look back at its end.
+const RECENT: Duration = Duration::from_secs(60);
+
+/// A sample and when it was taken.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(super) struct TimedSample {
+    at: UnixSeconds,
+    #[serde(flatten)]
+    sample: Sample,
+}
+
+/// The last minute of the latest run that was sampled.
+#[derive(Debug, Default)]
+pub(super) struct Recent {
+    of_run: Mutex<(RunId, VecDeque<TimedSample>)>,
+}
+
+impl Recent {
+    fn push(&self, run: RunId, sample: Sample) {
+        let at = UnixSeconds::now();
+        let mut held = self.of_run.lock().unwrap_or_else(PoisonError::into_inner);
+        let (of, samples) = &mut *held;
+        if std::mem::replace(of, run) != run {
+            samples.clear();
+        }
+        let is_old = |kept: &TimedSample| at.0 - kept.at.0 > RECENT.as_secs().cast_signed();
+        while samples.front().is_some_and(is_old) {
+            samples.pop_front();
+        }
+        samples.push_back(TimedSample { at, sample });
+    }
+
+    /// The last minute of this run, as far as it was sampled.
+    pub(super) fn of(&self, run: RunId) -> Vec<TimedSample> {
+        let held = self.of_run.lock().unwrap_or_else(PoisonError::into_inner);
+        if held.0 == run { held.1.iter().copied().collect() } else { Vec::new() }
+    }
+}
+
 /// Keeps a container's latest sample while its run lasts.
 pub(super) struct Sampler<'a> {
     ctx: &'a Ctx,
+    run: RunId,
     docker_id: &'a str,
     ran_out_of_memory: &'a AtomicBool,
     disk_bytes: Option<u64>,
@@ -33,8 +77,13 @@ pub(super) struct Sampler<'a> {
 
 impl<'a> Sampler<'a> {
     /// `ran_out_of_memory` is set when the kernel says so.
-    pub(super) fn new(ctx: &'a Ctx, docker_id: &'a str, ran_out_of_memory: &'a AtomicBool) -> Self {
-        Self { ctx, docker_id, ran_out_of_memory, disk_bytes: None, disk_counted_at: None }
+    pub(super) fn new(
+        ctx: &'a Ctx,
+        run: RunId,
+        docker_id: &'a str,
+        ran_out_of_memory: &'a AtomicBool,
+    ) -> Self {
+        Self { ctx, run, docker_id, ran_out_of_memory, disk_bytes: None, disk_counted_at: None }
     }
 
     /// Samples until the control group is gone, then waits to be dropped.
@@ -91,6 +140,7 @@ impl<'a> Sampler<'a> {
             }
             let sample = meter.read(counters, age(), self.disk_bytes);
             publish(stats, sample);
+            self.ctx.shared.recent_stats.push(self.run, sample);
             let pause = if watched { WATCHED } else { UNWATCHED };
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}

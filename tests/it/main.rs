@@ -15,6 +15,7 @@ mod lifecycle;
 mod operations;
 mod outage;
 mod ports;
+mod post_mortems;
 mod pulls;
 mod quota;
 mod reading;

@@ -15,6 +15,7 @@ mod downloads;
 mod files;
 mod operations;
 mod ports;
+mod post_mortems;
 mod power;
 mod public;
 mod pulls;
@@ -40,6 +41,7 @@ pub(super) fn quick_routes() -> Router<AppState> {
         .merge(ports::routes())
         .merge(containers::routes())
         .merge(power::routes())
+        .merge(post_mortems::routes())
         .merge(console::routes())
         .merge(resources::routes())
         .merge(remote::routes())

@@ -211,6 +211,7 @@ fn settings() -> Settings {
         allowed_mounts: Vec::new(),
         install_timeout: Duration::from_secs(60),
         starts_per_second: 4,
+        post_mortems: 5,
         install_image_max_bytes: 1 << 30,
         panel: false,
         panel_power_events: false,

@@ -28,6 +28,10 @@ impl Machine {
             Fact::Paused { run } => self.paused(run),
             Fact::Resumed { run } => self.resumed(run, policy, now),
             Fact::FreezeEnded { run, frozen } => self.freeze_ended(run, frozen),
+            Fact::PostMortemKept { run } => {
+                self.post_mortem_due.take_if(|due| *due == run);
+                Vec::new()
+            }
             Fact::Rebound => self.rebound(),
             Fact::RebindFailed { reason } => self.rebind_failed(reason),
             Fact::Removed => match self.phase {
@@ -98,6 +102,9 @@ impl Machine {
         match &self.phase {
             Phase::Stopping { next, .. } => {
                 let next = next.clone();
+                if next == AfterStop::GiveUp {
+                    effects.push(self.keep_post_mortem());
+                }
                 effects.extend(self.after_stop(next, policy, now));
             }
             phase => {
@@ -113,7 +120,9 @@ impl Machine {
 
     fn ended_by_itself(&mut self, exit: Exit, policy: Policy, now: Uptime) -> Vec<Effect> {
         if exit.is_crash() {
-            return self.crashed(policy, now);
+            let mut effects = vec![self.keep_post_mortem()];
+            effects.extend(self.crashed(policy, now));
+            return effects;
         }
         self.phase = Phase::Offline;
         self.wanted_up = false;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
-use crate::domain::observed::ObservedStatus;
+use crate::domain::observed::{Observed, ObservedStatus};
 use crate::domain::restart::RestartRule;
 
 const POLICY: Policy = Policy {
@@ -146,6 +146,30 @@ fn the_step_that_ended_it_is_kept() {
 }
 
 #[test]
+fn a_crash_has_a_post_mortem_which_is_kept_once_also_over_a_crash_of_lightd() {
+    let wanted = |effects: &[Effect], of| effects.contains(&Effect::PostMortem { run: of });
+    let (mut machine, run) = running();
+    let mut stopped = machine.clone();
+    stopped.command(Command::Stop, POLICY, NOW).unwrap();
+    let effects = stopped.fact(Fact::Exited { run, exit: exit(1) }, POLICY, NOW);
+    assert!(!wanted(&effects, run), "{effects:?}");
+    let mut ended = machine.clone();
+    let effects = ended.fact(Fact::Exited { run, exit: exit(0) }, POLICY, NOW);
+    assert!(!wanted(&effects, run), "{effects:?}");
+    let effects = machine.fact(Fact::Exited { run, exit: exit(1) }, POLICY, NOW);
+    assert!(wanted(&effects, run), "{effects:?}");
+    let look = || seen(ObservedStatus::Exited(exit(1)));
+    let effects = machine.clone().boot(look(), false, POLICY, NOW);
+    assert!(wanted(&effects, run), "{effects:?}");
+    machine.fact(Fact::PostMortemKept { run }, POLICY, NOW);
+    assert_eq!(machine.boot(look(), false, POLICY, NOW), []);
+    let (mut given_up, run) = starting();
+    given_up.fact(Fact::Unready { run, reason: "no".to_owned() }, POLICY, NOW);
+    let effects = given_up.fact(Fact::Exited { run, exit: exit(0) }, POLICY, NOW);
+    assert!(wanted(&effects, run), "{effects:?}");
+}
+
+#[test]
 fn what_is_to_start_with_the_host_does_and_what_is_suspended_does_not() {
     let with_host = Policy { autostart: true, ..DOWN };
     let mut machine = installed();
@@ -251,6 +275,7 @@ fn the_grace_of_a_stop_begins_again_when_the_engine_is_back() {
 fn a_boot_is_no_crash() {
     let (mut machine, run) = running();
     machine.fact(Fact::Exited { run, exit: exit(1) }, POLICY, NOW);
+    machine.fact(Fact::PostMortemKept { run }, POLICY, NOW);
     let mut again = machine.clone();
     for _ in 0..=RULE.max_restarts {
         assert_eq!(again.boot(seen(ObservedStatus::Exited(exit(1))), false, POLICY, NOW), []);
@@ -524,7 +549,9 @@ fn report(effect: &Effect, well: bool) -> Vec<Fact> {
         Effect::Rebind | Effect::UndoRebind if well => vec![Fact::Rebound],
         Effect::Rebind | Effect::UndoRebind => vec![Fact::RebindFailed { reason: failed() }],
         Effect::Remove => vec![Fact::Removed],
-        Effect::Stop { .. }
+        Effect::PostMortem { run } if well => vec![Fact::PostMortemKept { run: *run }],
+        Effect::PostMortem { .. }
+        | Effect::Stop { .. }
         | Effect::Attach { .. }
         | Effect::AbortInstall { .. }
         | Effect::ClearInstall { .. }

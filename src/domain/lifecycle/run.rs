@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Machine, Phase};
+use super::{Effect, Machine, Phase};
 use crate::domain::ids::RunId;
 use crate::domain::observed::Exit;
 
@@ -103,6 +103,11 @@ impl Machine {
             times: self.times,
             reason: self.start_error.clone(),
         });
+    }
+
+    pub(super) fn keep_post_mortem(&mut self) -> Effect {
+        self.post_mortem_due = Some(self.run);
+        Effect::PostMortem { run: self.run }
     }
 
     /// When the latest run crashed, as far as that is known.

@@ -75,6 +75,8 @@ impl Machine {
             _ => self.seen(observed, engine_was_away, policy, now),
         };
         effects.extend(self.thaw_at_boot());
+        // Of a crash that lightd did not outlive.
+        effects.extend(self.post_mortem_due.map(|run| Effect::PostMortem { run }));
         effects
     }
 
