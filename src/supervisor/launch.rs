@@ -39,7 +39,12 @@ impl Ctx {
     pub(super) async fn start(self, run: RunId, paced: bool) {
         if paced {
             self.services.engine_back().await;
-            self.services.start_pace.turn(self.services.settings().starts_per_second).await;
+            let turn = self.services.start_pace.turn(self.services.settings().starts_per_second);
+            tokio::select! {
+                () = turn => {}
+                // Somebody waits for it after all.
+                () = self.shared.start_wanted.notified() => {}
+            }
         }
         let mut failures = 0;
         loop {

@@ -60,7 +60,7 @@ impl Owner {
             }
             _ => Vec::new(),
         };
-        effects.extend(machine.boot(look.seen, look.engine_was_away, policy, now));
+        effects.extend(machine.boot(look.seen, look.interruption, policy, now));
         if self.record.previous_ports.is_some() && !self.record.rebind_is_open() {
             effects.insert(0, Effect::FinishRebind);
             self.unsaved = true;

@@ -32,6 +32,8 @@ pub(crate) struct Shared {
     pub(super) stats: watch::Sender<Option<Sample>>,
     pub(super) stats_wanted: Notify,
     pub(super) recent_stats: Recent,
+    /// Somebody asks for a start that waits for its turn.
+    pub(super) start_wanted: Notify,
     /// Docker containers that are being made. The engine goes on with that when whoever asked is gone,
     /// so these outlive the effect that asked, and a removal waits for them.
     creating: TaskTracker,
@@ -46,6 +48,7 @@ impl Shared {
             stats: watch::Sender::new(None),
             stats_wanted: Notify::new(),
             recent_stats: Recent::default(),
+            start_wanted: Notify::new(),
             creating: TaskTracker::new(),
         }
     }

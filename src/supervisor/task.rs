@@ -21,7 +21,7 @@ use super::services::Services;
 use super::workload::policy;
 use super::{Msg, Refusal, Reply, Shared, Snapshot};
 use crate::domain::ids::RunId;
-use crate::domain::lifecycle::{Effect, Fact, Machine, Phase};
+use crate::domain::lifecycle::{Effect, Fact, Interruption, Machine, Phase};
 use crate::domain::observed::Observed;
 use crate::domain::spec::Limits;
 use crate::domain::units::{UnixSeconds, now_unix_ms};
@@ -72,7 +72,7 @@ pub(super) struct BootLook {
     pub(super) seen: Option<Observed>,
     /// Docker containers of ours that are not the workload's: an install's, or one set aside.
     pub(super) others: Vec<Ours>,
-    pub(super) engine_was_away: bool,
+    pub(super) interruption: Interruption,
     /// The engine's log of a run that has ended was read.
     pub(super) rest_is_read: bool,
 }

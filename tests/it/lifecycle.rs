@@ -167,12 +167,13 @@ async fn after_a_start_of_the_host_what_was_to_run_comes_back_in_turn_and_is_no_
         config["supervision"] = json!({"starts_per_second": 1});
     })
     .await;
-    let ids = ["ran", "again", "auto", "off", "held"].map(|name| daemon.id(name));
-    let [ran, again, auto, off, held] = &ids;
+    let names = ["ran", "again", "auto", "off", "held", "last", "called-off", "wanted"];
+    let ids = names.map(|name| daemon.id(name));
+    let [ran, again, auto, off, held, last, called_off, wanted] = &ids;
     let command = "date +%s >> began; guest say Ready -- forever";
     let mut made = Vec::new();
     for id in &ids {
-        let autostart = id == auto || id == held;
+        let autostart = [auto, held, last, called_off, wanted].contains(&id);
         let spec = json!({"startup_command": command, "autostart": autostart});
         made.push(daemon.create(id, spec).await);
     }
@@ -188,21 +189,33 @@ async fn after_a_start_of_the_host_what_was_to_run_comes_back_in_turn_and_is_no_
     }
     forget_the_host(&daemon);
     daemon.launch().await;
-    for id in [ran, again, auto] {
+    // Six are to start. One that waits for its turn can be called off, killed, or wanted at once.
+    let calling_off = async |id: &String, action: &str| {
+        let begun = |shown: &Value| shown["state"] == "starting" || shown["state"] == "running";
+        daemon.shown(id, "it waits for its turn", begun).await;
+        daemon.power(id, action).await;
+    };
+    calling_off(called_off, "kill").await;
+    calling_off(wanted, "start").await;
+    daemon.state(wanted, "running").await;
+    daemon.state(called_off, "offline").await;
+    for id in [ran, again, auto, last] {
         let shown = daemon.state(id, "running").await;
         assert_eq!(shown["restarts"]["count"], 0, "{shown}");
-        if id != auto {
+        if id == ran || id == again {
             assert_eq!(shown["last_exit"]["ended_by"], "engine", "{shown}");
         }
     }
     let mut began: Vec<i64> = Vec::new();
-    for container in &made[..3] {
+    for index in [0, 1, 2, 5] {
+        let container = &made[index];
         let times = daemon.volume_file(container, "began").unwrap_or_default();
         began.extend(times.lines().last().and_then(|time| time.parse::<i64>().ok()));
     }
     began.sort_unstable();
-    assert!(began.len() == 3 && began[2] - began[0] >= 1, "one a second: {began:?}");
+    assert!(began.len() == 4 && began[3] - began[0] >= 2, "one a second: {began:?}");
     assert_eq!(daemon.state(off, "offline").await["started_at"], Value::Null);
+    daemon.state(called_off, "offline").await;
     daemon.state(held, "suspended").await;
 
     // A restart of lightd alone starts nothing.

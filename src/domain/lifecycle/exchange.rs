@@ -4,6 +4,14 @@ use crate::domain::event::StateEvent;
 use crate::domain::ids::RunId;
 use crate::domain::observed::{Exit, Observed};
 
+/// What was started anew while lightd was away, and may have ended what ran.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Interruption {
+    None,
+    Engine,
+    Host,
+}
+
 /// Something that happened. Each names the run it is about.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Fact {

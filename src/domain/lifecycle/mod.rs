@@ -52,7 +52,7 @@ use super::ids::RunId;
 use super::observed::Exit;
 use super::restart::{CrashPolicy, RestartHistory};
 
-pub(crate) use self::exchange::{Effect, Fact};
+pub(crate) use self::exchange::{Effect, Fact, Interruption};
 pub(crate) use self::phase::{AfterStop, Phase, Rest};
 pub(crate) use self::run::{EndedBy, LastExit, RunTimes};
 

@@ -159,10 +159,10 @@ fn a_crash_has_a_post_mortem_which_is_kept_once_also_over_a_crash_of_lightd() {
     let effects = machine.fact(Fact::Exited { run, exit: exit(1) }, POLICY, NOW);
     assert!(wanted(&effects, run), "{effects:?}");
     let look = || seen(ObservedStatus::Exited(exit(1)));
-    let effects = machine.clone().boot(look(), false, POLICY, NOW);
+    let effects = machine.clone().boot(look(), Interruption::None, POLICY, NOW);
     assert!(wanted(&effects, run), "{effects:?}");
     machine.fact(Fact::PostMortemKept { run }, POLICY, NOW);
-    assert_eq!(machine.boot(look(), false, POLICY, NOW), []);
+    assert_eq!(machine.boot(look(), Interruption::None, POLICY, NOW), []);
     let (mut given_up, run) = starting();
     given_up.fact(Fact::Unready { run, reason: "no".to_owned() }, POLICY, NOW);
     let effects = given_up.fact(Fact::Exited { run, exit: exit(0) }, POLICY, NOW);
@@ -175,10 +175,17 @@ fn what_is_to_start_with_the_host_does_and_what_is_suspended_does_not() {
     let mut machine = installed();
     let mut suspended = machine.clone();
     suspended.command(Command::Suspend, with_host, NOW).unwrap();
-    assert_eq!(machine.clone().boot(None, false, with_host, NOW), [], "lightd was restarted only");
-    assert_eq!(machine.clone().boot(None, true, DOWN, NOW), []);
-    assert_eq!(suspended.boot(None, true, with_host, NOW), []);
-    let effects = machine.boot(seen(ObservedStatus::Exited(exit(0))), true, with_host, NOW);
+    assert_eq!(
+        machine.clone().boot(None, Interruption::None, with_host, NOW),
+        [],
+        "lightd was restarted only"
+    );
+    let engine = Interruption::Engine;
+    assert_eq!(machine.clone().boot(None, engine, with_host, NOW), [], "nor the engine");
+    assert_eq!(machine.clone().boot(None, Interruption::Host, DOWN, NOW), []);
+    assert_eq!(suspended.boot(None, Interruption::Host, with_host, NOW), []);
+    let effects =
+        machine.boot(seen(ObservedStatus::Exited(exit(0))), Interruption::Host, with_host, NOW);
     let run = machine.last_run();
     assert!(effects.contains(&Effect::Start { run, paced: true }), "{effects:?}");
 }
@@ -256,7 +263,7 @@ fn what_an_install_left_is_cleared_only_after_its_end() {
         let effects = machine.fact(Fact::InstallEnded { run, result }, POLICY, NOW);
         assert!(effects.contains(&Effect::ClearInstall { run }), "{effects:?}");
     }
-    let effects = machine.boot(None, false, POLICY, NOW);
+    let effects = machine.boot(None, Interruption::None, POLICY, NOW);
     assert_eq!(effects, [Effect::Install { run }]);
 }
 
@@ -278,7 +285,10 @@ fn a_boot_is_no_crash() {
     machine.fact(Fact::PostMortemKept { run }, POLICY, NOW);
     let mut again = machine.clone();
     for _ in 0..=RULE.max_restarts {
-        assert_eq!(again.boot(seen(ObservedStatus::Exited(exit(1))), false, POLICY, NOW), []);
+        assert_eq!(
+            again.boot(seen(ObservedStatus::Exited(exit(1))), Interruption::None, POLICY, NOW),
+            []
+        );
         assert!(again.wake_at().is_some(), "it waits for its restart");
     }
 }
@@ -287,7 +297,7 @@ fn a_boot_is_no_crash() {
 fn nobody_attaches_to_what_is_paused() {
     let (machine, run) = running();
     for (status, attaches) in [(ObservedStatus::Running, true), (ObservedStatus::Paused, false)] {
-        let effects = machine.clone().boot(seen(status), false, POLICY, NOW);
+        let effects = machine.clone().boot(seen(status), Interruption::None, POLICY, NOW);
         assert_eq!(effects.contains(&Effect::Attach { run }), attaches, "{status:?}");
     }
 }
@@ -298,7 +308,7 @@ fn a_trial_that_lightd_did_not_see_start_keeps_its_new_ports() {
     machine.command(Command::Rebind, POLICY, NOW).unwrap();
     machine.fact(Fact::Exited { run, exit: exit(0) }, POLICY, NOW);
     machine.fact(Fact::Rebound, POLICY, NOW);
-    let effects = machine.boot(seen(ObservedStatus::Running), false, POLICY, NOW);
+    let effects = machine.boot(seen(ObservedStatus::Running), Interruption::None, POLICY, NOW);
     assert!(effects.contains(&Effect::FinishRebind), "{effects:?}");
 }
 
@@ -310,14 +320,15 @@ fn a_workload_that_stands_still_goes_on_after_a_crash_of_lightd_at_any_point() {
     };
     let thaws = |machine: &Machine, status| {
         let mut booted = stored(machine);
-        let effects = booted.boot(seen(status), false, POLICY, NOW);
+        let effects = booted.boot(seen(status), Interruption::None, POLICY, NOW);
         assert!(effects.contains(&Effect::Thaw { run }), "{effects:?}");
-        let again = stored(&booted).boot(seen(ObservedStatus::Paused), false, POLICY, NOW);
+        let again =
+            stored(&booted).boot(seen(ObservedStatus::Paused), Interruption::None, POLICY, NOW);
         assert!(again.contains(&Effect::Thaw { run }), "{again:?}");
         booted.fact(Fact::Resumed { run }, POLICY, NOW);
         assert_eq!(booted.phase, Phase::Running { run });
         assert_eq!(
-            booted.boot(seen(ObservedStatus::Running), false, POLICY, NOW),
+            booted.boot(seen(ObservedStatus::Running), Interruption::None, POLICY, NOW),
             [Effect::Attach { run }]
         );
     };
@@ -417,7 +428,7 @@ fn a_deadline_that_passed_while_nobody_looked_counts_once_the_output_was_looked_
     let again = || -> Machine {
         let mut machine: Machine =
             serde_json::from_str(&serde_json::to_string(&machine).unwrap()).unwrap();
-        machine.boot(seen(ObservedStatus::Running), false, POLICY, NOW);
+        machine.boot(seen(ObservedStatus::Running), Interruption::None, POLICY, NOW);
         assert_eq!(machine.wake_at(), None, "what it printed is not known yet");
         machine
     };
@@ -509,8 +520,12 @@ enum Step {
     TimePasses(u64),
     Reboot {
         running: bool,
-        host: bool,
+        interruption: Interruption,
     },
+}
+
+fn any_interruption() -> impl Strategy<Value = Interruption> {
+    prop_oneof![Just(Interruption::None), Just(Interruption::Engine), Just(Interruption::Host)]
 }
 
 fn any_step() -> impl Strategy<Value = Step> {
@@ -523,8 +538,8 @@ fn any_step() -> impl Strategy<Value = Step> {
         1 => (0..3i64).prop_map(Step::WorkloadExits),
         1 => (any::<bool>(), any::<bool>()).prop_map(|(running, away)| Step::Look { running, away }),
         1 => (0..100u64).prop_map(Step::TimePasses),
-        1 => (any::<bool>(), any::<bool>())
-            .prop_map(|(running, host)| Step::Reboot { running, host }),
+        1 => (any::<bool>(), any_interruption())
+            .prop_map(|(running, interruption)| Step::Reboot { running, interruption }),
     ]
 }
 
@@ -631,11 +646,11 @@ impl World {
                 let next = self.machine.wake_at();
                 assert!(next.is_none_or(|at| at > self.now), "slept over: {:?}", self.machine);
             }
-            Step::Reboot { running, host } => {
+            Step::Reboot { running, interruption } => {
                 self.pending.clear();
                 let text = serde_json::to_string(&self.machine).expect("it serialises");
                 self.machine = serde_json::from_str(&text).expect("it reads back");
-                let effects = self.machine.boot(look(running), host, POLICY, self.now);
+                let effects = self.machine.boot(look(running), interruption, POLICY, self.now);
                 self.take(effects);
             }
         }

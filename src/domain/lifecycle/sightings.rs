@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use super::{Effect, EndedBy, Machine, Phase, Policy, Uptime};
+use super::{Effect, EndedBy, Interruption, Machine, Phase, Policy, Uptime};
 use crate::domain::event::StateName;
 use crate::domain::ids::RunId;
 use crate::domain::observed::{Exit, Observed, ObservedStatus};
@@ -20,10 +20,11 @@ impl Machine {
     pub(crate) fn boot(
         &mut self,
         observed: Option<Observed>,
-        engine_was_away: bool,
+        interruption: Interruption,
         policy: Policy,
         now: Uptime,
     ) -> Vec<Effect> {
+        let engine_was_away = interruption != Interruption::None;
         let is_there = observed.as_ref().is_some_and(|seen| {
             matches!(seen.status, ObservedStatus::Running | ObservedStatus::Paused)
         });
@@ -65,7 +66,9 @@ impl Machine {
                     vec![self.emit(StateName::Stopped)]
                 }
             },
-            Phase::Offline if policy.autostart && engine_was_away && !is_there => {
+            Phase::Offline
+                if policy.autostart && interruption == Interruption::Host && !is_there =>
+            {
                 self.restarts.reset();
                 let mut effects =
                     vec![Effect::Say("the host was started, and so is it".to_owned())];
