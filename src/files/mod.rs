@@ -169,7 +169,11 @@ impl Files {
         volume: VolumeId,
         work: impl FnOnce(&Volume) -> Result<T, FileError> + Send + 'static,
     ) -> Result<T, FileError> {
-        self.blocking(lane, move |inner| work(&inner.open(volume)?)).await
+        self.blocking(lane, move |inner| {
+            let volume = inner.open(volume)?;
+            work(&volume).map_err(|error| quota::whose_room(error, volume.root(), &inner.volumes))
+        })
+        .await
     }
 
     /// Runs work on whole trees that can be cancelled, also while it still waits for its turn. Work that
