@@ -198,7 +198,7 @@ impl Claims {
 
 impl Lease {
     /// For a volume that is in no [`Claims`].
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(super) fn none() -> Self {
         Self(None)
     }

@@ -1,8 +1,9 @@
 //! Reading and writing one file's content.
 //!
 //! A write is made beside and renamed in: whoever reads sees the old content or the new, and whatever
-//! breaks off (the sender, the disk, the daemon) leaves the old. What is put in place is flushed to
-//! disk before, and its folder after, the rename.
+//! breaks off (the sender, the disk, the daemon) leaves the old. The content is flushed to the disk before
+//! it gets its name, so that after a power failure, too, there is the old or the new. The folder is not:
+//! that would cost as much again, and all it could change is which of the two it is.
 
 use std::ffi::CStr;
 use std::fs::File;
@@ -13,6 +14,7 @@ use std::sync::PoisonError;
 use rustix::fs::{FileType, Mode, OFlags, Stat as RawStat};
 use rustix::io::Errno;
 
+use super::draft::{Draft, Entry};
 use super::error::{During, FileError, refuse_reserved, shown};
 use super::resolve::{
     DIRECTORY, HANDLE_ONLY, Resolver, give_to, kind_of, proc_path, read_handle, same_file,
@@ -71,15 +73,17 @@ impl Volume {
         let target = Place { dir, name };
         // Known refusals come before the sender's gigabytes.
         let old = self.check_target(&target, path, mode)?;
-        let staging = Staging::new(self.root())?;
-        let mut file = new_file(&staging).during("write", path)?;
-        let size = receive(content, &mut file, path)?;
+        let mut draft = Draft::new(self.root())?;
+        let size = receive(content, &mut draft.file, path)?;
         let bits = old.map_or(DEFAULT_MODE, |old| old.st_mode & 0o777);
-        self.finish_file(&file, bits).during("write", path)?;
-        let etag = Stat::of(&rustix::fs::fstat(&file).during("write", path)?).etag;
-        drop(file);
-        let is_new = self.commit(&staging, &target, path, mode)?;
-        Ok(Written { size, is_new, etag })
+        self.finish_file(&draft.file, bits).during("write", path)?;
+        let etag = Stat::of(&rustix::fs::fstat(&draft.file).during("write", path)?).etag;
+        let old = self.commit(&target, path, mode, |old| match old {
+            _ if mode.create_only => draft.enter(&target, Entry::New),
+            None => draft.enter(&target, Entry::Free),
+            Some(_) => draft.enter(&target, Entry::Replace),
+        })?;
+        Ok(Written { size, is_new: old.is_none(), etag })
     }
 
     /// The folder that a write to `path` goes to, made if it is missing, and the path that is written,
@@ -92,21 +96,7 @@ impl Volume {
         }
     }
 
-    /// Renames a finished file from its staging folder into place; whether there was none before.
-    pub(super) fn commit(
-        &self,
-        staging: &Staging<'_>,
-        target: &Place<'_>,
-        path: &RelPath,
-        mode: &WriteMode,
-    ) -> Result<bool, FileError> {
-        let old = self.commit_from((staging.dir(), STAGED), target, path, mode)?;
-        self.flush(&target.dir).during("write", path)?;
-        Ok(old.is_none())
-    }
-
-    /// As [`Volume::commit`] from any private folder and name, and without the flush of the folder it
-    /// ends in. Returns what was there before.
+    /// Renames a finished file from a private folder into place. Returns what was there before.
     pub(super) fn commit_from(
         &self,
         (from_dir, from_name): (BorrowedFd<'_>, &CStr),
@@ -114,14 +104,26 @@ impl Volume {
         path: &RelPath,
         mode: &WriteMode,
     ) -> Result<Option<RawStat>, FileError> {
+        self.commit(target, path, mode, |_| {
+            if mode.create_only {
+                rename_to_new(from_dir, from_name, &target.dir, target.name)
+            } else {
+                rustix::fs::renameat(from_dir, from_name, &target.dir, target.name)
+            }
+        })
+    }
+
+    /// Has a finished file enter its place, after a last look at what it replaces, which is returned.
+    fn commit(
+        &self,
+        target: &Place<'_>,
+        path: &RelPath,
+        mode: &WriteMode,
+        enter: impl FnOnce(Option<&RawStat>) -> Result<(), Errno>,
+    ) -> Result<Option<RawStat>, FileError> {
         let _held = self.commit.lock().unwrap_or_else(PoisonError::into_inner);
         let old = self.check_target(target, path, mode)?;
-        if mode.create_only {
-            rename_to_new(from_dir, from_name, &target.dir, target.name)
-        } else {
-            rustix::fs::renameat(from_dir, from_name, &target.dir, target.name)
-        }
-        .during("write", path)?;
+        enter(old.as_ref()).during("write", path)?;
         Ok(old)
     }
 
@@ -129,11 +131,7 @@ impl Volume {
     pub(super) fn finish_file(&self, file: &File, mode: u32) -> Result<(), Errno> {
         give_to(self.owner, file)?;
         rustix::fs::fchmod(file, Mode::from_raw_mode(mode & 0o777))?;
-        self.flush(file)
-    }
-
-    pub(super) fn flush(&self, fd: impl AsFd) -> Result<(), Errno> {
-        if self.fsync { rustix::fs::fsync(fd) } else { Ok(()) }
+        if self.fsync { rustix::fs::fsync(file) } else { Ok(()) }
     }
 
     /// Refuses destinations that a file cannot replace or that are not what the caller expects.

@@ -16,7 +16,6 @@ use super::listing::Page;
 use super::progress::Progress;
 use super::resolve::Resolver;
 use super::volume::Volume;
-use crate::domain::ids::VolumeId;
 use crate::domain::path::RelPath;
 
 /// A volume in memory, with something beside it that nobody may touch.
@@ -41,16 +40,7 @@ impl Playground {
             max_ratio: 1000,
             max_depth: 32,
         };
-        let volume = Volume {
-            id: VolumeId::random(),
-            root,
-            resolver: Resolver::detect(),
-            owner: None,
-            fsync: false,
-            limits,
-            commit: Default::default(),
-            budgets: Default::default(),
-        };
+        let volume = Volume::alone(root, Resolver::detect(), limits);
         Self { folder, volume }
     }
 

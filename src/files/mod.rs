@@ -18,6 +18,7 @@ pub(crate) mod claims;
 pub(crate) mod content;
 mod copy;
 pub(crate) mod digest;
+mod draft;
 mod error;
 #[cfg(fuzzing)]
 pub(crate) mod fuzzing;

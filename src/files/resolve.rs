@@ -231,8 +231,8 @@ fn own_handles() -> Result<&'static OwnedFd, Errno> {
     Ok(HANDLES.get_or_init(|| handles))
 }
 
-pub(super) fn proc_path(handle: &OwnedFd) -> String {
-    format!("/proc/self/fd/{}", handle.as_raw_fd())
+pub(super) fn proc_path(handle: impl AsFd) -> String {
+    format!("/proc/self/fd/{}", handle.as_fd().as_raw_fd())
 }
 
 pub(super) fn kind_of(stat: &Stat) -> FileType {

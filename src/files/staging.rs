@@ -33,6 +33,11 @@ pub(super) fn is_own(name: &[u8]) -> bool {
     name.windows(mark.len()).any(|part| part == mark)
 }
 
+/// A new name for something temporary, which no path from outside may hold.
+pub(super) fn reserved_name(what: &str) -> String {
+    format!("{PREFIX}{what}-{}{:016x}", own_mark(), rand::random::<u64>())
+}
+
 pub(super) fn is_reserved(name: &[u8]) -> bool {
     name.starts_with(PREFIX.as_bytes())
 }
@@ -46,7 +51,7 @@ pub(super) struct Staging<'v> {
 
 impl<'v> Staging<'v> {
     pub(super) fn new(root: BorrowedFd<'v>) -> Result<Self, FileError> {
-        let name = format!("{PREFIX}staging-{}{:016x}", own_mark(), rand::random::<u64>());
+        let name = reserved_name("staging");
         rustix::fs::mkdirat(root, &name, Mode::from_raw_mode(0o700)).during("prepare", &"")?;
         let dir = open_folder(root, &name).during("prepare", &"")?;
         Ok(Self { root, name, dir })

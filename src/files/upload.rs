@@ -9,7 +9,6 @@ use std::collections::HashSet;
 use std::ffi::CString;
 use std::fs::File;
 use std::io::Write as _;
-use std::os::fd::OwnedFd;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -17,7 +16,6 @@ use rustix::io::Errno;
 use super::content::{DEFAULT_MODE, WriteMode, create_new};
 use super::error::{During, FileError};
 use super::progress::Progress;
-use super::resolve::same_file;
 use super::staging::Staging;
 use super::volume::{Kind, Place, Volume};
 use crate::domain::path::{InvalidPath, RelPath};
@@ -157,23 +155,15 @@ impl Upload<'_> {
     /// All has arrived: the files enter their places.
     pub(crate) fn commit(mut self) -> Vec<Uploaded> {
         let received = std::mem::take(&mut self.received);
-        let mut flushed = Flushed { volume: self.volume, dir: None };
         let mut done = Vec::with_capacity(received.len());
         for (index, Received { filename, size, path }) in received.into_iter().enumerate() {
-            let outcome = path.and_then(|path| self.put_in_place(index, path, size, &mut flushed));
+            let outcome = path.and_then(|path| self.put_in_place(index, path, size));
             done.push(Uploaded { filename, outcome });
         }
-        flushed.flush();
         done
     }
 
-    fn put_in_place(
-        &self,
-        index: usize,
-        path: RelPath,
-        size: u64,
-        flushed: &mut Flushed<'_>,
-    ) -> Result<Stored, FileError> {
+    fn put_in_place(&self, index: usize, path: RelPath, size: u64) -> Result<Stored, FileError> {
         let (dir, real) = self.volume.write_target(&path)?;
         let (_, name) = real.split_last().ok_or(InvalidPath::Empty)?;
         let target = Place { dir, name };
@@ -187,38 +177,7 @@ impl Upload<'_> {
         }
         let from = (self.staging.dir(), staged.as_c_str());
         let old = self.volume.commit_from(from, &target, &path, &self.mode)?;
-        flushed.will_flush(target.dir);
         Ok(Stored { path, size, is_new: old.is_none() })
-    }
-}
-
-/// The folder that files were last moved to, flushed once for as many as follow each other.
-#[derive(Debug)]
-struct Flushed<'v> {
-    volume: &'v Volume,
-    dir: Option<OwnedFd>,
-}
-
-impl Flushed<'_> {
-    fn will_flush(&mut self, dir: OwnedFd) {
-        let same = |one: &OwnedFd| match (rustix::fs::fstat(one), rustix::fs::fstat(&dir)) {
-            (Ok(one), Ok(other)) => same_file(&one, &other),
-            _ => false,
-        };
-        if self.dir.as_ref().is_some_and(same) {
-            return;
-        }
-        self.flush();
-        self.dir = Some(dir);
-    }
-
-    fn flush(&mut self) {
-        if let Some(dir) = self.dir.take()
-            && let Err(error) = self.volume.flush(&dir)
-        {
-            // The files stand; after a loss of power the old ones might.
-            tracing::warn!(%error, "a folder that files were uploaded to could not be flushed");
-        }
     }
 }
 

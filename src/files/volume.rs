@@ -91,6 +91,23 @@ pub(super) fn size_of_file(raw: &RawStat) -> u64 {
 }
 
 impl Volume {
+    /// A folder opened as a volume that no node knows.
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn alone(root: OwnedFd, resolver: Resolver, limits: ArchiveLimits) -> Self {
+        Self {
+            id: VolumeId::random(),
+            root,
+            resolver,
+            owner: None,
+            fsync: cfg!(test),
+            limits,
+            commit: Arc::default(),
+            budgets: Arc::default(),
+            is_limited: false,
+            _lease: Lease::none(),
+        }
+    }
+
     pub(super) fn root(&self) -> BorrowedFd<'_> {
         self.root.as_fd()
     }

@@ -69,11 +69,6 @@ fn allow_server(config: &mut Value) {
     config["pulls"] = json!({"max_bytes": 2_000_000_000});
 }
 
-fn staged(volume: &Volume) -> usize {
-    let names = std::fs::read_dir(&volume.folder).expect("list").flatten();
-    names.filter(|name| name.file_name().to_string_lossy().starts_with(".lightd-")).count()
-}
-
 #[tokio::test]
 async fn a_file_is_pulled_in_the_background_under_its_name_or_the_one_that_is_asked_for() {
     let (daemon, server) = (Daemon::start_with(allow_server).await, Server::start().await);
@@ -113,16 +108,14 @@ async fn a_file_is_pulled_in_the_background_under_its_name_or_the_one_that_is_as
     }
     let full = Volume::new(&daemon, json!({"size": 1})).await;
     let started = full.post("pull", json!({"url": server.url("half"), "path": "x"})).await.is(202);
-    eventually(
-        "it waits for the rest",
-        SOON,
-        async || if staged(&full) == 1 { Ok(()) } else { Err(()) },
-    )
+    eventually("it waits for the rest", SOON, async || {
+        if full.unfinished(&daemon) == 1 { Ok(()) } else { Err(()) }
+    })
     .await;
     let id = started["operation_id"].as_str().expect("an id");
     let cancelled = full.client.delete(&format!("/operations/{id}")).await.is(200);
     assert_eq!(cancelled["state"], "cancelled", "{cancelled}");
-    assert_eq!((staged(&full), full.names("").await), (0, Vec::new()));
+    assert_eq!((full.unfinished(&daemon), full.names("").await), (0, Vec::new()));
 
     let again = json!({"url": server.url("file.txt"), "path": "file.txt"});
     volume.post("pull", again).await.refused(409, "already_exists");
@@ -166,27 +159,34 @@ async fn work_that_a_crash_ends_is_reported_as_interrupted_and_leaves_nothing() 
     let done = volume.post("pull", file).await.is(202);
     volume.ended(&done).await;
     let half = json!({"url": server.url("half"), "path": "y"});
-    let is_staged = async |count| if staged(&volume) == count { Ok(()) } else { Err(()) };
+    let begun = async |daemon: &Daemon| match volume.unfinished(daemon) {
+        1 => Ok(()),
+        seen => Err(seen),
+    };
     let state = async |started: &Value| {
         let uri = format!("/operations/{}", started["operation_id"].as_str().expect("an id"));
         volume.client.get(&uri).await.is(200)
     };
     let killed = volume.post("pull", half.clone()).await.is(202);
-    eventually("it has begun", SOON, async || is_staged(1).await).await;
+    eventually("it has begun", SOON, async || begun(&daemon).await).await;
     daemon.kill9().await;
     daemon.launch().await;
     let seen = state(&killed).await;
     assert_eq!((&seen["state"], &seen["kind"]), (&json!("interrupted"), &json!("pull")), "{seen}");
     assert!(seen["finished_at"].is_u64() && seen["error"].is_string(), "{seen}");
     assert_eq!(state(&done).await["state"], "done", "what had ended is known as well");
-    eventually("its leavings are gone", SOON, async || is_staged(0).await).await;
+    eventually("its leavings are gone", SOON, async || match volume.unfinished(&daemon) {
+        0 => Ok(()),
+        left => Err(left),
+    })
+    .await;
     assert_eq!(volume.names("").await, ["x"]);
 
     let stopped = volume.post("pull", half).await.is(202);
-    eventually("it has begun", SOON, async || is_staged(1).await).await;
+    eventually("it has begun", SOON, async || begun(&daemon).await).await;
     daemon.restart().await;
     assert_eq!(state(&stopped).await["state"], "interrupted");
-    assert_eq!(staged(&volume), 0);
+    assert_eq!(volume.unfinished(&daemon), 0);
     let listed = volume.client.get("/operations").await.is(200);
     assert_eq!(listed["operations"].as_array().map(Vec::len), Some(3));
     daemon.close().await;

@@ -190,10 +190,7 @@ async fn a_download_costs_little_memory_and_ends_with_its_reader() {
     let grown_kib = daemon.peak_memory_kib() - before;
     println!("{bytes} bytes, {grown_kib} KiB more at the peak");
     assert!(bytes > 400 << 20 && grown_kib < 32 << 10, "{bytes} bytes, {grown_kib} KiB");
-    let staged = || {
-        let names = std::fs::read_dir(&volume.folder).expect("list").flatten();
-        names.filter(|name| name.file_name().to_string_lossy().starts_with(".lightd-")).count()
-    };
+    let staged = || volume.unfinished(&daemon);
     let request = volume.client.request(reqwest::Method::GET, &volume.uri("download?format=tar"));
     let mut leaves = request.send().await.expect("an answer");
     assert!(leaves.chunk().await.expect("a chunk").is_some() && staged() == 1);

@@ -139,10 +139,7 @@ async fn a_form_that_is_cut_or_too_large_leaves_the_old_files() {
             head += &format!("{:x}\r\n", whole.len());
         }
         socket.write_all((head + half).as_bytes()).await.expect("send");
-        let staged = || {
-            let names = std::fs::read_dir(&volume.folder).expect("list").flatten();
-            names.filter(|name| name.file_name().to_string_lossy().starts_with(".lightd-")).count()
-        };
+        let staged = || volume.unfinished(&daemon);
         let is = async |count| if staged() == count { Ok(()) } else { Err(staged()) };
         eventually("the upload has begun", SOON, async || is(1).await).await;
         drop(socket);

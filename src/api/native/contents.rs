@@ -147,7 +147,7 @@ async fn write(
     let unless = request.headers().get(header::IF_NONE_MATCH).map(Tags::read);
     let announced = request.headers().get(header::CONTENT_LENGTH);
     let announced = announced.and_then(|length| length.to_str().ok()?.parse().ok()).unwrap_or(0);
-    let (sender, mut incoming) = bridge(Progress::default());
+    let (sender, mut incoming) = bridge(Progress::default(), Begin::of(request.headers()));
     let target = path.clone();
     let work = move |volume: &Volume| {
         let progress = incoming.progress.clone();
@@ -203,10 +203,27 @@ fn if_match(
     if tags.hold(&stat.etag) { Ok(Some(stat.etag)) } else { Err(changed()) }
 }
 
+/// When a body is taken in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Begin {
+    /// While the writer gets ready, who then need not wait for it.
+    AtOnce,
+    /// Once the writer asks for it: what is refused before need not be sent at all.
+    WhenWanted,
+}
+
+impl Begin {
+    /// Waits for the writer where the client waits for `100 Continue`.
+    pub(super) fn of(headers: &HeaderMap) -> Self {
+        if headers.contains_key(header::EXPECT) { Self::WhenWanted } else { Self::AtOnce }
+    }
+}
+
 /// The end of the queue where the body arrives.
 pub(super) struct Sender {
     chunks: mpsc::Sender<Arrived>,
     wanted: oneshot::Receiver<()>,
+    begin: Begin,
 }
 
 /// The end where a blocking writer reads.
@@ -224,19 +241,18 @@ enum Arrived {
     End,
 }
 
-pub(super) fn bridge(progress: Progress) -> (Sender, Incoming) {
+pub(super) fn bridge(progress: Progress, begin: Begin) -> (Sender, Incoming) {
     let (into, chunks) = mpsc::channel(QUEUED_CHUNKS);
     let (want, wanted) = oneshot::channel();
     let current = Bytes::new();
     let incoming = Incoming { chunks, wanted: Some(want), current, is_complete: false, progress };
-    (Sender { chunks: into, wanted }, incoming)
+    (Sender { chunks: into, wanted, begin }, incoming)
 }
 
 impl Sender {
-    /// Sends the body once the writer asks for it: what is refused before need not be sent at all by a
-    /// client that waits for `100 Continue`.
+    /// Sends the body to its end, or as far as it comes.
     pub(super) async fn send_all(self, mut body: Body) {
-        if self.wanted.await.is_err() {
+        if self.begin == Begin::WhenWanted && self.wanted.await.is_err() {
             return;
         }
         loop {
@@ -282,7 +298,7 @@ mod tests {
     use super::*;
 
     async fn received(chunks: Vec<Result<&'static str, io::Error>>) -> io::Result<String> {
-        let (sender, mut incoming) = bridge(Progress::default());
+        let (sender, mut incoming) = bridge(Progress::default(), Begin::WhenWanted);
         let reader = tokio::task::spawn_blocking(move || {
             let mut text = String::new();
             incoming.read_to_string(&mut text).map(|_| text)
@@ -302,7 +318,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_sender_that_falls_silent_is_given_up() {
-        let (sender, mut incoming) = bridge(Progress::default());
+        let (sender, mut incoming) = bridge(Progress::default(), Begin::AtOnce);
         // A thread of its own: tokio's clock stands still while a blocking task of its runs.
         let reader = std::thread::spawn(move || incoming.read(&mut [0; 8]));
         let silent = futures_util::stream::pending::<Result<Bytes, io::Error>>();
@@ -312,7 +328,7 @@ mod tests {
 
     #[tokio::test]
     async fn nothing_is_taken_of_a_body_that_nobody_wants() {
-        let (sender, incoming) = bridge(Progress::default());
+        let (sender, incoming) = bridge(Progress::default(), Begin::WhenWanted);
         drop(incoming);
         let silent = futures_util::stream::pending::<Result<Bytes, io::Error>>();
         sender.send_all(Body::from_stream(silent)).await;

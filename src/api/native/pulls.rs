@@ -18,7 +18,7 @@ use serde_json::json;
 use url::Url;
 
 use super::content_headers::{filename_of, percent_decoded};
-use super::contents::{Incoming, bridge};
+use super::contents::{Begin, Incoming, bridge};
 use super::files::size_now;
 use super::operations::started_answer;
 use super::volumes::{folder_path, reach};
@@ -151,7 +151,7 @@ impl Pull {
         let keep = Arc::clone(&why);
         let content = content.map_err(move |error| drop(keep.set(told(&error))));
         let body = Body::from_stream(content.map_err(|()| io::Error::other("broke off")));
-        let (sender, incoming) = bridge(progress.clone());
+        let (sender, incoming) = bridge(progress.clone(), Begin::AtOnce);
         let (place, limit_bytes, tracked) = (self.place, self.limit_bytes, progress.clone());
         let written = self.files.run_in(Lane::Transfer, self.volume, move |volume| {
             write(

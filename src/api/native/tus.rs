@@ -6,7 +6,6 @@
 //! lightd still reads from is a dead connection. What had arrived by then is kept.
 
 use axum::Router;
-use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::map_response;
@@ -14,7 +13,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{head, post};
 use serde::Deserialize;
 
-use super::contents::bridge;
+use super::contents::{Begin, bridge};
 use super::tus_headers::{
     Concat, checksum, metadata, metadata_value, number, part_id, required_number,
 };
@@ -128,7 +127,7 @@ async fn create(
     let brings_data = request.headers().get(header::CONTENT_TYPE).is_some_and(is_piece);
     let made = if brings_data && made.info.length != Some(made.offset) {
         let piece = Piece { offset: 0, length: None, checksum: checksum_of(request.headers())? };
-        receive(&state, id, lock, piece, limits, request.into_body()).await?
+        receive(&state, id, lock, piece, limits, request).await?
     } else {
         drop(lock);
         made
@@ -280,7 +279,7 @@ async fn append(
     };
     let lock = state.files.resumable_locks().try_lock(upload)?;
     let limits = limits(&state, &row);
-    let now = receive(&state, id, lock, piece, limits, request.into_body()).await?;
+    let now = receive(&state, id, lock, piece, limits, request).await?;
     let mut response = StatusCode::NO_CONTENT.into_response();
     tell(response.headers_mut(), &state, &now);
     Ok(response)
@@ -293,9 +292,9 @@ async fn receive(
     lock: Lock,
     piece: Piece,
     limits: ResumableLimits,
-    body: Body,
+    request: Request,
 ) -> Result<Resumable, ApiError> {
-    let (sender, mut incoming) = bridge(Progress::default());
+    let (sender, mut incoming) = bridge(Progress::default(), Begin::of(request.headers()));
     let wanted = lock.wanted();
     let work = move |volume: &Volume| {
         let progress = incoming.progress.clone();
@@ -310,7 +309,7 @@ async fn receive(
             // What has arrived is written and the lock goes on to whoever waits for it.
             appended.await?
         }
-        () = sender.send_all(body) => appended.await?,
+        () = sender.send_all(request.into_body()) => appended.await?,
     };
     Ok(appended)
 }

@@ -13,7 +13,7 @@ use super::ignore::Ignore;
 use super::select::{Chosen, Selection, during_pack};
 use super::write::{Sink, write_archive};
 use crate::domain::path::{InvalidPath, RelPath};
-use crate::files::content::{WriteMode, create_new, new_file};
+use crate::files::content::{STAGED, WriteMode, create_new, new_file};
 use crate::files::error::{During, FileError};
 use crate::files::progress::{Charged, Progress, Tracked};
 use crate::files::resolve::{kind_of, open_file};
@@ -70,7 +70,8 @@ impl Volume {
         let size = size_of_file(&rustix::fs::fstat(&file).during("pack", &request.output)?);
         self.finish_file(&file, 0o644).during("pack", &request.output)?;
         progress.check()?;
-        let is_new = self.commit(&staging, &target, &request.output, &mode)?;
+        let from = (staging.dir(), STAGED);
+        let is_new = self.commit_from(from, &target, &request.output, &mode)?.is_none();
         Ok(Packed { size, entries: count.entries, skipped: count.skipped, is_new })
     }
 

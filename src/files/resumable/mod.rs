@@ -358,7 +358,6 @@ impl Volume {
         let bits = old.map_or(DEFAULT_MODE, |old| old.st_mode & 0o777);
         self.finish_file(new, bits).during("write", &path)?;
         self.commit_from((open.dir.as_fd(), STAGED), &target, &path, &mode)?;
-        self.flush(&target.dir).during("write", &path)?;
         open.new = None;
         open.state.touched_at = UnixSeconds::now();
         Ok(())

@@ -23,13 +23,11 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use rustix::fs::{Mode, OFlags};
 
 use super::archive::ArchiveLimits;
 use super::archive::unpack::UnpackRequest;
-use super::claims::Lease;
 use super::content::WriteMode;
 use super::error::FileError;
 use super::resolve::{Owner, Resolver};
@@ -84,18 +82,7 @@ fn open_volume(path: &Path, resolver: Resolver, limits: ArchiveLimits) -> Volume
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let root = rustix::fs::open(path, flags, Mode::empty()).expect("open the volume");
     let owner = Some(Owner { uid: 4321, gid: 4321 });
-    Volume {
-        id: VolumeId::random(),
-        root,
-        resolver,
-        owner,
-        fsync: true,
-        limits,
-        commit: Arc::default(),
-        budgets: Arc::default(),
-        is_limited: false,
-        _lease: Lease::none(),
-    }
+    Volume { owner, ..Volume::alone(root, resolver, limits) }
 }
 
 fn rel(path: &str) -> RelPath {

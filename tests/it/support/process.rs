@@ -261,6 +261,14 @@ impl Daemon {
         number.expect("a number")
     }
 
+    /// What it holds open; nothing while it does not run.
+    pub(crate) fn open_files(&self) -> Vec<PathBuf> {
+        let Some(child) = &self.child else { return Vec::new() };
+        let handles = std::fs::read_dir(format!("/proc/{}/fd", child.id())).expect("its handles");
+        // A handle may be closed between the listing and the look.
+        handles.flatten().filter_map(|handle| std::fs::read_link(handle.path()).ok()).collect()
+    }
+
     /// Nothing is told to it, and it can do nothing about it.
     pub(crate) async fn kill9(&mut self) {
         let mut child = self.child.take().expect("a daemon that runs");
