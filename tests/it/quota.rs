@@ -161,7 +161,7 @@ async fn a_volume_is_resized_while_its_container_is_stopped_and_never_below_its_
     client.post(&uri, json!({"size": 12})).await.refused(409, "below_use");
     client.post(&uri, json!({"size": null})).await.refused(409, "backend_fixed");
     client.post(&uri, json!({"size": 4})).await.refused(409, "below_use");
-    client.post(&uri, json!({"size": 1_000_000_000})).await.refused(507, "quota_exceeded");
+    client.post(&uri, json!({"size": 1_000_000_000})).await.refused(507, "insufficient_storage");
     client.post(&uri, json!({"size": 36})).await.is(200);
     daemon.power(&id, "start").await;
     daemon.state(&id, "running").await;
