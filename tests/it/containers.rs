@@ -283,6 +283,7 @@ async fn what_the_state_forbids_is_a_conflict_with_the_state_as_its_code() {
     daemon.close().await;
 }
 
+/// CVE-2021-32699: the limit on processes is there also where nobody asked for one.
 #[tokio::test]
 async fn a_workload_is_hardened_by_default() {
     let daemon = Daemon::start().await;
@@ -357,6 +358,7 @@ async fn the_root_is_read_only_unless_asked_otherwise_and_tmp_and_home_can_be_wr
     daemon.close().await;
 }
 
+/// CVE-2024-34066: who held the node's token could have any folder of the host.
 #[tokio::test]
 async fn mounts_are_taken_from_beneath_the_allowed_folders_only() {
     let allowed = tempfile::tempdir().expect("a folder");
@@ -803,6 +805,7 @@ async fn a_deleted_container_leaves_its_volume_and_nothing_else() {
     daemon.close().await;
 }
 
+/// CVE-2021-32699: without a limit on processes a fork bomb took the host.
 #[tokio::test]
 async fn a_workload_cannot_make_more_processes_than_it_may() {
     let daemon = Daemon::start().await;
