@@ -72,7 +72,8 @@ impl Owner {
             Effect::Thaw { run } => drop(self.tasks.spawn(ctx.thaw(run))),
             Effect::PostMortem { run } => {
                 // Taken now: a restart may follow at once.
-                let evidence = Evidence::of(&self.shared, run);
+                let evidence =
+                    Evidence::of(&self.shared, self.record.machine.times().launched_at_ms);
                 self.tasks.spawn(ctx.keep_post_mortem(run, evidence));
             }
             Effect::Rebind => drop(self.tasks.spawn(ctx.rebind())),

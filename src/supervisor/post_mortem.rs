@@ -11,15 +11,17 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use super::effects::Ctx;
-use super::stats::TimedSample;
 use super::{ContainerHandle, Shared};
 use crate::console::Query;
 use crate::domain::ids::RunId;
 use crate::domain::lifecycle::{Fact, LastExit};
+use crate::domain::stats::history::{Point, Range, STEP_S};
 use crate::domain::units::UnixSeconds;
 use crate::util::atomic_file;
 
 const LINES: u64 = 200;
+/// Seconds of figures.
+const STATS_S: i64 = 60;
 /// The most of those lines that is kept: the end.
 const LINES_MAX_BYTES: usize = 256 * 1024;
 /// What a list leaves out.
@@ -29,12 +31,21 @@ const LONG_FIELDS: [&str; 2] = ["lines", "stats"];
 #[derive(Debug)]
 pub(super) struct Evidence {
     last_line: u64,
-    stats: Vec<TimedSample>,
+    stats: Vec<Point>,
 }
 
 impl Evidence {
-    pub(super) fn of(shared: &Shared, run: RunId) -> Self {
-        Self { last_line: shared.console.last_line(), stats: shared.recent_stats.of(run) }
+    /// Of a run that began then and has just ended.
+    pub(super) fn of(shared: &Shared, began_at_ms: Option<i64>) -> Self {
+        let UnixSeconds(now) = UnixSeconds::now();
+        // A figure bears the time at which its step began.
+        let began = began_at_ms.map_or(now, |ms| UnixSeconds::from_ms(ms).0) - i64::from(STEP_S);
+        let range = Range {
+            from: UnixSeconds(began.max(now - STATS_S)),
+            to: UnixSeconds(now + i64::from(STEP_S)),
+            step_s: STEP_S,
+        };
+        Self { last_line: shared.console.last_line(), stats: shared.history().points(range) }
     }
 }
 

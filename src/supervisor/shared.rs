@@ -6,16 +6,18 @@
 
 use std::convert::Infallible;
 use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::{Notify, watch};
 use tokio_util::task::TaskTracker;
 
-use super::stats::Recent;
 use crate::console::{Console, ConsoleInput, InputError, Stream as ConsoleStream, input};
 use crate::domain::ids::RunId;
 use crate::domain::stats::Sample;
+use crate::domain::stats::history::History;
+use crate::domain::units::UnixSeconds;
 use crate::engine::{AttachedInput, CreateRequest, Created, Engine, EngineError, Stream};
 
 /// What runs is attached to a moment after it is found running, at the start of lightd or when the
@@ -31,7 +33,8 @@ pub(crate) struct Shared {
     input: watch::Sender<Option<(RunId, ConsoleInput)>>,
     pub(super) stats: watch::Sender<Option<Sample>>,
     pub(super) stats_wanted: Notify,
-    pub(super) recent_stats: Recent,
+    /// Of all runs.
+    history: Mutex<History>,
     /// Somebody asks for a start that waits for its turn.
     pub(super) start_wanted: Notify,
     /// Docker containers that are being made. The engine goes on with that when whoever asked is gone,
@@ -47,7 +50,7 @@ impl Shared {
             input: watch::Sender::new(None),
             stats: watch::Sender::new(None),
             stats_wanted: Notify::new(),
-            recent_stats: Recent::default(),
+            history: Mutex::default(),
             start_wanted: Notify::new(),
             creating: TaskTracker::new(),
         }
@@ -151,6 +154,15 @@ impl Shared {
     /// The latest figures, without asking for more.
     pub(crate) fn last_stats(&self) -> Option<Sample> {
         *self.stats.borrow()
+    }
+
+    pub(super) fn note_stats(&self, sample: Sample) {
+        self.history().note(UnixSeconds::now(), sample);
+    }
+
+    /// The last hour's figures; the lock is for a look only.
+    pub(crate) fn history(&self) -> MutexGuard<'_, History> {
+        self.history.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn clear_stats(&self) {

@@ -70,6 +70,8 @@ async fn the_script_runs_as_root_in_its_own_shell_with_the_volume_in_both_places
     daemon.close().await;
 }
 
+/// CVE-2023-32080: the container of an install script had more rights than the workload, and reached the
+/// host.
 #[tokio::test]
 async fn the_install_container_is_hardened_as_the_workload_is() {
     let daemon = Daemon::start().await;

@@ -145,6 +145,7 @@ impl Drop for Ticket {
 mod tests {
     use super::*;
 
+    /// CVE-2025-69199, by many sockets at once.
     #[test]
     fn sockets_of_one_container_are_bounded_and_count_while_they_live() {
         let sockets = Sockets::default();

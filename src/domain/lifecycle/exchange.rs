@@ -79,7 +79,7 @@ pub(crate) enum Fact {
         observed: Option<Observed>,
         engine_was_away: bool,
     },
-    /// The time of [`Machine::wake_at`] has come.
+    /// The time of [`super::Machine::wake_at`] has come.
     Woke,
 }
 
