@@ -15,7 +15,7 @@ const CONNECTS_WITHIN: Duration = Duration::from_secs(2);
 
 impl Engine {
     /// A text that is another one once the engine, or the host, was started again.
-    pub(crate) async fn incarnation(&self) -> Option<String> {
+    pub(super) async fn incarnation(&self) -> Option<String> {
         let socket = &self.inner.options.socket_path;
         let connected = tokio::time::timeout(CONNECTS_WITHIN, UnixStream::connect(socket)).await;
         let peer = connected.ok()?.ok()?.peer_cred().ok()?.pid()?;

@@ -126,7 +126,9 @@ impl Registry {
             return Interruption::Host;
         }
         let noted = self.services().store.read("read the engine's start", |read| read.meta(ENGINE));
-        match (noted.await, self.services().engine.incarnation().await) {
+        let noted = noted.await;
+        let health = self.services().engine.health();
+        match (noted, health.borrow().incarnation()) {
             (Ok(Some(noted)), Some(present)) if noted != present => {
                 tracing::info!("the engine was restarted meanwhile");
                 Interruption::Engine
@@ -140,8 +142,8 @@ impl Registry {
         let services = self.services();
         let mut health = services.engine.health();
         loop {
-            let is_reachable = health.borrow_and_update().is_reachable();
-            if is_reachable && let Some(present) = services.engine.incarnation().await {
+            let present = health.borrow_and_update().incarnation().map(str::to_owned);
+            if let Some(present) = present {
                 let note = move |tx: &crate::store::Tx<'_>| tx.set_meta(ENGINE, &present);
                 if let Err(error) = services.store.write("note the engine's start", note).await {
                     tracing::warn!(error = %Chain(&error), "the engine's start is not noted");

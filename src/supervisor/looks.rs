@@ -168,6 +168,13 @@ impl Owner {
     }
 
     pub(super) async fn note_health(&mut self, health: &Health) {
+        if let Some(present) = health.incarnation() {
+            // Out of reach, but the same: what has ended meanwhile did so by itself.
+            if self.engine.as_deref() == Some(present) {
+                self.engine_was_away = false;
+            }
+            self.engine = Some(present.to_owned());
+        }
         match health {
             Health::Reachable { .. } if self.booted && self.unknown_since.is_some() => {
                 self.unknown_since = None;

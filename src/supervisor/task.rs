@@ -97,8 +97,10 @@ pub(super) struct Owner {
     pub(super) booted: bool,
     pub(super) generation: u64,
     pub(super) unknown_since: Option<UnixSeconds>,
-    /// The engine was out of reach since the last successful look.
+    /// The engine was restarted, as far as is known, since the last successful look.
     pub(super) engine_was_away: bool,
+    /// Which run of the engine was last seen.
+    pub(super) engine: Option<String>,
     pub(super) unsaved: bool,
     /// What belongs to decisions that could not be stored yet.
     owed: With,
@@ -136,6 +138,7 @@ impl Owner {
             generation: 1,
             unknown_since,
             engine_was_away: false,
+            engine: None,
             unsaved: false,
             owed: With::default(),
             end_seen: None,

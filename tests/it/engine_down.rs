@@ -241,6 +241,29 @@ async fn what_an_engine_ended_while_lightd_was_away_as_well_comes_back_and_count
 }
 
 #[tokio::test]
+async fn what_ended_by_itself_while_the_engine_was_stopped_is_not_taken_for_the_engines_doing() {
+    let (engine, daemon) = with_an_engine().await;
+    let id = daemon.id("a");
+    let command = "echo run >> runs; echo Ready; until test -e go; do sleep 0.02; done; \
+                   echo > over; exit 3";
+    let shown = daemon.run(&id, json!({"startup_command": command})).await;
+    engine.signal(Signal::STOP);
+    daemon.state(&id, "unknown").await;
+    let volume = shown["volume_id"].as_str().expect("a volume");
+    let go = daemon.data_path().join("volumes").join(volume).join("go");
+    File::create(go).expect("a file in the volume");
+    eventually("it ends", SOON, async || daemon.volume_file(&shown, "over").ok_or("not yet")).await;
+    engine.signal(Signal::CONT);
+    let ended = daemon.state(&id, "offline").await;
+    assert_eq!(
+        (&ended["exit_code"], &ended["last_exit"]["ended_by"]),
+        (&json!(3), &json!("itself"))
+    );
+    assert_eq!(daemon.volume_file(&shown, "runs").as_deref(), Some("run\n"));
+    daemon.close().await;
+}
+
+#[tokio::test]
 async fn a_stopped_engine_is_noticed_and_its_workloads_are_the_same_when_it_goes_on() {
     let (engine, daemon) = with_an_engine().await;
     let id = daemon.id("a");
