@@ -26,10 +26,12 @@ struct Engine {
     default_bridge: String,
     containerd: Child,
     dockerd: Option<Child>,
+    /// Whether workloads outlive dockerd (`--live-restore`).
+    keeps_workloads: bool,
 }
 
 impl Engine {
-    async fn start(bridge: &str) -> Self {
+    async fn start(bridge: &str, keeps_workloads: bool) -> Self {
         let folder = TempDir::with_prefix("lightd-engine-").expect("a folder");
         let at = |name: &str| folder.path().join(name);
         // Not dockerd's own child, so that it outlives a kill of dockerd, as it does on a real host.
@@ -56,8 +58,9 @@ impl Engine {
             let added = Command::new("ip").args(arguments.split(' ')).status();
             assert!(added.is_ok_and(|status| status.success()), "ip {arguments}");
         }
+        let bridge = bridge.to_owned();
         let mut engine =
-            Self { containerd, dockerd: None, bridge: bridge.to_owned(), default_bridge, folder };
+            Self { containerd, dockerd: None, bridge, default_bridge, folder, keeps_workloads };
         engine.launch().await;
         engine
     }
@@ -87,6 +90,7 @@ impl Engine {
             .arg(format!("unix://{}", self.at("docker.sock").display()))
             .args(["--bridge", &self.default_bridge])
             .args(["--iptables=false", "--ip6tables=false", "--ip-forward=false"])
+            .args(self.keeps_workloads.then_some("--live-restore"))
             .stdout(Stdio::null())
             .stderr(log.expect("a log"))
             .spawn();
@@ -120,6 +124,16 @@ impl Engine {
 impl Drop for Engine {
     fn drop(&mut self) {
         if let Some(mut dockerd) = self.dockerd.take() {
+            if self.keeps_workloads {
+                let remove = "docker -H \"unix://$0\" ps --all --quiet | xargs --no-run-if-empty docker -H \"unix://$0\" rm --force";
+                let mut remove_all = Command::new("sh");
+                remove_all
+                    .args(["-c", remove])
+                    .arg(self.at("docker.sock"))
+                    .stdout(Stdio::null())
+                    .status()
+                    .ok();
+            }
             // It may be stopped. Asked to end, it ends its containers.
             for signal in [Signal::CONT, Signal::TERM] {
                 kill_process(Pid::from_child(&dockerd), signal).ok();
@@ -142,8 +156,12 @@ impl Drop for Engine {
 
 /// A daemon with an engine of its own. The engine is dropped last.
 async fn with_an_engine() -> (Engine, Daemon) {
+    with_an_engine_that(false).await
+}
+
+async fn with_an_engine_that(keeps_workloads: bool) -> (Engine, Daemon) {
     let mut daemon = Daemon::prepare(|_| {}).await;
-    let engine = Engine::start(&daemon.bridge).await;
+    let engine = Engine::start(&daemon.bridge, keeps_workloads).await;
     daemon.docker = engine.docker();
     guest::ensure_image(&daemon.docker).await.expect("the test image");
     let path = engine.at("docker.sock");
@@ -281,6 +299,31 @@ async fn a_stopped_engine_is_noticed_and_its_workloads_are_the_same_when_it_goes
     assert_eq!(after["started_at"], before["started_at"]);
     daemon.expect_log(&id, "n200").await;
     assert_counts_up(&daemon.logs(&id).await, 1);
+    daemon.close().await;
+}
+
+#[tokio::test]
+async fn an_engine_that_keeps_its_workloads_is_restarted_under_them_and_no_line_is_missing() {
+    let (mut engine, daemon) = with_an_engine_that(true).await;
+    let id = daemon.id("a");
+    let spec = json!({"startup_command": COUNTS, "tty": false, "start_pattern": "Up"});
+    let before = daemon.run(&id, spec).await;
+    let pid = daemon.inspect(&id).await["State"]["Pid"].clone();
+    for signal in [Signal::TERM, Signal::KILL] {
+        engine.end(signal);
+        daemon.state(&id, "unknown").await;
+        engine.launch().await;
+        let after = daemon.state(&id, "running").await;
+        assert_eq!(daemon.inspect(&id).await["State"]["Pid"], pid, "{signal:?}");
+        assert_eq!(after["started_at"], before["started_at"], "{signal:?}");
+        let said = daemon.logs(&id).await.lines().count();
+        eventually("the console goes on", SOON, async || {
+            let now = daemon.logs(&id).await.lines().count();
+            if now > said + 20 { Ok(()) } else { Err(now) }
+        })
+        .await;
+        assert_counts_up(&daemon.logs(&id).await, 1);
+    }
     daemon.close().await;
 }
 
