@@ -20,7 +20,7 @@ pub(super) const LIVE: &[&str] = &[
     "network.allow_private",
     "limits",
     "install",
-    "console",
+    "sockets",
     "archives",
     "quota",
     "snapshots",
@@ -38,6 +38,8 @@ pub(super) const RESTART: &[&str] = &[
     "docker.user",
     "docker.node",
     "storage",
+    // Of a console that is open; a container that is made later has one of the same kind.
+    "console",
     "network.subnets",
     "network.bridge",
     "network.firewall",

@@ -10,9 +10,6 @@ use crate::domain::event::StateEvent;
 use crate::domain::stats::Sample;
 use crate::files::operation::OperationView;
 
-/// The largest frame a client may send.
-pub(super) const INBOUND_MAX_BYTES: usize = 64 * 1024;
-
 #[derive(Clone, Debug, Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub(super) enum Outbound<'a> {

@@ -22,17 +22,16 @@ use axum::routing::any;
 use serde::Deserialize;
 use tokio_util::task::TaskTracker;
 
-use self::frame::{INBOUND_MAX_BYTES, Subscription};
+use self::frame::Subscription;
 use self::session::Session;
 use super::auth::StayingAuth;
 use super::error::ApiError;
 use super::extract::{Path, Query};
 use super::state::AppState;
+use crate::config::Sockets as Caps;
 use crate::domain::access::Permission;
 use crate::domain::ids::ContainerId;
 
-const SOCKETS_MAX: usize = 2048;
-const SOCKETS_PER_CONTAINER_MAX: usize = 128;
 /// The buffers of the protocol's implementation are 128 KiB each unless told otherwise: too much for
 /// a socket that mostly sleeps.
 const READ_BUFFER_BYTES: usize = 4 * 1024;
@@ -70,12 +69,14 @@ async fn connect(
         ApiError::malformed("not_a_websocket", "this address takes WebSocket connections only")
             .because(rejection)
     })?;
-    let ticket = state.sockets.enter(&id)?;
+    let caps = state.config.current().sockets;
     let sockets = state.sockets.clone();
-    let session = Session::new(state, handle, auth, subscription, query.since);
+    let ticket = sockets.enter(&id, caps)?;
+    let session =
+        Session::new(state, handle, auth, subscription, query.since, caps.frames_per_second);
     let upgrade = upgrade
-        .max_message_size(INBOUND_MAX_BYTES)
-        .max_frame_size(INBOUND_MAX_BYTES)
+        .max_message_size(caps.frame_max_bytes)
+        .max_frame_size(caps.frame_max_bytes)
         .read_buffer_size(READ_BUFFER_BYTES)
         .write_buffer_size(WRITE_BUFFER_BYTES)
         .max_write_buffer_size(WRITE_BUFFER_MAX_BYTES);
@@ -101,11 +102,11 @@ impl Sockets {
         self.tracker.wait().await;
     }
 
-    fn enter(&self, container: &ContainerId) -> Result<Ticket, ApiError> {
+    fn enter(&self, container: &ContainerId, caps: Caps) -> Result<Ticket, ApiError> {
         let mut open = self.lock();
         let in_all: usize = open.values().sum();
         let here = open.get(container).copied().unwrap_or(0);
-        if in_all >= SOCKETS_MAX || here >= SOCKETS_PER_CONTAINER_MAX {
+        if in_all >= caps.per_node || here >= caps.per_container {
             return Err(ApiError::too_many(
                 "too_many_sockets",
                 "too many sockets are open; close some first",
@@ -146,15 +147,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sockets_of_one_container_are_bounded_and_count_while_they_live() {
+    fn sockets_are_bounded_by_container_and_in_all_and_count_while_they_live() {
+        let caps =
+            Caps { per_container: 3, per_node: 5, frame_max_bytes: 1024, frames_per_second: 1 };
         let sockets = Sockets::default();
-        let (a, b) = (ContainerId::parse("a").unwrap(), ContainerId::parse("b").unwrap());
-        let mut tickets: Vec<Ticket> =
-            (0..SOCKETS_PER_CONTAINER_MAX).map(|_| sockets.enter(&a).unwrap()).collect();
-        assert_eq!(sockets.enter(&a).unwrap_err().code(), "too_many_sockets");
-        assert!(sockets.enter(&b).is_ok());
+        let [a, b, c] = ["a", "b", "c"].map(|id| ContainerId::parse(id).unwrap());
+        let enter = |id: &ContainerId| sockets.enter(id, caps).map_err(|error| error.code());
+        let mut tickets: Vec<Ticket> = (0..3).map(|_| enter(&a).unwrap()).collect();
+        assert_eq!(enter(&a).unwrap_err(), "too_many_sockets");
+        tickets.extend((0..2).map(|_| enter(&b).unwrap()));
+        assert_eq!(enter(&c).unwrap_err(), "too_many_sockets");
         tickets.pop();
-        assert!(sockets.enter(&a).is_ok());
+        assert!(enter(&c).is_ok(), "and is gone again");
+        tickets.remove(0);
+        assert!(enter(&a).is_ok());
         drop(tickets);
         assert!(sockets.lock().is_empty());
     }

@@ -105,28 +105,29 @@ fn refused(error: ApiError) -> Reply {
     Reply::Frame(Outbound::Error { data: error.message(), code: error.code() }.text())
 }
 
-/// Inbound frames: so many at once, and so many a second in the long run.
-const FRAMES_BURST: f64 = 60.0;
-const FRAMES_PER_SECOND: f64 = 20.0;
+/// So many seconds' frames may come at once.
+const BURST_SECONDS: f64 = 3.0;
 /// A client that has so many more refused than taken is cut off.
 const FRAMES_REFUSED_MAX: u32 = 200;
 
 /// How many frames a client may still send.
 #[derive(Debug)]
 pub(super) struct Budget {
+    per_second: f64,
     left: f64,
     at: Instant,
     refused: u32,
 }
 
 impl Budget {
-    pub(super) fn new(now: Instant) -> Self {
-        Self { left: FRAMES_BURST, at: now, refused: 0 }
+    pub(super) fn new(per_second: u32, now: Instant) -> Self {
+        let per_second = f64::from(per_second);
+        Self { per_second, left: per_second * BURST_SECONDS, at: now, refused: 0 }
     }
 
     pub(super) fn allows(&mut self, now: Instant) -> bool {
-        let earned = now.saturating_duration_since(self.at).as_secs_f64() * FRAMES_PER_SECOND;
-        self.left = (self.left + earned).min(FRAMES_BURST);
+        let earned = now.saturating_duration_since(self.at).as_secs_f64() * self.per_second;
+        self.left = (self.left + earned).min(self.per_second * BURST_SECONDS);
         self.at = now;
         if self.left >= 1.0 {
             self.left -= 1.0;
@@ -151,7 +152,7 @@ mod tests {
     #[test]
     fn frames_are_budgeted_and_a_flood_is_seen_as_one() {
         let start = Instant::now();
-        let mut budget = Budget::new(start);
+        let mut budget = Budget::new(20, start);
         let passed = (0..100).filter(|_| budget.allows(start)).count();
         assert_eq!(passed, 60);
         assert!(!budget.is_flooded());

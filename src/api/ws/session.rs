@@ -114,6 +114,7 @@ impl Session {
         auth: Auth,
         wants: Subscription,
         since: Option<u64>,
+        frames_per_second: u32,
     ) -> Self {
         let now = Instant::now();
         Self {
@@ -123,7 +124,7 @@ impl Session {
             wants,
             since,
             told: None,
-            budget: Budget::new(now),
+            budget: Budget::new(frames_per_second, now),
             heard_at: now,
         }
     }

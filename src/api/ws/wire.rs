@@ -36,7 +36,7 @@ impl End {
             Self::Deleted => Some((4404, "the container was deleted")),
             Self::Suspended => Some((4409, "the container is suspended")),
             Self::Stopping => Some((1001, "lightd is stopping")),
-            Self::FrameTooLarge => Some((1009, "a frame must not be larger than 64 KiB")),
+            Self::FrameTooLarge => Some((1009, "the frame is larger than this node takes")),
             Self::Flood => Some((1008, "too many frames")),
         }
     }
