@@ -150,10 +150,12 @@ async fn latency(node: &Node) -> Result<()> {
     let job = format!("stamps 100 {STAMPS}");
     let mut rounds: [[Vec<f64>; 2]; 2] = Default::default();
     for _ in 0..STAMPS_ROUNDS {
+        // At the same time: the machine's noise hits both.
         theirs.write(&format!("{job}\n")).await?;
-        let mut raw = read_stamps(&mut theirs, STAMPS).await?;
         order(&daemon, "latency", &job)?;
-        let mut own = read_stamps(&mut ours, STAMPS).await?;
+        let both = (read_stamps(&mut theirs, STAMPS), read_stamps(&mut ours, STAMPS));
+        let (raw, own) = tokio::join!(both.0, both.1);
+        let (mut raw, mut own) = (raw?, own?);
         for (of, times) in rounds.iter_mut().zip([&mut own, &mut raw]) {
             times.sort_by(f64::total_cmp);
             of[0].push(percentile(times, 50));
@@ -239,6 +241,7 @@ impl Node {
 
     /// A daemon on an empty folder.
     fn start(&self) -> Result<Lightd> {
+        plain::remove_containers();
         let data = self.folder.join("data");
         if data.exists() {
             std::fs::remove_dir_all(&data)?;
@@ -256,7 +259,6 @@ impl Node {
 
     /// Makes and starts a container whose printer waits for jobs.
     fn run_container(&self, daemon: &Lightd, id: &str, tty: bool) -> Result<()> {
-        quietly(Command::new("docker").args(["rm", "-f", &format!("lightd-{id}")]));
         let body = format!(
             r#"{{"internal_id": "{id}", "image": "{}", "volume_id": "{}", "tty": {tty},
                 "startup_command": "printer"}}"#,

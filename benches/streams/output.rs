@@ -157,12 +157,12 @@ fn piece_of(bytes: Bytes) -> Result<Piece> {
         return Err(format!("no output: {}", String::from_utf8_lossy(&bytes)).into());
     }
     let lines = bytes.windows(2).filter(|pair| *pair == br"\n").count() as u64;
-    let tail = std::str::from_utf8(&bytes[bytes.len().saturating_sub(40)..]).unwrap_or_default();
+    let tail = std::str::from_utf8(&bytes[bytes.len().saturating_sub(80)..]).unwrap_or_default();
     let digits = tail.rsplit(r#""seq":"#).next().unwrap_or_default();
     let digits = digits.split(|c: char| !c.is_ascii_digit()).next().unwrap_or_default();
     let seq: u64 = digits.parse().map_err(|_| format!("no number in {tail}"))?;
     // Of a line that is still forming, the number does not count yet.
-    let seq = seq - u64::from(bytes.ends_with(br#""partial":true}"#));
+    let seq = seq - u64::from(tail.contains(r#""partial":true"#));
     Ok(Piece { bytes, lines, seq: Some(seq) })
 }
 

@@ -6,6 +6,8 @@ use crate::client::{Result, cpu_seconds, quietly};
 
 pub(crate) const IMAGE: &str = "lightd-bench-streams:1";
 pub(crate) const NODE: &str = "bench-streams";
+/// Of containers that are not lightd's.
+const LABEL: &str = "lightd-bench=streams";
 pub(crate) const BRIDGE: &str = "ldbench1";
 
 pub(crate) fn import_image() -> Result<()> {
@@ -48,9 +50,8 @@ pub(crate) fn import_image() -> Result<()> {
 /// A running container with the settings that lightd gives its own.
 pub(crate) fn start(name: &str, tty: bool) -> Result<()> {
     quietly(Command::new("docker").args(["rm", "-f", name]));
-    let label = format!("lightd.node={NODE}");
     let done = Command::new("docker")
-        .args(["run", "-d", if tty { "-it" } else { "-i" }, "--name", name, "--label", &label])
+        .args(["run", "-d", if tty { "-it" } else { "-i" }, "--name", name, "--label", LABEL])
         .args(["--network", "none", "--init", "--user", "988:988", "--read-only"])
         .args(["--log-driver", "json-file", "--log-opt", "max-size=16777216"])
         .args(["--log-opt", "max-file=1", "--cap-drop", "ALL"])
@@ -65,14 +66,21 @@ pub(crate) fn cpu() -> Result<f64> {
     cpu_seconds(pid.trim().parse()?)
 }
 
-pub(crate) fn remove_all() {
-    let filter = format!("label=lightd.node={NODE}");
-    let listed = Command::new("docker").args(["ps", "-aq", "--filter", &filter]).output();
-    let ids = listed.map(|out| String::from_utf8_lossy(&out.stdout).into_owned());
-    let ids = ids.unwrap_or_default();
-    if !ids.is_empty() {
-        quietly(Command::new("docker").args(["rm", "-f"]).args(ids.lines()));
+/// All of this bench's, lightd's too.
+pub(crate) fn remove_containers() {
+    for label in [LABEL, &format!("lightd.node={NODE}")] {
+        let filter = format!("label={label}");
+        let listed = Command::new("docker").args(["ps", "-aq", "--filter", &filter]).output();
+        let ids = listed.map(|out| String::from_utf8_lossy(&out.stdout).into_owned());
+        let ids = ids.unwrap_or_default();
+        if !ids.is_empty() {
+            quietly(Command::new("docker").args(["rm", "-f"]).args(ids.lines()));
+        }
     }
+}
+
+pub(crate) fn remove_all() {
+    remove_containers();
     quietly(Command::new("docker").args(["network", "rm", BRIDGE]));
     quietly(Command::new("docker").args(["rmi", IMAGE]));
 }

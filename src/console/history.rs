@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 
 use regex::bytes::Regex;
 
-use super::{Console, Cursor, Delivery, Start};
+use super::{Console, Cursor, Delivery, Mark, Start};
 use crate::domain::ids::RunId;
 
 /// A look back never holds more text than this.
@@ -41,9 +41,9 @@ impl Console {
         let last_line = self.last_line();
         let lines = u64::try_from(query.lines).unwrap_or(u64::MAX);
         let start = match query.since {
-            Some(seq) => Start::Since(seq),
+            Some(seq) => Start::After(Mark::line(seq)),
             None if query.run.is_none() && query.grep.is_none() => Start::Tail(lines),
-            None => Start::Since(0),
+            None => Start::After(Mark::line(0)),
         };
         let mut found = Found::default();
         let mut cursor = self.cursor(start);

@@ -43,6 +43,7 @@ use self::state::State;
 use crate::domain::ids::RunId;
 use crate::util::chain::Chain;
 
+pub(crate) use self::block::Mark;
 pub(crate) use self::cursor::{Cursor, Delivery};
 pub(crate) use self::history::Query;
 pub(crate) use self::input::{ConsoleInput, InputError, input};
@@ -86,8 +87,8 @@ impl Default for ConsoleOptions {
 pub(crate) enum Start {
     /// With the line that is forming.
     Now,
-    /// Behind the line of that number, which the reader has in full.
-    Since(u64),
+    /// Behind what the reader has.
+    After(Mark),
     /// So many lines before the end.
     Tail(u64),
 }
@@ -177,13 +178,13 @@ impl Console {
 
     /// A reader of its own.
     pub(crate) fn cursor(&self, start: Start) -> Cursor {
-        let end = lock(&self.shared.state).ring.end().line;
-        let line = match start {
-            Start::Now => end,
-            Start::Since(seq) => seq.saturating_add(1).min(end),
-            Start::Tail(lines) => end.saturating_sub(lines).max(1),
+        let end = lock(&self.shared.state).ring.end();
+        let at = match start {
+            Start::Now => Position::line(end.line),
+            Start::After(mark) => Position::from(mark).min(end),
+            Start::Tail(lines) => Position::line(end.line.saturating_sub(lines).max(1)),
         };
-        Cursor::new(Arc::clone(&self.shared), Position::line(line))
+        Cursor::new(Arc::clone(&self.shared), at)
     }
 
     /// Ends all readers once they have what is in memory. When this returns, nothing is written to the

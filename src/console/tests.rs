@@ -87,9 +87,11 @@ async fn a_late_reader_gets_everything_from_memory_and_disk() {
     for n in 1..=10_000 {
         push(&console, &numbered(n..=n));
     }
-    for (start, first) in
-        [(Start::Since(0), 1), (Start::Since(4321), 4322), (Start::Tail(10), 9991)]
-    {
+    for (start, first) in [
+        (Start::After(Mark::line(0)), 1),
+        (Start::After(Mark::line(4321)), 4322),
+        (Start::Tail(10), 9991),
+    ] {
         let mut cursor = console.cursor(start);
         let got = Got::until(&mut cursor, |got| got.last_seq == 10_000).await;
         assert_eq!(got.lines_lost, 0);
@@ -138,7 +140,7 @@ async fn what_was_dropped_from_the_journal_is_announced() {
         }
     }
     assert!(size_of_dir(&dir.path().join("console")) <= 1024 * 1024);
-    let mut cursor = console.cursor(Start::Since(5));
+    let mut cursor = console.cursor(Start::After(Mark::line(5)));
     let got = Got::until(&mut cursor, |got| got.last_seq == 30_000).await;
     let first: u64 = got.text.lines().next().unwrap().parse().unwrap();
     assert!(first > 1000, "{first}");
@@ -167,7 +169,7 @@ async fn numbers_go_on_after_reopening() {
     console.push(RUN.next(), Stream::Out, 2000, b"again");
     console.end_run();
     assert_eq!(console.last_line(), 5);
-    let mut cursor = console.cursor(Start::Since(0));
+    let mut cursor = console.cursor(Start::After(Mark::line(0)));
     let got = Got::until(&mut cursor, |got| got.last_seq == 5).await;
     assert_eq!(got.text, format!("{}> stop\r\nagain", numbered(1..=3)));
 }
@@ -209,7 +211,7 @@ fn event() -> impl Strategy<Value = Event> {
 /// All lines that a new reader gets, by number.
 async fn lines_since(console: &Console, seq: u64) -> BTreeMap<u64, Vec<u8>> {
     let mut lines: BTreeMap<u64, Vec<u8>> = BTreeMap::new();
-    let mut cursor = console.cursor(Start::Since(seq));
+    let mut cursor = console.cursor(Start::After(Mark::line(seq)));
     while let Some(delivery) = cursor.next_at_hand().await {
         match delivery {
             Delivery::Lines(block) => {
@@ -306,7 +308,7 @@ async fn a_torn_end_is_cut_off() {
         assert_eq!(console.last_line(), if cut < 62 { 99 } else { 98 }, "cut {cut}");
         let next = console.last_line() + 1;
         push(&console, &numbered(next..=next));
-        let mut cursor = console.cursor(Start::Since(0));
+        let mut cursor = console.cursor(Start::After(Mark::line(0)));
         let got = Got::until(&mut cursor, |got| got.last_seq == next).await;
         assert_eq!((got.text, got.lines_lost), (numbered(1..=next), 0));
         fs::copy(dir.path().join("kept"), &path).unwrap();
@@ -391,7 +393,7 @@ async fn a_disk_that_takes_nothing_does_not_stop_the_console() {
     push(&console, &numbered(1..=5));
     console.flush().await;
     assert_eq!(console.health(), Health { journal_lost_lines: 5, journal_failing: true });
-    let mut cursor = console.cursor(Start::Since(0));
+    let mut cursor = console.cursor(Start::After(Mark::line(0)));
     assert_eq!(Got::until(&mut cursor, |got| got.last_seq == 5).await.text, numbered(1..=5));
 
     fs::remove_file(dir.path().join("console")).unwrap();
@@ -400,7 +402,7 @@ async fn a_disk_that_takes_nothing_does_not_stop_the_console() {
     assert_eq!(console.health(), Health { journal_lost_lines: 5, journal_failing: false });
     drop((console, cursor));
     let console = open(&dir, small());
-    let mut cursor = console.cursor(Start::Since(2));
+    let mut cursor = console.cursor(Start::After(Mark::line(2)));
     let got = Got::until(&mut cursor, |got| got.last_seq == 6).await;
     assert_eq!((got.text, got.lines_lost), (numbered(6..=6), 3));
 }

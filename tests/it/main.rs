@@ -7,6 +7,7 @@ mod crash;
 mod engine_down;
 mod errors;
 mod escape;
+mod events;
 mod guest;
 mod hardening;
 mod install;

@@ -1,9 +1,12 @@
-//! `GET /ws/{id}`: a container's socket, from the upgrade to its task.
+//! `GET /ws/{id}`: a container's socket, from the upgrade to its task; and its like without one.
 //!
 //! Everything is decided before the upgrade, so that a refusal is an answer with a status. Each socket
 //! is one task of [`Sockets`], which bounds how many there are, of one container and in all, and lets
-//! shutdown wait for them: the HTTP server forgets a connection once it is upgraded.
+//! shutdown wait for them: the HTTP server forgets a connection once it is upgraded. Event streams are
+//! counted with them.
 
+mod events;
+mod feed;
 mod frame;
 mod requests;
 mod session;
@@ -18,19 +21,22 @@ use axum::extract::State;
 use axum::extract::ws::WebSocketUpgrade;
 use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::response::Response;
-use axum::routing::any;
+use axum::routing::{any, get};
 use serde::Deserialize;
 use tokio_util::task::TaskTracker;
 
+use self::feed::Feed;
 use self::frame::Subscription;
 use self::session::Session;
-use super::auth::StayingAuth;
+use super::auth::{Auth, StayingAuth};
 use super::error::ApiError;
 use super::extract::{Path, Query};
 use super::state::AppState;
 use crate::config::Sockets as Caps;
+use crate::console::Mark;
 use crate::domain::access::Permission;
 use crate::domain::ids::ContainerId;
+use crate::supervisor::ContainerHandle;
 
 /// The buffers of the protocol's implementation are 128 KiB each unless told otherwise: too much for
 /// a socket that mostly sleeps.
@@ -40,13 +46,23 @@ const WRITE_BUFFER_BYTES: usize = 16 * 1024;
 const WRITE_BUFFER_MAX_BYTES: usize = 4 * 1024 * 1024;
 
 pub(super) fn routes() -> Router<AppState> {
-    Router::new().route("/ws/{id}", any(connect))
+    Router::new()
+        .route("/ws/{id}", any(connect))
+        .route("/containers/{id}/events", get(events::stream))
 }
 
 #[derive(Debug, Deserialize)]
 struct ConnectQuery {
     events: Option<String>,
-    since: Option<u64>,
+    since: Option<Mark>,
+}
+
+impl ConnectQuery {
+    fn subscription(&self) -> Result<Subscription, ApiError> {
+        let Some(names) = self.events.as_deref() else { return Ok(Subscription::ALL) };
+        Subscription::parse(names)
+            .map_err(|name| ApiError::field("?events", format!("{name} is no event that is sent")))
+    }
 }
 
 async fn connect(
@@ -56,15 +72,8 @@ async fn connect(
     Query(query): Query<ConnectQuery>,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response, ApiError> {
-    let handle = auth
-        .container(&state, &id, Permission::ContainersRead)
-        .or_else(|_| auth.container(&state, &id, Permission::ConsoleRead))?;
-    let subscription = match query.events.as_deref() {
-        None => Subscription::ALL,
-        Some(names) => Subscription::parse(names).map_err(|name| {
-            ApiError::field("?events", format!("{name} is no event that is sent"))
-        })?,
-    };
+    let handle = visible(&auth, &state, &id)?;
+    let wants = query.subscription()?;
     let upgrade = upgrade.map_err(|rejection| {
         ApiError::malformed("not_a_websocket", "this address takes WebSocket connections only")
             .because(rejection)
@@ -72,8 +81,8 @@ async fn connect(
     let caps = state.config.current().sockets;
     let sockets = state.sockets.clone();
     let ticket = sockets.enter(&id, caps)?;
-    let session =
-        Session::new(state, handle, auth, subscription, query.since, caps.frames_per_second);
+    let feed = Feed::new(state.clone(), handle.clone(), &auth, wants, query.since);
+    let session = Session::new(state, handle, auth, caps.frames_per_second);
     let upgrade = upgrade
         .max_message_size(caps.frame_max_bytes)
         .max_frame_size(caps.frame_max_bytes)
@@ -83,9 +92,15 @@ async fn connect(
     // Tracked from here on, not only once the upgrade is through.
     let tracked = sockets.tracker.token();
     Ok(upgrade.on_upgrade(async move |socket| {
-        session.run(socket, grant).await;
+        session.run(socket, feed, grant).await;
         drop((ticket, tracked));
     }))
+}
+
+/// The container, if this caller may see anything of it.
+fn visible(auth: &Auth, state: &AppState, id: &ContainerId) -> Result<ContainerHandle, ApiError> {
+    auth.container(state, id, Permission::ContainersRead)
+        .or_else(|_| auth.container(state, id, Permission::ConsoleRead))
 }
 
 /// All sockets of this node.

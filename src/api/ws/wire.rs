@@ -27,6 +27,18 @@ pub(super) enum End {
 }
 
 impl End {
+    /// The same as an event's code and words, where there are no close frames.
+    pub(super) fn event(self) -> (&'static str, &'static str) {
+        let code = match self {
+            Self::Unauthorized => "unauthorized",
+            Self::Deleted => "deleted",
+            Self::Suspended => "suspended",
+            Self::Stopping => "stopping",
+            Self::Gone | Self::Left | Self::Silent | Self::FrameTooLarge | Self::Flood => "closed",
+        };
+        (code, self.frame().map_or("the stream has ended", |(_, reason)| reason))
+    }
+
     /// The close frame to send, if it is ours to send one.
     fn frame(self) -> Option<(u16, &'static str)> {
         match self {
