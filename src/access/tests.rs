@@ -112,6 +112,7 @@ async fn of_many_uses_at_once_of_a_token_for_one_use_one_wins() {
     }
 }
 
+/// CVE-2025-68954, GHSA-hr7j-63v7-vj7g: sessions went on after the right to them was taken away.
 #[tokio::test]
 async fn a_revoked_token_ends_its_sockets_and_no_others() {
     let it = fixture();
@@ -127,6 +128,7 @@ async fn a_revoked_token_ends_its_sockets_and_no_others() {
     assert!(matches!(again, Err(AccessError::Store(StoreError::NoSuchToken))));
 }
 
+/// CVE-2025-68954, GHSA-hr7j-63v7-vj7g, where the news of it was lost.
 #[tokio::test]
 async fn a_socket_that_missed_many_revocations_still_learns_of_its_own() {
     let it = fixture();

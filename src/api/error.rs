@@ -224,8 +224,11 @@ impl From<FileError> for ApiError {
             FileError::PreconditionFailed { .. } => {
                 Self::new(StatusCode::PRECONDITION_FAILED, "precondition_failed", text)
             }
-            FileError::NoSpace { .. } | FileError::QuotaExceeded { .. } => {
+            FileError::QuotaExceeded { .. } | FileError::VolumeFull { .. } => {
                 Self::new(StatusCode::INSUFFICIENT_STORAGE, "quota_exceeded", text)
+            }
+            FileError::NoSpace { .. } => {
+                Self::new(StatusCode::INSUFFICIENT_STORAGE, "insufficient_storage", text)
             }
             FileError::TooManyOperations => {
                 Self::too_many("too_many_operations", "too many operations are running", RETRY_SOON)

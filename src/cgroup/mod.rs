@@ -11,6 +11,7 @@
 //! process after the exit, so it is read after the group was seen to exist.
 
 mod oom;
+mod text;
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -20,6 +21,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use self::text::{block_v1, block_v2, field, inactive_file, network_totals, pressure};
 use crate::domain::stats::Counters;
 
 /// When the clock of all readings was first looked at; it showed [`EPOCH_SHOWS`] then, so that it can
@@ -50,8 +52,20 @@ pub(crate) struct Cgroup {
 
 #[derive(Debug)]
 enum Files {
-    V1 { cpu: PathBuf, memory: Memory, block: Option<PathBuf>, pids: Option<PathBuf> },
-    V2 { cpu: PathBuf, memory: Memory, block: PathBuf, pids: PathBuf },
+    V1 {
+        cpu: PathBuf,
+        throttling: Option<PathBuf>,
+        memory: Memory,
+        block: Option<PathBuf>,
+        pids: Option<PathBuf>,
+    },
+    V2 {
+        cpu: PathBuf,
+        memory: Memory,
+        pressure: PathBuf,
+        block: PathBuf,
+        pids: PathBuf,
+    },
 }
 
 #[derive(Debug)]
@@ -86,8 +100,13 @@ impl Cgroup {
     pub(crate) fn read(&self, text: &mut Vec<u8>) -> Result<Counters, CgroupError> {
         let mut counters = Counters { taken_at: now(), ..Counters::default() };
         let memory = match &self.files {
-            Files::V1 { cpu, memory, block, pids } => {
+            Files::V1 { cpu, throttling, memory, block, pids } => {
                 counters.cpu_ns = number(cpu, text)?;
+                if let Some(throttling) = throttling {
+                    let stat = optional(read(throttling, text))?;
+                    counters.throttled_ns =
+                        stat.and_then(|stat| field(stat, "throttled_time")).unwrap_or(0);
+                }
                 if let Some(pids) = pids {
                     counters.pids = optional(number(pids, text))?.unwrap_or(0);
                 }
@@ -97,9 +116,15 @@ impl Cgroup {
                 }
                 memory
             }
-            Files::V2 { cpu, memory, block, pids } => {
-                let micros = field(read(cpu, text)?, "usage_usec").ok_or_else(|| bad(cpu))?;
+            Files::V2 { cpu, memory, pressure: file, block, pids } => {
+                let stat = read(cpu, text)?;
+                let micros = field(stat, "usage_usec").ok_or_else(|| bad(cpu))?;
                 counters.cpu_ns = micros.saturating_mul(1000);
+                // Absent where there is no limit.
+                let throttled = field(stat, "throttled_usec").unwrap_or(0);
+                counters.throttled_ns = throttled.saturating_mul(1000);
+                // Kernels may be built, or booted, without it; then the file is not there or cannot be read.
+                counters.memory_pressure = read(file, text).ok().and_then(pressure);
                 counters.pids = optional(number(pids, text))?.unwrap_or(0);
                 let block = optional(read(block, text))?.map(block_v2);
                 (counters.block_read, counters.block_write) = block.unwrap_or_default();
@@ -136,6 +161,7 @@ impl Files {
         let in_memory = |name| memory.join(name);
         Some(Self::V1 {
             cpu: dir("cpuacct")?.join("cpuacct.usage"),
+            throttling: dir("cpu").map(|dir| dir.join("cpu.stat")),
             memory: Memory {
                 usage: in_memory("memory.usage_in_bytes"),
                 stat: in_memory("memory.stat"),
@@ -156,6 +182,7 @@ impl Files {
                 limit: dir.join("memory.max"),
                 oom: dir.join("memory.events"),
             },
+            pressure: dir.join("memory.pressure"),
             block: dir.join("io.stat"),
             pids: dir.join("pids.current"),
         })
@@ -228,52 +255,6 @@ fn optional<T>(result: Result<T, CgroupError>) -> Result<Option<T>, CgroupError>
     }
 }
 
-/// The number behind a name, in files of "name number" lines.
-fn field(text: &str, name: &str) -> Option<u64> {
-    text.lines().find_map(|line| {
-        let mut words = line.split_ascii_whitespace();
-        (words.next()? == name).then(|| words.next())??.parse().ok()
-    })
-}
-
-/// Page cache that could be dropped at once: version 1 counts it with what is below the group.
-fn inactive_file(text: &str) -> Option<u64> {
-    field(text, "total_inactive_file").or_else(|| field(text, "inactive_file"))
-}
-
-/// Bytes read and written, from lines such as `8:0 Read 4096`.
-fn block_v1(text: &str) -> (u64, u64) {
-    let total = |direction: &str| {
-        let amounts = text.lines().filter_map(|line| {
-            let mut words = line.split_ascii_whitespace().skip(1);
-            (words.next()? == direction).then(|| words.next())??.parse::<u64>().ok()
-        });
-        amounts.sum()
-    };
-    (total("Read"), total("Write"))
-}
-
-/// Bytes read and written, from lines such as `8:0 rbytes=4096 wbytes=0 rios=1 wios=0`.
-fn block_v2(text: &str) -> (u64, u64) {
-    let total = |key: &str| {
-        let words = text.split_ascii_whitespace();
-        words.filter_map(|word| word.strip_prefix(key)?.parse::<u64>().ok()).sum()
-    };
-    (total("rbytes="), total("wbytes="))
-}
-
-/// Bytes received and sent on all devices but the loopback one, from the text of `net/dev`.
-fn network_totals(text: &str) -> (u64, u64) {
-    let devices = text.lines().filter_map(|line| {
-        let (name, numbers) = line.split_once(':')?;
-        let mut numbers = numbers.split_ascii_whitespace();
-        let received: u64 = numbers.next()?.parse().ok()?;
-        let sent: u64 = numbers.nth(7)?.parse().ok()?;
-        (name.trim() != "lo").then_some((received, sent))
-    });
-    devices.fold((0, 0), |total, device| (total.0 + device.0, total.1 + device.1))
-}
-
 #[cfg(test)]
 mod tests {
     use tokio::io::AsyncWriteExt as _;
@@ -299,13 +280,15 @@ mod tests {
 
     #[test]
     fn version_1_groups_are_found_by_controller() {
-        let Some(Files::V1 { cpu, memory, block, pids }) = Files::locate(GROUPS_V1, MOUNTS_V1)
+        let Some(Files::V1 { cpu, throttling, memory, block, pids }) =
+            Files::locate(GROUPS_V1, MOUNTS_V1)
         else {
             panic!("not found");
         };
         assert_eq!(cpu, Path::new("/sys/fs/cgroup/cpu,cpuacct/docker/abc/cpuacct.usage"));
         assert_eq!(memory.stat, Path::new("/mnt/my memory/docker/abc/memory.stat"));
         assert_eq!(pids.unwrap(), Path::new("/sys/fs/cgroup/pids/docker/abc/pids.current"));
+        assert_eq!(throttling.unwrap(), cpu.with_file_name("cpu.stat"));
         assert_eq!(block, None);
     }
 
@@ -319,30 +302,6 @@ mod tests {
         assert_eq!(cpu, Path::new("/sys/fs/cgroup/system.slice/docker-abc.scope/cpu.stat"));
         assert!(Files::locate("0::/../outside\n", mounts).is_none());
         assert!(Files::locate(groups, "").is_none());
-    }
-
-    #[test]
-    fn files_of_both_versions_are_understood() {
-        let v1 = "cache 5\ninactive_file 1\ntotal_inactive_file 40960\n";
-        assert_eq!(inactive_file(v1), Some(40960));
-        assert_eq!(inactive_file("anon 1\nfile 2\ninactive_file 8192\n"), Some(8192));
-        assert_eq!(inactive_file("anon 1\n"), None);
-        assert_eq!(field("usage_usec 1500\nuser_usec 1000\n", "usage_usec"), Some(1500));
-        assert_eq!(field("low 0\noom 3\noom_kill 2\n", "oom_kill"), Some(2));
-        assert_eq!(field("oom_kill_disable 1\nunder_oom 0\noom_kill 4\n", "oom_kill"), Some(4));
-        let v1 = "8:0 Read 10\n8:0 Write 20\n8:0 Sync 5\n8:16 Read 1\n8:16 Write 2\nTotal 33\n";
-        assert_eq!(block_v1(v1), (11, 22));
-        assert_eq!(block_v1("Total 0\n"), (0, 0));
-        let v2 = "8:0 rbytes=10 wbytes=20 rios=1 wios=2 dbytes=0 dios=0\n8:16 rbytes=1 wbytes=2\n";
-        assert_eq!(block_v2(v2), (11, 22));
-        let devices = "\
-Inter-|   Receive                        |  Transmit
- face |bytes    packets errs drop fifo frame compressed multicast|bytes    packets errs
-    lo:     999       0    0    0    0     0          0         0      999       0    0    0
-  eth0:     200       2    0    0    0     0          0         0      100       1    0    0
-  eth1:2000000000       2    0    0    0     0          0         0      1       1    0    0
-";
-        assert_eq!(network_totals(devices), (2_000_000_200, 101));
     }
 
     async fn pid_of(node: &TestNode, id: &str) -> u32 {
@@ -368,9 +327,16 @@ Inter-|   Receive                        |  Transmit
         assert_eq!(last.memory_limit_bytes, 64 << 20);
         assert!((1..64 << 20).contains(&last.memory_bytes), "{last:?}");
 
+        let told = node.engine.counters(&id).await.unwrap().unwrap();
+        let after = cgroup.read(&mut text).unwrap();
+        assert!((last.cpu_ns..=after.cpu_ns).contains(&told.cpu_ns), "{last:?} {told:?} {after:?}");
+        assert_eq!((told.memory_limit_bytes, told.pids), (64 << 20, after.pids));
+        assert!((1..64 << 20).contains(&told.memory_bytes), "{told:?}");
+
         node.engine.kill(&id, "SIGKILL").await.unwrap();
         node.engine.wait(&id).await.unwrap();
         assert!(matches!(cgroup.read(&mut text), Err(CgroupError::Gone)));
+        assert_eq!(node.engine.counters(&id).await.unwrap(), None);
     }
 
     #[tokio::test]

@@ -31,6 +31,7 @@ mod networks;
 mod op;
 mod raw;
 mod request;
+mod stats;
 mod streams;
 #[cfg(test)]
 pub(crate) mod testing;

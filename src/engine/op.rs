@@ -31,6 +31,8 @@ pub(super) const UPDATE: Op = op("change the limits of", 15);
 pub(super) const INSPECT: Op = op("inspect", 10);
 /// Walks the container's whole writable layer.
 pub(super) const MEASURE: Op = op("measure", 120);
+/// The engine reads control groups for it, slowly when it has many to read.
+pub(super) const STATS: Op = op("read the figures of", 10);
 pub(super) const LIST: Op = op("list", 20);
 /// Until the headers; the answer itself comes when the container exits.
 pub(super) const WAIT: Op = op("wait for", 15);

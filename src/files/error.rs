@@ -41,7 +41,11 @@ pub(crate) enum FileError {
     InvalidCursor,
     #[error("the volume's limit of {} MB would be exceeded", limit_bytes >> 20)]
     QuotaExceeded { limit_bytes: u64 },
-    #[error("there is no space left for {path}")]
+    /// Of the volume's own file system or project, as the kernel has found.
+    #[error("the volume is full: there is no space left in it for {path}")]
+    VolumeFull { path: String },
+    /// Of the disk that all volumes share, or of whichever it was that the kernel meant.
+    #[error("no space is left on the node's disk for {path}")]
     NoSpace { path: String },
     #[error("the archive exceeds the limit on {what}")]
     ArchiveLimit { what: &'static str },

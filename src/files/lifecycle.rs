@@ -3,6 +3,7 @@
 //! Called by `volumes`, which stores what is intended before and what has come of it after. All of it
 //! may be repeated after a crash.
 
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -11,16 +12,49 @@ use rustix::io::Errno;
 use super::backing::{self, BackingError};
 use super::claims::{Claim, Standing, Work};
 use super::error::{During, FileError};
-use super::{Files, Inner, Lane};
+use super::progress::Progress;
+use super::resolve::make_folder;
+use super::staging::{own_mark, remove_tree};
+use super::{Files, Inner, Lane, snapshots};
 use crate::domain::ids::VolumeId;
 use crate::domain::quota::{Backing, QuotaBackend};
 
+pub(super) const DELETING_PREFIX: &str = ".deleting-";
 /// How long those who use a volume may take to leave it.
 const DRAINED_WITHIN: Duration = Duration::from_secs(5);
 /// How long work that was told to end may take to.
 const REMOVE_WITHIN: Duration = Duration::from_secs(30);
 
 impl Files {
+    /// Makes a volume's folder and says where it is.
+    pub(crate) async fn create_volume(&self, volume: VolumeId) -> Result<PathBuf, FileError> {
+        let name = volume.to_string();
+        self.blocking(Lane::Quick, move |inner| {
+            make_folder(inner.volumes.as_fd(), name.as_str(), inner.owner).during("make", &name)?;
+            rustix::fs::fsync(&inner.volumes).during("make", &name)
+        })
+        .await?;
+        Ok(self.volume_path(volume))
+    }
+
+    /// Removes a volume with everything in it, and its snapshots; one that is gone already is as good. All
+    /// is renamed first, so that a crash on the way leaves garbage and never half a volume.
+    pub(crate) async fn remove_volume(&self, volume: VolumeId) -> Result<(), FileError> {
+        let moved = self.blocking(Lane::Quick, move |inner| {
+            inner.budgets.counts.forget(volume);
+            let snapshots = inner.put_aside(&snapshots::folder_of(volume))?;
+            if inner.remove_image(volume)? {
+                return Ok(vec![snapshots]);
+            }
+            Ok(vec![snapshots, inner.put_aside(&volume.to_string())?])
+        });
+        let aside: Vec<String> = moved.await?.into_iter().flatten().collect();
+        self.blocking(Lane::Heavy, move |inner| {
+            aside.iter().try_for_each(|name| inner.remove_aside(name))
+        })
+        .await
+    }
+
     /// Whether a backend works here, by trying.
     pub(crate) async fn probe(&self, backend: QuotaBackend) -> Result<(), BackingError> {
         let probed = self.blocking(Lane::Heavy, move |inner| {
@@ -135,6 +169,20 @@ impl Files {
 }
 
 impl Inner {
+    /// Renames what is to go, so that it is gone at once; `None` if it was not there.
+    pub(super) fn put_aside(&self, name: &str) -> Result<Option<String>, FileError> {
+        let aside = format!("{DELETING_PREFIX}{}{:08x}", own_mark(), rand::random::<u32>());
+        match rustix::fs::renameat(&self.volumes, name, &self.volumes, &aside) {
+            Err(Errno::NOENT) => Ok(None),
+            outcome => outcome.during("remove", &"the volume").map(|()| Some(aside)),
+        }
+    }
+
+    pub(super) fn remove_aside(&self, name: &str) -> Result<(), FileError> {
+        remove_tree(self.volumes.as_fd(), name, &Progress::default())
+            .during("remove", &"the volume")
+    }
+
     fn resize_image(&self, volume: VolumeId, size_bytes: u64) -> Result<(), FileError> {
         let resized = self.images.resize(volume, size_bytes);
         self.note_mounted(volume);

@@ -33,6 +33,7 @@ pub(crate) mod resumable;
 pub(crate) mod search;
 pub(crate) mod snapshots;
 mod staging;
+mod sweep;
 mod threads;
 mod tree;
 pub(crate) mod upload;
@@ -64,11 +65,9 @@ use backing::image::Images;
 use claims::Claims;
 use error::During;
 use quota::Budgets;
-use resolve::{Resolver, make_folder, open_folder};
+use resolve::Resolver;
 use resumable::Locks;
-use staging::{is_dot, is_own, is_reserved, own_mark, remove_tree};
-
-const DELETING_PREFIX: &str = ".deleting-";
+use staging::is_dot;
 
 /// What kind of work waits in which queue, so that a slow upload or a large archive never keeps
 /// anyone from listing a folder.
@@ -170,7 +169,11 @@ impl Files {
         volume: VolumeId,
         work: impl FnOnce(&Volume) -> Result<T, FileError> + Send + 'static,
     ) -> Result<T, FileError> {
-        self.blocking(lane, move |inner| work(&inner.open(volume)?)).await
+        self.blocking(lane, move |inner| {
+            let volume = inner.open(volume)?;
+            work(&volume).map_err(|error| quota::whose_room(error, volume.root(), &inner.volumes))
+        })
+        .await
     }
 
     /// Runs work on whole trees that can be cancelled, also while it still waits for its turn. Work that
@@ -209,79 +212,9 @@ impl Files {
         }
     }
 
-    /// Makes a volume's folder and says where it is.
-    pub(crate) async fn create_volume(&self, volume: VolumeId) -> Result<PathBuf, FileError> {
-        let name = volume.to_string();
-        self.blocking(Lane::Quick, move |inner| {
-            make_folder(inner.volumes.as_fd(), name.as_str(), inner.owner).during("make", &name)?;
-            rustix::fs::fsync(&inner.volumes).during("make", &name)
-        })
-        .await?;
-        Ok(self.volume_path(volume))
-    }
-
-    /// Removes a volume with everything in it, and its snapshots; one that is gone already is as good. All
-    /// is renamed first, so that a crash on the way leaves garbage and never half a volume.
-    pub(crate) async fn remove_volume(&self, volume: VolumeId) -> Result<(), FileError> {
-        let moved = self.blocking(Lane::Quick, move |inner| {
-            inner.budgets.counts.forget(volume);
-            let snapshots = inner.put_aside(&snapshots::folder_of(volume))?;
-            if inner.remove_image(volume)? {
-                return Ok(vec![snapshots]);
-            }
-            Ok(vec![snapshots, inner.put_aside(&volume.to_string())?])
-        });
-        let aside: Vec<String> = moved.await?.into_iter().flatten().collect();
-        self.blocking(Lane::Heavy, move |inner| {
-            aside.iter().try_for_each(|name| inner.remove_aside(name))
-        })
-        .await
-    }
-
-    /// Removes what a crash has left: images on their way in, volumes on their way out and temporary folders in the others.
-    /// What this process is working on is left alone.
-    pub(crate) async fn sweep(&self) -> Result<(), FileError> {
-        self.blocking(Lane::Heavy, |inner| {
-            inner.images.sweep()?;
-            for_each_name(&inner.volumes, |name| {
-                // One volume that cannot be cleaned must not keep the others from it.
-                if let Err(error) = inner.sweep_one(name) {
-                    tracing::warn!(?name, %error, "could not remove what a crash left");
-                }
-            })
-            .during("sweep", &"the folder of volumes")
-        })
-        .await
-    }
-
     /// Who works on which resumable upload.
     pub(crate) fn resumable_locks(&self) -> &Locks {
         &self.0.resumable_locks
-    }
-
-    /// Removes resumable uploads of all volumes that nothing was added to for so long.
-    pub(crate) async fn expire_resumables(
-        &self,
-        expire_after: std::time::Duration,
-    ) -> Result<(), FileError> {
-        self.blocking(Lane::Quick, move |inner| {
-            for_each_name(&inner.volumes, |name| {
-                let Some(id) = name.to_str().ok().and_then(VolumeId::parse) else { return };
-                let volume = inner.open(id);
-                let expired = volume.and_then(|volume| {
-                    volume.expire_resumables(expire_after, &inner.resumable_locks)
-                });
-                match expired {
-                    Ok(0) | Err(FileError::NoVolume { .. }) => {}
-                    Ok(count) => tracing::info!(volume = %id, count, "uploads have expired"),
-                    Err(error) => {
-                        tracing::warn!(volume = %id, %error, "could not remove expired uploads");
-                    }
-                }
-            })
-            .during("sweep", &"the folder of volumes")
-        })
-        .await
     }
 
     async fn blocking<T: Send + 'static>(
@@ -316,45 +249,6 @@ impl Files {
 }
 
 impl Inner {
-    /// Renames what is to go, so that it is gone at once; `None` if it was not there.
-    fn put_aside(&self, name: &str) -> Result<Option<String>, FileError> {
-        let aside = format!("{DELETING_PREFIX}{}{:08x}", own_mark(), rand::random::<u32>());
-        match rustix::fs::renameat(&self.volumes, name, &self.volumes, &aside) {
-            Err(Errno::NOENT) => Ok(None),
-            outcome => outcome.during("remove", &"the volume").map(|()| Some(aside)),
-        }
-    }
-
-    fn remove_aside(&self, name: &str) -> Result<(), FileError> {
-        remove_tree(self.volumes.as_fd(), name, &Progress::default())
-            .during("remove", &"the volume")
-    }
-
-    fn sweep_one(&self, name: &CStr) -> Result<(), Errno> {
-        if is_own(name.to_bytes()) {
-            return Ok(());
-        }
-        let begins = |prefix: &str| name.to_bytes().starts_with(prefix.as_bytes());
-        if begins(DELETING_PREFIX) || begins(snapshots::RESTORING_PREFIX) {
-            return remove_tree(self.volumes.as_fd(), name, &Progress::default());
-        }
-        let is_volume = name.to_str().is_ok_and(|name| VolumeId::parse(name).is_some());
-        if !is_volume {
-            return Ok(());
-        }
-        let volume = open_folder(self.volumes.as_fd(), name)?;
-        let mut outcome = Ok(());
-        for_each_name(&volume, |name| {
-            // Uploads that can go on after a crash have their own end.
-            let is_kept = name.to_bytes() == resumable::UPLOADS.as_bytes();
-            if is_reserved(name.to_bytes()) && !is_own(name.to_bytes()) && !is_kept {
-                let removed = remove_tree(volume.as_fd(), name, &Progress::default());
-                outcome = outcome.and(removed);
-            }
-        })?;
-        outcome
-    }
-
     fn open(&self, volume: VolumeId) -> Result<Volume, FileError> {
         let (lease, is_mounted) = self.claims.enter(volume)?;
         let name = RelPath::parse_non_empty(&volume.to_string())?;

@@ -6,9 +6,13 @@
 //! on one common rest, so that many uploads at once get no more than one after the other.
 
 use std::collections::HashMap;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
+use rustix::io::Errno;
+
+use super::backing::project;
 use super::error::{During, FileError};
 use super::progress::Progress;
 use super::usage::{Count, Counts};
@@ -81,6 +85,27 @@ impl Budget {
     fn exceeded(&self) -> FileError {
         FileError::QuotaExceeded { limit_bytes: self.limit_bytes }
     }
+}
+
+/// Tells whose room has run out, the volume's or that of the disk which all share: the kernel has one
+/// word for both. Asked once what was half written is gone, and so both are as much longer; the shorter
+/// one was the end.
+pub(super) fn whose_room(error: FileError, volume: impl AsFd, disk: impl AsFd) -> FileError {
+    let FileError::NoSpace { path } = error else { return error };
+    match ends_first(volume.as_fd(), disk.as_fd()) {
+        Ok(true) => FileError::VolumeFull { path },
+        // What cannot be measured is told as it came.
+        Ok(false) | Err(_) => FileError::NoSpace { path },
+    }
+}
+
+/// Whether a folder has a limit of its own that ends before the disk does.
+fn ends_first(volume: BorrowedFd<'_>, disk: BorrowedFd<'_>) -> Result<bool, Errno> {
+    if rustix::fs::fstat(volume)?.st_dev != rustix::fs::fstat(disk)?.st_dev {
+        return Ok(true);
+    }
+    let left = |fd| rustix::fs::fstatvfs(fd).map(|room| room.f_bavail);
+    Ok(project::is_limited(volume, disk) && left(volume)? <= left(disk)?)
 }
 
 impl Volume {

@@ -22,6 +22,7 @@ use super::claims::Claim;
 use super::content::create_new;
 use super::error::{During, FileError};
 use super::progress::Progress;
+use super::quota::whose_room;
 use super::replica::{Tally, replicate, tally};
 use super::resolve::open_folder;
 use super::staging::{is_own, own_mark, remove_tree};
@@ -208,7 +209,8 @@ impl Inner {
         let from = self.open_snapshot(volume, restore.snapshot)?;
         let staged = self.images.stage(size_bytes)?;
         let root = staged.root()?;
-        fill(from.as_fd(), root.as_fd(), restore, progress)?;
+        fill(from.as_fd(), root.as_fd(), restore, progress)
+            .map_err(|error| whose_room(error, &root, &self.volumes))?;
         drop(root);
         let placed = staged.take_place_of(volume);
         self.note_mounted(volume);
@@ -258,7 +260,8 @@ impl Inner {
                 Some(number)
             }
         };
-        fill(from, dir.as_fd(), restore, progress)?;
+        fill(from, dir.as_fd(), restore, progress)
+            .map_err(|error| whose_room(error, &dir, &self.volumes))?;
         rustix::fs::syncfs(&dir).during("flush", &"the volume")?;
         let (one, other) = (&self.volumes, volume.to_string());
         rustix::fs::renameat_with(one, name, one, other, RenameFlags::EXCHANGE)

@@ -14,7 +14,7 @@ use super::launch::LaunchError;
 use super::record::is_of_run;
 use super::services::Services;
 use super::task::Report;
-use super::workload::{aside_name, install_name};
+use super::workload::{aside_name, install_name, own_image_repository};
 use super::{Reply, Shared, Snapshot};
 use crate::domain::event::SignalKind;
 use crate::domain::ids::RunId;
@@ -341,19 +341,27 @@ impl Ctx {
                 Ok(())
             })
             .await;
-        self.remove_own_image(self.snapshot.own_image.as_deref()).await;
+        self.remove_own_images_but(None).await;
         self.shared.end().await;
         self.remove_folder().await;
         self.fact(Fact::Removed).await;
     }
 
-    pub(super) async fn remove_own_image(&self, image: Option<&str>) {
-        let Some(image) = image else { return };
-        let removed = self.services.insist(|| self.services.engine.remove_image(image)).await;
-        if let Err(error) = removed
-            && error.kind() != EngineErrorKind::NotFound
-        {
-            tracing::warn!(image, error = %Chain(&error), "an image of an earlier install stays behind");
+    /// Removes what earlier installs made of the root file system. Looked for by name: an install that was
+    /// broken off has told nobody of its image.
+    pub(super) async fn remove_own_images_but(&self, kept: Option<&str>) {
+        let engine = &self.services.engine;
+        let prefix = format!("{}:", own_image_repository(&self.snapshot.id));
+        let removed = self.services.insist(|| async {
+            let images = engine.list_our_images().await?;
+            let tags = images.iter().flat_map(|image| &image.tags);
+            for tag in tags.filter(|tag| tag.starts_with(&prefix) && Some(tag.as_str()) != kept) {
+                engine.remove_image(tag).await?;
+            }
+            Ok(())
+        });
+        if let Err(error) = removed.await {
+            tracing::warn!(prefix, error = %Chain(&error), "images of earlier installs stay behind");
         }
     }
 

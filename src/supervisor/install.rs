@@ -195,13 +195,11 @@ impl Ctx {
     /// Makes the workload's container afresh from the outcome and drops what came before.
     async fn build_workload(&self, own_image: Option<String>) -> Result<(), InstallError> {
         let name = self.snapshot.id.docker_name();
-        let old_image =
-            self.snapshot.own_image.clone().filter(|old| Some(old) != own_image.as_ref());
         let mut built = self.clone();
         let mut snapshot = (*self.snapshot).clone();
         snapshot.own_image.clone_from(&own_image);
         built.snapshot = Arc::new(snapshot);
-        self.report(Report::Installed { own_image }).await;
+        self.report(Report::Installed { own_image: own_image.clone() }).await;
         self.services
             .insist(|| async {
                 if let Some(old) = built.ours_named(&name).await? {
@@ -210,7 +208,7 @@ impl Ctx {
                 built.create_workload().await
             })
             .await?;
-        self.remove_own_image(old_image.as_deref()).await;
+        self.remove_own_images_but(own_image.as_deref()).await;
         Ok(())
     }
 }

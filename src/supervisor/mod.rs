@@ -45,6 +45,7 @@ use crate::domain::lifecycle::{Answer, Command, Denied, Phase};
 use crate::domain::observed::Exit;
 use crate::domain::spec::{ContainerSpec, Limits, PortBinding, Problem, SpecPatch};
 use crate::domain::stats::Sample;
+use crate::domain::stats::history::{Point, Range};
 use crate::domain::units::UnixSeconds;
 use crate::engine::{EngineError, ExecRequest, ExecResult};
 use crate::files::claims::Work;
@@ -212,6 +213,11 @@ impl ContainerHandle {
 
     pub(crate) fn last_stats(&self) -> Option<Sample> {
         self.shared.last_stats()
+    }
+
+    /// The figures of the last hour, as far as it ran and lightd did.
+    pub(crate) fn past_stats(&self, range: Range) -> Vec<Point> {
+        self.shared.history().points(range)
     }
 
     /// Runs a process beside the workload, as the workload's user.

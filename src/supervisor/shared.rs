@@ -6,6 +6,7 @@
 
 use std::convert::Infallible;
 use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -15,6 +16,8 @@ use tokio_util::task::TaskTracker;
 use crate::console::{Console, ConsoleInput, InputError, Stream as ConsoleStream, input};
 use crate::domain::ids::RunId;
 use crate::domain::stats::Sample;
+use crate::domain::stats::history::History;
+use crate::domain::units::UnixSeconds;
 use crate::engine::{AttachedInput, CreateRequest, Created, Engine, EngineError, Stream};
 
 /// What runs is attached to a moment after it is found running, at the start of lightd or when the
@@ -30,6 +33,8 @@ pub(crate) struct Shared {
     input: watch::Sender<Option<(RunId, ConsoleInput)>>,
     pub(super) stats: watch::Sender<Option<Sample>>,
     pub(super) stats_wanted: Notify,
+    /// Of all runs.
+    history: Mutex<History>,
     /// Docker containers that are being made. The engine goes on with that when whoever asked is gone,
     /// so these outlive the effect that asked, and a removal waits for them.
     creating: TaskTracker,
@@ -43,6 +48,7 @@ impl Shared {
             input: watch::Sender::new(None),
             stats: watch::Sender::new(None),
             stats_wanted: Notify::new(),
+            history: Mutex::default(),
             creating: TaskTracker::new(),
         }
     }
@@ -141,6 +147,15 @@ impl Shared {
     /// The latest figures, without asking for more.
     pub(crate) fn last_stats(&self) -> Option<Sample> {
         *self.stats.borrow()
+    }
+
+    pub(super) fn note_stats(&self, sample: Sample) {
+        self.history().note(UnixSeconds::now(), sample);
+    }
+
+    /// The last hour's figures; the lock is for a look only.
+    pub(crate) fn history(&self) -> MutexGuard<'_, History> {
+        self.history.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn clear_stats(&self) {

@@ -1,8 +1,8 @@
 //! A running workload's figures, read from the kernel.
 //!
-//! Sampled once a second while somebody looks and every ten seconds otherwise: a node with hundreds of
-//! quiet containers pays next to nothing, and the last figure is there when someone comes. Where the
-//! kernel's files cannot be read (an engine on another machine) there are none, which is logged with each run.
+//! Sampled once a second while somebody looks and every five seconds otherwise, which makes the hour of
+//! history: a node with hundreds of quiet containers pays next to nothing. Where the kernel's files cannot be
+//! read (an engine on another machine) the engine is asked, and only while somebody looks: that costs it much.
 
 use std::convert::Infallible;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,14 +13,41 @@ use tokio::time::Instant;
 
 use super::effects::Ctx;
 use crate::cgroup::{self, Cgroup, CgroupError};
-use crate::domain::stats::{Meter, Sample};
+use crate::domain::stats::history::STEP_S;
+use crate::domain::stats::{Counters, Meter, Sample};
 use crate::domain::units::now_unix_ms;
 use crate::util::chain::Chain;
 
 const WATCHED: Duration = Duration::from_secs(1);
-const UNWATCHED: Duration = Duration::from_secs(10);
+const UNWATCHED: Duration = Duration::from_secs(STEP_S as u64);
 /// What the volume holds costs a look at its folders, so it is taken rarely, and only while somebody looks.
 const DISK_EVERY: Duration = Duration::from_secs(10);
+
+/// Where a run's counters are read.
+enum Source<'a> {
+    Kernel { group: &'a Cgroup, text: Vec<u8> },
+    Engine,
+}
+
+impl Source<'_> {
+    /// `None` once the run is over.
+    async fn read(
+        &mut self,
+        ctx: &Ctx,
+        docker_id: &str,
+    ) -> Result<Option<Counters>, Box<dyn std::error::Error + Send + Sync>> {
+        match self {
+            Self::Kernel { group, text } => match group.read(text) {
+                Err(CgroupError::Gone) => Ok(None),
+                counters => Ok(Some(counters?)),
+            },
+            Self::Engine => {
+                let counters = ctx.services.engine.counters(docker_id).await?;
+                Ok(counters.map(|counters| Counters { taken_at: cgroup::now(), ..counters }))
+            }
+        }
+    }
+}
 
 /// Keeps a container's latest sample while its run lasts.
 pub(super) struct Sampler<'a> {
@@ -55,7 +82,15 @@ impl<'a> Sampler<'a> {
             let ms = now_unix_ms().saturating_sub(began_at_ms);
             Duration::from_millis(u64::try_from(ms).unwrap_or(0))
         };
-        let group = Cgroup::find(pid)?;
+        // An engine on another machine has other processes, and a first reading tells.
+        let found = Cgroup::find(pid).and_then(|group| group.read(&mut Vec::new()).map(|_| group));
+        let group = match found {
+            Err(error) => {
+                tracing::info!(container.id = %self.ctx.snapshot.id, error = %Chain(&error), "figures are the engine's");
+                return self.sample(Source::Engine, age).await;
+            }
+            Ok(group) => group,
+        };
         let mut oom = group.watch_oom()?;
         let ran_out = self.ran_out_of_memory;
         let watching = async {
@@ -65,36 +100,43 @@ impl<'a> Sampler<'a> {
         };
         tokio::select! {
             () = watching => Ok(()),
-            sampled = self.sample_group(&group, age) => sampled,
+            sampled = self.sample(Source::Kernel { group: &group, text: Vec::new() }, age) => sampled,
         }
     }
 
-    async fn sample_group(
+    async fn sample(
         &mut self,
-        group: &Cgroup,
+        mut source: Source<'_>,
         age: impl Fn() -> Duration,
     ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
         // What the engine spends on setting the group up counts as the run's, and is much in so little
         // time.
         tokio::time::sleep(WATCHED.saturating_sub(age())).await;
         let mut meter = Meter::starting(cgroup::now().saturating_sub(age()));
-        let mut text = Vec::new();
-        let stats = &self.ctx.shared.stats;
+        // The history has a meter of its own: its processor figures stand for a whole step.
+        let (mut history, mut noted_at) = (meter, None::<Instant>);
         loop {
-            let counters = match group.read(&mut text) {
-                Err(CgroupError::Gone) => return Ok(()),
-                other => other?,
-            };
-            let watched = stats.receiver_count() > 0;
-            if watched {
+            let shared = &self.ctx.shared;
+            let is_watched = shared.stats.receiver_count() > 0;
+            if is_watched {
                 self.count_disk().await;
+            } else if matches!(source, Source::Engine) {
+                shared.stats_wanted.notified().await;
+                continue;
             }
-            let sample = meter.read(counters, age(), self.disk_bytes);
-            publish(stats, sample);
-            let pause = if watched { WATCHED } else { UNWATCHED };
+            let Some(counters) = source.read(self.ctx, self.docker_id).await? else {
+                return Ok(());
+            };
+            publish(&shared.stats, meter.read(counters, age(), self.disk_bytes));
+            // A little early is in time: the pauses of a second add up to no exact step.
+            if noted_at.is_none_or(|at| at.elapsed() + WATCHED / 2 >= UNWATCHED) {
+                noted_at = Some(Instant::now());
+                shared.note_stats(history.read(counters, age(), self.disk_bytes));
+            }
+            let pause = if is_watched { WATCHED } else { UNWATCHED };
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
-                () = self.ctx.shared.stats_wanted.notified(), if !watched => {}
+                () = shared.stats_wanted.notified(), if !is_watched => {}
             }
         }
     }

@@ -226,6 +226,7 @@ async fn a_token_for_one_use_is_good_for_exactly_one_also_when_many_come_at_once
     daemon.close().await;
 }
 
+/// CVE-2025-68954, GHSA-hr7j-63v7-vj7g: an open session ends with the right to it.
 #[tokio::test]
 async fn issued_tokens_are_listed_without_themselves_and_revoked() {
     let daemon = Daemon::start().await;

@@ -119,6 +119,7 @@ async fn every_answer_carries_the_callers_request_id_if_it_is_sane() {
     daemon.close().await;
 }
 
+/// GHSA-ghrq-5wpp-hxx5: bytes on one connection took the daemon down.
 #[tokio::test]
 async fn what_is_no_http_harms_nobody() {
     let daemon = Daemon::start().await;

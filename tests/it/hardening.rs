@@ -213,10 +213,10 @@ async fn names_and_texts_of_every_alphabet_come_through() {
 }
 
 /// A small file system of its own.
-struct SmallDisk(PathBuf);
+pub(crate) struct SmallDisk(pub(crate) PathBuf);
 
 impl SmallDisk {
-    fn mount(at: PathBuf) -> Self {
+    pub(crate) fn mount(at: PathBuf) -> Self {
         std::fs::create_dir_all(&at).expect("a folder");
         let mut mount = Command::new("mount");
         mount.args(["-t", "tmpfs", "-o", "size=24m", "tmpfs"]).arg(&at);

@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
+use bollard::query_parameters::TagImageOptionsBuilder;
 use serde_json::{Value, json};
 
 use crate::support::SOON;
+use crate::support::engine::leftovers;
 use crate::support::process::Daemon;
 use crate::support::wait::eventually;
 
@@ -68,6 +70,8 @@ async fn the_script_runs_as_root_in_its_own_shell_with_the_volume_in_both_places
     daemon.close().await;
 }
 
+/// CVE-2023-32080: the container of an install script had more rights than the workload, and reached the
+/// host.
 #[tokio::test]
 async fn the_install_container_is_hardened_as_the_workload_is() {
     let daemon = Daemon::start().await;
@@ -227,6 +231,35 @@ async fn what_the_script_changes_in_the_image_stays_until_a_reinstall() {
         }
     })
     .await;
+    daemon.close().await;
+}
+
+#[tokio::test]
+async fn images_of_installs_that_were_broken_off_go_with_the_next_install_or_the_container() {
+    let daemon = Daemon::start().await;
+    for ends_by in ["reinstall", "delete"] {
+        let id = daemon.id(ends_by);
+        daemon.create(&id, json!({"install_script": "echo x > /kept"})).await;
+        let image =
+            daemon.inspect(&id).await["Config"]["Image"].as_str().expect("a name").to_owned();
+        let (repository, tag) = image.rsplit_once(':').expect("a tag");
+        // As an install leaves it that is broken off after its image was made.
+        let left = TagImageOptionsBuilder::new().repo(repository).tag("run90").build();
+        daemon.docker.tag_image(&image, Some(left)).await.expect("a tag");
+        assert_ne!(tag, "run90");
+        if ends_by == "delete" {
+            daemon.client().delete(&format!("/containers/{id}")).await.is(200);
+        } else {
+            let body = json!({"install_script": "true"});
+            daemon.client().post(&format!("/containers/{id}/reinstall"), body).await.is(202);
+            daemon.install_state(&id, "ready").await;
+        }
+        eventually("neither image is left", SOON, async || {
+            let left = leftovers(&daemon.docker, &daemon.node).await;
+            if left.iter().any(|thing| thing.contains(repository)) { Err(left) } else { Ok(()) }
+        })
+        .await;
+    }
     daemon.close().await;
 }
 

@@ -201,6 +201,7 @@ async fn a_workload_reaches_the_internet_and_nothing_else() {
     site.close().await;
 }
 
+/// CVE-2023-32080, from the side of the network.
 #[tokio::test]
 async fn an_install_script_reaches_the_internet_and_nothing_else() {
     let site = Site::new().await;

@@ -20,6 +20,7 @@ mod quota;
 mod reading;
 mod recovery;
 mod snapshots;
+mod soak;
 mod sockets;
 mod support;
 mod tus;

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use crate::hardening::SmallDisk;
 use crate::support::SOON;
+use crate::support::client::answer;
 use crate::support::process::Daemon;
 use crate::support::wait::eventually;
 
@@ -159,7 +161,7 @@ async fn a_volume_is_resized_while_its_container_is_stopped_and_never_below_its_
     client.post(&uri, json!({"size": 12})).await.refused(409, "below_use");
     client.post(&uri, json!({"size": null})).await.refused(409, "backend_fixed");
     client.post(&uri, json!({"size": 4})).await.refused(409, "below_use");
-    client.post(&uri, json!({"size": 1_000_000_000})).await.refused(507, "quota_exceeded");
+    client.post(&uri, json!({"size": 1_000_000_000})).await.refused(507, "insufficient_storage");
     client.post(&uri, json!({"size": 36})).await.is(200);
     daemon.power(&id, "start").await;
     daemon.state(&id, "running").await;
@@ -334,5 +336,38 @@ async fn a_containers_own_disk_limit_counts_for_its_volume() {
         .is(200);
     let held = quota(&daemon, &image).await;
     assert_eq!((&held["size"], &held["enforced"]), (&json!(2 << 20), &json!("soft")));
+    daemon.close().await;
+}
+
+#[tokio::test]
+async fn a_full_disk_is_not_told_as_a_full_volume() {
+    let mut daemon = Daemon::prepare(|_| {}).await;
+    let disk = SmallDisk::mount(daemon.folder().join("small"));
+    let volumes = disk.0.join("volumes");
+    daemon.edit_config(|config| config["storage"]["volumes_path"] = json!(volumes));
+    daemon.launch().await;
+    let none = daemon.volume().await;
+    let (small, large) = (volume(&daemon, 8).await, volume(&daemon, 1000).await);
+    let client = daemon.client();
+    for (volume, code) in [
+        (&none, "insufficient_storage"),
+        (&small, "quota_exceeded"),
+        (&large, "insufficient_storage"),
+    ] {
+        let content = vec![7_u8; 32 << 20];
+        let uri = format!("/volumes/{volume}/files/contents?path=file");
+        let put = client.request(reqwest::Method::PUT, &uri).body(content.clone());
+        answer(put).await.refused(507, code);
+        let part = reqwest::header::CONTENT_TYPE;
+        let head = "--B\r\nContent-Disposition: form-data; name=\"f\"; filename=\"file\"\r\n\r\n";
+        let form = [head.as_bytes(), &content, b"\r\n--B--\r\n"].concat();
+        let form = client
+            .request(reqwest::Method::POST, &format!("/volumes/{volume}/upload"))
+            .header(part, "multipart/form-data; boundary=B")
+            .body(form);
+        answer(form).await.refused(507, code);
+        let listed = client.get(&format!("/volumes/{volume}/files")).await.is(200);
+        assert_eq!(listed["files"], json!([]), "nothing stays of it");
+    }
     daemon.close().await;
 }

@@ -3,10 +3,10 @@
 
 use std::time::Duration;
 
-use bollard::query_parameters::ListContainersOptionsBuilder;
 use serde_json::{Value, json};
 
 use crate::support::SOON;
+use crate::support::agreement::{agree, all_lines, in_engine};
 use crate::support::chaos::Door;
 use crate::support::numbers::free_ports;
 use crate::support::process::Daemon;
@@ -14,22 +14,6 @@ use crate::support::wait::eventually;
 
 /// Waits for the file `go` in the volume.
 const WAIT_FOR_GO: &str = "until test -e /home/container/go; do sleep 0.02; done";
-
-/// Every line there is, page by page.
-async fn all_lines(daemon: &Daemon, id: &str) -> Vec<String> {
-    let (client, mut since, mut text) = (daemon.client(), 0, String::new());
-    loop {
-        let path = format!("/containers/{id}/logs?lines=1000&since={since}");
-        let page = client.get(&path).await.is(200);
-        assert_eq!(page["lines_lost"], 0, "{page}");
-        text.push_str(page["data"].as_str().expect("a text"));
-        match page["seq"].as_u64().expect("a number") {
-            last if last == since => break,
-            last => since = last,
-        }
-    }
-    text.lines().map(|line| line.trim_end().to_owned()).collect()
-}
 
 /// The numbers behind a prefix must be 1, 2, 3 and so on.
 fn assert_counts_up(lines: &[String], prefix: &str) {
@@ -71,57 +55,6 @@ async fn engine_ended(daemon: &Daemon, id: &str) {
 /// The moment of a kill is what is varied here; nothing is waited for.
 async fn some_time(ms: u64) {
     tokio::time::sleep(Duration::from_millis(ms)).await;
-}
-
-/// The engine's containers of this daemon: name, id and state.
-async fn in_engine(daemon: &Daemon) -> Vec<(String, String, String)> {
-    let label = vec![format!("lightd.node={}", daemon.node)];
-    let filters = std::collections::HashMap::from([("label".to_owned(), label)]);
-    let options = ListContainersOptionsBuilder::new().all(true).filters(&filters).build();
-    let found = daemon.docker.list_containers(Some(options)).await.expect("a list");
-    let found = found.into_iter().map(|found| {
-        let name = found.names.unwrap_or_default().remove(0);
-        let state = found.state.map(|state| state.to_string()).unwrap_or_default();
-        (name.trim_start_matches('/').to_owned(), found.id.unwrap_or_default(), state)
-    });
-    found.collect()
-}
-
-/// Row, pool and engine must say the same of the daemon's one container; `None`: that it is gone.
-async fn agree(daemon: &Daemon, id: &str, state: Option<&str>) -> Result<(), Value> {
-    let client = daemon.client();
-    let pool = client.get("/network/ports?in_use=true").await.is(200);
-    let held: Vec<u64> = numbers(&pool["ports"]);
-    let engine = in_engine(daemon).await;
-    let answer = client.get(&format!("/containers/{id}")).await;
-    let Some(state) = state else {
-        let is_gone = answer.status == 404 && held.is_empty() && engine.is_empty();
-        return if is_gone { Ok(()) } else { Err(json!([answer.text, held, engine])) };
-    };
-    let row = answer.is(200);
-    let published = published(daemon, id).await;
-    let wanted = if state == "running" { ["running"; 2] } else { ["exited", "created"] };
-    let is_one = matches!(&engine[..], [(name, docker_id, seen)]
-        if *name == format!("lightd-{id}") && row["container_id"] == docker_id.as_str()
-            && wanted.contains(&seen.as_str()));
-    let same_ports = numbers(&row["ports"]) == held && held == published;
-    if row["state"] == state && row["install_state"] == "ready" && is_one && same_ports {
-        Ok(())
-    } else {
-        Err(json!({"row": row, "engine": engine, "held": held, "published": published}))
-    }
-}
-
-fn numbers(ports: &Value) -> Vec<u64> {
-    let ports = ports.as_array().expect("a list").iter();
-    ports.filter_map(|port| port["port"].as_u64()).collect()
-}
-
-async fn published(daemon: &Daemon, id: &str) -> Vec<u64> {
-    let bindings = daemon.inspect(id).await["HostConfig"]["PortBindings"].clone();
-    let bindings = bindings.as_object().cloned().unwrap_or_default();
-    let port = |bound: &Value| bound[0]["HostPort"].as_str()?.parse().ok();
-    bindings.values().filter_map(port).collect()
 }
 
 #[tokio::test]
@@ -412,10 +345,10 @@ async fn whatever_lightd_was_doing_when_it_was_killed_row_pool_and_engine_agree_
         daemon.kill9().await;
         daemon.launch().await;
         let what = format!("agreement after a kill {delay_ms} ms into: {work}");
-        eventually(&what, SOON, async || agree(&daemon, &id, outcome).await).await;
+        eventually(&what, SOON, async || agree(&daemon, &[(&id, outcome)]).await).await;
         if outcome.is_some() {
             client.delete(&format!("/containers/{id}")).await;
-            eventually("it is deleted", SOON, async || agree(&daemon, &id, None).await).await;
+            eventually("it is deleted", SOON, async || agree(&daemon, &[(&id, None)]).await).await;
         }
     }
     daemon.close().await;

@@ -7,7 +7,8 @@ use axum::routing::{get, post};
 use axum::{Json as JsonAnswer, Router};
 use serde::{Deserialize, Serialize};
 
-use super::files::{entry_paths, kind_name, must_be_free, must_exist, octal};
+use super::files::{entry_paths, must_be_free, must_exist};
+use super::listing::{kind_name, octal};
 use super::operations::{CancelOnDrop, Job};
 use super::volumes::{entry_path, folder_path, made, page_limit, reach};
 use crate::api::auth::Auth;

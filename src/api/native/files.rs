@@ -1,34 +1,33 @@
-//! Files and folders of a volume: listed, written in one piece, moved, copied and deleted. Content as a
-//! stream is `contents`.
+//! Files and folders of a volume: written in one piece, moved, copied and deleted. Content as a stream is
+//! `contents`, and what is in a folder `listing`.
 
 use axum::extract::State;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{delete, get, post};
+use axum::routing::{delete, post};
 use axum::{Json as JsonAnswer, Router};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 
+use super::listing::octal;
 use super::operations::Job;
-use super::volumes::{entry_path, folder_path, made, page_limit, reach};
+use super::volumes::{entry_path, made, reach};
 use crate::api::auth::Auth;
 use crate::api::error::ApiError;
-use crate::api::extract::{Json, Path, Query};
+use crate::api::extract::{Json, Path};
 use crate::api::state::AppState;
 use crate::domain::access::Permission;
 use crate::domain::ids::VolumeId;
 use crate::domain::path::RelPath;
-use crate::domain::units::UnixSeconds;
 use crate::files::content::{WriteMode, Written};
-use crate::files::listing::{Entry, MAX_PAGE, Page};
 use crate::files::operation::OperationKind;
 use crate::files::volume::Kind;
 use crate::files::{FileError, Progress, Volume};
 
 pub(super) fn routes() -> Router<AppState> {
     Router::new()
-        .route("/volumes/{id}/files", get(list).post(write))
+        .route("/volumes/{id}/files", post(write))
         .route("/volumes/{id}/folders", post(make_folder))
         .route("/volumes/{id}/rename", post(rename))
         .route("/volumes/{id}/chmod", post(chmod))
@@ -39,90 +38,6 @@ pub(super) fn long_routes() -> Router<AppState> {
     Router::new()
         .route("/volumes/{id}/files", delete(delete_files))
         .route("/volumes/{id}/copy", post(copy))
-}
-
-#[derive(Debug, Deserialize)]
-struct ListQuery {
-    #[serde(default)]
-    path: String,
-    limit: Option<usize>,
-    cursor: Option<String>,
-    #[serde(default)]
-    mime: bool,
-}
-
-#[derive(Debug, Serialize)]
-struct ListView {
-    path: RelPath,
-    files: Vec<EntryView>,
-    /// Give it as `cursor` for what follows; `null` at the end.
-    next_cursor: Option<String>,
-}
-
-#[derive(Debug, Serialize)]
-struct EntryView {
-    name: String,
-    #[serde(rename = "type")]
-    kind: &'static str,
-    size: u64,
-    mode: String,
-    modified_at: UnixSeconds,
-    /// Where a symbolic link leads.
-    #[serde(flatten)]
-    link: Option<LinkView>,
-    /// What a file is, with `?mime=true`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    mime: Option<String>,
-}
-
-#[derive(Debug, Serialize)]
-struct LinkView {
-    target: String,
-    target_inside: bool,
-    /// `null` for what is outside, or is not there.
-    target_type: Option<&'static str>,
-}
-
-impl From<Entry> for EntryView {
-    fn from(Entry { name, stat, link, mime }: Entry) -> Self {
-        let kind = kind_name(stat.kind);
-        let (size, mode) = (stat.size, octal(stat.mode));
-        let link = link.map(|link| LinkView {
-            target: link.target,
-            target_inside: link.is_inside,
-            target_type: link.kind.map(kind_name),
-        });
-        Self { name, kind, size, mode, modified_at: stat.modified_at, link, mime }
-    }
-}
-
-pub(super) fn kind_name(kind: Kind) -> &'static str {
-    match kind {
-        Kind::File => "file",
-        Kind::Directory => "directory",
-        Kind::Symlink => "symlink",
-        Kind::Other => "other",
-    }
-}
-
-pub(super) fn octal(mode: u32) -> String {
-    format!("{mode:04o}")
-}
-
-async fn list(
-    auth: Auth,
-    State(state): State<AppState>,
-    Path(id): Path<VolumeId>,
-    Query(query): Query<ListQuery>,
-) -> Result<JsonAnswer<ListView>, ApiError> {
-    reach(&auth, &state, id, Permission::FilesRead).await?;
-    let path = folder_path("?path", &query.path)?;
-    let limit = page_limit(query.limit, MAX_PAGE)?;
-    let (folder, page) = (path.clone(), Page { limit, cursor: query.cursor });
-    let list = if query.mime { Volume::list_with_mime } else { Volume::list };
-    let listing = state.files.run(id, move |volume| list(volume, &folder, &page)).await?;
-    let files = listing.entries.into_iter().map(EntryView::from).collect();
-    Ok(JsonAnswer(ListView { path, files, next_cursor: listing.next }))
 }
 
 #[derive(Debug, Deserialize)]

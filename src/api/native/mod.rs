@@ -13,6 +13,7 @@ mod content_headers;
 mod contents;
 mod downloads;
 mod files;
+mod listing;
 mod operations;
 mod ports;
 mod power;
@@ -46,6 +47,7 @@ pub(super) fn quick_routes() -> Router<AppState> {
         .merge(volumes::routes())
         .merge(snapshots::routes())
         .merge(files::routes())
+        .merge(listing::routes())
         .merge(operations::routes())
         .merge(pulls::routes())
 }

@@ -1,19 +1,22 @@
-//! What a container may use, and what it does use.
+//! What a container may use, what it does use, and what it used in the last hour.
 
 use axum::Router;
 use axum::extract::State;
+use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::container_body::LimitsBody;
 use crate::api::auth::Auth;
 use crate::api::error::ApiError;
-use crate::api::extract::{Json, Path};
+use crate::api::extract::{Json, Path, Query};
 use crate::api::state::AppState;
 use crate::domain::access::Permission;
 use crate::domain::ids::ContainerId;
 use crate::domain::spec::{Limits, Problem};
 use crate::domain::stats::Sample;
+use crate::domain::stats::history::{KEPT_S, Point, Range, STEP_S};
+use crate::domain::units::UnixSeconds;
 use crate::supervisor::{Refusal, Request};
 
 pub(super) fn routes() -> Router<AppState> {
@@ -61,13 +64,82 @@ struct StatsView {
     sample: Sample,
 }
 
-/// The last sample; zeros while nothing runs.
+/// The past is asked for with any of them: seconds since 1970, and how many of them make one point.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct StatsQuery {
+    from: Option<i64>,
+    to: Option<i64>,
+    step: Option<u32>,
+}
+
+/// The past, as it is answered: what was asked for, cut to what is kept.
+#[derive(Debug, Serialize)]
+struct PastView {
+    from: UnixSeconds,
+    to: UnixSeconds,
+    step: u32,
+    samples: Vec<Point>,
+}
+
+/// The last sample, zeros while nothing runs; or the samples of a time.
 async fn stats(
     auth: Auth,
     State(state): State<AppState>,
     Path(id): Path<ContainerId>,
-) -> Result<axum::Json<StatsView>, ApiError> {
+    Query(query): Query<StatsQuery>,
+) -> Result<Response, ApiError> {
     let handle = auth.container(&state, &id, Permission::ContainersRead)?;
-    let sample = handle.last_stats().unwrap_or_default();
-    Ok(axum::Json(StatsView { state: handle.snapshot().state_name(), sample }))
+    if matches!(query, StatsQuery { from: None, to: None, step: None }) {
+        let sample = handle.last_stats().unwrap_or_default();
+        let view = StatsView { state: handle.snapshot().state_name(), sample };
+        return Ok(axum::Json(view).into_response());
+    }
+    let Range { from, to, step_s } = range_of(&query, UnixSeconds::now())?;
+    let samples = handle.past_stats(Range { from, to, step_s });
+    Ok(axum::Json(PastView { from, to, step: step_s, samples }).into_response())
+}
+
+fn range_of(query: &StatsQuery, UnixSeconds(now): UnixSeconds) -> Result<Range, ApiError> {
+    let step_s = query.step.unwrap_or(STEP_S);
+    if step_s == 0 || !step_s.is_multiple_of(STEP_S) || step_s > KEPT_S {
+        let message = format!("must be a multiple of {STEP_S}, of at most {KEPT_S}");
+        return Err(ApiError::field("?step", message));
+    }
+    let to = query.to.unwrap_or(i64::MAX).min(now.saturating_add(i64::from(STEP_S)));
+    let oldest = now - i64::from(KEPT_S);
+    let from = query.from.unwrap_or(oldest).max(oldest);
+    if query.from.is_some_and(|from| query.to.is_some_and(|to| to < from)) {
+        return Err(ApiError::field("?to", "must not be before ?from".to_owned()));
+    }
+    Ok(Range { from: UnixSeconds(from), to: UnixSeconds(to.max(from)), step_s })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: UnixSeconds = UnixSeconds(1_800_000_000);
+
+    fn asked(from: Option<i64>, to: Option<i64>, step: Option<u32>) -> Option<(i64, i64, u32)> {
+        let range = range_of(&StatsQuery { from, to, step }, NOW).ok()?;
+        Some((range.from.0 - NOW.0, range.to.0 - NOW.0, range.step_s))
+    }
+
+    #[test]
+    fn a_time_is_cut_to_the_hour_that_is_kept() {
+        assert_eq!(asked(None, None, Some(60)), Some((-3600, 5, 60)));
+        assert_eq!(asked(Some(0), None, None), Some((-3600, 5, 5)));
+        assert_eq!(asked(Some(NOW.0 - 60), Some(NOW.0 - 30), None), Some((-60, -30, 5)));
+        assert_eq!(asked(Some(i64::MIN), Some(i64::MIN), None), Some((-3600, -3600, 5)));
+        assert_eq!(asked(Some(i64::MAX), Some(i64::MAX), None).map(|range| range.2), Some(5));
+    }
+
+    #[test]
+    fn a_step_is_a_multiple_of_what_is_kept_and_time_does_not_run_backwards() {
+        for step in [0, 1, 7, 3605, u32::MAX] {
+            assert_eq!(asked(None, None, Some(step)), None, "{step}");
+        }
+        assert_eq!(asked(Some(NOW.0), Some(NOW.0 - 1), None), None);
+    }
 }

@@ -8,7 +8,7 @@ use axum::{Json as JsonAnswer, Router};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use super::files::{kind_name, octal};
+use super::listing::{kind_name, octal};
 use super::operations::CancelOnDrop;
 use super::volumes::{entry_path, folder_path, reach};
 use crate::api::auth::Auth;

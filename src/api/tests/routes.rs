@@ -45,6 +45,11 @@ const PROTECTED: &[(&str, &str)] = &[
     ("DELETE", "/volumes/0190c6a0-0000-4000-8000-000000000000"),
     ("GET", "/volumes/0190c6a0-0000-4000-8000-000000000000/quota"),
     ("POST", "/volumes/0190c6a0-0000-4000-8000-000000000000/resize"),
+    ("POST", "/volumes/0190c6a0-0000-4000-8000-000000000000/snapshots"),
+    ("GET", "/volumes/0190c6a0-0000-4000-8000-000000000000/snapshots"),
+    ("GET", "/volumes/0190c6a0-0000-4000-8000-000000000000/snapshots/a"),
+    ("DELETE", "/volumes/0190c6a0-0000-4000-8000-000000000000/snapshots/a"),
+    ("POST", "/volumes/0190c6a0-0000-4000-8000-000000000000/snapshots/a/restore"),
     ("GET", "/volumes/0190c6a0-0000-4000-8000-000000000000/files"),
     ("POST", "/volumes/0190c6a0-0000-4000-8000-000000000000/files"),
     ("DELETE", "/volumes/0190c6a0-0000-4000-8000-000000000000/files"),
@@ -56,6 +61,7 @@ const PROTECTED: &[(&str, &str)] = &[
     ("POST", "/volumes/0190c6a0-0000-4000-8000-000000000000/chmod"),
     ("POST", "/volumes/0190c6a0-0000-4000-8000-000000000000/compress"),
     ("POST", "/volumes/0190c6a0-0000-4000-8000-000000000000/decompress"),
+    ("GET", "/volumes/0190c6a0-0000-4000-8000-000000000000/archive?path=a"),
     ("POST", "/volumes/0190c6a0-0000-4000-8000-000000000000/upload"),
     ("POST", "/volumes/0190c6a0-0000-4000-8000-000000000000/tus"),
     ("PATCH", "/volumes/0190c6a0-0000-4000-8000-000000000000/tus/a"),
@@ -70,6 +76,8 @@ const PROTECTED: &[(&str, &str)] = &[
     ("GET", "/remote/config"),
     ("POST", "/remote/config/reload"),
     ("GET", "/remote/status"),
+    ("GET", "/remote/outbox"),
+    ("POST", "/remote/outbox/1/retry"),
 ];
 
 fn request(method: &str, uri: &str, headers: &[(header::HeaderName, &str)]) -> Request<Body> {
@@ -382,6 +390,46 @@ async fn limits_and_settings_are_changed_by_name() {
     assert_eq!((status.as_u16(), &bad["problems"][0]["field"]), (400, &json!("memory")));
 }
 
+/// CVE-2024-34066: who held the node's token could rewrite paths in the daemon's configuration.
+#[tokio::test]
+async fn cve_2024_34066_nothing_over_the_network_sets_a_path_a_socket_or_a_mount() {
+    let node = Node::new().await;
+    node.container("a").await;
+    let (_, before) = node.ask("GET", "/remote/config", Value::Null).await;
+    let wish = json!({
+        "storage": {"base_path": "/etc", "volumes_path": "/"},
+        "docker": {"socket_path": "/tmp/x", "allowed_mounts": ["/"]},
+    });
+    for method in ["PUT", "POST", "PATCH", "DELETE"] {
+        let (status, told) = node.ask(method, "/remote/config", wish.clone()).await;
+        assert_eq!((status.as_u16(), &told["code"]), (405, &json!("method_not_allowed")));
+    }
+    // Reads the file again, whatever is sent along.
+    node.ask("POST", "/remote/config/reload", wish.clone()).await;
+    let (_, after) = node.ask("GET", "/remote/config", Value::Null).await;
+    assert_eq!(after, before);
+    let places = [
+        json!({"path": "/etc"}),
+        json!({"mount": {"/data": "/etc"}}),
+        json!({"binds": ["/etc:/data"]}),
+        json!({"devices": ["/dev/sda"]}),
+        json!({"privileged": true}),
+        json!({"docker": {"socket_path": "/tmp/x"}}),
+        wish,
+    ];
+    for place in places {
+        for (method, uri) in
+            [("PATCH", "/containers/a"), ("POST", "/containers"), ("POST", "/volumes")]
+        {
+            let (status, told) = node.ask(method, uri, place.clone()).await;
+            assert_eq!(status, 400, "{method} {uri} {place}: {told}");
+        }
+    }
+    let (_, made) = node.ask("POST", "/volumes", json!({"name": "/etc"})).await;
+    let path = made["path"].as_str().expect("a path");
+    assert!(!path.starts_with("/etc"), "{path}");
+}
+
 #[tokio::test]
 async fn the_configuration_is_shown_masked_and_reloaded() {
     let node = Node::new().await;
@@ -394,6 +442,7 @@ async fn the_configuration_is_shown_masked_and_reloaded() {
     assert_eq!((&link["state"], &link["outbox"]["waiting"]), (&json!("disabled"), &json!(0)));
 }
 
+/// GHSA-ghrq-5wpp-hxx5: a panic over one connection took the daemon down.
 #[tokio::test]
 async fn a_panic_is_an_answer_that_tells_nothing() {
     let node = Node::new().await;

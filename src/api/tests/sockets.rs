@@ -214,6 +214,7 @@ async fn a_token_for_one_use_opens_one_socket_which_stays_open() {
     assert_eq!(first.expect("console").await["data"], "still here\n");
 }
 
+/// CVE-2025-69199: a flood of frames on a WebSocket took the daemon down.
 #[tokio::test]
 async fn a_flood_of_frames_is_slowed_and_then_cut_off() {
     let mut node = Node::new().await;
@@ -236,6 +237,35 @@ async fn a_flood_of_frames_is_slowed_and_then_cut_off() {
     };
     assert!(refused > 100, "{refused}");
     assert_eq!(code, 1008);
+}
+
+/// GHSA-ghrq-5wpp-hxx5: a length that a client made up ended the daemon, not the connection.
+#[tokio::test]
+async fn ghsa_ghrq_5wpp_hxx5_lengths_that_cannot_be_end_their_own_socket_only() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let mut node = Node::new().await;
+    let id = node.container("a").await;
+    let address = node.listen().await;
+    let mut other = connect(address, "a", &with_token("&events=console")).await.ok().unwrap();
+    let all = [0xff; 8];
+    for (what, head) in [
+        ("all that fits into 64 bits", [&[0x81, 0xff][..], &all].concat()),
+        ("the largest positive number", [&[0x81, 0xff, 0x7f][..], &all[1..]].concat()),
+        ("a ping of a megabyte", vec![0x89, 0xff, 0, 0, 0, 0, 0, 0x10, 0, 0]),
+        ("a close without a whole code", vec![0x88, 0x81, 0, 0, 0, 0, 3]),
+        ("bits that nobody has defined", vec![0xf1, 0x80, 0, 0, 0, 0]),
+        ("a continuation of nothing", vec![0x80, 0x80, 0, 0, 0, 0]),
+    ] {
+        let Client(socket) = connect(address, "a", &with_token("")).await.ok().unwrap();
+        let MaybeTlsStream::Plain(mut stream) = socket.into_inner() else { panic!("no TLS") };
+        // What follows is the mask, or content.
+        stream.write_all(&[&head[..], &[0; 8]].concat()).await.unwrap();
+        let ended = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut Vec::new())).await;
+        assert!(ended.is_ok(), "{what}: the socket stays open");
+    }
+    print(&node, &id, "still here\n");
+    assert_eq!(other.expect("console").await["data"], "still here\n");
+    assert_eq!(node.ask("GET", "/containers/a", Value::Null).await.0, 200);
 }
 
 #[tokio::test]

@@ -161,6 +161,7 @@ impl Drop for Ticket {
 mod tests {
     use super::*;
 
+    /// CVE-2025-69199, by many sockets at once.
     #[test]
     fn sockets_are_bounded_by_container_and_in_all_and_count_while_they_live() {
         let caps =

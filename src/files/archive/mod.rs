@@ -29,8 +29,10 @@ mod tar_read;
 mod tar_write;
 pub(crate) mod unpack;
 mod write;
+mod zip_directory;
 mod zip_names;
 mod zip_read;
+mod zip_records;
 mod zip_write;
 
 use std::io::Read;

@@ -20,16 +20,14 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::fs::{FallocateFlags, IFlags, Mode, OFlags};
-use rustix::io::Errno;
-use tokio::time::Instant;
 
 use super::BackingError;
+use super::attach::{GOES_WITHIN, loop_device, mount, unmount, wait_for, wait_until};
 use super::mounts;
 use super::superblock;
 use super::tools::{Tool, ToolError, lock};
 use crate::domain::ids::VolumeId;
 use crate::files::resolve::Owner;
-use crate::files::staging::{is_own, own_mark};
 
 const FOLDER: &str = ".images";
 /// The kernel's page size: every volume can take files of any kind, and the kernel any image.
@@ -40,15 +38,10 @@ pub(crate) const LEAST_BYTES: u64 = 8 << 20;
 const LONG: Duration = Duration::from_secs(3600);
 /// What lightd never takes of a disk for volumes, or a hundredth of the disk if that is less.
 const RESERVE_BYTES: u64 = 64 << 20;
-/// Until those who are about to leave have left.
-const LEAVES_WITHIN: Duration = Duration::from_secs(5);
-/// A loop device that nobody holds any more goes a moment after its last user.
-const GOES_WITHIN: Duration = Duration::from_millis(500);
 /// A container that is being started holds for a moment whatever is mounted.
 const FREE_WITHIN: Duration = Duration::from_secs(60);
-const LOOK_EVERY: Duration = Duration::from_millis(10);
 /// A program of an earlier lightd may still work on the image.
-const UNLOCKED_WITHIN: Duration = Duration::from_secs(600);
+pub(super) const UNLOCKED_WITHIN: Duration = Duration::from_secs(600);
 
 /// The images of one folder of volumes.
 #[derive(Clone, Debug)]
@@ -57,24 +50,16 @@ pub(crate) struct Images {
     owner: Option<Owner>,
 }
 
-/// An image that is about to take a volume's place, mounted aside. Removed when dropped.
-#[derive(Debug)]
-pub(crate) struct StagedImage {
-    images: Images,
-    path: PathBuf,
-    folder: PathBuf,
-}
-
 impl Images {
     pub(crate) fn new(volumes: PathBuf, owner: Option<Owner>) -> Self {
         Self { volumes, owner }
     }
 
-    fn folder(&self) -> PathBuf {
+    pub(super) fn folder(&self) -> PathBuf {
         self.volumes.join(FOLDER)
     }
 
-    fn path(&self, volume: VolumeId) -> PathBuf {
+    pub(super) fn path(&self, volume: VolumeId) -> PathBuf {
         self.folder().join(format!("{volume}.img"))
     }
 
@@ -82,7 +67,7 @@ impl Images {
         self.folder().join(format!("{volume}.undo"))
     }
 
-    fn mount_point(&self, volume: VolumeId) -> PathBuf {
+    pub(super) fn mount_point(&self, volume: VolumeId) -> PathBuf {
         self.volumes.join(volume.to_string())
     }
 
@@ -95,7 +80,7 @@ impl Images {
     }
 
     /// The new image, locked.
-    fn make_image(&self, path: &Path, size_bytes: u64) -> Result<File, BackingError> {
+    pub(super) fn make_image(&self, path: &Path, size_bytes: u64) -> Result<File, BackingError> {
         let io = |source| BackingError::io("make the image", source);
         match std::fs::DirBuilder::new().mode(0o700).create(self.folder()) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(io(error)),
@@ -223,7 +208,7 @@ impl Images {
     }
 
     /// Unmounts a volume and waits until nothing holds its image any more.
-    fn release(&self, volume: VolumeId, image: &File) -> Result<(), BackingError> {
+    pub(super) fn release(&self, volume: VolumeId, image: &File) -> Result<(), BackingError> {
         let (path, at) = (self.path(volume), self.mount_point(volume));
         unmount(&at)?;
         let released = wait_until(|| Ok(loop_device(&path)?.is_none()));
@@ -265,106 +250,12 @@ impl Images {
         self.path(volume).exists()
     }
 
-    /// Makes and mounts an image that may take the place of a volume's.
-    pub(crate) fn stage(&self, size_bytes: u64) -> Result<StagedImage, BackingError> {
-        let name = format!("staged-{}{:08x}", own_mark(), rand::random::<u32>());
-        let (path, folder) =
-            (self.folder().join(format!("{name}.img")), self.folder().join(format!("{name}.mnt")));
-        let staged = StagedImage { images: self.clone(), path, folder };
-        let image = self.make_image(&staged.path, size_bytes)?;
-        std::fs::DirBuilder::new()
-            .mode(0o700)
-            .create(&staged.folder)
-            .map_err(|source| BackingError::io("make a folder", source))?;
-        mount(&staged.path, &image, &staged.folder)?;
-        Ok(staged)
-    }
-
-    /// Removes what a crash left of images that were to take a place.
-    pub(crate) fn sweep(&self) -> Result<(), BackingError> {
-        let Ok(entries) = std::fs::read_dir(self.folder()) else { return Ok(()) };
-        for entry in entries.flatten() {
-            let name = entry.file_name();
-            let name = name.as_encoded_bytes();
-            if !name.starts_with(b"staged-") || is_own(name) {
-                continue;
-            }
-            let path = entry.path();
-            if path.is_dir() {
-                unmount(&path)?;
-                drop(std::fs::remove_dir(&path));
-            } else {
-                remove_file(&path)?;
-            }
-        }
-        Ok(())
-    }
-
     fn check_seen(&self, at: &Path) -> Result<(), BackingError> {
         if mounts::is_seen_by_the_system(at)? { Ok(()) } else { Err(BackingError::NotSeen) }
     }
 }
 
-impl StagedImage {
-    /// Takes it apart, and checks that nothing holds it then.
-    pub(super) fn unmount(self) -> Result<(), BackingError> {
-        unmount(&self.folder)?;
-        if !wait_until(|| Ok(loop_device(&self.path)?.is_none()))? {
-            return Err(BackingError::Busy);
-        }
-        check(&self.path, &open(&self.path)?, &["-f", "-n"])
-    }
-
-    pub(super) fn folder(&self) -> &Path {
-        &self.folder
-    }
-
-    /// The root of the new file system.
-    pub(crate) fn root(&self) -> Result<std::os::fd::OwnedFd, BackingError> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        rustix::fs::open(&self.folder, flags, Mode::empty())
-            .map_err(|errno| BackingError::io("open the new file system", errno))
-    }
-
-    /// Puts the image in the place of a volume's, in one step. The volume is claimed, and nobody uses it.
-    /// The old image stays until the new one is mounted.
-    pub(crate) fn take_place_of(self, volume: VolumeId) -> Result<(), BackingError> {
-        let images = &self.images;
-        let (old, at) = (images.path(volume), images.mount_point(volume));
-        unmount(&self.folder)?;
-        if !wait_until(|| Ok(loop_device(&self.path)?.is_none()))? {
-            return Err(BackingError::Busy);
-        }
-        let (new, present) = (open(&self.path)?, open(&old)?);
-        for image in [&new, &present] {
-            lock(image, UNLOCKED_WITHIN).map_err(|_| BackingError::Busy)?;
-        }
-        check(&self.path, &new, &["-f", "-n"])?;
-        new.sync_all().map_err(|source| BackingError::io("flush the new image", source))?;
-        images.release(volume, &present)?;
-        let placed = exchange(&self.path, &old).and_then(|()| {
-            mount(&old, &new, &at).inspect_err(|_| drop(exchange(&self.path, &old)))
-        });
-        if placed.is_err() {
-            mount(&old, &present, &at)?;
-        }
-        placed
-    }
-}
-
-impl Drop for StagedImage {
-    fn drop(&mut self) {
-        let removed = unmount(&self.folder).and_then(|()| {
-            drop(std::fs::remove_dir(&self.folder));
-            remove_file(&self.path)
-        });
-        if let Err(error) = removed {
-            tracing::warn!(error = %crate::util::chain::Chain(&error), "an image stays behind until the next start");
-        }
-    }
-}
-
-fn open(path: &Path) -> Result<File, BackingError> {
+pub(super) fn open(path: &Path) -> Result<File, BackingError> {
     match OpenOptions::new().read(true).write(true).open(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Err(BackingError::NoImage),
         opened => opened.map_err(|source| BackingError::io("open the image", source)),
@@ -411,84 +302,13 @@ fn fit(image: &File) -> Result<(), BackingError> {
 }
 
 /// Checks the file system, and mends what needs no decision.
-fn check(path: &Path, image: &File, how: &[&str]) -> Result<(), BackingError> {
+pub(super) fn check(path: &Path, image: &File, how: &[&str]) -> Result<(), BackingError> {
     let checked = Tool::new("e2fsck")?.args(how).arg(path).holding(image)?.within(LONG).end()?;
     // 1: errors were corrected.
     match checked.code {
         0 | 1 => Ok(()),
         _ => Err(BackingError::Damaged { said: checked.said }),
     }
-}
-
-/// Mounts an image, which the caller has locked, for the whole system.
-fn mount(path: &Path, image: &File, at: &Path) -> Result<(), BackingError> {
-    let tries = 3;
-    for attempt in 1..=tries {
-        // One that something else still holds must not be opened by a second device beside it.
-        let (source, options) = match loop_device(path)? {
-            Some(device) => (PathBuf::from(device), "nosuid,nodev"),
-            None => (path.to_owned(), "loop,nosuid,nodev"),
-        };
-        let mount = Tool::new("mount")?.args(["-t", "ext4", "-o", options]).arg(source).arg(at);
-        match mount.holding(image)?.run() {
-            Ok(_) => break,
-            // A device that was about to go may be gone by now.
-            Err(ToolError::Failed { .. }) if attempt < tries => std::thread::sleep(GOES_WITHIN),
-            Err(error) => return Err(error.into()),
-        }
-    }
-    if mounts::is_seen_by_the_system(at)? {
-        // Of no use to anyone but the check, which makes it anew. What it saved there stays.
-        std::fs::remove_dir(at.join("lost+found")).ok();
-        return Ok(());
-    }
-    unmount(at)?;
-    Err(BackingError::NotSeen)
-}
-
-fn unmount(at: &Path) -> Result<(), BackingError> {
-    let unmounted =
-        wait_until(|| match rustix::mount::unmount(at, rustix::mount::UnmountFlags::empty()) {
-            // Not a mount point, or not there.
-            Ok(()) | Err(Errno::INVAL | Errno::NOENT) => Ok(true),
-            Err(Errno::BUSY) => Ok(false),
-            Err(errno) => Err(BackingError::io("unmount the volume", errno)),
-        })?;
-    if unmounted { Ok(()) } else { Err(BackingError::Busy) }
-}
-
-/// The loop device that an image is attached to.
-fn loop_device(image: &Path) -> Result<Option<String>, BackingError> {
-    let listed = Tool::new("losetup")?.args(["-n", "-O", "NAME", "-j"]).arg(image).run()?;
-    Ok(listed.said.split_whitespace().next().map(str::to_owned))
-}
-
-/// Looks until it is so, for as long as those who leave may take.
-fn wait_until(is_so: impl Fn() -> Result<bool, BackingError>) -> Result<bool, BackingError> {
-    wait_for(LEAVES_WITHIN, is_so)
-}
-
-fn wait_for(
-    within: Duration,
-    is_so: impl Fn() -> Result<bool, BackingError>,
-) -> Result<bool, BackingError> {
-    let end = Instant::now() + within;
-    loop {
-        if is_so()? {
-            return Ok(true);
-        }
-        if Instant::now() >= end {
-            return Ok(false);
-        }
-        std::thread::sleep(LOOK_EVERY);
-    }
-}
-
-fn exchange(one: &Path, other: &Path) -> Result<(), BackingError> {
-    let cwd = rustix::fs::CWD;
-    rustix::fs::renameat_with(cwd, one, cwd, other, rustix::fs::RenameFlags::EXCHANGE)
-        .map_err(|errno| BackingError::io("exchange the images", errno))?;
-    one.parent().map_or(Ok(()), sync_folder)
 }
 
 /// Lets nobody write into a folder, or lets them again. Where the file system knows no such mark, its
@@ -505,7 +325,7 @@ fn protect(folder: &Path, is_on: bool) {
     }
 }
 
-fn remove_file(path: &Path) -> Result<(), BackingError> {
+pub(super) fn remove_file(path: &Path) -> Result<(), BackingError> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             Err(BackingError::io("remove a file of the volume", error))
@@ -514,7 +334,7 @@ fn remove_file(path: &Path) -> Result<(), BackingError> {
     }
 }
 
-fn sync_folder(path: &Path) -> Result<(), BackingError> {
+pub(super) fn sync_folder(path: &Path) -> Result<(), BackingError> {
     File::open(path)
         .and_then(|folder| folder.sync_all())
         .map_err(|source| BackingError::io("flush a folder", source))

@@ -5,10 +5,12 @@
 //! by guessing from versions. What a crash leaves half-made is recognised by what lies on the disk, and
 //! repaired when the volume is taken up again.
 
+mod attach;
 pub(super) mod image;
 pub(super) mod mounts;
 pub(super) mod probe;
 pub(crate) mod project;
+mod staged;
 mod superblock;
 mod tools;
 

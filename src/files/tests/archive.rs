@@ -166,7 +166,7 @@ fn the_format_is_told_by_content() {
 }
 
 /// A tar made by hand, so that it can say what no packer would: name, type, link target, data.
-fn raw_tar(entries: &[(&str, u8, &str, &[u8])]) -> Vec<u8> {
+pub(super) fn raw_tar(entries: &[(&str, u8, &str, &[u8])]) -> Vec<u8> {
     let mut tar = Vec::new();
     for (name, kind, link, data) in entries {
         let mut header = tar::Header::new_gnu();

@@ -5,7 +5,10 @@ use std::time::Duration;
 
 use super::super::backing::BackingError;
 use super::super::backing::image::Images;
+use super::super::{Files, FilesOptions, Lane};
 use super::*;
+use crate::domain::quota::{Backing, QuotaBackend};
+use crate::files::Progress;
 
 const MIB: u64 = 1 << 20;
 
@@ -241,4 +244,61 @@ fn a_full_host_loses_nothing_of_what_was_promised() {
     unmount(&at);
     images.take_up(volume).expect("take up");
     assert!(fs::read(at.join("file")).expect("read") == noise, "something was lost");
+}
+
+/// What `work` on a volume has failed with.
+async fn failed<T: Send + std::fmt::Debug + 'static>(
+    files: &Files,
+    volume: VolumeId,
+    work: impl FnOnce(&Volume) -> Result<T, FileError> + Send + 'static,
+) -> FileError {
+    files.run_in(Lane::Transfer, volume, work).await.expect_err("there is no room")
+}
+
+fn write(volume: &Volume, bytes: u64) -> Result<u64, FileError> {
+    let mut content = std::io::Read::take(std::io::repeat(7), bytes);
+    volume.write_atomic(&rel("file"), &mut content, &WriteMode::default()).map(|done| done.size)
+}
+
+#[tokio::test]
+async fn a_full_disk_is_told_apart_from_a_full_volume() {
+    let host = Host::new(64 * MIB);
+    let files = Files::new(FilesOptions {
+        volumes_path: host.volumes(),
+        owner: None,
+        fsync: false,
+        limits: ArchiveLimits::default(),
+    });
+    let files = files.expect("files");
+    let image = Backing::new(QuotaBackend::Image);
+    files.create_limited(host.volume, image, 16 * MIB).await.expect("an image");
+    let plain = VolumeId::random();
+    files.create_volume(plain).await.expect("a folder");
+
+    let error = failed(&files, host.volume, |volume| write(volume, 20 * MIB)).await;
+    assert!(matches!(error, FileError::VolumeFull { .. }), "{error:?}");
+    let error = failed(&files, plain, |volume| write(volume, 80 * MIB)).await;
+    assert!(matches!(error, FileError::NoSpace { .. }), "{error:?}");
+
+    // With a limit that is not reached, and one that is.
+    files.run(plain, |volume| write(volume, 24 * MIB)).await.expect("it fits once");
+    for (limit, is_its_own) in [(1 << 40, false), (25 * MIB, true)] {
+        let error = failed(&files, plain, move |volume| {
+            let progress = Progress::default();
+            volume.hold_to(Some(limit), 0, &progress)?;
+            volume.copy(&rel("file"), &rel("copy"), false, &progress)
+        });
+        let error = error.await;
+        assert_eq!(matches!(error, FileError::QuotaExceeded { .. }), is_its_own, "{error:?}");
+        assert_eq!(matches!(error, FileError::NoSpace { .. }), !is_its_own, "{error:?}");
+    }
+
+    // A full host changes nothing about whose room it is that a volume in an image runs out of.
+    let mut filler = fs::File::create(host.volumes().join("filler")).expect("create");
+    std::io::copy(&mut std::io::repeat(1), &mut filler).expect_err("the host is full");
+    let error = failed(&files, host.volume, |volume| write(volume, 20 * MIB)).await;
+    assert!(matches!(error, FileError::VolumeFull { .. }), "{error:?}");
+    files.run(host.volume, |volume| write(volume, MIB)).await.expect("what was promised");
+    let error = failed(&files, plain, |volume| write(volume, MIB)).await;
+    assert!(matches!(error, FileError::NoSpace { .. }), "{error:?}");
 }

@@ -13,6 +13,7 @@ use super::super::walk::Walk;
 use super::*;
 use crate::files::Progress;
 
+/// CVE-2024-27102: the link comes after the look at the path and before the call.
 #[test]
 fn nothing_outside_changes_while_a_folder_is_swapped_for_a_link() {
     for resolver in [Resolver::detect(), Resolver::Steps] {
@@ -67,7 +68,7 @@ impl Drop for Stop<'_> {
 }
 
 /// All that could have been changed outside, owners included.
-fn outside_state(scratch: &Scratch) -> (Tree, Vec<(u32, u32)>) {
+pub(super) fn outside_state(scratch: &Scratch) -> (Tree, Vec<(u32, u32)>) {
     let outside = scratch.outside();
     let owner = |path: &Path| {
         let meta = fs::symlink_metadata(path).expect("stat");
@@ -79,6 +80,7 @@ fn outside_state(scratch: &Scratch) -> (Tree, Vec<(u32, u32)>) {
     (tree, owners)
 }
 
+/// CVE-2023-25168, with folders that turn into links while they are deleted.
 #[test]
 fn walks_do_not_leave_a_tree_whose_folders_turn_into_links() {
     let scratch = Scratch::new();

@@ -1,5 +1,6 @@
 //! Tests of volumes against real files, with what a container might do to them.
 
+mod advisories;
 mod archive;
 mod backing;
 mod content;

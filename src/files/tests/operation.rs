@@ -44,6 +44,7 @@ async fn an_operation_reports_its_end_and_how_far_it_came() {
     assert_eq!(json["operation_id"], id.to_string());
 }
 
+/// GHSA-ghrq-5wpp-hxx5, for work in the background.
 #[tokio::test]
 async fn failures_and_panics_end_one_operation_only() {
     let operations = Operations::in_memory();

@@ -1,5 +1,6 @@
 //! What the integration tests share.
 
+pub(crate) mod agreement;
 pub(crate) mod chaos;
 pub(crate) mod client;
 pub(crate) mod engine;

@@ -49,6 +49,8 @@ pub(crate) struct Daemon {
     scheme: &'static str,
     environment: Vec<(String, String)>,
     arguments: Vec<String>,
+    /// A program, with arguments, that starts it.
+    wrapper: Vec<String>,
     is_closed: bool,
     _slot: Option<SemaphorePermit<'static>>,
 }
@@ -92,6 +94,7 @@ impl Daemon {
             scheme: "http",
             environment: Vec::new(),
             arguments: Vec::new(),
+            wrapper: Vec::new(),
             is_closed: false,
             docker,
             unique,
@@ -176,6 +179,11 @@ impl Daemon {
         self.arguments = arguments.iter().map(|&argument| argument.to_owned()).collect();
     }
 
+    /// Has another program start it, which ends by becoming it.
+    pub(crate) fn set_wrapper(&mut self, words: &[&str]) {
+        self.wrapper = words.iter().map(|&word| word.to_owned()).collect();
+    }
+
     /// The address is `https` from here on.
     pub(crate) fn use_tls(&mut self) {
         self.scheme = "https";
@@ -202,7 +210,10 @@ impl Daemon {
 
     /// The program with this configuration and these arguments, not started.
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_lightd"));
+        let mut words =
+            self.wrapper.iter().map(String::as_str).chain([env!("CARGO_BIN_EXE_lightd")]);
+        let mut command = Command::new(words.next().expect("at least the program"));
+        command.args(words);
         let ours =
             |(name, _): &(std::ffi::OsString, _)| name.to_string_lossy().starts_with("LIGHTD_");
         for (name, _) in std::env::vars_os().filter(ours) {

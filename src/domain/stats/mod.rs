@@ -3,17 +3,21 @@
 //! Pure; fed by the supervisor's sampler. A meter is of one run, since all counters begin again with the
 //! next.
 
+pub(crate) mod history;
+
 use std::time::Duration;
 
 use serde::Serialize;
 
-/// A reading of a container's counters. All but `memory_bytes` and `pids` only grow within a run.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// A reading of a container's counters. All but the memory's and `pids` only grow within a run.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Counters {
     /// When they were read, on a clock that never jumps.
     pub(crate) taken_at: Duration,
     /// Processor time used.
     pub(crate) cpu_ns: u64,
+    /// Time in which it was held back by its limit.
+    pub(crate) throttled_ns: u64,
     /// Without the page cache that could be dropped at once, as `docker stats` counts it.
     pub(crate) memory_bytes: u64,
     /// The container's limit, or all the memory of the machine.
@@ -25,6 +29,8 @@ pub(crate) struct Counters {
     pub(crate) block_read: u64,
     pub(crate) block_write: u64,
     pub(crate) pids: u64,
+    /// See [`Sample::memory_pressure`].
+    pub(crate) memory_pressure: Option<f64>,
 }
 
 /// What goes out as a `stats` event.
@@ -43,6 +49,11 @@ pub(crate) struct Sample {
     /// Seconds since the run began.
     pub(crate) uptime: u64,
     pub(crate) pids: u64,
+    /// Milliseconds since the run began in which the limit on the processor held it back.
+    pub(crate) throttled_ms: u64,
+    /// Percent of the last ten seconds in which some of it waited for memory; `None` where the kernel does
+    /// not tell (<https://docs.kernel.org/accounting/psi.html>).
+    pub(crate) memory_pressure: Option<f64>,
 }
 
 impl Sample {
@@ -85,6 +96,8 @@ impl Meter {
             disk_usage,
             uptime: uptime.as_secs(),
             pids: now.pids,
+            throttled_ms: now.throttled_ns / 1_000_000,
+            memory_pressure: now.memory_pressure,
         }
     }
 }
@@ -127,7 +140,7 @@ mod tests {
             serde_json::json!({
                 "cpu_usage": 0.0, "memory_usage": 7, "memory_limit": 9, "network_rx": 0,
                 "network_tx": 0, "block_read": 0, "block_write": 0, "disk_usage": 5, "uptime": 61,
-                "pids": 0
+                "pids": 0, "throttled_ms": 0, "memory_pressure": null
             })
         );
     }
