@@ -132,7 +132,7 @@ async fn next_frame(stream: &mut TcpStream, buffer: &mut BytesMut) -> Result<Opt
             126 if buffer.len() >= 4 => {
                 (4, usize::from(u16::from_be_bytes([buffer[2], buffer[3]])))
             }
-            127 if buffer.len() >= 10 => (10, (&buffer[2..10]).get_u64() as usize),
+            127 if buffer.len() >= 10 => (10, usize::try_from((&buffer[2..10]).get_u64())?),
             126 | 127 => return Ok(None),
             short => (2, usize::from(short)),
         };

@@ -153,6 +153,7 @@ pub(crate) struct Install {
 pub(crate) struct Console {
     pub(crate) ring_bytes: usize,
     pub(crate) journal_bytes: u64,
+    pub(crate) journal_max_age: Option<Duration>,
 }
 
 #[derive(Clone, Copy, Debug)]

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::domain::units::MIB;
+use crate::domain::units::{MIB, Span};
 
 /// Per container.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -10,6 +10,8 @@ use crate::domain::units::MIB;
 pub(crate) struct Console {
     pub(crate) ring_bytes: u64,
     pub(crate) journal_bytes: u64,
+    /// What is older goes, in parts of an eighth of the journal; `null`: nothing for its age.
+    pub(crate) journal_max_age: Option<Span>,
 }
 
 /// WebSockets, and event streams where it is not about what comes in.
@@ -26,7 +28,7 @@ pub(crate) struct Sockets {
 
 impl Default for Console {
     fn default() -> Self {
-        Self { ring_bytes: MIB / 4, journal_bytes: 16 * MIB }
+        Self { ring_bytes: MIB / 4, journal_bytes: 16 * MIB, journal_max_age: None }
     }
 }
 

@@ -20,6 +20,7 @@ pub(super) const LIVE: &[&str] = &[
     "network.allow_private",
     "limits",
     "install",
+    "console.journal_max_age",
     "sockets",
     "archives",
     "quota",
@@ -38,8 +39,8 @@ pub(super) const RESTART: &[&str] = &[
     "docker.user",
     "docker.node",
     "storage",
-    // Of a console that is open; a container that is made later has one of the same kind.
-    "console",
+    "console.ring_bytes",
+    "console.journal_bytes",
     "network.subnets",
     "network.bridge",
     "network.firewall",

@@ -330,6 +330,9 @@ fn console(raw: &raw::Console, check: &mut Check<'_>) -> Console {
     Console {
         ring_bytes: usize::try_from(ring).unwrap_or(usize::MAX),
         journal_bytes: check.within("console.journal_bytes", raw.journal_bytes, 64 << 10, 1 << 40),
+        journal_max_age: raw
+            .journal_max_age
+            .map(|age| check.span("console.journal_max_age", age.0, "1h", "3650d")),
     }
 }
 

@@ -30,7 +30,7 @@ mod state;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::Instant;
@@ -158,6 +158,12 @@ impl Console {
         }
     }
 
+    /// Adds a line of lightd's own, for all who ever read this.
+    pub(crate) fn note(&self, run: RunId, time_ms: i64, text: &str) {
+        lock(&self.shared.state).note(run, time_ms, text);
+        self.shared.changed.send_replace(());
+    }
+
     /// Ends the line that is forming, for the run is over.
     pub(crate) fn end_run(&self) {
         lock(&self.shared.state).end_run();
@@ -201,6 +207,21 @@ impl Console {
         if !lock(&self.shared.state).pending.is_empty() {
             self.shared.blocking(Shared::write_pending).await;
         }
+    }
+
+    /// Takes off the disk what is older than `age`. Of a run that may go on (`is_live`) the newest part
+    /// stays: without it nobody could tell what of the engine's log is new.
+    pub(crate) async fn expire(&self, age: Duration, is_live: bool) {
+        let Some(oldest) = SystemTime::now().checked_sub(age) else { return };
+        self.flush().await;
+        let expire = move |shared: &Shared| {
+            let mut journal = lock(&shared.journal);
+            if let Err(error) = journal.expire(oldest, !is_live) {
+                let dir = journal.dir().display();
+                tracing::warn!(%dir, "an expired console journal stays: {}", Chain(&error));
+            }
+        };
+        self.shared.blocking(expire).await;
     }
 
     /// Keeps the journal up with the console until cancelled. A line on a quiet console is on its way

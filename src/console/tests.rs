@@ -460,3 +460,92 @@ fn two_hundred_consoles_open_at_once() {
     let elapsed = begin.elapsed();
     assert!(elapsed < Duration::from_millis(250), "{elapsed:?}");
 }
+
+/// As if nothing had been written for a day.
+fn age_of_a_day(dir: &TempDir) {
+    for entry in fs::read_dir(dir.path().join("console")).unwrap() {
+        let file = fs::File::options().write(true).open(entry.unwrap().path()).unwrap();
+        let yesterday = SystemTime::now() - Duration::from_secs(24 * 3600);
+        file.set_modified(yesterday).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn what_is_too_old_goes_and_its_numbers_are_not_given_out_again() {
+    const HOUR: Duration = Duration::from_secs(3600);
+    let dir = TempDir::new().unwrap();
+    let console = open(&dir, small());
+    push(&console, &numbered(1..=40_000));
+    console.flush().await;
+    console.expire(HOUR, false).await;
+    assert!(size_of_dir(&dir.path().join("console")) > 400_000, "nothing of it is old");
+    age_of_a_day(&dir);
+    console.expire(HOUR, true).await;
+    let newest = size_of_dir(&dir.path().join("console"));
+    assert!((1..=128 << 10).contains(&newest), "of a live run the newest segment stays: {newest}");
+    console.expire(HOUR, false).await;
+    assert_eq!(size_of_dir(&dir.path().join("console")), 0);
+    console.close().await;
+
+    // Twice: an empty journal opened is still one that knows its numbers.
+    drop(open(&dir, small()));
+    let console = open(&dir, small());
+    assert_eq!(console.last_line(), 40_000);
+    push(&console, "next\n");
+    console.flush().await;
+    let mut cursor = console.cursor(Start::After(Mark::line(0)));
+    assert!(matches!(cursor.next().await, Some(Delivery::Gap { lines_lost: 40_000 })));
+    let Some(Delivery::Lines(block)) = cursor.next().await else { panic!("no line") };
+    assert_eq!((block.first_seq(), block.text().as_ref()), (40_001, "next\n"));
+}
+
+#[tokio::test]
+async fn a_note_is_a_line_to_readers_and_none_of_the_runs() {
+    let dir = TempDir::new().unwrap();
+    let console = open(&dir, small());
+    let of_run = RunId(3);
+    console.push(of_run, Stream::Out, 1, b"one\n> ");
+    console.note(of_run, 2, "[lightd] something is missing");
+    console.push(of_run, Stream::Out, 3, b"two\nthr");
+    let history = console.history(Query { lines: 10, ..Query::default() }).await;
+    assert_eq!(history.last_seq, 3);
+    // The beginning that was not shown yet goes on behind the note.
+    assert_eq!(history.text, "one\n[lightd] something is missing\n> two\n");
+    let tail = console.tail(of_run, Stream::Out).await;
+    let texts: Vec<&[u8]> = tail.lines.iter().map(|line| line.text.as_slice()).collect();
+    assert_eq!((texts, tail.lines_in_run), (vec![&b"one"[..], b"> two"], Some(2)));
+}
+
+#[tokio::test]
+async fn a_line_that_was_shown_in_pieces_is_one_line_of_the_past() {
+    let dir = TempDir::new().unwrap();
+    let console = open(&dir, small());
+    let mut cursor = console.cursor(Start::Now);
+    push(&console, "one\nName");
+    Got::until(&mut cursor, |got| got.text.ends_with("Name")).await;
+    push(&console, "? y");
+    Got::until(&mut cursor, |got| got.text.ends_with("? y")).await;
+    push(&console, "ou\nthree\nfo");
+    Got::until(&mut cursor, |got| got.text.ends_with("fo")).await;
+    console.end_run();
+    push(&console, "five\nsi");
+    Got::until(&mut cursor, |got| got.text.ends_with("si")).await;
+    for _ in 0..2 {
+        let all = console.history(Query { lines: 10, ..Query::default() }).await;
+        assert_eq!((all.text.as_str(), all.last_seq), ("one\nName? you\nthree\nfofive\n", 5));
+        let grep = Regex::new("^Name\\? you$").unwrap();
+        let found = Query { lines: 10, grep: Some(&grep), ..Query::default() };
+        assert_eq!(console.history(found).await.text, "Name? you\n");
+        let pages = |since| Query { lines: 2, since: Some(since), ..Query::default() };
+        let page = console.history(pages(1)).await;
+        assert_eq!(
+            (page.text.as_str(), page.last_seq, page.complete),
+            ("Name? you\nthree\n", 3, false)
+        );
+        let page = console.history(pages(3)).await;
+        assert_eq!((page.text.as_str(), page.last_seq, page.complete), ("fofive\n", 5, true));
+        // And once more from the disk.
+        console.flush().await;
+        lock(&console.shared.state).release();
+    }
+}

@@ -2,6 +2,7 @@
 
 mod access;
 mod architecture;
+mod console;
 mod containers;
 mod crash;
 mod engine_down;
@@ -12,6 +13,7 @@ mod guest;
 mod hardening;
 mod install;
 mod isolation;
+mod load;
 mod operations;
 mod outage;
 mod ports;

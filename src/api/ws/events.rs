@@ -111,7 +111,7 @@ impl Events {
             Ok(Frame { text, mark }) => (event(&text, mark), true),
             Err(end) => {
                 let (code, data) = end.event();
-                (event(&Outbound::Error { data, code }.text(), None), false)
+                (event(&Outbound::Error { data, code, id: None }.text(), None), false)
             }
         }
     }

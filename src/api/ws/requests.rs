@@ -9,7 +9,7 @@ use std::pin::Pin;
 use axum::extract::ws::Utf8Bytes;
 use tokio::time::Instant;
 
-use super::frame::{Inbound, Outbound, PowerAction};
+use super::frame::{Inbound, Outbound, PowerAction, RequestId};
 use crate::api::auth::{Auth, StayingAuth};
 use crate::api::error::ApiError;
 use crate::api::state::AppState;
@@ -34,6 +34,7 @@ pub(super) enum Reply {
 /// The request as work to do; one that is not permitted is a refusal already.
 pub(super) fn work(
     request: Inbound,
+    id: Option<RequestId>,
     auth: &Auth,
     state: AppState,
     handle: ContainerHandle,
@@ -45,16 +46,20 @@ pub(super) fn work(
         Inbound::Auth { .. } => None,
     };
     if needed.is_some_and(|permission| !auth.may(permission, handle.id())) {
-        return Box::pin(std::future::ready(refused(ApiError::scope())));
+        return Box::pin(std::future::ready(refused(&ApiError::scope(), id.as_ref())));
     }
     Box::pin(async move {
         let done = match request {
             Inbound::SendCommand { command } => send_command(&handle, command).await,
             Inbound::Power { action } => power(&handle, action).await,
-            Inbound::RequestLogs { lines, since } => logs(&handle, lines, since).await,
+            Inbound::RequestLogs { lines, since } => logs(&handle, lines, since, id.as_ref()).await,
             Inbound::Auth { token } => renew(&state, &handle, &token).await,
         };
-        done.unwrap_or_else(refused)
+        match (done, id) {
+            (Ok(Reply::Done), Some(id)) => Reply::Frame(Outbound::Done { id: &id }.text()),
+            (Ok(reply), _) => reply,
+            (Err(error), id) => refused(&error, id.as_ref()),
+        }
     })
 }
 
@@ -78,13 +83,14 @@ async fn logs(
     handle: &ContainerHandle,
     lines: Option<u64>,
     since: Option<u64>,
+    id: Option<&RequestId>,
 ) -> Result<Reply, ApiError> {
     let lines = lines.map_or(LOG_LINES_DEFAULT, |lines| {
         usize::try_from(lines).unwrap_or(LOG_LINES_MAX).min(LOG_LINES_MAX)
     });
     let query = Query { lines, since, ..Query::default() };
     let history = handle.console().history(query).await;
-    let frame = Outbound::Logs { data: &history.text, seq: history.last_seq };
+    let frame = Outbound::Logs { data: &history.text, seq: history.last_seq, id };
     Ok(Reply::Frame(frame.text()))
 }
 
@@ -98,11 +104,11 @@ async fn renew(state: &AppState, handle: &ContainerHandle, token: &str) -> Resul
     Ok(Reply::Renewed(Box::new(renewed)))
 }
 
-fn refused(error: ApiError) -> Reply {
+fn refused(error: &ApiError, id: Option<&RequestId>) -> Reply {
     if let Some(cause) = error.cause() {
         tracing::warn!(code = error.code(), cause, "a socket's request failed");
     }
-    Reply::Frame(Outbound::Error { data: error.message(), code: error.code() }.text())
+    Reply::Frame(Outbound::Error { data: error.message(), code: error.code(), id }.text())
 }
 
 /// So many seconds' frames may come at once.

@@ -10,7 +10,7 @@ use tokio::time::{Instant, Interval, MissedTickBehavior};
 use tokio_tungstenite::tungstenite;
 
 use super::feed::{Feed, Frame};
-use super::frame::{Inbound, Outbound};
+use super::frame::{Inbound, Outbound, RequestId, request_id};
 use super::requests::{self, Budget, Reply, Work};
 use super::wire::{self, End};
 use crate::access::Grant;
@@ -130,32 +130,39 @@ impl Session {
             if self.budget.is_flooded() {
                 return Err(End::Flood);
             }
-            refuse(socket, "too many frames; slow down", "rate_limited").await?;
+            let id = message.to_text().ok().and_then(request_id);
+            refuse(socket, "too many frames; slow down", "rate_limited", id.as_ref()).await?;
             return Ok(None);
         }
         let text = match message {
             Message::Text(text) => text,
             Message::Binary(_) => {
-                refuse(socket, "frames are JSON texts", "invalid_json").await?;
+                refuse(socket, "frames are JSON texts", "invalid_json", None).await?;
                 return Ok(None);
             }
             Message::Ping(_) | Message::Pong(_) | Message::Close(_) => return Ok(None),
         };
+        let id = request_id(&text);
         match Inbound::parse(&text) {
             Ok(request) => {
                 let (state, handle) = (self.state.clone(), self.handle.clone());
-                Ok(Some(requests::work(request, &self.auth, state, handle)))
+                Ok(Some(requests::work(request, id, &self.auth, state, handle)))
             }
             Err(bad) => {
-                refuse(socket, &bad.message, bad.code).await?;
+                refuse(socket, &bad.message, bad.code, id.as_ref()).await?;
                 Ok(None)
             }
         }
     }
 }
 
-async fn refuse(socket: &mut WebSocket, data: &str, code: &'static str) -> Result<(), End> {
-    wire::send(socket, Message::Text(Outbound::Error { data, code }.text())).await
+async fn refuse(
+    socket: &mut WebSocket,
+    data: &str,
+    code: &'static str,
+    id: Option<&RequestId>,
+) -> Result<(), End> {
+    wire::send(socket, Message::Text(Outbound::Error { data, code, id }.text())).await
 }
 
 /// Whether a frame was over the limit: axum's error holds the protocol's.
