@@ -200,68 +200,56 @@ impl From<InvalidPath> for ApiError {
 
 impl From<FileError> for ApiError {
     fn from(error: FileError) -> Self {
-        let text = error.to_string();
-        let invalid = |code| Self::malformed(code, text.clone());
-        let conflict = |code| Self::conflict(code, text.clone());
-        match error {
-            FileError::NoVolume { .. } | FileError::NotFound { .. } => Self::not_found(text),
-            FileError::InvalidPath(why) => why.into(),
-            FileError::Escape { .. }
+        let (code, text) = (error.code(), error.to_string());
+        let status = match &error {
+            FileError::InvalidPath(_)
+            | FileError::Escape { .. }
             | FileError::Reserved { .. }
             | FileError::IntoItself { .. }
-            | FileError::TooDeep { .. } => invalid("invalid_path"),
-            FileError::NotAFile { .. } | FileError::Special { .. } => invalid("not_a_file"),
-            FileError::NotADirectory { .. } => invalid("not_a_folder"),
-            FileError::InvalidPattern { .. } => invalid("invalid_pattern"),
-            FileError::InvalidCursor => invalid("invalid_cursor"),
-            FileError::ArchiveLimit { .. } => invalid("archive_limit"),
-            FileError::ArchiveCorrupt { .. } => invalid("archive_corrupt"),
-            FileError::UnsupportedArchive { .. } => invalid("archive_unsupported"),
-            FileError::Input { .. } => invalid("incomplete_body").because(error),
-            FileError::AlreadyExists { .. } => conflict("already_exists"),
-            FileError::Cancelled => conflict("cancelled"),
-            FileError::Busy { .. } => conflict("busy"),
-            FileError::PreconditionFailed { .. } => {
-                Self::new(StatusCode::PRECONDITION_FAILED, "precondition_failed", text)
+            | FileError::TooDeep { .. }
+            | FileError::NotAFile { .. }
+            | FileError::Special { .. }
+            | FileError::NotADirectory { .. }
+            | FileError::InvalidPattern { .. }
+            | FileError::InvalidCursor
+            | FileError::ArchiveLimit { .. }
+            | FileError::ArchiveCorrupt { .. }
+            | FileError::UnsupportedArchive { .. } => StatusCode::BAD_REQUEST,
+            FileError::NoVolume { .. } | FileError::NotFound { .. } | FileError::NoUpload => {
+                StatusCode::NOT_FOUND
             }
-            FileError::QuotaExceeded { .. } | FileError::VolumeFull { .. } => {
-                Self::new(StatusCode::INSUFFICIENT_STORAGE, "quota_exceeded", text)
+            FileError::AlreadyExists { .. }
+            | FileError::Cancelled
+            | FileError::Busy { .. }
+            | FileError::VolumeBusy { .. }
+            | FileError::BelowUse
+            | FileError::Disturbed
+            | FileError::SnapshotDamaged
+            | FileError::OffsetMismatch { .. }
+            | FileError::UploadIncomplete => StatusCode::CONFLICT,
+            FileError::PreconditionFailed { .. } => StatusCode::PRECONDITION_FAILED,
+            FileError::QuotaExceeded { .. }
+            | FileError::VolumeFull { .. }
+            | FileError::NoSpace { .. } => StatusCode::INSUFFICIENT_STORAGE,
+            FileError::UploadLocked => StatusCode::LOCKED,
+            FileError::UploadTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+            FileError::ChecksumMismatch => checksum_mismatch(),
+            FileError::Fetch { .. } => StatusCode::BAD_GATEWAY,
+            FileError::TooSmall { .. } => return Self::field("size", text),
+            FileError::TooManyOperations | FileError::TooManyUploads => {
+                return Self::too_many(code, text, RETRY_SOON);
             }
-            FileError::NoSpace { .. } => {
-                Self::new(StatusCode::INSUFFICIENT_STORAGE, "insufficient_storage", text)
-            }
-            FileError::TooManyOperations => {
-                Self::too_many("too_many_operations", "too many operations are running", RETRY_SOON)
-            }
-            FileError::VolumeBusy { .. } => conflict("volume_busy"),
-            FileError::BelowUse => conflict("below_use"),
-            FileError::Disturbed => conflict("disturbed"),
-            FileError::SnapshotDamaged => conflict("snapshot_damaged"),
-            FileError::TooSmall { .. } => Self::field("size", text),
-            FileError::VolumeUnavailable => Self::unavailable("volume_unavailable", text),
-            FileError::BackendUnusable { .. } => Self::unavailable("quota_backend_unusable", text),
-            FileError::OperationNotStored => {
-                Self::unavailable("busy", "too many changes wait to be stored")
-            }
-            FileError::Fetch { .. } => Self::new(StatusCode::BAD_GATEWAY, "fetch_failed", text),
-            FileError::NoUpload => Self::not_found(text),
-            FileError::UploadLocked => Self::new(StatusCode::LOCKED, "upload_locked", text),
-            FileError::OffsetMismatch { .. } => conflict("offset_mismatch"),
-            FileError::UploadIncomplete => conflict("upload_incomplete"),
-            FileError::ChecksumMismatch => {
-                Self::new(checksum_mismatch(), "checksum_mismatch", text)
-            }
-            FileError::UploadTooLarge { .. } => {
-                Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", text)
-            }
-            FileError::TooManyUploads => {
-                let message = "too many uploads to this volume are unfinished";
-                Self::too_many("too_many_uploads", message, RETRY_SOON)
+            FileError::VolumeUnavailable
+            | FileError::BackendUnusable { .. }
+            | FileError::OperationNotStored => return Self::unavailable(code, text),
+            FileError::Input { .. } => {
+                return Self::malformed(code, text).because(error);
             }
             FileError::Store { .. } | FileError::Backing { .. } | FileError::Io { .. } => {
-                Self::internal(error)
+                return Self::internal(error);
             }
-        }
+        };
+        Self::new(status, code, text)
     }
 }
 

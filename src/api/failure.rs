@@ -149,7 +149,11 @@ impl ApiError {
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", message)
     }
 
-    pub(crate) fn too_many(code: &'static str, message: &'static str, retry: Duration) -> Self {
+    pub(crate) fn too_many(
+        code: &'static str,
+        message: impl Into<Cow<'static, str>>,
+        retry: Duration,
+    ) -> Self {
         Self::new(StatusCode::TOO_MANY_REQUESTS, code, message).retry_after(retry)
     }
 

@@ -16,6 +16,7 @@ pub(crate) mod raw;
 mod raw_streams;
 pub(crate) mod reload;
 pub(crate) mod source;
+mod supervision;
 mod validate;
 
 use std::net::{IpAddr, SocketAddr};
@@ -28,6 +29,7 @@ use url::Url;
 
 pub(crate) use self::error::ConfigError;
 pub(crate) use self::raw::{Firewall, LogFormat, LogLevel, OnExceeded};
+use self::supervision::Supervision;
 use crate::domain::quota::QuotaBackend;
 use crate::domain::spec::Protocol;
 use crate::util::secret::Secret;
@@ -43,6 +45,7 @@ pub(crate) struct Config {
     pub(crate) install: Install,
     pub(crate) console: Console,
     pub(crate) sockets: Sockets,
+    pub(crate) supervision: Supervision,
     pub(crate) archives: Archives,
     pub(crate) quota: Quota,
     pub(crate) snapshots: Snapshots,

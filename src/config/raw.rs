@@ -10,6 +10,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use super::raw_streams::{Console, Sockets};
+use super::supervision::RawSupervision;
 use crate::domain::spec::Protocol;
 use crate::domain::units::{MIB, Span};
 use crate::util::secret::Secret;
@@ -27,6 +28,7 @@ pub(crate) struct Raw {
     pub(crate) install: Install,
     pub(crate) console: Console,
     pub(crate) sockets: Sockets,
+    pub(crate) supervision: RawSupervision,
     pub(crate) archives: Archives,
     pub(crate) quota: Quota,
     pub(crate) snapshots: Snapshots,

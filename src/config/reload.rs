@@ -22,6 +22,7 @@ pub(super) const LIVE: &[&str] = &[
     "install",
     "console.journal_max_age",
     "sockets",
+    "supervision",
     "archives",
     "quota",
     "snapshots",

@@ -12,6 +12,7 @@ use url::Url;
 
 use super::error::ConfigProblem;
 use super::raw::{self, Raw};
+use super::supervision::Supervision;
 use super::{
     Archives, Authorization, Config, Console, DefaultLimits, Docker, HostService, Install, Log,
     Network, PortSeed, Pulls, Quota, Remote, RemotePanel, RunAs, Server, Snapshots, Sockets,
@@ -103,6 +104,20 @@ pub(super) fn validate(raw: Raw, problems: &mut Vec<ConfigProblem>) -> Config {
             max_entries: check.within("archives.max_entries", raw.archives.max_entries, 1, 1 << 32),
             max_bytes: check.within("archives.max_bytes", raw.archives.max_bytes, 1, 1 << 50),
             max_ratio: check.within("archives.max_ratio", raw.archives.max_ratio, 1, 1 << 20),
+        },
+        supervision: Supervision {
+            starts_per_second: check.within(
+                "supervision.starts_per_second",
+                raw.supervision.starts_per_second,
+                1,
+                1000,
+            ),
+            post_mortems: check.within(
+                "supervision.post_mortems",
+                raw.supervision.post_mortems,
+                0,
+                100,
+            ),
         },
         quota: quota(&raw.quota),
         snapshots: Snapshots {

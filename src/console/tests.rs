@@ -530,10 +530,10 @@ async fn a_line_that_was_shown_in_pieces_is_one_line_of_the_past() {
     console.end_run();
     push(&console, "five\nsi");
     Got::until(&mut cursor, |got| got.text.ends_with("si")).await;
+    let grep = Regex::new("^Name\\? you$").unwrap();
     for _ in 0..2 {
         let all = console.history(Query { lines: 10, ..Query::default() }).await;
         assert_eq!((all.text.as_str(), all.last_seq), ("one\nName? you\nthree\nfofive\n", 5));
-        let grep = Regex::new("^Name\\? you$").unwrap();
         let found = Query { lines: 10, grep: Some(&grep), ..Query::default() };
         assert_eq!(console.history(found).await.text, "Name? you\n");
         let pages = |since| Query { lines: 2, since: Some(since), ..Query::default() };

@@ -66,7 +66,11 @@ pub(crate) struct OperationView {
     /// 0 while it is not known.
     pub(crate) total_bytes: u64,
     pub(crate) entries: u64,
+    /// Why it ended without being done.
     pub(crate) error: Option<String>,
+    /// The same for programs, as in refusals.
+    #[serde(default)]
+    pub(crate) code: Option<String>,
     /// What the work has made, where there is more to say than that it is done.
     pub(crate) result: Option<serde_json::Value>,
     pub(crate) started_at: UnixSeconds,

@@ -139,6 +139,48 @@ impl FileError {
         }
     }
 
+    /// What programs tell it by: in answers, and in what is stored of an operation.
+    pub(crate) fn code(&self) -> &'static str {
+        match self {
+            Self::NoVolume { .. } | Self::NotFound { .. } | Self::NoUpload => "not_found",
+            Self::AlreadyExists { .. } => "already_exists",
+            Self::NotAFile { .. } | Self::Special { .. } => "not_a_file",
+            Self::NotADirectory { .. } => "not_a_folder",
+            Self::InvalidPath(_)
+            | Self::Escape { .. }
+            | Self::Reserved { .. }
+            | Self::IntoItself { .. }
+            | Self::TooDeep { .. } => "invalid_path",
+            Self::InvalidPattern { .. } => "invalid_pattern",
+            Self::InvalidCursor => "invalid_cursor",
+            Self::QuotaExceeded { .. } | Self::VolumeFull { .. } => "quota_exceeded",
+            Self::NoSpace { .. } => "insufficient_storage",
+            Self::ArchiveLimit { .. } => "archive_limit",
+            Self::ArchiveCorrupt { .. } => "archive_corrupt",
+            Self::UnsupportedArchive { .. } => "archive_unsupported",
+            Self::Cancelled => "cancelled",
+            Self::PreconditionFailed { .. } => "precondition_failed",
+            Self::Busy { .. } | Self::OperationNotStored => "busy",
+            Self::TooManyOperations => "too_many_operations",
+            Self::UploadLocked => "upload_locked",
+            Self::OffsetMismatch { .. } => "offset_mismatch",
+            Self::ChecksumMismatch => "checksum_mismatch",
+            Self::UploadIncomplete => "upload_incomplete",
+            Self::UploadTooLarge { .. } => "too_large",
+            Self::TooManyUploads => "too_many_uploads",
+            Self::Fetch { .. } => "fetch_failed",
+            Self::Input { .. } => "incomplete_body",
+            Self::VolumeBusy { .. } => "volume_busy",
+            Self::VolumeUnavailable => "volume_unavailable",
+            Self::Disturbed => "disturbed",
+            Self::SnapshotDamaged => "snapshot_damaged",
+            Self::BelowUse => "below_use",
+            Self::TooSmall { .. } => "invalid",
+            Self::BackendUnusable { .. } => "quota_backend_unusable",
+            Self::Store { .. } | Self::Backing { .. } | Self::Io { .. } => "internal",
+        }
+    }
+
     pub(super) fn into_io(self) -> io::Error {
         io::Error::other(self)
     }

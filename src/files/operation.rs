@@ -51,14 +51,28 @@ struct Operation {
 #[derive(Debug)]
 struct End {
     state: OperationState,
-    error: Option<String>,
+    why: Option<Why>,
     at: UnixSeconds,
     since: Instant,
+}
+
+/// Why an operation ended without being done.
+#[derive(Clone, Debug)]
+struct Why {
+    text: String,
+    code: String,
+}
+
+impl Why {
+    fn new(code: &str, text: impl Into<String>) -> Self {
+        Self { text: text.into(), code: code.to_owned() }
+    }
 }
 
 impl Operation {
     fn view(&self) -> OperationView {
         let end = self.end.as_ref();
+        let why = end.and_then(|end| end.why.as_ref());
         OperationView {
             id: self.id,
             kind: self.kind,
@@ -67,7 +81,8 @@ impl Operation {
             done_bytes: self.progress.done_bytes(),
             total_bytes: self.progress.total_bytes(),
             entries: self.progress.entries(),
-            error: end.and_then(|end| end.error.clone()),
+            error: why.map(|why| why.text.clone()),
+            code: why.map(|why| why.code.clone()),
             result: self.progress.result(),
             started_at: self.started_at,
             finished_at: end.map(|end| end.at),
@@ -101,7 +116,8 @@ impl Operations {
                 progress.set_result(result);
             }
             let at = view.finished_at.unwrap_or(view.started_at);
-            let end = End { state: view.state, error: view.error, at, since: Instant::now() };
+            let why = view.error.map(|text| Why::new(&view.code.unwrap_or_default(), text));
+            let end = End { state: view.state, why, at, since: Instant::now() };
             let (id, kind, volume) = (view.id, view.kind, view.volume);
             let started_at = view.started_at;
             (id, Operation { id, kind, volume, progress, started_at, end: Some(end) })
@@ -187,31 +203,31 @@ impl Operations {
                 }
             }
         };
-        let (state, error) = match outcome {
+        let (state, why) = match outcome {
             Ok(Ok(())) => (OperationState::Done, None),
             Ok(Err(FileError::Cancelled)) if self.tasks.is_closed() => {
                 let why = "lightd was stopped before the work was done";
-                (OperationState::Interrupted, Some(why.to_owned()))
+                (OperationState::Interrupted, Some(Why::new("interrupted", why)))
             }
             Ok(Err(FileError::Cancelled)) => (OperationState::Cancelled, None),
             Ok(Err(error)) => {
                 tracing::info!(operation.id = %id, error = %Chain(&error), "operation failed");
-                (OperationState::Failed, Some(error.to_string()))
+                (OperationState::Failed, Some(Why::new(error.code(), error.to_string())))
             }
             Err(_) => {
                 tracing::error!(operation.id = %id, "operation panicked");
-                (OperationState::Failed, Some("an internal error ended it".to_owned()))
+                (OperationState::Failed, Some(Why::new("internal", "an internal error ended it")))
             }
         };
-        self.finish(id, state, error).await;
+        self.finish(id, state, why).await;
     }
 
-    async fn finish(&self, id: OperationId, state: OperationState, error: Option<String>) {
+    async fn finish(&self, id: OperationId, state: OperationState, why: Option<Why>) {
         let view = {
             let mut all = self.lock();
             let view = all.get_mut(&id).map(|operation| {
                 let (at, since) = (UnixSeconds::now(), Instant::now());
-                operation.end = Some(End { state, error, at, since });
+                operation.end = Some(End { state, why, at, since });
                 operation.view()
             });
             forget_old(&mut all);

@@ -48,6 +48,7 @@ impl Tx<'_> {
             view.state = OperationState::Interrupted;
             view.finished_at = Some(now);
             view.error = Some("lightd ended before the work did".to_owned());
+            view.code = Some("interrupted".to_owned());
             self.save_operation(view)?;
         }
         Ok(all)
@@ -90,6 +91,7 @@ mod tests {
             total_bytes: 9,
             entries: 1,
             error: None,
+            code: None,
             result: Some(serde_json::json!({"path": "x"})),
             started_at: NOW,
             finished_at,

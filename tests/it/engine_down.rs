@@ -26,10 +26,12 @@ struct Engine {
     default_bridge: String,
     containerd: Child,
     dockerd: Option<Child>,
+    /// Whether workloads outlive dockerd (`--live-restore`).
+    keeps_workloads: bool,
 }
 
 impl Engine {
-    async fn start(bridge: &str) -> Self {
+    async fn start(bridge: &str, keeps_workloads: bool) -> Self {
         let folder = TempDir::with_prefix("lightd-engine-").expect("a folder");
         let at = |name: &str| folder.path().join(name);
         // Not dockerd's own child, so that it outlives a kill of dockerd, as it does on a real host.
@@ -56,8 +58,9 @@ impl Engine {
             let added = Command::new("ip").args(arguments.split(' ')).status();
             assert!(added.is_ok_and(|status| status.success()), "ip {arguments}");
         }
+        let bridge = bridge.to_owned();
         let mut engine =
-            Self { containerd, dockerd: None, bridge: bridge.to_owned(), default_bridge, folder };
+            Self { containerd, dockerd: None, bridge, default_bridge, folder, keeps_workloads };
         engine.launch().await;
         engine
     }
@@ -87,6 +90,7 @@ impl Engine {
             .arg(format!("unix://{}", self.at("docker.sock").display()))
             .args(["--bridge", &self.default_bridge])
             .args(["--iptables=false", "--ip6tables=false", "--ip-forward=false"])
+            .args(self.keeps_workloads.then_some("--live-restore"))
             .stdout(Stdio::null())
             .stderr(log.expect("a log"))
             .spawn();
@@ -120,6 +124,16 @@ impl Engine {
 impl Drop for Engine {
     fn drop(&mut self) {
         if let Some(mut dockerd) = self.dockerd.take() {
+            if self.keeps_workloads {
+                let remove = "docker -H \"unix://$0\" ps --all --quiet | xargs --no-run-if-empty docker -H \"unix://$0\" rm --force";
+                let mut remove_all = Command::new("sh");
+                remove_all
+                    .args(["-c", remove])
+                    .arg(self.at("docker.sock"))
+                    .stdout(Stdio::null())
+                    .status()
+                    .ok();
+            }
             // It may be stopped. Asked to end, it ends its containers.
             for signal in [Signal::CONT, Signal::TERM] {
                 kill_process(Pid::from_child(&dockerd), signal).ok();
@@ -142,8 +156,12 @@ impl Drop for Engine {
 
 /// A daemon with an engine of its own. The engine is dropped last.
 async fn with_an_engine() -> (Engine, Daemon) {
+    with_an_engine_that(false).await
+}
+
+async fn with_an_engine_that(keeps_workloads: bool) -> (Engine, Daemon) {
     let mut daemon = Daemon::prepare(|_| {}).await;
-    let engine = Engine::start(&daemon.bridge).await;
+    let engine = Engine::start(&daemon.bridge, keeps_workloads).await;
     daemon.docker = engine.docker();
     guest::ensure_image(&daemon.docker).await.expect("the test image");
     let path = engine.at("docker.sock");
@@ -208,6 +226,62 @@ async fn what_a_restarted_or_killed_engine_ended_is_started_again_and_counts_as_
 }
 
 #[tokio::test]
+async fn what_an_engine_ended_while_lightd_was_away_as_well_comes_back_and_counts_as_no_crash() {
+    let (mut engine, mut daemon) = with_an_engine().await;
+    let (id, done) = (daemon.id("a"), daemon.id("b"));
+    let spec = json!({"startup_command": COUNTS, "tty": false, "start_pattern": "Up"});
+    daemon.run(&id, spec).await;
+    let spec = json!({"startup_command": "echo Ready; read line; exit 3"});
+    daemon.run(&done, spec).await;
+    daemon.power(&done, "stop").await;
+    daemon.state(&done, "offline").await;
+    for signal in [Signal::TERM, Signal::KILL] {
+        daemon.kill9().await;
+        engine.end(signal);
+        engine.launch().await;
+        daemon.launch().await;
+        let shown = daemon.state(&id, "running").await;
+        assert_eq!(shown["last_exit"]["ended_by"], "engine", "{shown}");
+        assert_eq!(shown["restarts"]["count"], 0, "{shown}");
+        daemon.state(&done, "offline").await;
+    }
+    // Nothing but lightd is restarted: an end is the workload's own.
+    let started = daemon.state(&id, "running").await["started_at"].clone();
+    daemon.kill9().await;
+    daemon.docker.kill_container(&format!("lightd-{id}"), None).await.expect("a kill");
+    daemon.launch().await;
+    let shown = daemon.state(&id, "offline").await;
+    assert_eq!(
+        (&shown["last_exit"]["ended_by"], &shown["started_at"]),
+        (&json!("itself"), &started)
+    );
+    daemon.close().await;
+}
+
+#[tokio::test]
+async fn what_ended_by_itself_while_the_engine_was_stopped_is_not_taken_for_the_engines_doing() {
+    let (engine, daemon) = with_an_engine().await;
+    let id = daemon.id("a");
+    let command = "echo run >> runs; echo Ready; until test -e go; do sleep 0.02; done; \
+                   echo > over; exit 3";
+    let shown = daemon.run(&id, json!({"startup_command": command})).await;
+    engine.signal(Signal::STOP);
+    daemon.state(&id, "unknown").await;
+    let volume = shown["volume_id"].as_str().expect("a volume");
+    let go = daemon.data_path().join("volumes").join(volume).join("go");
+    File::create(go).expect("a file in the volume");
+    eventually("it ends", SOON, async || daemon.volume_file(&shown, "over").ok_or("not yet")).await;
+    engine.signal(Signal::CONT);
+    let ended = daemon.state(&id, "offline").await;
+    assert_eq!(
+        (&ended["exit_code"], &ended["last_exit"]["ended_by"]),
+        (&json!(3), &json!("itself"))
+    );
+    assert_eq!(daemon.volume_file(&shown, "runs").as_deref(), Some("run\n"));
+    daemon.close().await;
+}
+
+#[tokio::test]
 async fn a_stopped_engine_is_noticed_and_its_workloads_are_the_same_when_it_goes_on() {
     let (engine, daemon) = with_an_engine().await;
     let id = daemon.id("a");
@@ -225,6 +299,31 @@ async fn a_stopped_engine_is_noticed_and_its_workloads_are_the_same_when_it_goes
     assert_eq!(after["started_at"], before["started_at"]);
     daemon.expect_log(&id, "n200").await;
     assert_counts_up(&daemon.logs(&id).await, 1);
+    daemon.close().await;
+}
+
+#[tokio::test]
+async fn an_engine_that_keeps_its_workloads_is_restarted_under_them_and_no_line_is_missing() {
+    let (mut engine, daemon) = with_an_engine_that(true).await;
+    let id = daemon.id("a");
+    let spec = json!({"startup_command": COUNTS, "tty": false, "start_pattern": "Up"});
+    let before = daemon.run(&id, spec).await;
+    let pid = daemon.inspect(&id).await["State"]["Pid"].clone();
+    for signal in [Signal::TERM, Signal::KILL] {
+        engine.end(signal);
+        daemon.state(&id, "unknown").await;
+        engine.launch().await;
+        let after = daemon.state(&id, "running").await;
+        assert_eq!(daemon.inspect(&id).await["State"]["Pid"], pid, "{signal:?}");
+        assert_eq!(after["started_at"], before["started_at"], "{signal:?}");
+        let said = daemon.logs(&id).await.lines().count();
+        eventually("the console goes on", SOON, async || {
+            let now = daemon.logs(&id).await.lines().count();
+            if now > said + 20 { Ok(()) } else { Err(now) }
+        })
+        .await;
+        assert_counts_up(&daemon.logs(&id).await, 1);
+    }
     daemon.close().await;
 }
 

@@ -105,6 +105,7 @@ async fn a_file_is_pulled_in_the_background_under_its_name_or_the_one_that_is_as
         let failed = pull(path, json!({"path": "never"})).await;
         let said = failed["error"].as_str().unwrap_or_default();
         assert!(failed["state"] == "failed" && said.contains(error), "{path}: {failed}");
+        assert_eq!(failed["code"], "fetch_failed", "{path}");
     }
     let full = Volume::new(&daemon, json!({"size": 1})).await;
     let started = full.post("pull", json!({"url": server.url("half"), "path": "x"})).await.is(202);
@@ -174,6 +175,7 @@ async fn work_that_a_crash_ends_is_reported_as_interrupted_and_leaves_nothing() 
     let seen = state(&killed).await;
     assert_eq!((&seen["state"], &seen["kind"]), (&json!("interrupted"), &json!("pull")), "{seen}");
     assert!(seen["finished_at"].is_u64() && seen["error"].is_string(), "{seen}");
+    assert_eq!(seen["code"], "interrupted");
     assert_eq!(state(&done).await["state"], "done", "what had ended is known as well");
     eventually("its leavings are gone", SOON, async || match volume.unfinished(&daemon) {
         0 => Ok(()),

@@ -377,6 +377,7 @@ async fn what_does_not_fit_or_is_damaged_or_cancelled_changes_nothing() {
     let failed = restore(&daemon, &id, "harmed").await;
     assert_eq!(failed["state"], "failed");
     assert!(failed["error"].as_str().is_some_and(|why| why.contains("damaged")), "{failed}");
+    assert_eq!(failed["code"], "snapshot_damaged");
     assert!(tree(&at) == now);
     assert_eq!(leavings(&daemon), Vec::<String>::new());
 

@@ -234,7 +234,10 @@ impl Feed {
 fn present_state(snapshot: &Snapshot) -> StateEvent {
     let name = match snapshot.unknown_since {
         Some(_) => StateName::Unknown,
-        None => snapshot.phase.event_name(snapshot.last_exit.is_some()),
+        None => {
+            let has_run = snapshot.exit().is_some() || snapshot.start_error.is_some();
+            snapshot.phase.event_name(has_run)
+        }
     };
-    StateEvent { name, run: snapshot.run, exit_code: None, oom_killed: None }
+    StateEvent { name, run: snapshot.run, last_exit: None, ready_after_ms: None }
 }

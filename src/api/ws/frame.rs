@@ -7,6 +7,7 @@ use axum::extract::ws::Utf8Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::domain::event::StateEvent;
+use crate::domain::lifecycle::LastExit;
 use crate::domain::stats::Sample;
 use crate::files::operation::OperationView;
 
@@ -21,6 +22,17 @@ pub(super) enum Outbound<'a> {
         exit_code: Option<i64>,
         #[serde(skip_serializing_if = "Option::is_none")]
         oom_killed: Option<bool>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        signal: Option<&'static str>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        ended_by: Option<&'static str>,
+        /// Why it was not left to run.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        reason: Option<&'a str>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        uptime_s: Option<u64>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        ready_after_ms: Option<u64>,
     },
     Stats(&'a Sample),
     DaemonMessage {
@@ -55,9 +67,18 @@ pub(super) enum RequestId {
 }
 
 impl<'a> Outbound<'a> {
-    pub(super) fn state(event: &StateEvent) -> Self {
-        let StateEvent { name, run: _, exit_code, oom_killed } = *event;
-        Self::Event { data: name.as_str(), exit_code, oom_killed }
+    pub(super) fn state(event: &'a StateEvent) -> Self {
+        let last = event.last_exit.as_ref();
+        Self::Event {
+            data: event.name.as_str(),
+            exit_code: last.map(|last| last.exit.code),
+            oom_killed: last.map(|last| last.exit.oom_killed()),
+            signal: last.and_then(|last| last.exit.signal()),
+            ended_by: last.map(|last| last.ended_by.as_str()),
+            reason: last.and_then(|last| last.reason.as_deref()),
+            uptime_s: last.and_then(LastExit::uptime_ms).map(|ms| ms / 1000),
+            ready_after_ms: event.ready_after_ms,
+        }
     }
 
     pub(super) fn text(&self) -> Utf8Bytes {
@@ -211,6 +232,10 @@ impl Subscription {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::event::StateName;
+    use crate::domain::ids::RunId;
+    use crate::domain::lifecycle::{EndedBy, RunTimes};
+    use crate::domain::observed::Exit;
     use serde_json::json;
 
     fn json_of(frame: &Outbound<'_>) -> serde_json::Value {
@@ -219,12 +244,25 @@ mod tests {
 
     #[test]
     fn outbound_frames_are_those_of_the_contract() {
-        let running = Outbound::Event { data: "running", exit_code: None, oom_killed: None };
-        assert_eq!(json_of(&running), json!({"event": "event", "data": "running"}));
-        let exit = Outbound::Event { data: "exit", exit_code: Some(137), oom_killed: Some(true) };
+        let run = RunId(2);
+        let event = |name| StateEvent { name, run, last_exit: None, ready_after_ms: None };
+        let paused = event(StateName::Paused);
+        assert_eq!(json_of(&Outbound::state(&paused)), json!({"event": "event", "data": "paused"}));
+        let running = StateEvent { ready_after_ms: Some(70), ..event(StateName::Running) };
         assert_eq!(
-            json_of(&exit),
-            json!({"event": "event", "data": "exit", "exit_code": 137, "oom_killed": true})
+            json_of(&Outbound::state(&running)),
+            json!({"event": "event", "data": "running", "ready_after_ms": 70})
+        );
+        let exit = Exit { code: 137, oom_engine: true, oom_kernel: false, at_ms: 5_500 };
+        let times = RunTimes { launched_at_ms: Some(2000), ready_at_ms: None };
+        let last = LastExit { run, exit, ended_by: EndedBy::Itself, times, reason: None };
+        let exit = StateEvent { last_exit: Some(last), ..event(StateName::Exit) };
+        assert_eq!(
+            json_of(&Outbound::state(&exit)),
+            json!({
+                "event": "event", "data": "exit", "exit_code": 137, "oom_killed": true,
+                "signal": "SIGKILL", "ended_by": "itself", "uptime_s": 3,
+            })
         );
         assert_eq!(
             json_of(&Outbound::Logs { data: "a\n", seq: 7, id: None }),
