@@ -241,6 +241,7 @@ impl From<FileError> for ApiError {
             }
             FileError::VolumeUnavailable
             | FileError::BackendUnusable { .. }
+            | FileError::Crowded
             | FileError::OperationNotStored => return Self::unavailable(code, text),
             FileError::Input { .. } => {
                 return Self::malformed(code, text).because(error);

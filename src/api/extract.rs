@@ -191,6 +191,7 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Query<T> {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        utf8_query(parts.uri.query().unwrap_or_default())?;
         match axum::extract::Query::from_request_parts(parts, state).await {
             Ok(axum::extract::Query(value)) => Ok(Self(value)),
             Err(QueryRejection::FailedToDeserializeQueryString(error)) => {
@@ -203,6 +204,28 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Query<T> {
             Err(other) => Err(ApiError::internal(other)),
         }
     }
+}
+
+/// Refuses what would be read as something else: two names that are not UTF-8 would become one.
+pub(in crate::api) fn utf8_query(query: &str) -> Result<(), ApiError> {
+    match String::from_utf8(percent_decoded(query)) {
+        Ok(_) => Ok(()),
+        Err(_) => Err(ApiError::malformed("invalid_parameter", "the parameters are not UTF-8")),
+    }
+}
+
+/// The bytes that a text with `%` escapes stands for; what is no escape stands for itself.
+pub(in crate::api) fn percent_decoded(text: &str) -> Vec<u8> {
+    let hex = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
+    let bytes = text.as_bytes();
+    let mut decoded = Vec::with_capacity(bytes.len());
+    let mut at = 0;
+    while let Some(&byte) = bytes.get(at) {
+        let escaped = bytes.get(at + 1..at + 3).filter(|_| byte == b'%').and_then(hex);
+        decoded.push(escaped.unwrap_or(byte));
+        at += if escaped.is_some() { 3 } else { 1 };
+    }
+    decoded
 }
 
 #[cfg(test)]
@@ -308,6 +331,7 @@ mod tests {
             ("/named/-x", 400, Some("invalid_parameter")),
             ("/named/a%20b", 400, Some("invalid_parameter")),
             ("/named/%ff", 400, Some("invalid_parameter")),
+            ("/paged?x=a%ff", 400, Some("invalid_parameter")),
             ("/at/::1/80", 200, None),
             ("/at/1.2.3/80", 400, Some("invalid_parameter")),
             ("/at/1.2.3.4/70000", 400, Some("invalid_parameter")),

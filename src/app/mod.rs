@@ -35,6 +35,7 @@ use crate::domain::operation::OperationView;
 use crate::domain::units::UnixSeconds;
 use crate::engine::Engine;
 use crate::fetch::Fetcher;
+use crate::files::FileError;
 use crate::files::Files;
 use crate::files::operation::Operations;
 use crate::network::isolation::Isolation;
@@ -62,7 +63,7 @@ pub(crate) enum AppError {
     #[error("cannot open the store")]
     Store(#[source] StoreError),
     #[error("cannot open the volumes' folder")]
-    Files(#[source] crate::files::FileError),
+    Files(#[source] FileError),
     #[error("cannot listen on {0}")]
     Listen(SocketAddr, #[source] std::io::Error),
     #[error("cannot use the TLS certificate and key")]
@@ -272,13 +273,15 @@ async fn stored_operations(store: &Store) -> Result<Operations, StoreError> {
         let store = store.clone();
         async move {
             let stored = store.write("store an operation", move |tx| tx.save_operation(&view));
-            match stored.await {
-                Ok(()) => true,
-                Err(error) => {
-                    tracing::warn!(error = %Chain(&error), "an operation is not stored");
-                    false
+            stored.await.map_err(|error| {
+                tracing::warn!(error = %Chain(&error), "an operation is not stored");
+                match error {
+                    StoreError::NoSpace { .. } => {
+                        FileError::NoSpace { path: "what is known of the operation".to_owned() }
+                    }
+                    _ => FileError::OperationNotStored,
                 }
-            }
+            })
         }
         .boxed()
     };

@@ -13,11 +13,13 @@ use crate::app::{self, AppError};
 use crate::config::live::Live;
 use crate::config::source::Source;
 use crate::config::{Config, ConfigError};
+use crate::files::lanes;
 use crate::shutdown::{self, Signals};
 use crate::telemetry::Telemetry;
 
-/// Each file request and each journal is at most one blocking thread; more only cost memory.
-const BLOCKING_THREADS: usize = 48;
+/// Threads are made when they are needed and end when they are not. Beside those of all lanes of file work
+/// there are some for the store, journals and containers' folders, which nobody's uploads can take.
+const BLOCKING_THREADS: usize = lanes::THREADS + 32;
 const WORKERS_MAX: usize = 8;
 
 #[derive(Debug, thiserror::Error)]

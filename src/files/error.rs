@@ -75,6 +75,8 @@ pub(crate) enum FileError {
     UploadTooLarge { limit_bytes: u64 },
     #[error("too many uploads to this volume are unfinished")]
     TooManyUploads,
+    #[error("too much is being done with the files of this volume, or of all; try again soon")]
+    Crowded,
     #[error("the operation could not be stored")]
     OperationNotStored,
     /// What was to be fetched from elsewhere; the reason is fit for the outside.
@@ -160,7 +162,7 @@ impl FileError {
             Self::UnsupportedArchive { .. } => "archive_unsupported",
             Self::Cancelled => "cancelled",
             Self::PreconditionFailed { .. } => "precondition_failed",
-            Self::Busy { .. } | Self::OperationNotStored => "busy",
+            Self::Busy { .. } | Self::Crowded | Self::OperationNotStored => "busy",
             Self::TooManyOperations => "too_many_operations",
             Self::UploadLocked => "upload_locked",
             Self::OffsetMismatch { .. } => "offset_mismatch",

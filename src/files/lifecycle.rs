@@ -29,7 +29,7 @@ impl Files {
     /// Makes a volume's folder and says where it is.
     pub(crate) async fn create_volume(&self, volume: VolumeId) -> Result<PathBuf, FileError> {
         let name = volume.to_string();
-        self.blocking(Lane::Quick, move |inner| {
+        self.blocking(Lane::Quick, None, move |inner| {
             make_folder(inner.volumes.as_fd(), name.as_str(), inner.owner).during("make", &name)?;
             rustix::fs::fsync(&inner.volumes).during("make", &name)
         })
@@ -40,7 +40,7 @@ impl Files {
     /// Removes a volume with everything in it, and its snapshots; one that is gone already is as good. All
     /// is renamed first, so that a crash on the way leaves garbage and never half a volume.
     pub(crate) async fn remove_volume(&self, volume: VolumeId) -> Result<(), FileError> {
-        let moved = self.blocking(Lane::Quick, move |inner| {
+        let moved = self.blocking(Lane::Quick, None, move |inner| {
             inner.budgets.counts.forget(volume);
             let snapshots = inner.put_aside(&snapshots::folder_of(volume))?;
             if inner.remove_image(volume)? {
@@ -49,7 +49,7 @@ impl Files {
             Ok(vec![snapshots, inner.put_aside(&volume.to_string())?])
         });
         let aside: Vec<String> = moved.await?.into_iter().flatten().collect();
-        self.blocking(Lane::Heavy, move |inner| {
+        self.blocking(Lane::Heavy, None, move |inner| {
             aside.iter().try_for_each(|name| inner.remove_aside(name))
         })
         .await
@@ -57,7 +57,7 @@ impl Files {
 
     /// Whether a backend works here, by trying.
     pub(crate) async fn probe(&self, backend: QuotaBackend) -> Result<(), BackingError> {
-        let probed = self.blocking(Lane::Heavy, move |inner| {
+        let probed = self.blocking(Lane::Heavy, None, move |inner| {
             let owner = inner.owner.map_or((0, 0), |owner| (owner.uid, owner.gid));
             Ok(backing::probe(backend, &inner.volumes_path, owner))
         });
@@ -77,7 +77,7 @@ impl Files {
                 return Err(FileError::TooSmall { least_bytes: backing::image::LEAST_BYTES });
             }
             QuotaBackend::Image => {
-                let make = self.blocking(Lane::Heavy, move |inner| {
+                let make = self.blocking(Lane::Heavy, None, move |inner| {
                     inner.images.make(volume, size_bytes)?;
                     inner.claims.set_standing(volume, Standing::Mounted);
                     Ok(())
@@ -100,7 +100,7 @@ impl Files {
         size_bytes: u64,
     ) -> Result<(), FileError> {
         let Some(project) = backing.project else { return Ok(()) };
-        self.blocking(Lane::Heavy, move |inner| {
+        self.blocking(Lane::Heavy, None, move |inner| {
             let folder = inner.volumes_path.join(volume.to_string());
             if backing::project::assigned(&folder)? != Some(project) {
                 backing::project::assign(&folder, project)?;
@@ -117,7 +117,8 @@ impl Files {
 
     /// Repairs and mounts a volume that is in an image. The size that it really has.
     pub(crate) async fn take_up_image(&self, volume: VolumeId) -> Result<u64, FileError> {
-        let taken_up = self.blocking(Lane::Heavy, move |inner| Ok(inner.images.take_up(volume)?));
+        let taken_up =
+            self.blocking(Lane::Heavy, None, move |inner| Ok(inner.images.take_up(volume)?));
         let taken_up = taken_up.await;
         let standing = if taken_up.is_ok() { Standing::Mounted } else { Standing::Broken };
         self.0.claims.set_standing(volume, standing);
@@ -134,7 +135,7 @@ impl Files {
         if size_bytes < backing::image::LEAST_BYTES {
             return Err(FileError::TooSmall { least_bytes: backing::image::LEAST_BYTES });
         }
-        self.blocking(Lane::Heavy, move |inner| {
+        self.blocking(Lane::Heavy, None, move |inner| {
             inner.resize_image(volume, size_bytes)?;
             Ok(claim)
         })

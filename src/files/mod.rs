@@ -22,6 +22,7 @@ mod draft;
 mod error;
 #[cfg(fuzzing)]
 pub(crate) mod fuzzing;
+pub(crate) mod lanes;
 mod lifecycle;
 pub(crate) mod listing;
 pub(crate) mod operation;
@@ -51,10 +52,11 @@ use std::sync::{Arc, Mutex};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
-use tokio::sync::Semaphore;
 
 pub(crate) use archive::ArchiveLimits;
 pub(crate) use error::FileError;
+pub(crate) use lanes::Lane;
+use lanes::Lanes;
 pub(crate) use progress::Progress;
 pub(crate) use resolve::Owner;
 pub(crate) use volume::Volume;
@@ -68,22 +70,6 @@ use quota::Budgets;
 use resolve::Resolver;
 use resumable::Locks;
 use staging::is_dot;
-
-/// What kind of work waits in which queue, so that a slow upload or a large archive never keeps
-/// anyone from listing a folder.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Lane {
-    /// Answers at once: lists, small reads, renames.
-    Quick,
-    /// Lasts as long as its client sends.
-    Transfer,
-    /// Reads or writes whole trees.
-    Heavy,
-    /// Reads much for a caller who waits.
-    Scan,
-    /// Reads trees for as long as its client takes them in.
-    Stream,
-}
 
 #[derive(Clone, Debug)]
 pub(crate) struct FilesOptions {
@@ -111,11 +97,7 @@ struct Inner {
     budgets: Arc<Budgets>,
     claims: Arc<Claims>,
     images: Images,
-    quick: Arc<Semaphore>,
-    transfer: Arc<Semaphore>,
-    heavy: Arc<Semaphore>,
-    scan: Arc<Semaphore>,
-    stream: Arc<Semaphore>,
+    lanes: Lanes,
     resumable_locks: Locks,
 }
 
@@ -139,11 +121,7 @@ impl Files {
             commit: Arc::default(),
             budgets: Arc::default(),
             claims: Arc::default(),
-            quick: Arc::new(Semaphore::new(16)),
-            transfer: Arc::new(Semaphore::new(64)),
-            heavy: Arc::new(Semaphore::new(4)),
-            scan: Arc::new(Semaphore::new(4)),
-            stream: Arc::new(Semaphore::new(8)),
+            lanes: Lanes::default(),
             resumable_locks: Locks::default(),
         })))
     }
@@ -169,7 +147,7 @@ impl Files {
         volume: VolumeId,
         work: impl FnOnce(&Volume) -> Result<T, FileError> + Send + 'static,
     ) -> Result<T, FileError> {
-        self.blocking(lane, move |inner| {
+        self.blocking(lane, Some(volume), move |inner| {
             let volume = inner.open(volume)?;
             work(&volume).map_err(|error| quota::whose_room(error, volume.root(), &inner.volumes))
         })
@@ -220,21 +198,14 @@ impl Files {
     async fn blocking<T: Send + 'static>(
         &self,
         lane: Lane,
+        volume: Option<VolumeId>,
         work: impl FnOnce(&Inner) -> Result<T, FileError> + Send + 'static,
     ) -> Result<T, FileError> {
-        let lane = match lane {
-            Lane::Quick => &self.0.quick,
-            Lane::Transfer => &self.0.transfer,
-            Lane::Heavy => &self.0.heavy,
-            Lane::Scan => &self.0.scan,
-            Lane::Stream => &self.0.stream,
-        };
-        let permit = Arc::clone(lane).acquire_owned().await;
-        let permit = permit.expect("invariant: no lane is ever closed");
+        let turn = self.0.lanes.turn(lane, volume).await?;
         let inner = Arc::clone(&self.0);
         let task = tokio::task::spawn_blocking(move || {
-            // The permit lives as long as the work, not as long as whoever waits for it.
-            let _permit = permit;
+            // The turn lasts as long as the work, not as long as whoever waits for it.
+            let _turn = turn;
             work(&inner)
         });
         match task.await {

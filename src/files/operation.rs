@@ -35,8 +35,9 @@ const KEPT: Duration = Duration::from_secs(24 * 3600);
 const REPORT_EVERY: Duration = Duration::from_millis(500);
 const EVENT_BACKLOG: usize = 256;
 
-/// Stores how an operation stands; false if that could not be done.
-pub(crate) type Save = Arc<dyn Fn(OperationView) -> BoxFuture<'static, bool> + Send + Sync>;
+/// Stores how an operation stands, or says why not.
+pub(crate) type Save =
+    Arc<dyn Fn(OperationView) -> BoxFuture<'static, Result<(), FileError>> + Send + Sync>;
 
 #[derive(Debug)]
 struct Operation {
@@ -133,7 +134,7 @@ impl Operations {
     /// Nothing is stored.
     #[cfg(test)]
     pub(crate) fn in_memory() -> Self {
-        Self::new(Vec::new(), Arc::new(|_| Box::pin(async { true })))
+        Self::new(Vec::new(), Arc::new(|_| Box::pin(async { Ok(()) })))
     }
 
     /// Starts `work` in the background. It must end soon after its progress is cancelled.
@@ -167,16 +168,18 @@ impl Operations {
         let (stored, is_stored) = oneshot::channel();
         let work = AssertUnwindSafe(async move { work(progress).await }).catch_unwind();
         self.tasks.spawn(async move {
-            if !(this.save)(view.clone()).await {
+            let saved = (this.save)(view.clone()).await;
+            let is_saved = saved.is_ok();
+            // Whoever asked for it may be gone; what is stored to run does run.
+            stored.send(saved).ok();
+            if !is_saved {
                 this.lock().remove(&id);
                 return;
             }
-            // Whoever asked for it may be gone; what is stored to run does run.
-            stored.send(()).ok();
             this.announce(view);
             this.watch(id, work).await;
         });
-        is_stored.await.map(|()| id).map_err(|_| FileError::OperationNotStored)
+        is_stored.await.unwrap_or(Err(FileError::OperationNotStored)).map(|()| id)
     }
 
     /// Awaits the work and reports how far it is meanwhile.
@@ -234,8 +237,8 @@ impl Operations {
             view
         };
         if let Some(view) = view {
-            if !(self.save)(view.clone()).await {
-                tracing::warn!(operation.id = %id, "the end of an operation could not be stored");
+            if let Err(error) = (self.save)(view.clone()).await {
+                tracing::warn!(operation.id = %id, %error, "the end of an operation is not stored");
             }
             self.announce(view);
         }

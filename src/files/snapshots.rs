@@ -76,7 +76,7 @@ impl Files {
         volume: VolumeId,
         snapshot: Uuid,
     ) -> Result<(), FileError> {
-        self.blocking(super::Lane::Heavy, move |inner| {
+        self.blocking(super::Lane::Heavy, None, move |inner| {
             let dir = inner.snapshots_of(volume)?;
             rustix::fs::syncfs(&dir).during("flush", &IT)?;
             rustix::fs::renameat(&dir, making(snapshot), &dir, snapshot.to_string())
@@ -92,7 +92,7 @@ impl Files {
         volume: VolumeId,
         snapshot: Uuid,
     ) -> Result<(), FileError> {
-        self.blocking(super::Lane::Heavy, move |inner| {
+        self.blocking(super::Lane::Heavy, None, move |inner| {
             let dir = inner.snapshots_of(volume)?;
             let name = making(snapshot);
             ignore_missing(remove_tree(dir.as_fd(), name.as_str(), &Progress::default()))
@@ -107,7 +107,7 @@ impl Files {
         volume: VolumeId,
         snapshot: Uuid,
     ) -> Result<(), FileError> {
-        self.blocking(super::Lane::Heavy, move |inner| {
+        self.blocking(super::Lane::Heavy, None, move |inner| {
             match inner.put_aside(&format!("{}/{snapshot}", folder_of(volume)))? {
                 Some(aside) => inner.remove_aside(&aside),
                 None => Ok(()),
@@ -125,7 +125,7 @@ impl Files {
         progress: Progress,
     ) -> Result<(Claim, Option<u32>), FileError> {
         let volume = claim.volume();
-        self.blocking(super::Lane::Heavy, move |inner| {
+        self.blocking(super::Lane::Heavy, None, move |inner| {
             progress.check()?;
             progress.set_total_bytes(restore.expected.bytes);
             let of_image = |backing: Backing| backing.backend == QuotaBackend::Image;
@@ -143,7 +143,7 @@ impl Files {
 
     /// All snapshots on the disk. What a crash left of copies that were being made is removed.
     pub(crate) async fn kept_snapshots(&self) -> Result<Vec<(VolumeId, Uuid)>, FileError> {
-        self.blocking(super::Lane::Heavy, |inner| inner.kept_snapshots()).await
+        self.blocking(super::Lane::Heavy, None, |inner| inner.kept_snapshots()).await
     }
 }
 

@@ -22,7 +22,7 @@ impl Files {
     /// Removes what a crash has left: images on their way in, volumes on their way out and temporary folders in the others.
     /// What this process is working on is left alone.
     pub(crate) async fn sweep(&self) -> Result<(), FileError> {
-        self.blocking(Lane::Heavy, |inner| {
+        self.blocking(Lane::Heavy, None, |inner| {
             inner.images.sweep()?;
             for_each_name(&inner.volumes, |name| {
                 // One volume that cannot be cleaned must not keep the others from it.
@@ -37,7 +37,7 @@ impl Files {
 
     /// Removes resumable uploads of all volumes that nothing was added to for so long.
     pub(crate) async fn expire_resumables(&self, expire_after: Duration) -> Result<(), FileError> {
-        self.blocking(Lane::Quick, move |inner| {
+        self.blocking(Lane::Quick, None, move |inner| {
             for_each_name(&inner.volumes, |name| {
                 let Some(id) = name.to_str().ok().and_then(VolumeId::parse) else { return };
                 let volume = inner.open(id);

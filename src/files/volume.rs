@@ -16,7 +16,9 @@ use super::claims::Lease;
 use super::error::{During, FileError, refuse_reserved, shown};
 use super::progress::Progress;
 use super::quota::Budgets;
-use super::resolve::{DIRECTORY, HANDLE_ONLY, Owner, Resolver, kind_of, proc_path, stat_name};
+use super::resolve::{
+    DIRECTORY, HANDLE_ONLY, Owner, Resolver, kind_of, proc_path, same_file, stat_name,
+};
 use super::staging::Staging;
 use crate::domain::ids::VolumeId;
 use crate::domain::path::{InvalidPath, RelPath};
@@ -169,7 +171,7 @@ impl Volume {
         overwrite: bool,
     ) -> Result<(), FileError> {
         let source = self.place(from)?;
-        stat_name(&source.dir, source.name).during("move", from)?;
+        let moved = stat_name(&source.dir, source.name).during("move", from)?;
         if from == to {
             return Ok(());
         }
@@ -177,7 +179,38 @@ impl Volume {
             return Err(FileError::IntoItself { path: shown(from) });
         }
         let target = self.place_with_parents(to)?;
+        if let Ok(old) = stat_name(&target.dir, target.name)
+            && overwrite
+        {
+            if self.is_above(&old, &source.dir).during("move", from)? {
+                return Err(FileError::IntoItself { path: shown(from) });
+            }
+            if same_file(&moved, &old) && kind_of(&old) != FileType::Directory {
+                return remove_other_name(&source, &target).during("move", from);
+            }
+        }
         self.settle((source.dir.as_fd(), source.name), (&target, to), overwrite)
+    }
+
+    /// Whether a folder holds another, however deep: paths tell that only where no link is in them.
+    fn is_above(&self, folder: &RawStat, inner: &OwnedFd) -> Result<bool, Errno> {
+        let root = rustix::fs::fstat(&self.root)?;
+        let mut at = rustix::io::fcntl_dupfd_cloexec(inner, 0)?;
+        loop {
+            let here = rustix::fs::fstat(&at)?;
+            if same_file(&here, folder) {
+                return Ok(true);
+            }
+            if same_file(&here, &root) {
+                return Ok(false);
+            }
+            let above = rustix::fs::openat(&at, "..", DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+            // Moved out of the volume meanwhile.
+            if same_file(&rustix::fs::fstat(&above)?, &here) {
+                return Err(Errno::BUSY);
+            }
+            at = above;
+        }
     }
 
     /// Removes files, links and whole trees; links are not followed. Each path is checked before the
@@ -249,8 +282,20 @@ impl Volume {
             rustix::fs::renameat(aside.dir(), "old", &target.dir, target.name)
                 .during("put back", to)?;
         }
-        moved.during("move to", to)
+        moved.map_err(|errno| match errno {
+            Errno::INVAL => FileError::IntoItself { path: shown(to) },
+            errno => FileError::from_errno("move to", to, errno),
+        })
     }
+}
+
+/// A rename of one name of a file over another of the same does nothing (POSIX), and it is to have moved.
+fn remove_other_name(source: &Place<'_>, target: &Place<'_>) -> Result<(), Errno> {
+    let same_folder = same_file(&rustix::fs::fstat(&source.dir)?, &rustix::fs::fstat(&target.dir)?);
+    if same_folder && source.name == target.name {
+        return Ok(());
+    }
+    rustix::fs::unlinkat(&source.dir, source.name, rustix::fs::AtFlags::empty())
 }
 
 /// Renames without replacing anything.

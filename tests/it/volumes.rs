@@ -325,6 +325,41 @@ async fn an_upload_that_breaks_off_leaves_what_was_there() {
 }
 
 #[tokio::test]
+async fn senders_that_stand_still_keep_nobody_but_themselves_waiting() {
+    let daemon = Daemon::start().await;
+    let (theirs, ours) =
+        (Volume::new(&daemon, json!({})).await, Volume::new(&daemon, json!({})).await);
+    let (token, host) = (&daemon.token, "Host: x");
+    let mut senders = Vec::new();
+    for n in 0..70 {
+        let address = ("127.0.0.1", daemon.port);
+        let mut socket = tokio::net::TcpStream::connect(address).await.expect("connect");
+        let uri = theirs.uri(&format!("files/contents?path=file-{n}"));
+        let head = format!(
+            "PUT {uri} HTTP/1.1\r\n{host}\r\nAuthorization: Bearer {token}\r\nAccept: {VENDOR}\r\n\
+             Content-Length: 1000\r\n\r\nabc"
+        );
+        socket.write_all(head.as_bytes()).await.expect("send");
+        senders.push(socket);
+    }
+    eventually("as many as may have begun", SOON, async || match theirs.unfinished(&daemon) {
+        24 => Ok(()),
+        seen => Err(seen),
+    })
+    .await;
+    ours.put("file", "content", &[]).await.is(201);
+    assert_eq!(ours.names("").await, ["file"]);
+    assert_eq!(theirs.names("").await, Vec::<String>::new());
+    drop(senders);
+    eventually("what had arrived is gone", SOON, async || match theirs.unfinished(&daemon) {
+        0 => Ok(()),
+        seen => Err(seen),
+    })
+    .await;
+    daemon.close().await;
+}
+
+#[tokio::test]
 async fn what_lightd_writes_stays_within_the_size() {
     let daemon = Daemon::start().await;
     let volume = Volume::new(&daemon, json!({"size": 4})).await;

@@ -5,6 +5,8 @@ use std::ops::Range;
 
 use axum::http::HeaderValue;
 
+use crate::api::extract::percent_decoded;
+
 /// A list of entity tags, as in `If-Match` and `If-None-Match`.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Tags {
@@ -123,7 +125,13 @@ pub(super) fn filename_of(header: &[u8]) -> Option<String> {
         rest = after;
         match name.as_slice() {
             b"filename" => {
-                plain = plain.or_else(|| Some(String::from_utf8_lossy(&value).into_owned()));
+                // What is no UTF-8 is Latin-1 (RFC 7230), and so no two names become one.
+                let text = || {
+                    String::from_utf8(value).unwrap_or_else(|other| {
+                        other.as_bytes().iter().copied().map(char::from).collect()
+                    })
+                };
+                plain = plain.or_else(|| Some(text()));
             }
             b"filename*" => extended = extended.or_else(|| extended_value(&value)),
             _ => {}
@@ -162,19 +170,6 @@ fn extended_value(value: &[u8]) -> Option<String> {
     let (_language, encoded) = rest.split_once('\'')?;
     let bytes = percent_decoded(encoded);
     charset.eq_ignore_ascii_case("utf-8").then(|| String::from_utf8(bytes).ok())?
-}
-
-pub(super) fn percent_decoded(text: &str) -> Vec<u8> {
-    let hex = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
-    let bytes = text.as_bytes();
-    let mut decoded = Vec::with_capacity(bytes.len());
-    let mut at = 0;
-    while let Some(&byte) = bytes.get(at) {
-        let escaped = bytes.get(at + 1..at + 3).filter(|_| byte == b'%').and_then(hex);
-        decoded.push(escaped.unwrap_or(byte));
-        at += if escaped.is_some() { 3 } else { 1 };
-    }
-    decoded
 }
 
 #[cfg(test)]

@@ -18,6 +18,7 @@ use http_body_util::BodyExt as _;
 use serde::Deserialize;
 use tokio::io::AsyncReadExt as _;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 use tokio_util::io::ReaderStream;
 
 use super::content_headers::{Tags, attachment, range_of};
@@ -133,6 +134,8 @@ struct WriteQuery {
 const QUEUED_CHUNKS: usize = 4;
 /// How long a sender may be silent.
 pub(super) const SILENCE_MAX: Duration = Duration::from_secs(60);
+/// What a sender has to send in any such time, on average: whoever sends holds a turn that others wait for.
+const LEAST_BYTES_PER_S: u64 = 100;
 
 async fn write(
     auth: Auth,
@@ -255,6 +258,7 @@ impl Sender {
         if self.begin == Begin::WhenWanted && self.wanted.await.is_err() {
             return;
         }
+        let mut pace = Pace::begin();
         loop {
             let arrived = match tokio::time::timeout(SILENCE_MAX, body.frame()).await {
                 Ok(Some(Ok(frame))) => match frame.into_data() {
@@ -265,11 +269,36 @@ impl Sender {
                 // Broken off, or silent for too long: the queue closes without an end.
                 Ok(Some(Err(_))) | Err(_) => return,
             };
+            if let Arrived::Chunk(data) = &arrived
+                && pace.is_too_slow(data.len())
+            {
+                return;
+            }
             let is_last = matches!(arrived, Arrived::End);
             if self.chunks.send(arrived).await.is_err() || is_last {
                 return;
             }
         }
+    }
+}
+
+/// How fast a body comes, looked at once in each [`SILENCE_MAX`].
+struct Pace {
+    since: Instant,
+    bytes: u64,
+}
+
+impl Pace {
+    fn begin() -> Self {
+        Self { since: Instant::now(), bytes: 0 }
+    }
+
+    fn is_too_slow(&mut self, more: usize) -> bool {
+        self.bytes += more as u64;
+        if self.since.elapsed() < SILENCE_MAX {
+            return false;
+        }
+        std::mem::replace(self, Self::begin()).bytes < LEAST_BYTES_PER_S * SILENCE_MAX.as_secs()
     }
 }
 
@@ -324,6 +353,25 @@ mod tests {
         let silent = futures_util::stream::pending::<Result<Bytes, io::Error>>();
         sender.send_all(Body::from_stream(silent)).await;
         assert_eq!(reader.join().unwrap().unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_sender_that_only_ever_says_a_little_is_given_up() {
+        let trickle = |bytes: &'static str| {
+            let next = move |left: u32| async move {
+                tokio::time::sleep(Duration::from_secs(20)).await;
+                let left = left.checked_sub(1)?;
+                Some((Ok::<_, io::Error>(Bytes::from_static(bytes.as_bytes())), left))
+            };
+            Body::from_stream(futures_util::stream::unfold(10, next))
+        };
+        let large: &'static str = "x".repeat(3000).leak();
+        for (bytes, expected) in [("x", Err(io::ErrorKind::UnexpectedEof)), (large, Ok(30_000))] {
+            let (sender, mut incoming) = bridge(Progress::default(), Begin::AtOnce);
+            let reader = std::thread::spawn(move || io::copy(&mut incoming, &mut io::sink()));
+            sender.send_all(trickle(bytes)).await;
+            assert_eq!(reader.join().unwrap().map_err(|error| error.kind()), expected);
+        }
     }
 
     #[tokio::test]

@@ -30,7 +30,7 @@ use super::operations::CancelOnDrop;
 use super::volumes::{folder_path, reach};
 use crate::api::auth::Auth;
 use crate::api::error::ApiError;
-use crate::api::extract::Path;
+use crate::api::extract::{Path, utf8_query};
 use crate::api::state::AppState;
 use crate::domain::access::Permission;
 use crate::domain::ids::VolumeId;
@@ -67,6 +67,7 @@ impl DownloadQuery {
             format: ArchiveFormat::Zip,
             level: None,
         };
+        utf8_query(query)?;
         for (name, value) in url::form_urlencoded::parse(query.as_bytes()) {
             match &*name {
                 "path" => read.path = folder_path("?path", &value)?,

@@ -17,14 +17,14 @@ use serde::Deserialize;
 use serde_json::json;
 use url::Url;
 
-use super::content_headers::{filename_of, percent_decoded};
+use super::content_headers::filename_of;
 use super::contents::{Begin, Incoming, bridge};
 use super::files::size_now;
 use super::operations::started_answer;
 use super::volumes::{folder_path, reach};
 use crate::api::auth::Auth;
 use crate::api::error::ApiError;
-use crate::api::extract::{Json, Path};
+use crate::api::extract::{Json, Path, percent_decoded};
 use crate::api::state::AppState;
 use crate::domain::access::Permission;
 use crate::domain::ids::VolumeId;

@@ -13,7 +13,7 @@ use rustix::io::Errno;
 
 use super::room::{Near, Room, nameless};
 use super::unpack::Unpacked;
-use super::{Head, HeadKind};
+use super::{Head, HeadKind, name_text};
 use crate::domain::path::RelPath;
 use crate::files::content::create_new;
 use crate::files::error::{During, FileError, refuse_reserved};
@@ -151,7 +151,7 @@ impl<'a> Extractor<'a> {
     }
 
     fn entry_path(&self, name: &[u8]) -> Result<RelPath, FileError> {
-        let name = String::from_utf8_lossy(name);
+        let name = name_text(name);
         let unsafe_name = |reason: String| FileError::corrupt(format!("{name:?}: {reason}"));
         let path = RelPath::parse(&name).map_err(|invalid| unsafe_name(invalid.to_string()))?;
         if path.names().count() > self.room.limits.max_depth {

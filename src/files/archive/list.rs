@@ -9,7 +9,7 @@ use std::ops::ControlFlow;
 use super::streams::{Opened, open, without_ending};
 use super::tar_read::read_tar;
 use super::zip_read::Zip;
-use super::{Head, HeadKind};
+use super::{Head, HeadKind, name_text};
 use crate::domain::path::RelPath;
 use crate::domain::units::UnixSeconds;
 use crate::files::error::FileError;
@@ -100,7 +100,7 @@ struct Lister {
 
 impl Lister {
     fn see(&mut self, head: &Head) -> ControlFlow<()> {
-        let name = String::from_utf8_lossy(&head.name);
+        let name = name_text(&head.name);
         let name = match RelPath::parse(&name) {
             // What `./` stands for at the head of many archives.
             Ok(path) if path.is_root() => return ControlFlow::Continue(()),
@@ -148,6 +148,6 @@ fn entry(name: String, head: &Head) -> ArchiveEntry {
         size: Some(if is_file { head.size } else { 0 }),
         mode: head.mode & 0o777,
         modified_at: head.modified_at_seconds.map(UnixSeconds),
-        target: target.map(|target| String::from_utf8_lossy(target).into_owned()),
+        target: target.map(|target| name_text(target).into_owned()),
     }
 }

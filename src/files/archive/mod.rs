@@ -35,6 +35,7 @@ mod zip_read;
 mod zip_records;
 mod zip_write;
 
+use std::borrow::Cow;
 use std::io::Read;
 use std::ops::RangeInclusive;
 
@@ -129,11 +130,27 @@ impl ArchiveLimits {
         Ok(())
     }
 
+    /// Refuses to make what could not be taken apart again.
+    fn check_packed(&self, content_bytes: u64, entries: u64) -> Result<(), FileError> {
+        self.check_entries(entries)?;
+        // The ratio is the archive's, which is not there yet.
+        self.check_content(content_bytes, u64::MAX)
+    }
+
     fn check_entries(&self, entries: u64) -> Result<(), FileError> {
         if entries > self.max_entries {
             return Err(FileError::ArchiveLimit { what: "the number of entries" });
         }
         Ok(())
+    }
+}
+
+/// A name as an archive has it. Old archives know no UTF-8: as Latin-1 each byte is a character, so that no two
+/// names become one.
+fn name_text(name: &[u8]) -> Cow<'_, str> {
+    match std::str::from_utf8(name) {
+        Ok(text) => text.into(),
+        Err(_) => name.iter().map(|&byte| char::from(byte)).collect::<String>().into(),
     }
 }
 

@@ -8,10 +8,10 @@ use std::os::fd::BorrowedFd;
 use rustix::fs::{FileType, Stat as RawStat};
 use rustix::io::Errno;
 
-use super::ArchiveFormat;
 use super::ignore::Ignore;
 use super::select::{Chosen, Selection, during_pack};
 use super::write::{Sink, write_archive};
+use super::{ArchiveFormat, ArchiveLimits};
 use crate::domain::path::{InvalidPath, RelPath};
 use crate::files::content::{STAGED, WriteMode, create_new, new_file};
 use crate::files::error::{During, FileError};
@@ -59,9 +59,13 @@ impl Volume {
         request: &PackRequest,
         progress: &Progress,
     ) -> Result<Packed, FileError> {
-        let target = self.place_with_parents(&request.output)?;
         let mode = WriteMode { create_only: !request.overwrite, if_match: None };
-        let replaced = self.check_target(&target, &request.output, &mode)?;
+        let replaced = match self.place(&request.output) {
+            Ok(target) => self.check_target(&target, &request.output, &mode)?,
+            // Its folder is made when there is something to put into it.
+            Err(FileError::NotFound { .. }) => None,
+            Err(error) => return Err(error),
+        };
         let staging = Staging::new(self.root())?;
         let file = new_file(&staging).during("pack", &request.output)?;
         let file = Charged { file, progress: progress.clone() };
@@ -70,6 +74,7 @@ impl Volume {
         let size = size_of_file(&rustix::fs::fstat(&file).during("pack", &request.output)?);
         self.finish_file(&file, 0o644).during("pack", &request.output)?;
         progress.check()?;
+        let target = self.place_with_parents(&request.output)?;
         let from = (staging.dir(), STAGED);
         let is_new = self.commit_from(from, &target, &request.output, &mode)?.is_none();
         Ok(Packed { size, entries: count.entries, skipped: count.skipped, is_new })
@@ -90,7 +95,7 @@ impl Volume {
         }
         let volume = self;
         let selection = Selection { volume, request, ignore: &ignore, replaced, progress };
-        progress.set_total_bytes(size_of_all(&selection)?);
+        progress.set_total_bytes(size_of_all(&selection, &self.limits)?);
         let levels = request.format.levels();
         let level = request.level.unwrap_or_else(|| request.format.default_level());
         let level = level.clamp(*levels.start(), *levels.end());
@@ -127,13 +132,15 @@ enum Added {
     Gone,
 }
 
-fn size_of_all(selection: &Selection<'_>) -> Result<u64, FileError> {
-    let mut total = 0;
+/// Ends at what is too large: a file of holes is as large as its owner likes, for nothing.
+fn size_of_all(selection: &Selection<'_>, limits: &ArchiveLimits) -> Result<u64, FileError> {
+    let (mut total, mut entries) = (0_u64, 0);
     selection.each(&mut |_, _, stat| {
         if kind_of(stat) == FileType::RegularFile {
-            total += size_of_file(stat);
+            total = total.saturating_add(size_of_file(stat));
         }
-        Ok(())
+        entries += 1;
+        limits.check_packed(total, entries)
     })?;
     Ok(total)
 }

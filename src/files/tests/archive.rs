@@ -687,3 +687,34 @@ proptest! {
         scratch.refuses("noise", &[start, &rest, b"!"].concat());
     }
 }
+
+#[test]
+fn names_that_are_no_utf_8_stay_apart_in_every_format() {
+    use std::os::unix::ffi::OsStrExt as _;
+    for format in FORMATS {
+        let scratch = Scratch::new();
+        for (name, content) in [(b"gr\xfcn", b"1"), (b"gr\xf6n", b"2")] {
+            let path = scratch.path("w").join(std::ffi::OsStr::from_bytes(name));
+            put(&path, content);
+        }
+        let packing = PackRequest { paths: vec![rel("w")], ..request(format, "all") };
+        scratch.pack(&packing).expect("pack");
+        let archive = packing.output.as_str();
+        let unpacked = scratch.unpack(archive, "back").expect("unpack");
+        let names = fs::read_dir(scratch.path("back/w")).expect("list").count();
+        assert_eq!((names, unpacked.skipped), (2, 0), "{format:?}");
+    }
+}
+
+#[test]
+fn a_file_of_holes_beyond_the_limit_is_not_packed() {
+    let limits = ArchiveLimits { max_total_bytes: 1 << 30, ..ArchiveLimits::default() };
+    let scratch = Scratch::with(Resolver::detect(), limits);
+    let holes = fs::File::create(scratch.path("holes")).expect("a file");
+    holes.set_len(8 << 40).expect("holes");
+    for format in FORMATS {
+        let refused = scratch.pack(&request(format, "new/folder/all"));
+        assert!(matches!(refused, Err(FileError::ArchiveLimit { .. })), "{format:?}: {refused:?}");
+    }
+    assert_eq!(fs::read_dir(scratch.path("")).expect("list").count(), 1, "nothing else is there");
+}

@@ -261,3 +261,33 @@ fn without_openat2_no_link_is_followed_and_the_rest_works() {
     let escape = Resolver::Steps.open(scratch.volume.root(), &rel("link"), OFlags::PATH);
     assert!(escape.is_err(), "{escape:?}");
 }
+
+#[test]
+fn nothing_moves_into_itself_or_over_what_it_lies_in_also_through_links() {
+    let scratch = Scratch::new();
+    for path in ["a/b/x/f", "g/h/f"] {
+        scratch.write(path, b"kept").expect("write");
+    }
+    std::os::unix::fs::symlink("a", scratch.path("la")).expect("symlink");
+    std::os::unix::fs::symlink(".", scratch.path("dot")).expect("symlink");
+    for (from, to) in [("a", "la/b/x"), ("g", "dot/g/h"), ("a/b", "dot/a"), ("a/b/x", "dot/a")] {
+        let outcome = scratch.volume.rename(&rel(from), &rel(to), true);
+        assert!(matches!(outcome, Err(FileError::IntoItself { .. })), "{from} {to}: {outcome:?}");
+    }
+    for path in ["a/b/x/f", "g/h/f"] {
+        assert_eq!(scratch.read(path), b"kept", "{path}");
+    }
+}
+
+#[test]
+fn one_name_of_a_file_moved_over_another_leaves_the_other() {
+    let scratch = Scratch::new();
+    scratch.write("one", b"content").expect("write");
+    std::fs::hard_link(scratch.path("one"), scratch.path("two")).expect("a link");
+    std::os::unix::fs::symlink(".", scratch.path("dot")).expect("symlink");
+    scratch.volume.rename(&rel("one"), &rel("two"), true).expect("move");
+    assert!(!scratch.path("one").exists());
+    assert_eq!(scratch.read("two"), b"content");
+    scratch.volume.rename(&rel("two"), &rel("dot/two"), true).expect("to itself");
+    assert_eq!(scratch.read("two"), b"content");
+}
