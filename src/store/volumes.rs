@@ -116,11 +116,19 @@ impl Read<'_> {
         Ok(found)
     }
 
-    /// Whether a volume bears this number already.
-    pub(crate) fn project_is_taken(&self, project: u32) -> Result<bool, StoreError> {
+    /// The first of these numbers that no volume bears.
+    pub(crate) fn free_project(
+        &self,
+        candidates: impl IntoIterator<Item = u32>,
+    ) -> Result<Option<u32>, StoreError> {
         let mut statement =
             self.connection.prepare_cached("SELECT 1 FROM volumes WHERE project = ?1")?;
-        Ok(statement.exists([project])?)
+        for number in candidates {
+            if !statement.exists([number])? {
+                return Ok(Some(number));
+            }
+        }
+        Ok(None)
     }
 
     /// Folders to remove that a crash, or a request that went away, has left.
@@ -188,4 +196,26 @@ fn volume_id(text: String) -> Result<VolumeId, StoreError> {
 
 pub(super) fn container_id(text: &str) -> Result<ContainerId, StoreError> {
     ContainerId::parse(text).map_err(|why| StoreError::decode("container id", why))
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::domain::ids::VolumeId;
+    use crate::domain::quota::{Backing, QuotaBackend};
+    use crate::store::testing::{NOW, open};
+    use crate::store::volumes::VolumeRow;
+
+    #[tokio::test]
+    async fn a_project_number_that_a_volume_bears_is_passed_over_and_the_search_ends() {
+        let (_folder, store) = open();
+        let backing = Some(Backing { backend: QuotaBackend::Project, project: Some(7) });
+        let id = VolumeId::random();
+        let row = VolumeRow { id, name: None, size_bytes: Some(1), backing, created_at: NOW };
+        store.write("test", move |tx| tx.insert_volume(&row)).await.unwrap();
+        let free = |numbers: &'static [u32]| {
+            store.read("test", move |rx| rx.free_project(numbers.iter().copied()))
+        };
+        assert_eq!(free(&[7, 8, 9]).await.unwrap(), Some(8));
+        assert_eq!(free(&[7, 7]).await.unwrap(), None);
+    }
 }

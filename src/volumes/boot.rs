@@ -73,8 +73,7 @@ impl Inner {
                 Err(error) => Err(error.into()),
             },
             QuotaBackend::Project => {
-                let limit_bytes = row.size_bytes.unwrap_or(0);
-                self.files.limit_project(id, backing, limit_bytes).await.map_err(Into::into)
+                self.files.limit_project(id, backing, row.size_bytes).await.map_err(Into::into)
             }
         };
         if let Err(error) = taken_up {

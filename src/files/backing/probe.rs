@@ -51,7 +51,7 @@ fn try_project(volumes: &Path, (uid, gid): (u32, u32)) -> Result<(), BackingErro
     std::fs::set_permissions(&probe.folder, std::fs::Permissions::from_mode(0o777)).map_err(io)?;
     let number = project::number_for(name, 0);
     project::assign(&probe.folder, number)?;
-    project::set_limit(volumes, number, PROJECT_LIMIT_BYTES)?;
+    project::set_limit(volumes, number, Some(PROJECT_LIMIT_BYTES))?;
     // Opened here: the user of containers may not reach the folder by its path.
     let file = std::fs::File::create_new(probe.folder.join("file")).map_err(io)?;
     let blocks = format!("count={}", (PROJECT_LIMIT_BYTES >> 16) * 2);
@@ -63,7 +63,7 @@ fn try_project(volumes: &Path, (uid, gid): (u32, u32)) -> Result<(), BackingErro
     let shows = std::fs::File::open(&probe.folder)
         .and_then(|folder| Ok((folder, std::fs::File::open(volumes)?)))
         .map(|(folder, volumes)| project::is_limited(folder, volumes));
-    project::set_limit(volumes, number, 0)?;
+    project::set_limit(volumes, number, None)?;
     let written = written?;
     match written.code {
         0 => Err(BackingError::NotKept { said: "a file grew beyond it".to_owned() }),
