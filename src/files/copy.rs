@@ -25,11 +25,9 @@ use super::staging::Staging;
 use super::threads::share_out;
 use super::tree::{content_size, times_of};
 use super::volume::{Volume, size_of_file};
-use super::walk::{Lossy, Visit, Walk};
+use super::walk::{Lossy, MAX_DEPTH, Visit, Walk};
 use crate::domain::path::RelPath;
 
-/// How deep a tree may be to be copied: each level holds one more folder open.
-const MAX_COPY_DEPTH: usize = 128;
 /// Files of one folder that a thread takes at once, and how many times as much may wait. What waits
 /// holds its folder open.
 const LEAVES_AT_ONCE: usize = 32;
@@ -192,7 +190,7 @@ impl<'a> Copier<'a> {
             }
             match visit {
                 Visit::Enter { name, stat } => {
-                    if pairs.len() >= MAX_COPY_DEPTH {
+                    if pairs.len() > MAX_DEPTH {
                         let path = shown(&Lossy(walk.path()));
                         return Err(FileError::TooDeep { path }.into_io());
                     }

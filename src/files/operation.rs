@@ -17,12 +17,12 @@ use std::time::Duration;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use tokio::sync::{broadcast, oneshot};
-use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
 use super::error::FileError;
 use super::progress::Progress;
 use crate::domain::ids::VolumeId;
+use crate::domain::operation::{ENDED_KEPT, ENDED_KEPT_SECONDS};
 pub(crate) use crate::domain::operation::{
     OperationId, OperationKind, OperationState, OperationView,
 };
@@ -30,8 +30,6 @@ use crate::domain::units::UnixSeconds;
 use crate::util::chain::Chain;
 
 const MAX_RUNNING: usize = 64;
-const MAX_FINISHED: usize = 200;
-const KEPT: Duration = Duration::from_secs(24 * 3600);
 const REPORT_EVERY: Duration = Duration::from_millis(500);
 const EVENT_BACKLOG: usize = 256;
 
@@ -53,7 +51,6 @@ struct End {
     state: OperationState,
     why: Option<Why>,
     at: UnixSeconds,
-    since: Instant,
 }
 
 /// Why an operation ended without being done.
@@ -117,7 +114,7 @@ impl Operations {
             }
             let at = view.finished_at.unwrap_or(view.started_at);
             let why = view.error.map(|text| Why::new(&view.code.unwrap_or_default(), text));
-            let end = End { state: view.state, why, at, since: Instant::now() };
+            let end = End { state: view.state, why, at };
             let (id, kind, volume) = (view.id, view.kind, view.volume);
             let started_at = view.started_at;
             (id, Operation { id, kind, volume, progress, started_at, end: Some(end) })
@@ -226,8 +223,7 @@ impl Operations {
         let view = {
             let mut all = self.lock();
             let view = all.get_mut(&id).map(|operation| {
-                let (at, since) = (UnixSeconds::now(), Instant::now());
-                operation.end = Some(End { state, why, at, since });
+                operation.end = Some(End { state, why, at: UnixSeconds::now() });
                 operation.view()
             });
             forget_old(&mut all);
@@ -287,10 +283,11 @@ impl Operations {
 }
 
 fn forget_old(all: &mut BTreeMap<OperationId, Operation>) {
-    all.retain(|_, operation| operation.end.as_ref().is_none_or(|end| end.since.elapsed() < KEPT));
+    let oldest = UnixSeconds::now().0 - ENDED_KEPT_SECONDS;
+    all.retain(|_, operation| operation.end.as_ref().is_none_or(|end| end.at.0 >= oldest));
     let ended: Vec<_> =
         all.iter().filter(|(_, one)| one.end.is_some()).map(|(id, _)| *id).collect();
-    for id in ended.iter().take(ended.len().saturating_sub(MAX_FINISHED)) {
+    for id in ended.iter().take(ended.len().saturating_sub(ENDED_KEPT as usize)) {
         all.remove(id);
     }
 }

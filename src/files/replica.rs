@@ -21,10 +21,8 @@ use super::error::{FileError, shown};
 use super::progress::Progress;
 use super::resolve::{kind_of, open_file, open_folder};
 use super::volume::size_of_file;
-use super::walk::{Lossy, Visit, Walk};
+use super::walk::{Lossy, MAX_REPLICA_DEPTH, Visit, Walk};
 
-/// How deep a tree may be: each level holds one more folder open.
-const MAX_DEPTH: usize = 1000;
 /// Names of one file are joined again up to so many such files; beyond, each name is a file of its own.
 const MAX_LINKED: usize = 1_000_000;
 
@@ -103,7 +101,7 @@ impl Replica<'_> {
             let Some((copy, _)) = copies.last() else { break };
             match visit {
                 Visit::Enter { name, stat } => {
-                    if copies.len() >= MAX_DEPTH {
+                    if copies.len() > MAX_REPLICA_DEPTH {
                         let path = shown(&Lossy(walk.path()));
                         return Err(FileError::TooDeep { path }.into_io());
                     }

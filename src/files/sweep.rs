@@ -37,7 +37,7 @@ impl Files {
 
     /// Removes resumable uploads of all volumes that nothing was added to for so long.
     pub(crate) async fn expire_resumables(&self, expire_after: Duration) -> Result<(), FileError> {
-        self.blocking(Lane::Quick, move |inner| {
+        self.blocking(Lane::Heavy, move |inner| {
             for_each_name(&inner.volumes, |name| {
                 let Some(id) = name.to_str().ok().and_then(VolumeId::parse) else { return };
                 let volume = inner.open(id);

@@ -28,6 +28,7 @@ use super::error::{During, FileError};
 use super::resolve::{kind_of, open_folder, stat_name};
 use super::staging::is_dot;
 use super::volume::Volume;
+use super::walk::MAX_COUNTED_DEPTH;
 use crate::domain::ids::VolumeId;
 
 /// How many files a round looks at again.
@@ -35,8 +36,6 @@ pub(crate) const ROLL_ENTRIES: u64 = 20_000;
 /// Folders kept in mind of one volume, and of all.
 const MAX_FOLDERS: usize = 100_000;
 const MAX_FOLDERS_OF_ALL: usize = 500_000;
-/// Each level of folders holds one open.
-const MAX_DEPTH: usize = 200;
 /// A pass that took this long is not repeated at once, but made up for by what lightd wrote since.
 const LONG_PASS: Duration = Duration::from_millis(20);
 const NOT_AGAIN_WITHIN: Duration = Duration::from_secs(1);
@@ -174,7 +173,7 @@ impl Count {
                 *state = State { is_unfit: true, ..State::default() };
                 volume.disk_usage()?
             }
-            Err(Fail::Kernel(errno)) => return Err(errno).during("measure", &""),
+            Err(Fail::Kernel(errno)) => return Err(errno).during("measure", &"the volume"),
         };
         self.folders.store(state.folders.len() as u64, Ordering::Relaxed);
         state.last = Some(Last { bytes, spent, at: Instant::now(), took: began.elapsed() });
@@ -241,7 +240,7 @@ impl State {
         due: &HashSet<Key>,
         depth: usize,
     ) -> Result<(), Fail> {
-        if depth > MAX_DEPTH || self.folders.len() > MAX_FOLDERS {
+        if depth > MAX_COUNTED_DEPTH || self.folders.len() > MAX_FOLDERS {
             return Err(Fail::Unfit);
         }
         let key = key_of(stat);

@@ -26,7 +26,7 @@ use crate::domain::quota::{Backing, QuotaBackend};
 use crate::domain::units::UnixSeconds;
 use crate::files::backing::project;
 use crate::files::claims::Work;
-use crate::files::{FileError, Files};
+use crate::files::{FileError, Files, Lane};
 use crate::store::volumes::VolumeRow;
 use crate::store::{Store, StoreError};
 use crate::supervisor::Registry;
@@ -277,7 +277,8 @@ impl Inner {
     }
 
     async fn check_use(&self, id: VolumeId, size_bytes: u64) -> Result<(), FileError> {
-        let used = self.files.run(id, |volume| volume.usage(None)).await?;
+        // The first look at a volume goes through all of it.
+        let used = self.files.run_in(Lane::Scan, id, |volume| volume.usage(None)).await?;
         if used.used_bytes > size_bytes { Err(FileError::BelowUse) } else { Ok(()) }
     }
 

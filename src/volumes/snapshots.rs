@@ -129,7 +129,11 @@ impl Inner {
             backing: row.backing,
             size_bytes: row.size_bytes,
         };
-        let work = move |progress| async move { self.restore(claim, restore, progress).await };
+        let work = move |progress: Progress| async move {
+            self.restore(claim, restore, progress.clone()).await?;
+            progress.set_result(result(&snapshot.name, restore.expected));
+            Ok(())
+        };
         Ok(operations.start(OperationKind::Restore, volume, work).await?)
     }
 
@@ -151,7 +155,7 @@ impl Inner {
         let mut frozen = Vec::new();
         let stands = if row.paused { self.freeze(volume, &mut frozen).await } else { Ok(()) };
         let copied = match stands {
-            Ok(()) => self.files.copy_for_snapshot(volume, id, progress).await,
+            Ok(()) => self.files.copy_for_snapshot(volume, id, progress.clone()).await,
             Err(error) => Err(error),
         };
         // Whoever was stopped or killed meanwhile went on writing first.
@@ -176,6 +180,7 @@ impl Inner {
             still_there(volume, self.files.remove_snapshot(volume, id).await);
             return Err(FileError::Store { source: Box::new(error) });
         }
+        progress.set_result(result(&row.name, tally));
         Ok(())
     }
 
@@ -238,6 +243,11 @@ impl Inner {
             tracing::warn!(error = %Chain(&error), "a snapshot that was not taken is not forgotten");
         }
     }
+}
+
+/// What the operation says that it was about.
+fn result(name: &str, Tally { bytes, entries }: Tally) -> serde_json::Value {
+    serde_json::json!({"name": name, "size": bytes, "entries": entries})
 }
 
 /// What could not be taken away again; why it had to be is what the caller is told.

@@ -124,6 +124,8 @@ async fn a_snapshot_is_taken_listed_restored_and_deleted_on_each_backend() {
         let bytes: usize = old.values().flatten().map(Vec::len).sum();
         assert_eq!((&shown["size"], &shown["paused"]), (&json!(bytes), &json!(false)));
         assert_eq!(shown["entries"], json!(old.len()));
+        let made = json!({"name": "first", "size": bytes, "entries": old.len()});
+        assert_eq!(done["result"], made);
         client.post(&uri, json!({"name": "first"})).await.refused(409, "snapshot_exists");
         client.post(&uri, json!({"name": "../up"})).await.names_field("name");
         client.post(&uri, json!({"name": "second"})).await.is(202);
@@ -140,6 +142,7 @@ async fn a_snapshot_is_taken_listed_restored_and_deleted_on_each_backend() {
         fill(&at, "new");
         let done = restore(&daemon, &id, "first").await;
         assert_eq!((&done["state"], &done["error"]), (&json!("done"), &Value::Null), "{done}");
+        assert_eq!(done["result"], made);
         assert!(tree(&at) == old, "{backend}: it is not what it was");
         let held = client.get(&format!("/volumes/{id}/quota")).await.is(200);
         assert_eq!(held["backend"], backend);

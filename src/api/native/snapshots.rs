@@ -91,11 +91,9 @@ async fn take(
     Path(id): Path<VolumeId>,
     Json(body): Json<TakeBody>,
 ) -> Result<(StatusCode, JsonAnswer<StartedView>), ApiError> {
-    reach(&auth, &state, id, Permission::FilesWrite).await?;
+    let reached = reach(&auth, &state, id, Permission::FilesWrite).await?;
     if body.pause {
-        let look = move |rx: &crate::store::Read<'_>| rx.containers_of_volume(id);
-        let used_by = state.store.read("look up a volume", look).await?;
-        auth.require_on(Permission::Power, Resource::Volume { used_by: &used_by })?;
+        auth.require_on(Permission::Power, Resource::Volume { used_by: &reached.used_by })?;
     }
     if !is_name(&body.name) {
         let message = "must be 1 to 63 characters of A-Z a-z 0-9 _ . - and begin with a letter or a \

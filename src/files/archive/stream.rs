@@ -18,7 +18,8 @@ pub(crate) struct StreamRequest {
     pub(crate) base: RelPath,
     /// What of it; all if there are none.
     pub(crate) paths: Vec<RelPath>,
-    pub(crate) level: Option<u32>,
+    /// One of the format's.
+    pub(crate) level: u32,
 }
 
 impl Volume {
