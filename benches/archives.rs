@@ -19,7 +19,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use client::{Connection, Lightd, Result};
+use client::{CHILDREN, Connection, Lightd, OWN, Result, cpu_seconds};
 
 const FILES: usize = 16_000;
 const ROUNDS: usize = 3;
@@ -237,17 +237,6 @@ fn measure(node: &Node, row: &Row) -> Result<()> {
         );
     }
     Ok(())
-}
-
-const OWN: std::ops::Range<usize> = 11..13;
-const CHILDREN: std::ops::Range<usize> = 13..15;
-
-fn cpu_seconds(pid: &str, fields: std::ops::Range<usize>) -> Result<f64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    let after_name = stat.rsplit(')').next().unwrap_or_default();
-    let ticks = after_name.split_whitespace().skip(fields.start).take(fields.len());
-    let ticks = ticks.map(str::parse::<u64>).sum::<std::result::Result<u64, _>>()?;
-    Ok(ticks as f64 / 100.0)
 }
 
 fn mb(bytes: u64) -> f64 {

@@ -18,7 +18,10 @@ use std::time::{Duration, Instant};
 
 mod client;
 
-use client::{Connection, Lightd, Result, between, exchange, free_port, quietly, wait_for_port};
+use client::{
+    Connection, Lightd, OWN, Result, between, cpu_seconds, exchange, free_port, quietly,
+    wait_for_port,
+};
 
 type Part = fn(&Node) -> Result<()>;
 
@@ -262,7 +265,7 @@ impl Daemon {
     }
 
     fn cpu(&self) -> Result<f64> {
-        cpu_seconds(self.0.pid())
+        cpu_seconds(&self.0.pid().to_string(), OWN)
     }
 
     fn resident_kib(&self) -> Result<u64> {
@@ -436,7 +439,7 @@ mod docker {
 
     pub(super) fn cpu() -> Result<f64> {
         let pid = std::fs::read_to_string("/var/run/docker.pid")?;
-        cpu_seconds(pid.trim().parse()?)
+        cpu_seconds(pid.trim(), OWN)
     }
 
     pub(super) fn remove_all() {
@@ -457,12 +460,4 @@ mod docker {
         let done = Command::new("docker").args(args).stdout(Stdio::null()).status()?;
         if done.success() { Ok(()) } else { Err(format!("docker {args:?} failed").into()) }
     }
-}
-
-fn cpu_seconds(pid: u32) -> Result<f64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    let fields: Vec<&str> =
-        stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-    let ticks: u64 = fields[11].parse::<u64>()? + fields[12].parse::<u64>()?;
-    Ok(ticks as f64 / 100.0)
 }

@@ -234,12 +234,7 @@ fn receive(content: &mut dyn Read, file: &mut File, path: &RelPath) -> Result<u6
             Ok(0) => return Ok(size),
             Ok(count) => count,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(error) => {
-                return Err(match error.downcast::<FileError>() {
-                    Ok(ours) => ours,
-                    Err(source) => FileError::Input { path: shown(path), source },
-                });
-            }
+            Err(error) => return Err(FileError::of_input(path, error)),
         };
         file.write_all(&buffer[..count]).during("write", path)?;
         size += count as u64;

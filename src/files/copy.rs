@@ -23,8 +23,8 @@ use super::resolve::{
 };
 use super::staging::Staging;
 use super::threads::share_out;
-use super::tree::{content_size, times_of};
-use super::volume::{Volume, size_of_file};
+use super::tree::{content_size, modified_with};
+use super::volume::{Volume, blocks_of, size_of_file};
 use super::walk::{Lossy, MAX_DEPTH, Visit, Walk};
 use crate::domain::path::RelPath;
 
@@ -121,7 +121,7 @@ impl Pair {
     fn release(self: Arc<Self>) -> io::Result<()> {
         let Some(Self { to, stat, .. }) = Arc::into_inner(self) else { return Ok(()) };
         rustix::fs::fchmod(&to, Mode::from_raw_mode(stat.st_mode & 0o777))?;
-        rustix::fs::futimens(&to, &times_of(&stat))?;
+        rustix::fs::futimens(&to, &modified_with(&stat))?;
         Ok(())
     }
 }
@@ -229,7 +229,7 @@ impl<'a> Copier<'a> {
                 self.content(&source, &mut copy, &stat, buffer)?;
                 give_to(self.owner, &copy)?;
                 rustix::fs::fchmod(&copy, Mode::from_raw_mode(stat.st_mode & 0o777))?;
-                rustix::fs::futimens(&copy, &times_of(&stat))?;
+                rustix::fs::futimens(&copy, &modified_with(&stat))?;
             }
             FileType::Symlink => {
                 // EINVAL says that it is no link any more.
@@ -238,7 +238,7 @@ impl<'a> Copier<'a> {
                 rustix::fs::symlinkat(target.as_c_str(), to, to_name)?;
                 give_name_to(self.owner, to, to_name)?;
                 let nofollow = AtFlags::SYMLINK_NOFOLLOW;
-                rustix::fs::utimensat(to, to_name, &times_of(stat), nofollow)?;
+                rustix::fs::utimensat(to, to_name, &modified_with(stat), nofollow)?;
             }
             _ => return Ok(false),
         }
@@ -259,7 +259,7 @@ impl<'a> Copier<'a> {
             self.progress.add_bytes(size);
             return self.progress.spend(size).map_err(FileError::into_io);
         }
-        let is_dense = u64::try_from(stat.st_blocks).unwrap_or(0) * 512 >= size;
+        let is_dense = blocks_of(stat) * 512 >= size;
         if is_dense && size <= buffer.len() as u64 {
             self.progress.spend(size).map_err(FileError::into_io)?;
             return self.range_by_hand(from, to, size, buffer);

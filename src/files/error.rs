@@ -182,6 +182,14 @@ impl FileError {
         }
     }
 
+    /// What a caller's reader has failed with; our own errors come out as they were.
+    pub(super) fn of_input(path: &dyn Display, error: io::Error) -> Self {
+        match error.downcast::<Self>() {
+            Ok(ours) => ours,
+            Err(source) => Self::Input { path: shown(path), source },
+        }
+    }
+
     /// For who insists on what he has seen.
     pub(crate) fn changed(path: &RelPath) -> Self {
         Self::PreconditionFailed { path: shown(path), how: "was changed meanwhile" }

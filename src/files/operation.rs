@@ -146,20 +146,10 @@ impl Operations {
     {
         let id = OperationId::next();
         let progress = Progress::default();
-        let view = {
-            let mut all = self.lock();
-            forget_old(&mut all);
-            let running = all.values().filter(|operation| operation.end.is_none()).count();
-            if running >= MAX_RUNNING || self.tasks.is_closed() {
-                return Err(FileError::TooManyOperations);
-            }
-            let started_at = UnixSeconds::now();
-            let progress = progress.clone();
-            let operation = Operation { id, kind, volume, progress, started_at, end: None };
-            let view = operation.view();
-            all.insert(id, operation);
-            view
-        };
+        let started_at = UnixSeconds::now();
+        let counted = progress.clone();
+        let view =
+            self.add(Operation { id, kind, volume, progress: counted, started_at, end: None })?;
         let this = self.clone();
         let (stored, is_stored) = oneshot::channel();
         let work = AssertUnwindSafe(async move { work(progress).await }).catch_unwind();
@@ -174,6 +164,19 @@ impl Operations {
             this.watch(id, work).await;
         });
         is_stored.await.map(|()| id).map_err(|_| FileError::OperationNotStored)
+    }
+
+    /// Refused where too many run already.
+    fn add(&self, operation: Operation) -> Result<OperationView, FileError> {
+        let mut all = self.lock();
+        forget_old(&mut all);
+        let running = all.values().filter(|operation| operation.end.is_none()).count();
+        if running >= MAX_RUNNING || self.tasks.is_closed() {
+            return Err(FileError::TooManyOperations);
+        }
+        let view = operation.view();
+        all.insert(operation.id, operation);
+        Ok(view)
     }
 
     /// Awaits the work and reports how far it is meanwhile.
@@ -200,7 +203,16 @@ impl Operations {
                 }
             }
         };
-        let (state, why) = match outcome {
+        let (state, why) = self.judge(id, outcome);
+        self.finish(id, state, why).await;
+    }
+
+    fn judge<P>(
+        &self,
+        id: OperationId,
+        outcome: Result<Result<(), FileError>, P>,
+    ) -> (OperationState, Option<Why>) {
+        match outcome {
             Ok(Ok(())) => (OperationState::Done, None),
             Ok(Err(FileError::Cancelled)) if self.tasks.is_closed() => {
                 let why = "lightd was stopped before the work was done";
@@ -215,8 +227,7 @@ impl Operations {
                 tracing::error!(operation.id = %id, "operation panicked");
                 (OperationState::Failed, Some(Why::new("internal", "an internal error ended it")))
             }
-        };
-        self.finish(id, state, why).await;
+        }
     }
 
     async fn finish(&self, id: OperationId, state: OperationState, why: Option<Why>) {

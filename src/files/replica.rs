@@ -19,7 +19,7 @@ use super::content::{CHUNK_BYTES, create_new};
 use super::copy::{Copier, is_moved};
 use super::error::{FileError, shown};
 use super::progress::Progress;
-use super::resolve::{kind_of, open_file, open_folder};
+use super::resolve::{forgive_unprivileged, kind_of, open_file, open_folder};
 use super::volume::size_of_file;
 use super::walk::{Lossy, MAX_REPLICA_DEPTH, Visit, Walk};
 
@@ -217,7 +217,7 @@ fn finish(copy: BorrowedFd<'_>, stat: &RawStat) -> io::Result<()> {
         Err(Errno::PERM) => rustix::fs::fchmod(copy, Mode::from_raw_mode(stat.st_mode & 0o1777))?,
         outcome => outcome?,
     }
-    rustix::fs::futimens(copy, &times_of(stat))?;
+    rustix::fs::futimens(copy, &both_times_of(stat))?;
     Ok(())
 }
 
@@ -225,7 +225,7 @@ fn finish_name(to: BorrowedFd<'_>, name: &CStr, stat: &RawStat) -> io::Result<()
     let (uid, gid) = owner_of(stat);
     let nofollow = AtFlags::SYMLINK_NOFOLLOW;
     forgive_unprivileged(rustix::fs::chownat(to, name, uid, gid, nofollow))?;
-    rustix::fs::utimensat(to, name, &times_of(stat), nofollow)?;
+    rustix::fs::utimensat(to, name, &both_times_of(stat), nofollow)?;
     Ok(())
 }
 
@@ -233,15 +233,7 @@ fn owner_of(stat: &RawStat) -> (Option<Uid>, Option<Gid>) {
     (Some(Uid::from_raw(stat.st_uid)), Some(Gid::from_raw(stat.st_gid)))
 }
 
-/// Only root may give files away; anyone else's are all theirs.
-fn forgive_unprivileged(outcome: Result<(), Errno>) -> Result<(), Errno> {
-    match outcome {
-        Err(Errno::PERM) if !rustix::process::geteuid().is_root() => Ok(()),
-        outcome => outcome,
-    }
-}
-
-fn times_of(stat: &RawStat) -> Timestamps {
+fn both_times_of(stat: &RawStat) -> Timestamps {
     let time = |seconds, nanoseconds| Timespec {
         tv_sec: seconds,
         tv_nsec: i64::try_from(nanoseconds).unwrap_or(0),

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 
+use super::backing::probe::PROBE_PREFIX;
 use super::error::{During, FileError};
 use super::lifecycle::DELETING_PREFIX;
 use super::progress::Progress;
@@ -64,7 +65,8 @@ impl Inner {
             return Ok(());
         }
         let begins = |prefix: &str| name.to_bytes().starts_with(prefix.as_bytes());
-        if begins(DELETING_PREFIX) || begins(snapshots::RESTORING_PREFIX) {
+        let prefixes = [DELETING_PREFIX, snapshots::RESTORING_PREFIX, PROBE_PREFIX];
+        if prefixes.into_iter().any(begins) {
             return remove_tree(self.volumes.as_fd(), name, &Progress::default());
         }
         let is_volume = name.to_str().is_ok_and(|name| VolumeId::parse(name).is_some());

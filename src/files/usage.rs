@@ -27,7 +27,7 @@ use tokio::time::Instant;
 use super::error::{During, FileError};
 use super::resolve::{kind_of, open_folder, stat_name};
 use super::staging::is_dot;
-use super::volume::Volume;
+use super::volume::{Volume, blocks_of};
 use super::walk::MAX_COUNTED_DEPTH;
 use crate::domain::ids::VolumeId;
 
@@ -354,10 +354,6 @@ fn key_of(stat: &RawStat) -> Key {
 /// A change time cannot be set by anyone but the clock.
 fn changed_ns(stat: &RawStat) -> i128 {
     i128::from(stat.st_ctime) * 1_000_000_000 + i128::from(stat.st_ctime_nsec)
-}
-
-fn blocks_of(stat: &RawStat) -> u64 {
-    u64::try_from(stat.st_blocks).unwrap_or(0)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

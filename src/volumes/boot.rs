@@ -1,4 +1,8 @@
 //! What earlier lives of lightd left: volumes mounted again, repaired, limited again, swept.
+//!
+//! Called by the composition root, [`Volumes::look_over`] before anything else may happen. A volume whose file
+//! system is not mounted yet, or can't be, takes no calls and no container. One failure keeps no other
+//! volume from being taken up.
 
 use futures_util::StreamExt as _;
 

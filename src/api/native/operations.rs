@@ -52,7 +52,6 @@ pub(super) struct Told<T> {
 
 #[derive(Debug, Serialize)]
 struct StartedView {
-    message: &'static str,
     operation_id: OperationId,
 }
 
@@ -102,7 +101,8 @@ impl Job<'_> {
 
 /// The answer to work that goes on.
 pub(super) fn started_answer(operation_id: OperationId) -> Response {
-    let view = StartedView { message: "The work goes on in the background", operation_id };
+    let result = StartedView { operation_id };
+    let view = Told { message: "The work goes on in the background", result };
     (StatusCode::ACCEPTED, JsonAnswer(view)).into_response()
 }
 

@@ -1,4 +1,7 @@
 //! An archive that is written to its reader and nowhere else.
+//!
+//! Called for downloads. Nothing of it is kept but what the format needs for its end. A failure on the way
+//! leaves the reader with an archive that is cut off: telling him is the caller's business.
 
 use std::io::Write;
 

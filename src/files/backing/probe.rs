@@ -1,4 +1,7 @@
 //! Whether a backend works on this node, found by doing once what it would do for a volume.
+//!
+//! Called at the start and before the first volume of a backend that was not found to work yet. What is made
+//! for it is removed at the end, and after a crash by the sweep. Each error says what is missing.
 
 use std::fs::OpenOptions;
 use std::io::{self, Write as _};
@@ -12,7 +15,9 @@ use super::tools::Tool;
 use crate::domain::ids::VolumeId;
 use crate::domain::quota::QuotaBackend;
 use crate::files::resolve::Owner;
+use crate::files::staging::own_mark;
 
+pub(crate) const PROBE_PREFIX: &str = ".probe-";
 /// Less than one file system needs for itself.
 const PROJECT_LIMIT_BYTES: u64 = 1 << 20;
 
@@ -45,7 +50,7 @@ fn try_image(images: &Images) -> Result<(), BackingError> {
 /// A folder with a project's limit, filled beyond it by a user whom the limit holds.
 fn try_project(volumes: &Path, (uid, gid): (u32, u32)) -> Result<(), BackingError> {
     let name = VolumeId::random();
-    let probe = Probe { folder: volumes.join(format!(".probe-{name}")) };
+    let probe = Probe { folder: volumes.join(format!("{PROBE_PREFIX}{}{name}", own_mark())) };
     let io = |source| BackingError::io("make a folder", source);
     std::fs::DirBuilder::new().mode(0o777).create(&probe.folder).map_err(io)?;
     std::fs::set_permissions(&probe.folder, std::fs::Permissions::from_mode(0o777)).map_err(io)?;

@@ -67,6 +67,7 @@ async fn a_sweep_removes_what_a_crash_left_and_nothing_else() {
     put(&path.join(".lightd-staging-0/new/half"), b"");
     let volumes = path.parent().expect("volumes");
     put(&volumes.join(".deleting-x/file"), b"");
+    put(&volumes.join(".probe-x/file"), b"");
     put(&volumes.join("lost+found/.lightd-x"), b"");
     files.sweep().await.expect("sweep");
     let names: Vec<_> = snapshot(volumes).into_keys().collect();
