@@ -194,14 +194,8 @@ impl<'a> Copier<'a> {
                         let path = shown(&Lossy(walk.path()));
                         return Err(FileError::TooDeep { path }.into_io());
                     }
-                    match make_folder(pair.to.as_fd(), name.as_c_str(), self.owner) {
-                        Ok(below) => {
-                            self.progress.add_entry();
-                            pairs.push(Pair::new(walk.dir(), below, stat)?);
-                        }
-                        // What is renamed while a folder is listed may be listed twice.
-                        Err(Errno::EXIST) => walk.skip().map_err(FileError::into_io)?,
-                        Err(errno) => return Err(errno.into()),
+                    if let Some(below) = self.folder(&mut walk, pair.to.as_fd(), &name)? {
+                        pairs.push(Pair::new(walk.dir(), below, stat)?);
                     }
                 }
                 Visit::Leaf { name, stat } => names.push((name, stat)),
@@ -212,6 +206,24 @@ impl<'a> Copier<'a> {
             give(Leaves { within: Arc::clone(pair), names });
         }
         pairs.into_iter().rev().try_for_each(Pair::release)
+    }
+
+    /// The copy of the folder that the walk has entered; `None` if it has been there already.
+    fn folder(
+        &self,
+        walk: &mut Walk,
+        to: BorrowedFd<'_>,
+        name: &CStr,
+    ) -> io::Result<Option<OwnedFd>> {
+        match make_folder(to, name, self.owner) {
+            Ok(below) => {
+                self.progress.add_entry();
+                Ok(Some(below))
+            }
+            // What is renamed while a folder is listed may be listed twice.
+            Err(Errno::EXIST) => walk.skip().map(|()| None).map_err(FileError::into_io),
+            Err(errno) => Err(errno.into()),
+        }
     }
 
     /// Copies what is no folder; false if it is of a kind that is not copied.

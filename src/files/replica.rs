@@ -105,15 +105,8 @@ impl Replica<'_> {
                         let path = shown(&Lossy(walk.path()));
                         return Err(FileError::TooDeep { path }.into_io());
                     }
-                    match make_folder(copy.as_fd(), &name) {
-                        Ok(below) => {
-                            copy_attributes(walk.dir(), below.as_fd())?;
-                            self.count();
-                            copies.push((below, stat));
-                        }
-                        // What is renamed while a folder is listed may be listed twice.
-                        Err(Errno::EXIST) => walk.skip().map_err(FileError::into_io)?,
-                        Err(errno) => return Err(errno.into()),
+                    if let Some(below) = self.folder(&mut walk, copy.as_fd(), &name)? {
+                        copies.push((below, stat));
                     }
                 }
                 Visit::Leaf { name, stat } if is_kept(&stat) => {
@@ -138,6 +131,25 @@ impl Replica<'_> {
         Ok(self.tally)
     }
 
+    /// The copy of the folder that the walk has entered; `None` if it has been there already.
+    fn folder(
+        &mut self,
+        walk: &mut Walk,
+        to: BorrowedFd<'_>,
+        name: &CStr,
+    ) -> io::Result<Option<OwnedFd>> {
+        match make_folder(to, name) {
+            Ok(below) => {
+                copy_attributes(walk.dir(), below.as_fd())?;
+                self.count();
+                Ok(Some(below))
+            }
+            // What is renamed while a folder is listed may be listed twice.
+            Err(Errno::EXIST) => walk.skip().map(|()| None).map_err(FileError::into_io),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
     fn count(&mut self) {
         self.tally.entries += 1;
         self.copier.progress.add_entry();
@@ -150,19 +162,9 @@ impl Replica<'_> {
         stat: &RawStat,
         path: Vec<u8>,
     ) -> io::Result<()> {
-        let key = (stat.st_dev, stat.st_ino);
-        if stat.st_nlink > 1
-            && let Some(first) = self.linked.get(&key)
-        {
-            match rustix::fs::linkat(self.top, first.as_c_str(), to, name, AtFlags::empty()) {
-                Ok(()) => {
-                    self.count();
-                    return Ok(());
-                }
-                // Its path is too long to be named: it becomes a file of its own.
-                Err(Errno::NAMETOOLONG | Errno::MLINK) => {}
-                Err(errno) => return Err(errno.into()),
-            }
+        if self.is_linked(stat, to, name)? {
+            self.count();
+            return Ok(());
         }
         match kind_of(stat) {
             FileType::RegularFile => self.file((from, name), to)?,
@@ -181,10 +183,22 @@ impl Replica<'_> {
             }
         }
         if stat.st_nlink > 1 && self.linked.len() < MAX_LINKED {
-            self.linked.insert(key, CString::new(path)?);
+            self.linked.insert((stat.st_dev, stat.st_ino), CString::new(path)?);
         }
         self.count();
         Ok(())
+    }
+
+    /// Whether a file that came before is this one, and has this name now too.
+    fn is_linked(&self, stat: &RawStat, to: BorrowedFd<'_>, name: &CStr) -> Result<bool, Errno> {
+        let first = self.linked.get(&(stat.st_dev, stat.st_ino)).filter(|_| stat.st_nlink > 1);
+        let Some(first) = first else { return Ok(false) };
+        match rustix::fs::linkat(self.top, first.as_c_str(), to, name, AtFlags::empty()) {
+            Ok(()) => Ok(true),
+            // Its path is too long to be named: it becomes a file of its own.
+            Err(Errno::NAMETOOLONG | Errno::MLINK) => Ok(false),
+            Err(errno) => Err(errno),
+        }
     }
 
     fn file(

@@ -170,19 +170,18 @@ impl Pull {
             () = sender.send_all(body) => None,
         };
         // The sender is gone by now. The writer ends, and takes away what it had staged.
-        let outcome = written.await;
-        match (outcome, stopped) {
+        match (written.await, stopped) {
             (Ok(()), _) => Ok(()),
             (Err(_), Some(why)) => Err(why),
-            (Err(FileError::Input { .. }), None) => {
-                let why = Arc::into_inner(why).and_then(OnceLock::into_inner);
-                Err(why.unwrap_or_else(|| FileError::Fetch {
-                    reason: "the file broke off".to_owned(),
-                }))
-            }
+            (Err(FileError::Input { .. }), None) => Err(broken_off(why)),
             (Err(error), None) => Err(error),
         }
     }
+}
+
+fn broken_off(why: Arc<OnceLock<FileError>>) -> FileError {
+    let why = Arc::into_inner(why).and_then(OnceLock::into_inner);
+    why.unwrap_or_else(|| FileError::Fetch { reason: "the file broke off".to_owned() })
 }
 
 fn told(why: &FetchError) -> FileError {
