@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 pub(crate) type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
-const TOKEN: &str = "lightd_bench_token_0123456789";
+pub(crate) const TOKEN: &str = "lightd_bench_token_0123456789";
 
 /// lightd as a process that ends with this.
 pub(crate) struct Lightd {
@@ -41,6 +41,33 @@ impl Lightd {
 
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    pub(crate) fn cpu(&self) -> Result<f64> {
+        cpu_seconds(self.pid())
+    }
+
+    pub(crate) fn resident_kib(&self) -> Result<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid()))?;
+        let line = between(&status, "VmRSS:", "kB").ok_or("no VmRSS")?;
+        Ok(line.trim().parse()?)
+    }
+
+    /// Waits until a container is in that state.
+    pub(crate) fn wait_for(&self, id: &str, state: &str) -> Result<()> {
+        let wanted = format!("\"state\":\"{state}\"");
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let mut connection = Connection::open(self.port)?;
+        loop {
+            let seen = connection.get(&format!("/containers/{id}"))?;
+            if seen.contains(&wanted) {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                return Err(format!("{id} is not {state} but {seen}").into());
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     pub(crate) fn post(&self, path: &str, body: &str) -> Result<String> {
@@ -118,6 +145,11 @@ pub(crate) fn exchange(port: u16, method: &str, path: &str, body: &str) -> Resul
     Connection::open(port)?.send(method, path, body)
 }
 
+/// What a process has used of the processors so far.
+pub(crate) fn cpu_seconds(pid: u32) -> Result<f64> {
+    cpu_seconds_of(&pid.to_string(), OWN)
+}
+
 pub(crate) fn quietly(command: &mut Command) {
     if let Err(error) = command.stdout(Stdio::null()).stderr(Stdio::null()).status() {
         eprintln!("{command:?}: {error}");
@@ -156,7 +188,7 @@ pub(crate) const OWN: std::ops::Range<usize> = 11..13;
 pub(crate) const CHILDREN: std::ops::Range<usize> = 13..15;
 
 /// The processor time that a process has taken.
-pub(crate) fn cpu_seconds(pid: &str, fields: std::ops::Range<usize>) -> Result<f64> {
+pub(crate) fn cpu_seconds_of(pid: &str, fields: std::ops::Range<usize>) -> Result<f64> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
     let after_name = stat.rsplit(')').next().unwrap_or_default();
     let ticks = after_name.split_whitespace().skip(fields.start).take(fields.len());

@@ -41,7 +41,7 @@ use crate::network::isolation::Isolation;
 use crate::network::pool::PortPool;
 use crate::panel::Panel;
 use crate::store::{Store, StoreError};
-use crate::supervisor::{Registry, Services};
+use crate::supervisor::{Registry, Services, StartPace};
 use crate::telemetry::Telemetry;
 use crate::util::chain::Chain;
 use crate::util::secret::Sealer;
@@ -172,6 +172,8 @@ impl App {
         tasks.spawn(async move { volumes.watch(until).await });
         let (files, live) = (state.files.clone(), Arc::clone(&state.config));
         tasks.spawn(tasks::expire_uploads(files, live, stop()));
+        let (registry, live) = (Arc::clone(&state.supervisor), Arc::clone(&state.config));
+        tasks.spawn(tasks::expire_consoles(registry, live, stop()));
     }
 
     /// The server, listening; the future ends when the handle shuts it down.
@@ -254,6 +256,7 @@ fn services(
         capacity: parts::capacity(),
         containers_path: config.storage.containers_path.clone(),
         start_slots: Semaphore::new(START_SLOTS),
+        start_pace: StartPace::default(),
         began: Instant::now(),
         stop: stop.clone(),
     }

@@ -83,6 +83,8 @@ pub(super) fn settings(config: &Config) -> Settings {
         log: LogCap { max_size_bytes: config.limits.log_max_bytes, max_files: 1 },
         allowed_mounts: config.docker.allowed_mounts.clone(),
         install_timeout: config.install.timeout,
+        starts_per_second: u32::try_from(config.supervision.starts_per_second).unwrap_or(u32::MAX),
+        post_mortems: usize::try_from(config.supervision.post_mortems).unwrap_or(usize::MAX),
         install_image_max_bytes: config.install.max_image_bytes,
         panel: config.remote.panel.is_some(),
         panel_power_events: config.remote.power_events,

@@ -13,8 +13,10 @@ pub(crate) mod edit;
 pub(crate) mod error;
 pub(crate) mod live;
 pub(crate) mod raw;
+mod raw_streams;
 pub(crate) mod reload;
 pub(crate) mod source;
+mod supervision;
 mod validate;
 
 use std::net::{IpAddr, SocketAddr};
@@ -27,6 +29,7 @@ use url::Url;
 
 pub(crate) use self::error::ConfigError;
 pub(crate) use self::raw::{Firewall, LogFormat, LogLevel, OnExceeded};
+use self::supervision::Supervision;
 use crate::domain::quota::QuotaBackend;
 use crate::domain::spec::Protocol;
 use crate::util::secret::Secret;
@@ -41,6 +44,8 @@ pub(crate) struct Config {
     pub(crate) limits: DefaultLimits,
     pub(crate) install: Install,
     pub(crate) console: Console,
+    pub(crate) sockets: Sockets,
+    pub(crate) supervision: Supervision,
     pub(crate) archives: Archives,
     pub(crate) quota: Quota,
     pub(crate) snapshots: Snapshots,
@@ -151,6 +156,15 @@ pub(crate) struct Install {
 pub(crate) struct Console {
     pub(crate) ring_bytes: usize,
     pub(crate) journal_bytes: u64,
+    pub(crate) journal_max_age: Option<Duration>,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sockets {
+    pub(crate) per_container: usize,
+    pub(crate) per_node: usize,
+    pub(crate) frame_max_bytes: usize,
+    pub(crate) frames_per_second: u32,
 }
 
 #[derive(Clone, Copy, Debug)]

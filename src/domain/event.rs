@@ -4,6 +4,7 @@
 //! and what must not be lost is a row in the store.
 
 use super::ids::{ContainerId, RunId};
+use super::lifecycle::LastExit;
 
 /// A signal about one container.
 #[derive(Clone, Debug)]
@@ -26,8 +27,9 @@ pub(crate) struct StateEvent {
     pub(crate) name: StateName,
     pub(crate) run: RunId,
     /// Of an exit.
-    pub(crate) exit_code: Option<i64>,
-    pub(crate) oom_killed: Option<bool>,
+    pub(crate) last_exit: Option<LastExit>,
+    /// Of a start that is over.
+    pub(crate) ready_after_ms: Option<u64>,
 }
 
 /// The states as events name them; `as_str` is what the contract calls them.

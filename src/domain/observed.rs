@@ -27,5 +27,77 @@ pub(crate) enum ObservedStatus {
 pub(crate) struct Exit {
     /// The exit code; 128 + n for an end by signal n.
     pub(crate) code: i64,
-    pub(crate) oom_killed: bool,
+    /// The engine says that it ran out of memory.
+    pub(crate) oom_engine: bool,
+    /// The kernel has killed a process of it for want of memory.
+    pub(crate) oom_kernel: bool,
+    /// In Unix milliseconds.
+    pub(crate) at_ms: i64,
+}
+
+impl Exit {
+    /// Whether that is how it ended: the engine forgets it now and then, and that some other process of
+    /// the workload was killed does not end it.
+    pub(crate) fn oom_killed(&self) -> bool {
+        self.oom_engine || (self.oom_kernel && self.code != 0)
+    }
+
+    /// Whether it ended as a program does that has failed.
+    pub(crate) fn is_crash(&self) -> bool {
+        self.code != 0 || self.oom_killed()
+    }
+
+    /// The signal that the code stands for. A program may also end with such a code of its own accord.
+    pub(crate) fn signal(&self) -> Option<&'static str> {
+        // As numbered on Linux, on all architectures that containers run on.
+        const NAMES: [&str; 31] = [
+            "SIGHUP",
+            "SIGINT",
+            "SIGQUIT",
+            "SIGILL",
+            "SIGTRAP",
+            "SIGABRT",
+            "SIGBUS",
+            "SIGFPE",
+            "SIGKILL",
+            "SIGUSR1",
+            "SIGSEGV",
+            "SIGUSR2",
+            "SIGPIPE",
+            "SIGALRM",
+            "SIGTERM",
+            "SIGSTKFLT",
+            "SIGCHLD",
+            "SIGCONT",
+            "SIGSTOP",
+            "SIGTSTP",
+            "SIGTTIN",
+            "SIGTTOU",
+            "SIGURG",
+            "SIGXCPU",
+            "SIGXFSZ",
+            "SIGVTALRM",
+            "SIGPROF",
+            "SIGWINCH",
+            "SIGIO",
+            "SIGPWR",
+            "SIGSYS",
+        ];
+        let index = usize::try_from(self.code.checked_sub(129)?).ok()?;
+        NAMES.get(index).copied()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_above_128_name_their_signal() {
+        let signal = |code| Exit { code, oom_engine: false, oom_kernel: false, at_ms: 0 }.signal();
+        assert_eq!(signal(137), Some("SIGKILL"));
+        assert_eq!(signal(139), Some("SIGSEGV"));
+        assert_eq!(signal(143), Some("SIGTERM"));
+        assert_eq!([signal(0), signal(1), signal(128), signal(160), signal(i64::MIN)], [None; 5]);
+    }
 }

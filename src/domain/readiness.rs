@@ -1,23 +1,72 @@
-//! When a server is ready: the first time a pattern matches a line of what it prints.
+//! When a server is ready, or will never be: the first time a pattern matches a line of what it prints.
 //!
 //! The pump feeds every chunk as it comes and tells when the output has paused. Lines end at `\n`, `\r\n`
 //! or `\r`; colours, titles and other escape sequences are taken out before matching, also where they are
 //! cut over chunks. A line is matched when it ends, and as it stands when the output pauses (a prompt).
 //! What has no line ends at all is matched piece by piece, with an overlap. Each byte is looked at a
-//! bounded number of times. Without a pattern nothing here ever matches: such a server is ready when its
-//! process is up, which the caller knows.
+//! bounded number of times, and all patterns are looked for in one pass. In a line that matches both kinds
+//! the failure counts. A server without start patterns is ready when its process is up, which the caller
+//! knows: nothing is fed here then.
 
-use regex::bytes::Regex;
+use regex::bytes::{RegexSet, RegexSetBuilder};
+
+/// The size that all patterns of a start may have together, compiled.
+const SIZE_LIMIT_BYTES: usize = 4 << 20;
 
 /// A longer line is matched in pieces of this size.
 const PIECE_BYTES: usize = 16 * 1024;
 /// What two pieces share, so that a match at the cut is seen.
 const OVERLAP_BYTES: usize = 1024;
 
+/// What the output has shown.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Shown {
+    Ready,
+    /// It will not come up: this pattern has matched.
+    Failed {
+        pattern: String,
+    },
+}
+
+/// The patterns of a start, compiled together.
+#[derive(Debug)]
+pub(crate) struct Patterns {
+    set: RegexSet,
+    /// So many of the set, from its beginning, say that it is ready.
+    ready: usize,
+}
+
+impl Patterns {
+    /// The error is meant for the person who wrote the patterns.
+    pub(crate) fn compile<'a>(
+        ready: impl Iterator<Item = &'a str>,
+        fail: impl Iterator<Item = &'a str>,
+    ) -> Result<Self, String> {
+        let mut texts: Vec<&str> = ready.collect();
+        let ready = texts.len();
+        texts.extend(fail);
+        let set = RegexSetBuilder::new(texts).size_limit(SIZE_LIMIT_BYTES).build();
+        let set = set.map_err(|why| format!("are too much together: {why}"))?;
+        Ok(Self { set, ready })
+    }
+
+    fn find(&self, line: &[u8]) -> Option<Shown> {
+        // Which ones is asked only when there is one: that takes longer to find out.
+        if !self.set.is_match(line) {
+            return None;
+        }
+        let failed = self.set.matches(line).iter().find(|&index| index >= self.ready);
+        Some(match failed {
+            Some(index) => Shown::Failed { pattern: self.set.patterns()[index].clone() },
+            None => Shown::Ready,
+        })
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct Readiness {
-    /// `None` once it has matched.
-    pattern: Option<Regex>,
+    /// `None` once one has matched.
+    patterns: Option<Patterns>,
     strip: Strip,
     line: Vec<u8>,
     /// How much of `line` has been matched already.
@@ -26,66 +75,64 @@ pub(crate) struct Readiness {
 }
 
 impl Readiness {
-    pub(crate) fn new(pattern: Option<Regex>) -> Self {
-        Self { pattern, strip: Strip::Text, line: Vec::new(), looked_at: 0, after_return: false }
+    pub(crate) fn new(patterns: Patterns) -> Self {
+        Self::looking_for(Some(patterns))
     }
 
-    /// Takes the next output, cut anywhere. True once: when a line that ends in it matches.
-    pub(crate) fn feed(&mut self, chunk: &[u8]) -> bool {
-        if self.pattern.is_none() {
-            return false;
-        }
-        let mut bytes = chunk.iter();
-        let matched = bytes.any(|&byte| match self.strip.next(byte) {
+    fn looking_for(patterns: Option<Patterns>) -> Self {
+        Self { patterns, strip: Strip::Text, line: Vec::new(), looked_at: 0, after_return: false }
+    }
+
+    /// Takes the next output, cut anywhere. Answers once: when a line that ends in it matches.
+    pub(crate) fn feed(&mut self, chunk: &[u8]) -> Option<Shown> {
+        self.patterns.as_ref()?;
+        let shown = chunk.iter().find_map(|&byte| match self.strip.next(byte) {
             Some(b'\n') => self.end_line(false),
             Some(b'\r') => self.end_line(true),
             Some(byte) => self.add(byte),
-            None => false,
+            None => None,
         });
-        if matched {
-            self.finish();
-        }
-        matched
+        self.finish_if(shown)
     }
 
-    /// Says that the output has paused: true, once, if the line as it stands matches.
-    pub(crate) fn feed_idle(&mut self) -> bool {
-        let matched = self.line.len() > self.looked_at && self.matches();
-        if matched {
-            self.finish();
-        }
-        matched
+    /// Says that the output has paused: answers, once, if the line as it stands matches.
+    pub(crate) fn feed_idle(&mut self) -> Option<Shown> {
+        let shown = if self.line.len() > self.looked_at { self.look() } else { None };
+        self.finish_if(shown)
     }
 
-    fn add(&mut self, byte: u8) -> bool {
+    fn add(&mut self, byte: u8) -> Option<Shown> {
         self.after_return = false;
         self.line.push(byte);
         if self.line.len() < PIECE_BYTES {
-            return false;
+            return None;
         }
-        let matched = self.matches();
+        let shown = self.look();
         self.line.drain(..PIECE_BYTES - OVERLAP_BYTES);
         self.looked_at = self.line.len();
-        matched
+        shown
     }
 
-    fn end_line(&mut self, with_return: bool) -> bool {
+    fn end_line(&mut self, with_return: bool) -> Option<Shown> {
         // The `\n` of `\r\n` ends no line of its own, nor does `\r\r\n` hold an empty one.
         let is_line = !(self.after_return && self.line.is_empty());
         self.after_return = with_return;
-        let matched = is_line && self.matches();
+        let shown = if is_line { self.look() } else { None };
         self.line.clear();
         self.looked_at = 0;
-        matched
+        shown
     }
 
-    fn matches(&mut self) -> bool {
+    fn look(&mut self) -> Option<Shown> {
         self.looked_at = self.line.len();
-        self.pattern.as_ref().is_some_and(|pattern| pattern.is_match(&self.line))
+        self.patterns.as_ref()?.find(&self.line)
     }
 
-    fn finish(&mut self) {
-        *self = Self::new(None);
+    fn finish_if(&mut self, shown: Option<Shown>) -> Option<Shown> {
+        if shown.is_some() {
+            *self = Self::looking_for(None);
+        }
+        shown
     }
 }
 
@@ -141,18 +188,30 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    fn waiting_for(ready: &str) -> Readiness {
+        waiting(&[ready], &[])
+    }
+
+    fn waiting(ready: &[&str], fail: &[&str]) -> Readiness {
+        let patterns = Patterns::compile(ready.iter().copied(), fail.iter().copied());
+        Readiness::new(patterns.unwrap())
+    }
+
+    fn shown(mut readiness: Readiness, output: &[u8]) -> Option<Shown> {
+        readiness.feed(output).or_else(|| readiness.feed_idle())
+    }
+
     fn ready(pattern: &str, output: &[u8]) -> bool {
-        let mut readiness = Readiness::new(Some(Regex::new(pattern).unwrap()));
-        readiness.feed(output) || readiness.feed_idle()
+        shown(waiting_for(pattern), output) == Some(Shown::Ready)
     }
 
     #[test]
     fn a_line_matches_once() {
-        let mut readiness = Readiness::new(Some(Regex::new(r"^Done \(\d+s\)!$").unwrap()));
-        assert!(!readiness.feed(b"[x] Done\r\nDone (3"));
-        assert!(readiness.feed(b"s)!\r\nmore\r\n"));
-        assert!(!readiness.feed(b"Done (3s)!\r\n"));
-        assert!(!readiness.feed_idle());
+        let mut readiness = waiting_for(r"^Done \(\d+s\)!$");
+        assert_eq!(readiness.feed(b"[x] Done\r\nDone (3"), None);
+        assert_eq!(readiness.feed(b"s)!\r\nmore\r\n"), Some(Shown::Ready));
+        assert_eq!(readiness.feed(b"Done (3s)!\r\n"), None);
+        assert_eq!(readiness.feed_idle(), None);
     }
 
     #[test]
@@ -167,10 +226,10 @@ mod tests {
 
     #[test]
     fn a_prompt_matches_when_the_output_pauses() {
-        let mut readiness = Readiness::new(Some(Regex::new("> $").unwrap()));
-        assert!(!readiness.feed(b"hello\r\n> "));
-        assert!(readiness.feed_idle());
-        assert!(!readiness.feed_idle());
+        let mut readiness = waiting_for("> $");
+        assert_eq!(readiness.feed(b"hello\r\n> "), None);
+        assert_eq!(readiness.feed_idle(), Some(Shown::Ready));
+        assert_eq!(readiness.feed_idle(), None);
     }
 
     #[test]
@@ -182,20 +241,30 @@ mod tests {
 
     #[test]
     fn output_without_line_ends_is_matched_in_pieces() {
-        let pattern = Regex::new("Done").unwrap();
         for at in [0, PIECE_BYTES - 2, PIECE_BYTES + 1, 5 * PIECE_BYTES - 3] {
             let output = [&vec![b'.'; at][..], b"Done", &vec![b'.'; 3 * PIECE_BYTES]].concat();
-            let mut readiness = Readiness::new(Some(pattern.clone()));
-            assert!(readiness.feed(&output), "{at}");
+            let mut readiness = waiting_for("Done");
+            assert_eq!(readiness.feed(&output), Some(Shown::Ready), "{at}");
             assert!(readiness.line.capacity() <= 2 * PIECE_BYTES);
         }
     }
 
     #[test]
-    fn without_a_pattern_nothing_matches() {
-        let mut readiness = Readiness::new(None);
-        assert!(!readiness.feed(b"anything\n"));
-        assert!(!readiness.feed_idle());
+    fn any_of_several_patterns_will_do_and_the_first_line_that_matches_counts() {
+        let failed = |pattern: &str| Some(Shown::Failed { pattern: pattern.to_owned() });
+        let start = || waiting(&["Done", "^Up$"], &["FAILED to bind", "crash(ed)?"]);
+        assert_eq!(shown(start(), b"hello\nUp\n"), Some(Shown::Ready));
+        assert_eq!(shown(start(), b"Done\nit crashed\n"), Some(Shown::Ready));
+        assert_eq!(shown(start(), b"it \x1b[31mcra\x1b[0mshed\nDone\n"), failed("crash(ed)?"));
+        assert_eq!(shown(start(), b"Done, but FAILED to bind\n"), failed("FAILED to bind"));
+        assert_eq!(shown(start(), b"nothing of it\n"), None);
+    }
+
+    #[test]
+    fn patterns_that_are_too_large_together_are_refused() {
+        let large = vec![r"\pL{400}\d"; 32];
+        let refused = Patterns::compile(large.iter().copied(), std::iter::empty());
+        assert!(refused.is_err_and(|why| why.contains("too much together")));
     }
 
     proptest! {
@@ -212,7 +281,7 @@ mod tests {
             cuts in proptest::collection::vec(1usize..6, 1..40),
         ) {
             let output = pieces.concat().into_bytes();
-            let mut readiness = Readiness::new(Some(Regex::new("^ ?Done$").unwrap()));
+            let mut readiness = waiting_for("^ ?Done$");
             let mut rest = output.as_slice();
             let mut matched = 0;
             for cut in cuts.iter().cycle() {
@@ -220,10 +289,10 @@ mod tests {
                     break;
                 }
                 let (chunk, after) = rest.split_at((*cut).min(rest.len()));
-                matched += usize::from(readiness.feed(chunk));
+                matched += usize::from(readiness.feed(chunk).is_some());
                 rest = after;
             }
-            matched += usize::from(readiness.feed_idle());
+            matched += usize::from(readiness.feed_idle().is_some());
             prop_assert_eq!(matched, usize::from(ready("^ ?Done$", &output)));
         }
     }

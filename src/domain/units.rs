@@ -53,6 +53,10 @@ impl UnixSeconds {
     pub(crate) fn now() -> Self {
         Self(jiff::Timestamp::now().as_second())
     }
+
+    pub(crate) fn from_ms(unix_ms: i64) -> Self {
+        Self(unix_ms.div_euclid(1000))
+    }
 }
 
 /// The time of day in milliseconds since 1970.

@@ -22,6 +22,7 @@ use super::request::{CreateRequest, Created};
 use super::{Engine, Fault, container_target, convert, images, labels};
 use crate::domain::observed::{Exit, Observed, ObservedStatus};
 use crate::domain::spec::Limits;
+use crate::domain::units::now_unix_ms;
 
 /// One of our containers, as the engine lists it.
 #[derive(Clone, Debug)]
@@ -234,7 +235,12 @@ impl Engine {
         loop {
             let code = self.wait_once(id).await?;
             let Some(seen) = self.inspect(id).await? else {
-                return Ok(Exit { code, oom_killed: false });
+                return Ok(Exit {
+                    code,
+                    oom_engine: false,
+                    oom_kernel: false,
+                    at_ms: now_unix_ms(),
+                });
             };
             match seen.status {
                 ObservedStatus::Exited(exit) => return Ok(exit),

@@ -15,7 +15,7 @@ use super::labels;
 use super::request::{Bind, CreateRequest, LogCap};
 use crate::domain::observed::{Exit, Observed, ObservedStatus};
 use crate::domain::spec::{Limits, PortBinding};
-use crate::domain::units::MIB;
+use crate::domain::units::{MIB, now_unix_ms};
 
 /// `/tmp` is memory, counted against the container's own limit; the cap keeps a container without a
 /// limit from filling the host's.
@@ -162,13 +162,7 @@ pub(super) fn update_body(limits: &Limits) -> ContainerUpdateBody {
 /// `None` where the engine's answer lacks what it always has.
 pub(super) fn observed(found: &ContainerInspectResponse) -> Option<Observed> {
     let state = found.state.as_ref()?;
-    let started_at_ms = state
-        .started_at
-        .as_deref()
-        .and_then(|text| text.parse::<jiff::Timestamp>().ok())
-        .map(jiff::Timestamp::as_millisecond)
-        // The engine writes "never" as the year 1.
-        .filter(|&ms| ms > 0);
+    let started_at_ms = unix_ms(state.started_at.as_deref());
     Some(Observed {
         docker_id: found.id.clone()?,
         status: status(state, started_at_ms),
@@ -178,9 +172,19 @@ pub(super) fn observed(found: &ContainerInspectResponse) -> Option<Observed> {
     })
 }
 
+/// The engine writes "never" as the year 1.
+fn unix_ms(text: Option<&str>) -> Option<i64> {
+    let time = text?.parse::<jiff::Timestamp>().ok()?;
+    Some(time.as_millisecond()).filter(|&ms| ms > 0)
+}
+
 fn status(state: &ContainerState, started_at_ms: Option<i64>) -> ObservedStatus {
-    let exit =
-        Exit { code: state.exit_code.unwrap_or(0), oom_killed: state.oom_killed.unwrap_or(false) };
+    let exit = Exit {
+        code: state.exit_code.unwrap_or(0),
+        oom_engine: state.oom_killed.unwrap_or(false),
+        oom_kernel: false,
+        at_ms: unix_ms(state.finished_at.as_deref()).unwrap_or_else(now_unix_ms),
+    };
     if state.paused == Some(true) {
         ObservedStatus::Paused
     } else if state.running == Some(true) {
@@ -366,13 +370,16 @@ mod tests {
         let paused = seen(r#"{"Status":"paused","Running":true,"Paused":true,"Pid":7}"#);
         assert_eq!(paused.status, ObservedStatus::Paused);
         let exited = seen(
-            r#"{"Status":"exited","Running":false,"OOMKilled":true,"ExitCode":137,"StartedAt":"2026-01-01T00:00:00Z"}"#,
+            r#"{"Status":"exited","Running":false,"OOMKilled":true,"ExitCode":137,"StartedAt":"2026-01-01T00:00:00Z","FinishedAt":"2026-01-01T00:00:02Z"}"#,
         );
-        assert_eq!(exited.status, ObservedStatus::Exited(Exit { code: 137, oom_killed: true }));
+        let exit = |code, oom_engine, at_ms| {
+            ObservedStatus::Exited(Exit { code, oom_engine, oom_kernel: false, at_ms })
+        };
+        assert_eq!(exited.status, exit(137, true, 1_767_225_602_000));
         // Its start failed: the engine sets the exit code and no time.
         let failed =
             seen(r#"{"Status":"exited","ExitCode":127,"StartedAt":"0001-01-01T00:00:00Z"}"#);
-        assert_eq!(failed.status, ObservedStatus::Exited(Exit { code: 127, oom_killed: false }));
+        assert!(matches!(failed.status, ObservedStatus::Exited(Exit { code: 127, .. })));
     }
 
     #[test]

@@ -18,13 +18,29 @@ use crate::util::backoff::Backoff;
 /// The last look at the engine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Health {
-    Reachable { version: String, api_version: String, since: UnixSeconds },
-    Unreachable { since: UnixSeconds, reason: String },
+    Reachable {
+        version: String,
+        api_version: String,
+        since: UnixSeconds,
+        /// Another text once the engine was started again; `None` where that cannot be told.
+        incarnation: Option<String>,
+    },
+    Unreachable {
+        since: UnixSeconds,
+        reason: String,
+    },
 }
 
 impl Health {
     pub(crate) fn is_reachable(&self) -> bool {
         matches!(self, Self::Reachable { .. })
+    }
+
+    pub(crate) fn incarnation(&self) -> Option<&str> {
+        match self {
+            Self::Reachable { incarnation, .. } => incarnation.as_deref(),
+            Self::Unreachable { .. } => None,
+        }
     }
 
     /// Before the first look.
@@ -114,6 +130,7 @@ impl Engine {
             version: found.version.unwrap_or_default(),
             api_version: found.api_version.unwrap_or_default(),
             since: UnixSeconds::now(),
+            incarnation: self.incarnation().await,
         })
     }
 }

@@ -25,6 +25,7 @@ mod exec;
 mod frames;
 mod health;
 mod images;
+mod incarnation;
 pub(crate) mod labels;
 mod logs;
 mod networks;

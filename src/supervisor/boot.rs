@@ -23,7 +23,7 @@ use super::task::BootLook;
 use super::workload::aside_name;
 use super::{ContainerHandle, Snapshot};
 use crate::domain::ids::ContainerId;
-use crate::domain::lifecycle::Phase;
+use crate::domain::lifecycle::{Interruption, Phase};
 use crate::domain::observed::Observed;
 use crate::engine::{EngineError, Hint, Ours, labels};
 use crate::network::isolation::IsolationError;
@@ -34,6 +34,8 @@ use crate::util::chain::Chain;
 
 const AGAIN: Backoff =
     Backoff { first: Duration::from_millis(300), longest: Duration::from_secs(5) };
+/// Where the store keeps which run of the engine was last seen.
+const ENGINE: &str = "engine_incarnation";
 /// How long the node is not ready for the sake of owners that were told, but are not done with it: one
 /// whose run ended unseen reads the engine's log first.
 const OWNERS_ANSWER: Duration = Duration::from_secs(10);
@@ -86,10 +88,12 @@ impl Registry {
         let work = async {
             let mut found = self.boot().await;
             let all = self.list();
-            let left = self.tell_each(all.clone(), &mut found, host_was_restarted).await;
+            let interruption = self.interruption(host_was_restarted).await;
+            let left = self.tell_each(all.clone(), &mut found, interruption).await;
             tokio::join!(
                 self.note_taken_up(all),
-                self.tell_the_rest(left, found, host_was_restarted),
+                self.tell_the_rest(left, found, interruption),
+                self.note_engines(),
                 engine.watch_events(hints, stop.clone()),
                 self.pass_on(&mut hinted)
             );
@@ -112,6 +116,41 @@ impl Registry {
                     tracing::warn!(error = %Chain(&error), "the engine cannot be looked over yet");
                     tokio::time::sleep(AGAIN.delay(failures)).await;
                 }
+            }
+        }
+    }
+
+    /// What may have ended containers since lightd was last there.
+    async fn interruption(&self, host_was_restarted: bool) -> Interruption {
+        if host_was_restarted {
+            return Interruption::Host;
+        }
+        let noted = self.services().store.read("read the engine's start", |read| read.meta(ENGINE));
+        let noted = noted.await;
+        let health = self.services().engine.health();
+        match (noted, health.borrow().incarnation()) {
+            (Ok(Some(noted)), Some(present)) if noted != present => {
+                tracing::info!("the engine was restarted meanwhile");
+                Interruption::Engine
+            }
+            _ => Interruption::None,
+        }
+    }
+
+    /// Keeps in the store which run of the engine the containers were last seen under.
+    async fn note_engines(&self) {
+        let services = self.services();
+        let mut health = services.engine.health();
+        loop {
+            let present = health.borrow_and_update().incarnation().map(str::to_owned);
+            if let Some(present) = present {
+                let note = move |tx: &crate::store::Tx<'_>| tx.set_meta(ENGINE, &present);
+                if let Err(error) = services.store.write("note the engine's start", note).await {
+                    tracing::warn!(error = %Chain(&error), "the engine's start is not noted");
+                }
+            }
+            if health.changed().await.is_err() {
+                return;
             }
         }
     }
@@ -162,14 +201,14 @@ impl Registry {
         &self,
         containers: Vec<ContainerHandle>,
         found: &mut HashMap<ContainerId, Found>,
-        engine_was_away: bool,
+        interruption: Interruption,
     ) -> Vec<ContainerHandle> {
         let mut left = Vec::new();
         for handle in containers {
             let Found { workload, others } = found.get(handle.id()).cloned().unwrap_or_default();
             match self.see(workload.as_deref()).await {
                 Ok(seen) => {
-                    let look = BootLook { seen, others, engine_was_away, rest_is_read: false };
+                    let look = BootLook { seen, others, interruption, rest_is_read: false };
                     self.tell_boot(handle.id(), look);
                     found.remove(handle.id());
                 }
@@ -186,13 +225,13 @@ impl Registry {
         &self,
         mut left: Vec<ContainerHandle>,
         mut found: HashMap<ContainerId, Found>,
-        engine_was_away: bool,
+        interruption: Interruption,
     ) {
         let mut rounds = 0;
         while !left.is_empty() {
             rounds += 1;
             tokio::time::sleep(AGAIN.delay(rounds)).await;
-            left = self.tell_each(left, &mut found, engine_was_away).await;
+            left = self.tell_each(left, &mut found, interruption).await;
         }
         self.drop_stale_images().await;
         tracing::info!("all containers are taken up");

@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::looks::LOOK_SOON;
+use super::post_mortem::Evidence;
 use super::task::{Owner, Report};
 use crate::domain::event::SignalKind;
 use crate::domain::lifecycle::{Effect, Fact, Phase};
@@ -44,7 +45,9 @@ impl Owner {
                 self.tasks.spawn(ctx.remove_install(run));
             }
             Effect::ClearInstall { run } => drop(self.tasks.spawn(ctx.remove_install(run))),
-            Effect::Start { run } => self.run_task = Some((run, self.tasks.spawn(ctx.start(run)))),
+            Effect::Start { run, paced } => {
+                self.run_task = Some((run, self.tasks.spawn(ctx.start(run, paced))));
+            }
             Effect::Attach { run } => {
                 self.launched = Some(run);
                 self.run_task = Some((run, self.tasks.spawn(ctx.resume(run))));
@@ -67,6 +70,12 @@ impl Owner {
             Effect::Unpause { run } => drop(self.tasks.spawn(ctx.unpause(run))),
             Effect::Freeze { run } => drop(self.tasks.spawn(ctx.freeze(run))),
             Effect::Thaw { run } => drop(self.tasks.spawn(ctx.thaw(run))),
+            Effect::PostMortem { run } => {
+                // Taken now: a restart may follow at once.
+                let evidence =
+                    Evidence::of(&self.shared, self.record.machine.times().launched_at_ms);
+                self.tasks.spawn(ctx.keep_post_mortem(run, evidence));
+            }
             Effect::Rebind => drop(self.tasks.spawn(ctx.rebind())),
             Effect::UndoRebind => drop(self.tasks.spawn(ctx.undo_rebind())),
             Effect::FinishRebind => drop(self.tasks.spawn(ctx.finish_rebind())),

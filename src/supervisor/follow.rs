@@ -18,8 +18,7 @@ use super::task::Report;
 use crate::domain::ids::RunId;
 use crate::domain::lifecycle::{Fact, Phase};
 use crate::domain::observed::Exit;
-use crate::domain::readiness::Readiness;
-use crate::domain::spec;
+use crate::domain::readiness::{Readiness, Shown};
 use crate::domain::units::now_unix_ms;
 use crate::engine::{Attached, Chunk, EngineError, EngineErrorKind, OutputStream};
 use crate::util::chain::Chain;
@@ -32,6 +31,8 @@ const CATCH_UP: Duration = Duration::from_secs(30);
 const EXIT_AFTER_OUTPUT: Duration = Duration::from_secs(3);
 /// A line without an end is looked at for the start pattern after so long: it may be a prompt.
 const PROMPT_AFTER: Duration = Duration::from_millis(50);
+const NANOS_PER_MS: i64 = 1_000_000;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum AttachedWhen {
     BeforeStart,
@@ -71,7 +72,7 @@ impl Ctx {
                 let starting = matches!(self.snapshot.phase, Phase::Starting { .. });
                 let readiness = if starting { self.readiness() } else { None };
                 if starting && readiness.is_none() {
-                    self.fact(Fact::Ready { run }).await;
+                    self.fact(Fact::Ready { run, at_ms: now_unix_ms() }).await;
                 }
                 self.follow(run, &docker_id, attached, readiness, AttachedWhen::Later).await;
             }
@@ -85,11 +86,10 @@ impl Ctx {
         }
     }
 
-    /// What watches for the start pattern, if there is one.
+    /// What watches for the patterns of a start, if there are any.
     pub(super) fn readiness(&self) -> Option<Readiness> {
-        let pattern = self.snapshot.spec.start_pattern.as_deref()?;
-        // A stored pattern has compiled before.
-        spec::compile_pattern(pattern).ok().map(|pattern| Readiness::new(Some(pattern)))
+        // Stored patterns have compiled before.
+        self.snapshot.spec.compile_start().ok().flatten().map(Readiness::new)
     }
 
     /// Follows a run that is attached to until it ends or the connections break, and reports which.
@@ -145,9 +145,7 @@ impl Ctx {
     async fn tell_end(&self, run: RunId, end: End, ran_out_of_memory: bool) {
         match end {
             End::Exited(mut exit) => {
-                // The engine forgets it now and then; that some other process of the workload was killed
-                // is not how this run ended.
-                exit.oom_killed |= exit.code != 0 && ran_out_of_memory;
+                exit.oom_kernel = ran_out_of_memory;
                 self.end_output().await;
                 self.fact(Fact::Exited { run, exit }).await;
             }
@@ -194,14 +192,15 @@ impl Ctx {
         // From the beginning where the pattern is waited for: that it had matched may not have been stored.
         let log = RunLog { whole: readiness.is_some(), ..self.workload_log(run, docker_id) };
         let caught = self.catch_up(log, output).await;
-        let matched =
-            |readiness: &mut Readiness| caught.log.iter().any(|line| readiness.feed(&line.bytes));
-        if readiness.as_mut().is_some_and(matched) {
-            *readiness = None;
-            self.fact(Fact::Ready { run }).await;
+        for line in &caught.log {
+            let at_ms = line.at_nanos / NANOS_PER_MS;
+            self.look_for_readiness(run, readiness, &line.bytes, at_ms).await;
         }
         for chunk in &caught.early {
             self.take_chunk(run, chunk, readiness).await;
+        }
+        if readiness.is_some() {
+            self.fact(Fact::CaughtUp { run, at_ms: now_unix_ms() }).await;
         }
     }
 
@@ -211,9 +210,9 @@ impl Ctx {
                 Some(_) => match tokio::time::timeout(PROMPT_AFTER, output.next()).await {
                     Ok(next) => next,
                     Err(_) => {
-                        if readiness.as_mut().is_some_and(Readiness::feed_idle) {
+                        if let Some(shown) = readiness.as_mut().and_then(Readiness::feed_idle) {
                             readiness = None;
-                            self.fact(Fact::Ready { run }).await;
+                            self.tell_shown(run, shown, now_unix_ms()).await;
                             continue;
                         }
                         output.next().await
@@ -236,10 +235,31 @@ impl Ctx {
     async fn take_chunk(&self, run: RunId, chunk: &Chunk, readiness: &mut Option<Readiness>) {
         let now_ms = now_unix_ms();
         self.shared.print(run, chunk.stream, now_ms, &chunk.bytes);
-        if readiness.as_mut().is_some_and(|readiness| readiness.feed(&chunk.bytes)) {
+        self.look_for_readiness(run, readiness, &chunk.bytes, now_ms).await;
+    }
+
+    async fn look_for_readiness(
+        &self,
+        run: RunId,
+        readiness: &mut Option<Readiness>,
+        bytes: &[u8],
+        at_ms: i64,
+    ) {
+        if let Some(shown) = readiness.as_mut().and_then(|readiness| readiness.feed(bytes)) {
             *readiness = None;
-            self.fact(Fact::Ready { run }).await;
+            self.tell_shown(run, shown, at_ms).await;
         }
+    }
+
+    async fn tell_shown(&self, run: RunId, shown: Shown, at_ms: i64) {
+        let fact = match shown {
+            Shown::Ready => Fact::Ready { run, at_ms },
+            Shown::Failed { pattern } => {
+                let reason = format!("its output matched the fail pattern `{pattern}`");
+                Fact::Unready { run, reason }
+            }
+        };
+        self.fact(fact).await;
     }
 }
 

@@ -139,7 +139,7 @@ impl Ctx {
         };
         let exit = Script::of(self, run, &docker_id).follow(resumed).await?;
         self.give_volume_away().await?;
-        if exit.oom_killed {
+        if exit.oom_killed() {
             return Err(InstallError::OutOfMemory);
         }
         if exit.code != 0 {

@@ -17,6 +17,7 @@ use super::workload::{self, ENTRYPOINT_FILE, Places};
 use crate::domain::ids::RunId;
 use crate::domain::lifecycle::Fact;
 use crate::domain::spec::Problem;
+use crate::domain::units::now_unix_ms;
 use crate::engine::{Attached, EngineError, EngineErrorKind};
 use crate::util::atomic_file;
 use crate::util::backoff::Backoff;
@@ -25,20 +26,38 @@ use crate::util::chain::Chain;
 const AGAIN: Backoff =
     Backoff { first: Duration::from_millis(200), longest: Duration::from_secs(3) };
 
+/// A workload that the engine has started, attached to.
+struct Launched {
+    docker_id: String,
+    attached: Attached,
+    /// When it was asked for.
+    at_ms: i64,
+}
+
 impl Ctx {
     /// Brings a run up and follows it. An engine that is away is waited for.
-    pub(super) async fn start(self, run: RunId) {
+    pub(super) async fn start(self, run: RunId, paced: bool) {
+        if paced {
+            self.services.engine_back().await;
+            let turn = self.services.start_pace.turn(self.services.settings().starts_per_second);
+            tokio::select! {
+                () = turn => {}
+                // Somebody waits for it after all.
+                () = self.shared.start_wanted.notified() => {}
+            }
+        }
         let mut failures = 0;
         loop {
             self.services.engine_back().await;
             match self.launch(failures > 0).await {
-                Ok((docker_id, attached)) => {
-                    let ready = self.snapshot.spec.start_pattern.is_none();
-                    self.fact(Fact::Started { run, ready }).await;
+                Ok(Launched { docker_id, attached, at_ms }) => {
+                    let readiness = self.readiness();
+                    let ready_at_ms = readiness.is_none().then(now_unix_ms);
+                    self.fact(Fact::Started { run, launched_at_ms: at_ms, ready_at_ms }).await;
                     // After a failure it may have been up for a while already.
                     let when =
                         if failures > 0 { AttachedWhen::Later } else { AttachedWhen::BeforeStart };
-                    return self.follow(run, &docker_id, attached, self.readiness(), when).await;
+                    return self.follow(run, &docker_id, attached, readiness, when).await;
                 }
                 Err(LaunchError::Engine(error)) if error.is_away() => {
                     failures += 1;
@@ -54,7 +73,7 @@ impl Ctx {
 
     /// Starts the workload, attached to. `again`: an attempt before has failed, and what became of it is
     /// not known.
-    async fn launch(&self, again: bool) -> Result<(String, Attached), LaunchError> {
+    async fn launch(&self, again: bool) -> Result<Launched, LaunchError> {
         let services = &self.services;
         self.volume_usable().await?;
         let _slot = services.start_slots.acquire().await.map_err(|_| LaunchError::Stopping)?;
@@ -82,11 +101,12 @@ impl Ctx {
             }
         };
         // An attempt whose answer was lost may have started it, and it may have ended since.
-        if again && self.was_started(&docker_id).await? {
-            return Ok((docker_id, attached));
+        if again && let Some(at_ms) = self.was_started(&docker_id).await? {
+            return Ok(Launched { docker_id, attached, at_ms });
         }
+        let at_ms = now_unix_ms();
         match services.engine.start(&docker_id).await {
-            Ok(()) => Ok((docker_id, attached)),
+            Ok(()) => Ok(Launched { docker_id, attached, at_ms }),
             Err(error) if error.kind() == EngineErrorKind::NotFound => {
                 tracing::info!(container.id = %self.snapshot.id, error = %Chain(&error), "making the container anew");
                 self.start_anew().await.map_err(LaunchError::Engine)
@@ -95,19 +115,21 @@ impl Ctx {
         }
     }
 
-    /// Whether the engine has started the container for this run.
-    async fn was_started(&self, docker_id: &str) -> Result<bool, EngineError> {
+    /// When the engine has started the container for this run, if it has.
+    async fn was_started(&self, docker_id: &str) -> Result<Option<i64>, EngineError> {
         let seen = self.services.engine.inspect(docker_id).await?;
-        Ok(seen.is_some_and(|seen| is_of_run(&seen, self.begun_at_ms)))
+        let seen = seen.filter(|seen| is_of_run(seen, self.begun_at_ms));
+        Ok(seen.and_then(|seen| seen.started_at_ms))
     }
 
     /// A container knows its network by an id. If the network was made anew, so must the container be.
-    async fn start_anew(&self) -> Result<(String, Attached), EngineError> {
+    async fn start_anew(&self) -> Result<Launched, EngineError> {
         let engine = &self.services.engine;
         let docker_id = self.ensure_workload(false).await?;
         let attached = engine.attach(&docker_id, self.snapshot.spec.tty).await?;
+        let at_ms = now_unix_ms();
         engine.start(&docker_id).await?;
-        Ok((docker_id, attached))
+        Ok(Launched { docker_id, attached, at_ms })
     }
 
     /// `Ok(None)`: the engine says that there is no such container.

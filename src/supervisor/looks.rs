@@ -52,11 +52,15 @@ impl Owner {
         self.drop_leftovers(look.others);
         let machine = &mut self.record.machine;
         // A start whose success was not stored any more: it is not started twice.
-        let mut effects = match ended {
-            Some((run, _)) => machine.fact(Fact::Started { run, ready: false }, policy, now),
-            None => Vec::new(),
+        let began_at_ms = look.seen.as_ref().and_then(|seen| seen.started_at_ms);
+        let mut effects = match (ended, began_at_ms) {
+            (Some((run, _)), Some(launched_at_ms)) => {
+                let started = Fact::Started { run, launched_at_ms, ready_at_ms: None };
+                machine.fact(started, policy, now)
+            }
+            _ => Vec::new(),
         };
-        effects.extend(machine.boot(look.seen, look.engine_was_away, policy, now));
+        effects.extend(machine.boot(look.seen, look.interruption, policy, now));
         if self.record.previous_ports.is_some() && !self.record.rebind_is_open() {
             effects.insert(0, Effect::FinishRebind);
             self.unsaved = true;
@@ -164,6 +168,13 @@ impl Owner {
     }
 
     pub(super) async fn note_health(&mut self, health: &Health) {
+        if let Some(present) = health.incarnation() {
+            // Out of reach, but the same: what has ended meanwhile did so by itself.
+            if self.engine.as_deref() == Some(present) {
+                self.engine_was_away = false;
+            }
+            self.engine = Some(present.to_owned());
+        }
         match health {
             Health::Reachable { .. } if self.booted && self.unknown_since.is_some() => {
                 self.unknown_since = None;

@@ -23,6 +23,8 @@ mod install;
 mod install_log;
 mod launch;
 mod looks;
+mod pace;
+mod post_mortem;
 mod record;
 mod registry;
 mod script;
@@ -41,7 +43,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::console::{Console, InputError};
 use crate::domain::ids::{ContainerId, RunId};
-use crate::domain::lifecycle::{Answer, Command, Denied, Phase};
+use crate::domain::lifecycle::{Answer, Command, Denied, LastExit, Phase, RunTimes};
 use crate::domain::observed::Exit;
 use crate::domain::spec::{ContainerSpec, Limits, PortBinding, Problem, SpecPatch};
 use crate::domain::stats::Sample;
@@ -52,6 +54,7 @@ use crate::files::claims::Work;
 use crate::store::StoreError;
 use crate::store::bindings::PortRequest;
 
+pub(crate) use pace::StartPace;
 pub(crate) use registry::{CreateContainer, CreateError, Registry};
 pub(crate) use services::{Services, Settings};
 use shared::Shared;
@@ -76,7 +79,12 @@ pub(crate) struct Snapshot {
     pub(crate) docker_id: Option<String>,
     /// The image an install script left behind, if it changed more than the volume.
     pub(crate) own_image: Option<String>,
-    pub(crate) last_exit: Option<Exit>,
+    /// Of the latest run that has ended, which may be one before `run`.
+    pub(crate) last_exit: Option<LastExit>,
+    pub(crate) restarts: Restarts,
+    /// Why the latest start failed.
+    pub(crate) start_error: Option<String>,
+    pub(crate) times: RunTimes,
     pub(crate) started_at: Option<UnixSeconds>,
     pub(crate) created_at: UnixSeconds,
     pub(crate) updated_at: UnixSeconds,
@@ -86,7 +94,23 @@ pub(crate) struct Snapshot {
     pub(crate) deleted: bool,
 }
 
+/// The restarts after crashes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Restarts {
+    /// Those that count against the budget.
+    pub(crate) count: u32,
+    /// When the next one is due.
+    pub(crate) next_at: Option<UnixSeconds>,
+    /// It crashed too often, and stays down.
+    pub(crate) gave_up: bool,
+}
+
 impl Snapshot {
+    /// How the latest run ended, if it has.
+    pub(crate) fn exit(&self) -> Option<Exit> {
+        self.last_exit.as_ref().filter(|last| last.run == self.run).map(|last| last.exit)
+    }
+
     /// The state as the wire names it.
     pub(crate) fn state_name(&self) -> &'static str {
         if self.unknown_since.is_some() { "unknown" } else { self.phase.state_name() }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Settings, Snapshot};
+use super::{Restarts, Settings, Snapshot};
 use crate::domain::event::{StateEvent, StateName};
 use crate::domain::ids::ContainerId;
 use crate::domain::lifecycle::{Effect, Machine, Phase};
@@ -135,7 +135,14 @@ impl Record {
             unknown_since,
             docker_id: self.docker_id.clone(),
             own_image: self.own_image.clone(),
-            last_exit: self.machine.last_exit(),
+            last_exit: self.machine.last_exit().cloned(),
+            restarts: Restarts {
+                count: self.machine.restarts().count(),
+                next_at: None,
+                gave_up: self.machine.restarts().gave_up(),
+            },
+            start_error: self.machine.start_error().map(str::to_owned),
+            times: self.machine.times(),
             started_at: self.started_at,
             created_at: self.created_at,
             updated_at: self.updated_at,
@@ -258,7 +265,7 @@ fn columns(
     own_image: Option<String>,
     started_at: Option<UnixSeconds>,
 ) -> ContainerState {
-    let (phase, exit) = (stored.machine.phase(), stored.machine.last_exit());
+    let (phase, exit) = (stored.machine.phase(), stored.machine.exit());
     ContainerState {
         state_json: stored_json(stored),
         phase: phase.state_name().to_owned(),
@@ -268,7 +275,7 @@ fn columns(
         install_state: phase.install_state().to_owned(),
         install_error: phase.install_error().map(str::to_owned),
         exit_code: exit.map(|exit| exit.code),
-        oom_killed: exit.is_some_and(|exit| exit.oom_killed),
+        oom_killed: exit.is_some_and(|exit| exit.oom_killed()),
         started_at,
     }
 }

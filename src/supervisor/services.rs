@@ -10,6 +10,7 @@ use tokio::sync::{Semaphore, broadcast, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::pace::StartPace;
 use crate::console::ConsoleOptions;
 use crate::domain::event::{Signal, SignalKind};
 use crate::domain::ids::ContainerId;
@@ -32,6 +33,10 @@ pub(crate) struct Settings {
     pub(crate) log: LogCap,
     pub(crate) allowed_mounts: Vec<PathBuf>,
     pub(crate) install_timeout: Duration,
+    /// Those of lightd's own accord.
+    pub(crate) starts_per_second: u32,
+    /// How many are kept of each container.
+    pub(crate) post_mortems: usize,
     /// What an install script may add to the root file system.
     pub(crate) install_image_max_bytes: u64,
     /// Whether there is a panel to report to, and whether it wants power states too.
@@ -63,6 +68,7 @@ pub(crate) struct Services {
     /// How many containers are brought up at the same time, so that a hundred of them after a reboot
     /// do not end the machine again.
     pub(crate) start_slots: Semaphore,
+    pub(crate) start_pace: StartPace,
     pub(crate) began: Instant,
     /// Ends supervision; workloads run on.
     pub(crate) stop: CancellationToken,

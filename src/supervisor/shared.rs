@@ -35,6 +35,8 @@ pub(crate) struct Shared {
     pub(super) stats_wanted: Notify,
     /// Of all runs.
     history: Mutex<History>,
+    /// Somebody asks for a start that waits for its turn.
+    pub(super) start_wanted: Notify,
     /// Docker containers that are being made. The engine goes on with that when whoever asked is gone,
     /// so these outlive the effect that asked, and a removal waits for them.
     creating: TaskTracker,
@@ -49,6 +51,7 @@ impl Shared {
             stats: watch::Sender::new(None),
             stats_wanted: Notify::new(),
             history: Mutex::default(),
+            start_wanted: Notify::new(),
             creating: TaskTracker::new(),
         }
     }
@@ -56,6 +59,10 @@ impl Shared {
     /// Mounted into the container, read-only.
     pub(super) fn data_folder(&self) -> PathBuf {
         self.folder.join("data")
+    }
+
+    pub(super) fn post_mortems_folder(&self) -> PathBuf {
+        self.folder.join("post-mortems")
     }
 
     pub(super) fn install_log_path(&self) -> PathBuf {

@@ -21,7 +21,7 @@ use super::services::Services;
 use super::workload::policy;
 use super::{Msg, Refusal, Reply, Shared, Snapshot};
 use crate::domain::ids::RunId;
-use crate::domain::lifecycle::{Effect, Fact, Machine, Phase};
+use crate::domain::lifecycle::{Effect, Fact, Interruption, Machine, Phase};
 use crate::domain::observed::Observed;
 use crate::domain::spec::Limits;
 use crate::domain::units::{UnixSeconds, now_unix_ms};
@@ -72,7 +72,7 @@ pub(super) struct BootLook {
     pub(super) seen: Option<Observed>,
     /// Docker containers of ours that are not the workload's: an install's, or one set aside.
     pub(super) others: Vec<Ours>,
-    pub(super) engine_was_away: bool,
+    pub(super) interruption: Interruption,
     /// The engine's log of a run that has ended was read.
     pub(super) rest_is_read: bool,
 }
@@ -97,8 +97,10 @@ pub(super) struct Owner {
     pub(super) booted: bool,
     pub(super) generation: u64,
     pub(super) unknown_since: Option<UnixSeconds>,
-    /// The engine was out of reach since the last successful look.
+    /// The engine was restarted, as far as is known, since the last successful look.
     pub(super) engine_was_away: bool,
+    /// Which run of the engine was last seen.
+    pub(super) engine: Option<String>,
     pub(super) unsaved: bool,
     /// What belongs to decisions that could not be stored yet.
     owed: With,
@@ -136,6 +138,7 @@ impl Owner {
             generation: 1,
             unknown_since,
             engine_was_away: false,
+            engine: None,
             unsaved: false,
             owed: With::default(),
             end_seen: None,
@@ -325,8 +328,17 @@ impl Owner {
 
     pub(super) fn publish(&mut self) {
         self.generation += 1;
-        let snapshot = self.record.snapshot(self.generation, self.unknown_since, false);
+        let mut snapshot = self.record.snapshot(self.generation, self.unknown_since, false);
+        snapshot.restarts.next_at = self.restart_at();
         self.snapshot.send_replace(Arc::new(snapshot));
+    }
+
+    /// When what crashed is started again.
+    fn restart_at(&self) -> Option<UnixSeconds> {
+        let Phase::Crashed { restart_at } = self.record.machine.phase() else { return None };
+        let wait = restart_at.saturating_sub(self.services.uptime());
+        let wait = i64::try_from(wait.as_millis()).unwrap_or(i64::MAX);
+        self.booted.then(|| UnixSeconds::from_ms(now_unix_ms().saturating_add(wait)))
     }
 
     pub(super) fn ctx(&self) -> Ctx {

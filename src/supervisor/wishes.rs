@@ -53,6 +53,9 @@ impl Owner {
         let policy = policy(&self.record.spec);
         let (answer, effects) =
             self.record.machine.command(command, policy, self.services.uptime())?;
+        if command == Command::Start {
+            self.shared.start_wanted.notify_waiters();
+        }
         if answer == Answer::Satisfied && change.is_none() && self.record.machine == before.machine
         {
             return Ok(Accepted { generation: self.generation, answer });

@@ -12,9 +12,8 @@ use std::path::Path;
 
 use super::{Settings, Snapshot};
 use crate::domain::ids::{ContainerId, RunId};
-use crate::domain::lifecycle::Policy;
-use crate::domain::restart::CrashPolicy;
-use crate::domain::spec::{ContainerSpec, Limits, PortBinding};
+use crate::domain::lifecycle::{EndedBy, Policy};
+use crate::domain::spec::{ContainerSpec, Limits, PortBinding, StopHow};
 use crate::domain::template;
 use crate::domain::units::MIB;
 use crate::engine::{Bind, CreateRequest, Hardening, labels};
@@ -42,8 +41,17 @@ pub(super) struct Places<'a> {
 }
 
 pub(super) fn policy(spec: &ContainerSpec) -> Policy {
-    let crash = if spec.restart_on_crash { CrashPolicy::Restart } else { CrashPolicy::StayDown };
-    Policy { stop_grace: spec.stop.grace, crash }
+    Policy {
+        stop_grace: spec.stop.grace,
+        stop_by: match spec.stop.how {
+            StopHow::Signal(_) => EndedBy::Signal,
+            StopHow::Command(_) => EndedBy::Command,
+        },
+        start_timeout: spec.start_timeout,
+        crash: spec.restart_on_crash.policy(),
+        autostart: spec.autostart,
+        chance: rand::random(),
+    }
 }
 
 /// The script that runs the start command; see the module's text on signals.

@@ -34,6 +34,15 @@ async fn a_bad_creation_is_refused_before_anything_is_made_and_the_field_is_name
         (json!({"startup_command": "x".repeat(70_000)}), "startup_command"),
         (json!({"start_pattern": "("}), "start_pattern"),
         (json!({"start_pattern": "(?:a{1000}){1000}"}), "start_pattern"),
+        (json!({"start_patterns": ["Done", "("]}), "start_patterns[1]"),
+        (json!({"start_patterns": [""]}), "start_patterns[0]"),
+        (json!({"start_patterns": "Done"}), "start_patterns"),
+        (json!({"start_patterns": vec!["Done"; 17]}), "start_patterns"),
+        (json!({"fail_patterns": ["("]}), "fail_patterns[0]"),
+        (json!({"fail_patterns": ["(?:a{1000}){1000}"]}), "fail_patterns[0]"),
+        (json!({"fail_patterns": ["no"], "start_pattern": ""}), "fail_patterns"),
+        (json!({"start_timeout": 0}), "start_timeout"),
+        (json!({"start_timeout": 1_000_000}), "start_timeout"),
         (json!({"ports": [{"port": 0}]}), "ports[0].port"),
         (json!({"ports": [{"port": 70_000}]}), "ports[0].port"),
         (json!({"ports": [{"ip": "here", "port": 80}]}), "ports[0].ip"),
@@ -68,6 +77,9 @@ async fn a_bad_creation_is_refused_before_anything_is_made_and_the_field_is_name
         (json!({"install_image": "no such name"}), "install_image"),
         (json!({"install_script": "x\0"}), "install_script"),
         (json!({"restart_on_crash": "yes"}), "restart_on_crash"),
+        (json!({"restart_on_crash": {"max_restarts": 0}}), "restart_on_crash.max_restarts"),
+        (json!({"restart_on_crash": {"max": 1}}), "restart_on_crash.max"),
+        (json!({"restart_on_crash": {"backoff_max_s": 0}}), "restart_on_crash.backoff_max_s"),
         (json!({"registry_auth": {"username": "a"}}), "registry_auth.password"),
         (json!({"imgae": "x"}), "imgae"),
     ] {
@@ -702,7 +714,17 @@ async fn stats_are_of_the_running_workload() {
     })
     .await;
     assert_eq!((&stats["memory_limit"], &stats["state"]), (&json!(64 << 20), &json!("running")));
-    for field in ["cpu_usage", "network_rx", "network_tx", "block_read", "block_write", "uptime"] {
+    for field in [
+        "cpu_usage",
+        "network_rx",
+        "network_tx",
+        "block_read",
+        "block_write",
+        "disk_usage",
+        "uptime",
+        "pids",
+        "throttled_ms",
+    ] {
         assert!(stats[field].is_number(), "{field}: {stats}");
     }
     daemon.close().await;

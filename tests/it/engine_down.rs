@@ -226,6 +226,62 @@ async fn what_a_restarted_or_killed_engine_ended_is_started_again_and_counts_as_
 }
 
 #[tokio::test]
+async fn what_an_engine_ended_while_lightd_was_away_as_well_comes_back_and_counts_as_no_crash() {
+    let (mut engine, mut daemon) = with_an_engine().await;
+    let (id, done) = (daemon.id("a"), daemon.id("b"));
+    let spec = json!({"startup_command": COUNTS, "tty": false, "start_pattern": "Up"});
+    daemon.run(&id, spec).await;
+    let spec = json!({"startup_command": "echo Ready; read line; exit 3"});
+    daemon.run(&done, spec).await;
+    daemon.power(&done, "stop").await;
+    daemon.state(&done, "offline").await;
+    for signal in [Signal::TERM, Signal::KILL] {
+        daemon.kill9().await;
+        engine.end(signal);
+        engine.launch().await;
+        daemon.launch().await;
+        let shown = daemon.state(&id, "running").await;
+        assert_eq!(shown["last_exit"]["ended_by"], "engine", "{shown}");
+        assert_eq!(shown["restarts"]["count"], 0, "{shown}");
+        daemon.state(&done, "offline").await;
+    }
+    // Nothing but lightd is restarted: an end is the workload's own.
+    let started = daemon.state(&id, "running").await["started_at"].clone();
+    daemon.kill9().await;
+    daemon.docker.kill_container(&format!("lightd-{id}"), None).await.expect("a kill");
+    daemon.launch().await;
+    let shown = daemon.state(&id, "offline").await;
+    assert_eq!(
+        (&shown["last_exit"]["ended_by"], &shown["started_at"]),
+        (&json!("itself"), &started)
+    );
+    daemon.close().await;
+}
+
+#[tokio::test]
+async fn what_ended_by_itself_while_the_engine_was_stopped_is_not_taken_for_the_engines_doing() {
+    let (engine, daemon) = with_an_engine().await;
+    let id = daemon.id("a");
+    let command = "echo run >> runs; echo Ready; until test -e go; do sleep 0.02; done; \
+                   echo > over; exit 3";
+    let shown = daemon.run(&id, json!({"startup_command": command})).await;
+    engine.signal(Signal::STOP);
+    daemon.state(&id, "unknown").await;
+    let volume = shown["volume_id"].as_str().expect("a volume");
+    let go = daemon.data_path().join("volumes").join(volume).join("go");
+    File::create(go).expect("a file in the volume");
+    eventually("it ends", SOON, async || daemon.volume_file(&shown, "over").ok_or("not yet")).await;
+    engine.signal(Signal::CONT);
+    let ended = daemon.state(&id, "offline").await;
+    assert_eq!(
+        (&ended["exit_code"], &ended["last_exit"]["ended_by"]),
+        (&json!(3), &json!("itself"))
+    );
+    assert_eq!(daemon.volume_file(&shown, "runs").as_deref(), Some("run\n"));
+    daemon.close().await;
+}
+
+#[tokio::test]
 async fn a_stopped_engine_is_noticed_and_its_workloads_are_the_same_when_it_goes_on() {
     let (engine, daemon) = with_an_engine().await;
     let id = daemon.id("a");

@@ -12,6 +12,7 @@ use serde::{Deserialize, Deserializer};
 
 use crate::api::error::ApiError;
 use crate::domain::ids::{ContainerId, VolumeId};
+use crate::domain::restart::RestartOnCrash;
 use crate::domain::spec::{
     ContainerSpec, Limits, Mount, Problem, Protocol, SpecPatch, StopHow, StopPolicy,
 };
@@ -28,6 +29,10 @@ pub(super) struct CreateBody {
     volume_id: Option<String>,
     startup_command: Option<String>,
     start_pattern: Option<String>,
+    start_patterns: Option<Vec<String>>,
+    fail_patterns: Option<Vec<String>>,
+    /// Seconds.
+    start_timeout: Option<u64>,
     ports: Option<Vec<PortBody>>,
     limits: Option<Limits>,
     /// Container path to host path.
@@ -37,7 +42,7 @@ pub(super) struct CreateBody {
     env: Option<BTreeMap<String, String>>,
     stop: Option<StopBody>,
     labels: Option<BTreeMap<String, String>>,
-    restart_on_crash: Option<bool>,
+    restart_on_crash: Option<RestartOnCrash>,
     autostart: Option<bool>,
     tty: Option<bool>,
     read_only: Option<bool>,
@@ -106,6 +111,9 @@ impl CreateBody {
             volume_id,
             startup_command: self.startup_command.unwrap_or_default(),
             start_pattern: non_empty(self.start_pattern),
+            start_patterns: self.start_patterns.unwrap_or_default(),
+            fail_patterns: self.fail_patterns.unwrap_or_default(),
+            start_timeout: self.start_timeout.map(Duration::from_secs),
             limits: self.limits.unwrap_or_default(),
             mounts: mounts
                 .map(|(target, source)| Mount { target, source, read_only: false })
@@ -115,7 +123,7 @@ impl CreateBody {
             env: self.env.unwrap_or_default(),
             stop: stop.unwrap_or_default(),
             labels: self.labels.unwrap_or_default(),
-            restart_on_crash: self.restart_on_crash.unwrap_or(false),
+            restart_on_crash: self.restart_on_crash.unwrap_or_default(),
             autostart: self.autostart.unwrap_or(false),
             tty: self.tty.unwrap_or(true),
             read_only: self.read_only.unwrap_or(true),
@@ -209,12 +217,18 @@ pub(super) struct PatchBody {
     startup_command: Option<String>,
     #[serde(default, deserialize_with = "present")]
     start_pattern: Option<Option<String>>,
+    #[serde(default, deserialize_with = "present")]
+    start_patterns: Option<Option<Vec<String>>>,
+    #[serde(default, deserialize_with = "present")]
+    fail_patterns: Option<Option<Vec<String>>>,
+    #[serde(default, deserialize_with = "present")]
+    start_timeout: Option<Option<u64>>,
     #[serde(default)]
     env: BTreeMap<String, Option<String>>,
     stop: Option<StopBody>,
     labels: Option<BTreeMap<String, String>>,
     limits: Option<LimitsBody>,
-    restart_on_crash: Option<bool>,
+    restart_on_crash: Option<RestartOnCrash>,
     autostart: Option<bool>,
 }
 
@@ -224,6 +238,9 @@ impl PatchBody {
         let fields = [
             ("startup_command", self.startup_command.is_some()),
             ("start_pattern", self.start_pattern.is_some()),
+            ("start_patterns", self.start_patterns.is_some()),
+            ("fail_patterns", self.fail_patterns.is_some()),
+            ("start_timeout", self.start_timeout.is_some()),
             ("env", !self.env.is_empty()),
             ("limits", self.limits.is_some()),
         ];
@@ -239,6 +256,9 @@ impl PatchBody {
         Ok(SpecPatch {
             startup_command: self.startup_command,
             start_pattern: self.start_pattern.map(non_empty),
+            start_patterns: self.start_patterns.map(Option::unwrap_or_default),
+            fail_patterns: self.fail_patterns.map(Option::unwrap_or_default),
+            start_timeout: self.start_timeout.map(|limit| limit.map(Duration::from_secs)),
             env: self.env,
             stop,
             labels: self.labels,
@@ -334,7 +354,8 @@ mod tests {
         assert_eq!(spec.limits.cpu, Some(1.0));
         assert_eq!(ports[0].port, Some(25565));
         assert_eq!(ports[0].protocol, Some(Protocol::Tcp));
-        assert!(spec.read_only && !spec.autostart && !spec.restart_on_crash);
+        assert!(spec.read_only && !spec.autostart);
+        assert_eq!(spec.restart_on_crash, RestartOnCrash::Plain(false));
         assert!(registry_auth.is_none());
     }
 

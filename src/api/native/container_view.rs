@@ -9,9 +9,11 @@ use serde::ser::{SerializeMap, SerializeSeq};
 use serde::{Serialize, Serializer};
 
 use crate::domain::ids::{ContainerId, VolumeId};
+use crate::domain::lifecycle::LastExit;
+use crate::domain::restart::RestartOnCrash;
 use crate::domain::spec::{Limits, Mount, PortBinding, Protocol, StopHow, StopPolicy};
 use crate::domain::units::UnixSeconds;
-use crate::supervisor::Snapshot;
+use crate::supervisor::{Restarts, Snapshot};
 
 /// All stored fields of a container, and its state.
 #[derive(Debug, Serialize)]
@@ -25,10 +27,17 @@ pub(super) struct ContainerView<'a> {
     install_error: Option<&'a str>,
     exit_code: Option<i64>,
     oom_killed: bool,
+    /// Of the latest run that has ended.
+    last_exit: Option<ExitView<'a>>,
     image: &'a str,
     volume_id: VolumeId,
     startup_command: &'a str,
     start_pattern: Option<&'a str>,
+    start_patterns: &'a [String],
+    fail_patterns: &'a [String],
+    /// Seconds.
+    start_timeout: Option<u64>,
+    start_error: Option<&'a str>,
     #[serde(serialize_with = "ports")]
     ports: &'a [PortBinding],
     limits: &'a Limits,
@@ -39,12 +48,16 @@ pub(super) struct ContainerView<'a> {
     env: &'a BTreeMap<String, String>,
     stop: StopView<'a>,
     labels: &'a BTreeMap<String, String>,
-    restart_on_crash: bool,
+    restart_on_crash: RestartOnCrash,
+    restarts: RestartsView,
     autostart: bool,
     tty: bool,
     read_only: bool,
     restart_needed: bool,
     started_at: Option<UnixSeconds>,
+    /// Of the latest run.
+    ready_at: Option<UnixSeconds>,
+    ready_after_ms: Option<u64>,
     created_at: UnixSeconds,
     updated_at: UnixSeconds,
     unknown_since: Option<UnixSeconds>,
@@ -62,12 +75,17 @@ impl<'a> From<&'a Snapshot> for ContainerView<'a> {
             desired_state: if snapshot.wanted_up { "running" } else { "offline" },
             install_state: snapshot.phase.install_state(),
             install_error: snapshot.phase.install_error(),
-            exit_code: snapshot.last_exit.map(|exit| exit.code),
-            oom_killed: snapshot.last_exit.is_some_and(|exit| exit.oom_killed),
+            exit_code: snapshot.exit().map(|exit| exit.code),
+            oom_killed: snapshot.exit().is_some_and(|exit| exit.oom_killed()),
+            last_exit: snapshot.last_exit.as_ref().map(ExitView::from),
             image: &spec.image,
             volume_id: spec.volume_id,
             startup_command: &spec.startup_command,
             start_pattern: spec.start_pattern.as_deref(),
+            start_patterns: &spec.start_patterns,
+            fail_patterns: &spec.fail_patterns,
+            start_timeout: spec.start_timeout.map(|limit| limit.as_secs()),
+            start_error: snapshot.start_error.as_deref(),
             ports: &snapshot.ports,
             limits: &spec.limits,
             mount: &spec.mounts,
@@ -77,16 +95,63 @@ impl<'a> From<&'a Snapshot> for ContainerView<'a> {
             stop: StopView::from(&spec.stop),
             labels: &spec.labels,
             restart_on_crash: spec.restart_on_crash,
+            restarts: RestartsView::from(&snapshot.restarts),
             autostart: spec.autostart,
             tty: spec.tty,
             read_only: spec.read_only,
             restart_needed: snapshot.restart_needed,
             started_at: snapshot.started_at,
+            ready_at: snapshot.times.ready_at_ms.map(UnixSeconds::from_ms),
+            ready_after_ms: snapshot.times.ready_after_ms(),
             created_at: snapshot.created_at,
             updated_at: snapshot.updated_at,
             unknown_since: snapshot.unknown_since,
             generation: snapshot.generation,
         }
+    }
+}
+
+/// How a run ended.
+#[derive(Debug, Serialize)]
+pub(super) struct ExitView<'a> {
+    run: u64,
+    code: i64,
+    signal: Option<&'static str>,
+    oom_killed: bool,
+    ended_by: &'static str,
+    /// Why it was not left to run.
+    reason: Option<&'a str>,
+    at: UnixSeconds,
+    uptime_s: Option<u64>,
+}
+
+impl<'a> From<&'a LastExit> for ExitView<'a> {
+    fn from(last: &'a LastExit) -> Self {
+        Self {
+            run: last.run.0,
+            code: last.exit.code,
+            signal: last.exit.signal(),
+            oom_killed: last.exit.oom_killed(),
+            ended_by: last.ended_by.as_str(),
+            reason: last.reason.as_deref(),
+            at: UnixSeconds::from_ms(last.exit.at_ms),
+            uptime_s: last.uptime_ms().map(|ms| ms / 1000),
+        }
+    }
+}
+
+/// The restarts after crashes.
+#[derive(Debug, Serialize)]
+struct RestartsView {
+    count: u32,
+    next_at: Option<UnixSeconds>,
+    gave_up: bool,
+}
+
+impl From<&Restarts> for RestartsView {
+    fn from(restarts: &Restarts) -> Self {
+        let Restarts { count, next_at, gave_up } = *restarts;
+        Self { count, next_at, gave_up }
     }
 }
 

@@ -16,6 +16,7 @@ mod files;
 mod listing;
 mod operations;
 mod ports;
+mod post_mortems;
 mod power;
 mod public;
 mod pulls;
@@ -41,6 +42,7 @@ pub(super) fn quick_routes() -> Router<AppState> {
         .merge(ports::routes())
         .merge(containers::routes())
         .merge(power::routes())
+        .merge(post_mortems::routes())
         .merge(console::routes())
         .merge(resources::routes())
         .merge(remote::routes())

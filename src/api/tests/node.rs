@@ -36,7 +36,7 @@ use crate::network::pool::PortPool;
 use crate::panel::Panel;
 use crate::store::Store;
 use crate::store::volumes::VolumeRow;
-use crate::supervisor::{Registry, Services as SupervisorServices, Settings};
+use crate::supervisor::{Registry, Services as SupervisorServices, Settings, StartPace};
 use crate::util::secret::{Sealer, SecretDigest};
 use crate::volumes::{OnExceeded, VolumeSettings, Volumes};
 
@@ -195,6 +195,7 @@ fn supervisor(folder: &Path, store: &Store, stop: &CancellationToken) -> Arc<Reg
         capacity: NodeCapacity { memory_bytes: 8 << 30, cpus: 2.0 },
         containers_path: folder.join("containers"),
         start_slots: Semaphore::new(1),
+        start_pace: StartPace::default(),
         began: Instant::now(),
         stop: stop.clone(),
     }))
@@ -209,6 +210,8 @@ fn settings() -> Settings {
         log: LogCap { max_size_bytes: 1 << 20, max_files: 1 },
         allowed_mounts: Vec::new(),
         install_timeout: Duration::from_secs(60),
+        starts_per_second: 4,
+        post_mortems: 5,
         install_image_max_bytes: 1 << 30,
         panel: false,
         panel_power_events: false,

@@ -12,6 +12,8 @@ use super::node::{Node, TOKEN};
 use crate::console::Stream;
 use crate::domain::event::{Signal, SignalKind, StateEvent, StateName};
 use crate::domain::ids::{ContainerId, RunId};
+use crate::domain::lifecycle::{EndedBy, LastExit, RunTimes};
+use crate::domain::observed::Exit;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -117,8 +119,14 @@ async fn the_present_state_comes_first_and_then_what_happens() {
     let exit = StateEvent {
         name: StateName::Exit,
         run: RunId(1),
-        exit_code: Some(3),
-        oom_killed: Some(false),
+        last_exit: Some(LastExit {
+            run: RunId(1),
+            exit: Exit { code: 3, oom_engine: false, oom_kernel: false, at_ms: 0 },
+            ended_by: EndedBy::Itself,
+            times: RunTimes::default(),
+            reason: None,
+        }),
+        ready_after_ms: None,
     };
     node.signals.send(Signal { container: id, kind: SignalKind::State(exit) }).unwrap();
     loop {

@@ -7,11 +7,11 @@ use axum::extract::ws::Utf8Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::domain::event::StateEvent;
+use crate::domain::lifecycle::LastExit;
 use crate::domain::stats::Sample;
 use crate::files::operation::OperationView;
 
-/// The largest frame a client may send.
-pub(super) const INBOUND_MAX_BYTES: usize = 64 * 1024;
+const REQUEST_ID_MAX_BYTES: usize = 128;
 
 #[derive(Clone, Debug, Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
@@ -22,6 +22,17 @@ pub(super) enum Outbound<'a> {
         exit_code: Option<i64>,
         #[serde(skip_serializing_if = "Option::is_none")]
         oom_killed: Option<bool>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        signal: Option<&'static str>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        ended_by: Option<&'static str>,
+        /// Why it was not left to run.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        reason: Option<&'a str>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        uptime_s: Option<u64>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        ready_after_ms: Option<u64>,
     },
     Stats(&'a Sample),
     DaemonMessage {
@@ -31,18 +42,43 @@ pub(super) enum Outbound<'a> {
         data: &'a str,
         /// The number of the last line in `data`; 0 if there is none.
         seq: u64,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        id: Option<&'a RequestId>,
     },
     Operation(&'a OperationView),
+    /// What was asked for has been done: the command is written, the wish stands.
+    Done {
+        id: &'a RequestId,
+    },
     Error {
         data: &'a str,
         code: &'static str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        id: Option<&'a RequestId>,
     },
 }
 
+/// What a client calls its request, to know the answer by.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub(super) enum RequestId {
+    Number(i64),
+    Text(String),
+}
+
 impl<'a> Outbound<'a> {
-    pub(super) fn state(event: &StateEvent) -> Self {
-        let StateEvent { name, run: _, exit_code, oom_killed } = *event;
-        Self::Event { data: name.as_str(), exit_code, oom_killed }
+    pub(super) fn state(event: &'a StateEvent) -> Self {
+        let last = event.last_exit.as_ref();
+        Self::Event {
+            data: event.name.as_str(),
+            exit_code: last.map(|last| last.exit.code),
+            oom_killed: last.map(|last| last.exit.oom_killed()),
+            signal: last.and_then(|last| last.exit.signal()),
+            ended_by: last.map(|last| last.ended_by.as_str()),
+            reason: last.and_then(|last| last.reason.as_deref()),
+            uptime_s: last.and_then(LastExit::uptime_ms).map(|ms| ms / 1000),
+            ready_after_ms: event.ready_after_ms,
+        }
     }
 
     pub(super) fn text(&self) -> Utf8Bytes {
@@ -66,6 +102,16 @@ pub(super) enum PowerAction {
     Stop,
     Kill,
     Restart,
+}
+
+/// The id of the frame, if it has one that can be sent back.
+pub(super) fn request_id(text: &str) -> Option<RequestId> {
+    #[derive(Deserialize)]
+    struct Named {
+        id: Option<RequestId>,
+    }
+    let named: Named = serde_json::from_str(text).ok()?;
+    named.id.filter(|id| !matches!(id, RequestId::Text(text) if text.len() > REQUEST_ID_MAX_BYTES))
 }
 
 /// Why a frame is no [`Inbound`].
@@ -175,7 +221,7 @@ impl Subscription {
                 "daemon_message" => chosen.daemon_message = true,
                 "operation" => chosen.operation = true,
                 // These only ever answer a request.
-                "logs" | "error" => {}
+                "logs" | "done" | "error" => {}
                 unknown => return Err(unknown.to_owned()),
             }
         }
@@ -186,6 +232,10 @@ impl Subscription {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::event::StateName;
+    use crate::domain::ids::RunId;
+    use crate::domain::lifecycle::{EndedBy, RunTimes};
+    use crate::domain::observed::Exit;
     use serde_json::json;
 
     fn json_of(frame: &Outbound<'_>) -> serde_json::Value {
@@ -194,19 +244,32 @@ mod tests {
 
     #[test]
     fn outbound_frames_are_those_of_the_contract() {
-        let running = Outbound::Event { data: "running", exit_code: None, oom_killed: None };
-        assert_eq!(json_of(&running), json!({"event": "event", "data": "running"}));
-        let exit = Outbound::Event { data: "exit", exit_code: Some(137), oom_killed: Some(true) };
+        let run = RunId(2);
+        let event = |name| StateEvent { name, run, last_exit: None, ready_after_ms: None };
+        let paused = event(StateName::Paused);
+        assert_eq!(json_of(&Outbound::state(&paused)), json!({"event": "event", "data": "paused"}));
+        let running = StateEvent { ready_after_ms: Some(70), ..event(StateName::Running) };
         assert_eq!(
-            json_of(&exit),
-            json!({"event": "event", "data": "exit", "exit_code": 137, "oom_killed": true})
+            json_of(&Outbound::state(&running)),
+            json!({"event": "event", "data": "running", "ready_after_ms": 70})
+        );
+        let exit = Exit { code: 137, oom_engine: true, oom_kernel: false, at_ms: 5_500 };
+        let times = RunTimes { launched_at_ms: Some(2000), ready_at_ms: None };
+        let last = LastExit { run, exit, ended_by: EndedBy::Itself, times, reason: None };
+        let exit = StateEvent { last_exit: Some(last), ..event(StateName::Exit) };
+        assert_eq!(
+            json_of(&Outbound::state(&exit)),
+            json!({
+                "event": "event", "data": "exit", "exit_code": 137, "oom_killed": true,
+                "signal": "SIGKILL", "ended_by": "itself", "uptime_s": 3,
+            })
         );
         assert_eq!(
-            json_of(&Outbound::Logs { data: "a\n", seq: 7 }),
+            json_of(&Outbound::Logs { data: "a\n", seq: 7, id: None }),
             json!({"event": "logs", "data": "a\n", "seq": 7})
         );
         assert_eq!(
-            json_of(&Outbound::Error { data: "no", code: "stopping" }),
+            json_of(&Outbound::Error { data: "no", code: "stopping", id: None }),
             json!({"event": "error", "data": "no", "code": "stopping"})
         );
     }
@@ -233,6 +296,19 @@ mod tests {
         assert_eq!(code(r#"{"event":"reboot"}"#), "unknown_event");
         assert_eq!(code(r#"{"event":"send_command"}"#), "invalid");
         assert_eq!(code(r#"{"event":"power","action":"explode"}"#), "invalid");
+    }
+
+    #[test]
+    fn a_request_is_known_by_its_id() {
+        let text = |text: &str| Some(RequestId::Text(text.to_owned()));
+        assert_eq!(request_id(r#"{"id":"a-1"}"#), text("a-1"));
+        assert_eq!(request_id(r#"{"event":7,"id":5}"#), Some(RequestId::Number(5)));
+        for none in ["", "{}", r#"{"id":null}"#, r#"{"id":{}}"#, r#"{"id":1.5}"#] {
+            assert_eq!(request_id(none), None, "{none}");
+        }
+        assert_eq!(request_id(&json!({"id": "x".repeat(129)}).to_string()), None);
+        let done = Outbound::Done { id: &RequestId::Number(5) };
+        assert_eq!(json_of(&done), json!({"event": "done", "id": 5}));
     }
 
     #[test]

@@ -3,7 +3,9 @@
 //! Each names every phase, so that a new phase does not compile until each wish has its answer. A denied
 //! wish has changed nothing.
 
-use super::{AfterStop, Answer, Command, Denied, Effect, Machine, Phase, Policy, Rest, Uptime};
+use super::{
+    AfterStop, Answer, Command, Denied, Effect, EndedBy, Machine, Phase, Policy, Rest, Uptime,
+};
 use crate::domain::event::StateName;
 
 pub(super) type Decision = Result<(Answer, Vec<Effect>), Denied>;
@@ -70,7 +72,7 @@ impl Machine {
             Phase::Paused { .. } if self.freeze.is_some() => satisfied(),
             Phase::Paused { run, .. } => accept(vec![Effect::Unpause { run: *run }]),
             Phase::Stopping { next, .. } => match next {
-                AfterStop::Rest => {
+                AfterStop::Rest | AfterStop::GiveUp => {
                     *next = AfterStop::Start;
                     self.wanted_up = true;
                     accept(Vec::new())
@@ -103,7 +105,7 @@ impl Machine {
                 accept(self.begin_stop(AfterStop::Rest, policy, now))
             }
             Phase::Stopping { next, .. } => {
-                if *next == AfterStop::Start {
+                if matches!(next, AfterStop::Start | AfterStop::GiveUp) {
                     *next = AfterStop::Rest;
                 }
                 self.wanted_up = false;
@@ -155,15 +157,22 @@ impl Machine {
                 let run = *run;
                 let mut effects = self.end_trial();
                 self.wanted_up = false;
-                self.phase =
-                    Phase::Stopping { run, next: AfterStop::Rest, killed: true, kill_at: now };
+                self.phase = Phase::Stopping {
+                    run,
+                    next: AfterStop::Rest,
+                    asked: EndedBy::Itself,
+                    killed: true,
+                    forced: true,
+                    kill_at: now,
+                };
                 effects.extend([self.emit(StateName::Stopping), Effect::Kill { run }]);
                 accept(effects)
             }
-            Phase::Stopping { run, next, killed, .. } => {
+            Phase::Stopping { run, next, killed, forced, .. } => {
                 let run = *run;
+                *forced |= !*killed;
                 *killed = true;
-                if *next == AfterStop::Start {
+                if matches!(next, AfterStop::Start | AfterStop::GiveUp) {
                     *next = AfterStop::Rest;
                     self.wanted_up = false;
                 }
@@ -210,7 +219,7 @@ impl Machine {
                 accept(self.begin_stop(AfterStop::Reinstall, policy, now))
             }
             Phase::Stopping { next, .. } => match next {
-                AfterStop::Rest | AfterStop::Start | AfterStop::Reinstall => {
+                AfterStop::Rest | AfterStop::Start | AfterStop::Reinstall | AfterStop::GiveUp => {
                     *next = AfterStop::Reinstall;
                     self.wanted_up = false;
                     accept(Vec::new())
@@ -320,12 +329,24 @@ impl Machine {
     }
 
     /// Begins to end the live run.
-    fn begin_stop(&mut self, next: AfterStop, policy: Policy, now: Uptime) -> Vec<Effect> {
+    pub(super) fn begin_stop(
+        &mut self,
+        next: AfterStop,
+        policy: Policy,
+        now: Uptime,
+    ) -> Vec<Effect> {
         let Some(run) = self.live_run() else { return Vec::new() };
         let mut effects = self.end_trial();
         let unpause = matches!(self.phase, Phase::Paused { .. }) || self.freeze.is_some();
-        self.wanted_up = matches!(next, AfterStop::Start | AfterStop::Rebind);
-        self.phase = Phase::Stopping { run, next, killed: false, kill_at: now + policy.stop_grace };
+        self.wanted_up = matches!(next, AfterStop::Start | AfterStop::Rebind | AfterStop::GiveUp);
+        self.phase = Phase::Stopping {
+            run,
+            next,
+            asked: policy.stop_by,
+            killed: false,
+            forced: false,
+            kill_at: now + policy.stop_grace,
+        };
         effects.extend([self.emit(StateName::Stopping), Effect::Stop { run, unpause }]);
         effects
     }

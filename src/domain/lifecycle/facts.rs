@@ -15,14 +15,23 @@ impl Machine {
     pub(crate) fn fact(&mut self, fact: Fact, policy: Policy, now: Uptime) -> Vec<Effect> {
         let effects = match fact {
             Fact::InstallEnded { run, result } => self.install_ended(run, result),
-            Fact::Started { run, ready } => self.started(run, ready),
-            Fact::StartFailed { run, reason } => self.start_failed(run, reason),
-            Fact::Ready { run } => self.ready(run),
+            Fact::Started { run, launched_at_ms, ready_at_ms } => {
+                let ready_by = policy.start_timeout.map(|limit| now + limit);
+                self.started(run, Some(launched_at_ms), ready_at_ms, ready_by)
+            }
+            Fact::StartFailed { run, reason } => self.start_failed(run, reason, policy, now),
+            Fact::Ready { run, at_ms } => self.ready(run, at_ms),
+            Fact::Unready { run, reason } => self.give_up(run, reason, policy, now),
+            Fact::CaughtUp { run, at_ms } => self.caught_up(run, at_ms, policy, now),
             Fact::Exited { run, exit } => self.exited(run, exit, policy, now),
-            Fact::Vanished { run } => self.vanished(run),
+            Fact::Vanished { run } => self.vanished(run, policy, now),
             Fact::Paused { run } => self.paused(run),
-            Fact::Resumed { run } => self.resumed(run),
+            Fact::Resumed { run } => self.resumed(run, policy, now),
             Fact::FreezeEnded { run, frozen } => self.freeze_ended(run, frozen),
+            Fact::PostMortemKept { run } => {
+                self.post_mortem_due.take_if(|due| *due == run);
+                Vec::new()
+            }
             Fact::Rebound => self.rebound(),
             Fact::RebindFailed { reason } => self.rebind_failed(reason),
             Fact::Removed => match self.phase {
@@ -32,7 +41,7 @@ impl Machine {
             Fact::Seen { observed, engine_was_away } => {
                 self.seen(observed, engine_was_away, policy, now)
             }
-            Fact::Woke => self.woke(now),
+            Fact::Woke => self.woke(policy, now),
         };
         self.forget_freeze();
         effects
@@ -73,65 +82,6 @@ impl Machine {
         effects
     }
 
-    pub(super) fn started(&mut self, of: RunId, ready: bool) -> Vec<Effect> {
-        let Phase::Starting { run, launched, trial } = &mut self.phase else { return Vec::new() };
-        if *run != of || *launched {
-            return Vec::new();
-        }
-        *launched = true;
-        let mut effects = Vec::new();
-        if std::mem::take(trial) {
-            effects.push(Effect::FinishRebind);
-        }
-        if ready {
-            effects.extend(self.ready(of));
-        }
-        effects
-    }
-
-    fn ready(&mut self, of: RunId) -> Vec<Effect> {
-        match self.phase {
-            Phase::Starting { run, trial, .. } if run == of => {
-                self.phase = Phase::Running { run };
-                let mut effects = vec![self.emit(StateName::Running)];
-                if trial {
-                    effects.push(Effect::FinishRebind);
-                }
-                effects
-            }
-            Phase::Paused { run, ref mut ready } if run == of => {
-                *ready = true;
-                Vec::new()
-            }
-            _ => Vec::new(),
-        }
-    }
-
-    fn start_failed(&mut self, of: RunId, reason: String) -> Vec<Effect> {
-        if self.live_run() != Some(of) {
-            return Vec::new();
-        }
-        let say = Effect::Say(format!("the start failed: {reason}"));
-        match &self.phase {
-            Phase::Starting { trial: true, .. } => {
-                self.phase =
-                    Phase::Rebinding { undo: true, start_after: true, rest: Rest::Offline };
-                vec![say, self.emit(StateName::Stopped), Effect::UndoRebind]
-            }
-            Phase::Stopping { next, .. } => {
-                let next = next.clone();
-                let mut effects = vec![say];
-                effects.extend(self.after_stop(next));
-                effects
-            }
-            _ => {
-                self.phase = Phase::Offline;
-                self.wanted_up = false;
-                vec![say, self.emit(StateName::Stopped)]
-            }
-        }
-    }
-
     pub(super) fn exited(
         &mut self,
         of: RunId,
@@ -142,17 +92,20 @@ impl Machine {
         if self.live_run() != Some(of) {
             return Vec::new();
         }
-        self.last_exit = Some(exit);
+        self.note_exit(exit);
         let mut effects = vec![Effect::Emit(StateEvent {
             name: StateName::Exit,
             run: of,
-            exit_code: Some(exit.code),
-            oom_killed: Some(exit.oom_killed),
+            last_exit: self.last_exit.clone(),
+            ready_after_ms: None,
         })];
         match &self.phase {
             Phase::Stopping { next, .. } => {
                 let next = next.clone();
-                effects.extend(self.after_stop(next));
+                if next == AfterStop::GiveUp {
+                    effects.push(self.keep_post_mortem());
+                }
+                effects.extend(self.after_stop(next, policy, now));
             }
             phase => {
                 // A trial that ran and ended stood long enough: the engine took its ports.
@@ -166,45 +119,55 @@ impl Machine {
     }
 
     fn ended_by_itself(&mut self, exit: Exit, policy: Policy, now: Uptime) -> Vec<Effect> {
-        let crashed = exit.code != 0 || exit.oom_killed;
-        if crashed && policy.crash == CrashPolicy::Restart {
-            return self.crash_again(policy, now);
+        if exit.is_crash() {
+            let mut effects = vec![self.keep_post_mortem()];
+            effects.extend(self.crashed(policy, now));
+            return effects;
         }
         self.phase = Phase::Offline;
         self.wanted_up = false;
         vec![self.emit(StateName::Stopped)]
     }
 
-    pub(super) fn crash_again(&mut self, policy: Policy, now: Uptime) -> Vec<Effect> {
-        let delay = match policy.crash {
-            CrashPolicy::Restart => self.restarts.crashed(now),
-            CrashPolicy::StayDown => None,
+    /// What follows a crash, or a start that has failed.
+    fn crashed(&mut self, policy: Policy, now: Uptime) -> Vec<Effect> {
+        let CrashPolicy::Restart(rule) = policy.crash else {
+            self.phase = Phase::Offline;
+            self.wanted_up = false;
+            return vec![self.emit(StateName::Stopped)];
         };
-        match delay {
+        let delay = self.restarts.crashed(&rule, self.crashed_at_ms(), policy.chance);
+        let (count, max, window) = (self.restarts.count(), rule.max_restarts, rule.window_s);
+        let text = match delay {
             Some(delay) => {
                 self.phase = Phase::Crashed { restart_at: now + delay };
-                let seconds = delay.as_secs();
-                vec![
-                    self.emit(StateName::Stopped),
-                    Effect::Say(format!("it crashed; the next start is in {seconds} s")),
-                ]
+                let seconds = delay.as_secs_f64();
+                format!(
+                    "it crashed; restart {count} of {max} in {window} s follows in {seconds:.1} s"
+                )
             }
             None => {
                 self.phase = Phase::Offline;
                 self.wanted_up = false;
-                vec![
-                    self.emit(StateName::Stopped),
-                    Effect::Say("it crashed too often and stays down".to_owned()),
-                ]
+                format!("it crashed more than {max} times in {window} s and stays down")
             }
-        }
+        };
+        vec![self.emit(StateName::Stopped), Effect::Say(text)]
     }
 
-    fn after_stop(&mut self, next: AfterStop) -> Vec<Effect> {
+    pub(super) fn after_stop(
+        &mut self,
+        next: AfterStop,
+        policy: Policy,
+        now: Uptime,
+    ) -> Vec<Effect> {
+        if next == AfterStop::GiveUp {
+            return self.crashed(policy, now);
+        }
         self.phase = Phase::Offline;
         let mut effects = vec![self.emit(StateName::Stopped)];
         match next {
-            AfterStop::Rest => {}
+            AfterStop::Rest | AfterStop::GiveUp => {}
             AfterStop::Start => effects.extend(self.begin_start(false)),
             AfterStop::Reinstall => effects.extend(self.begin_install()),
             AfterStop::Rebind => {
@@ -220,7 +183,7 @@ impl Machine {
         effects
     }
 
-    pub(super) fn vanished(&mut self, of: RunId) -> Vec<Effect> {
+    pub(super) fn vanished(&mut self, of: RunId, policy: Policy, now: Uptime) -> Vec<Effect> {
         if self.live_run() != Some(of) {
             return Vec::new();
         }
@@ -230,7 +193,7 @@ impl Machine {
         match &self.phase {
             Phase::Stopping { next, .. } => {
                 let next = next.clone();
-                effects.extend(self.after_stop(next));
+                effects.extend(self.after_stop(next, policy, now));
             }
             _ => {
                 self.phase = Phase::Offline;
@@ -251,7 +214,7 @@ impl Machine {
         vec![self.emit(StateName::Paused)]
     }
 
-    pub(super) fn resumed(&mut self, of: RunId) -> Vec<Effect> {
+    pub(super) fn resumed(&mut self, of: RunId, policy: Policy, now: Uptime) -> Vec<Effect> {
         self.goes_on(of);
         let Phase::Paused { run, ready } = self.phase else { return Vec::new() };
         if run != of {
@@ -261,7 +224,9 @@ impl Machine {
             self.phase = Phase::Running { run };
             vec![self.emit(StateName::Running)]
         } else {
-            self.phase = Phase::Starting { run, launched: true, trial: false };
+            // What stood still could not become ready meanwhile.
+            let ready_by = policy.start_timeout.map(|limit| now + limit);
+            self.phase = Phase::Starting { run, launched: true, trial: false, ready_by };
             vec![self.emit(StateName::Starting)]
         }
     }

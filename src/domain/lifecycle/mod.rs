@@ -26,16 +26,22 @@
 //! | freeze | I | I | I | I | D | A once launched | A | I | D | D | D |
 //! | thaw | I | I | I | I | I | A | A | A | I | I | D |
 //!
+//! What a wish does to a run that is being given up (a start that failed) is what it does to one that is
+//! stopping: a start comes after it, a stop or kill calls the restart off.
+//!
 //! While a workload stands still for a copy (`freeze`), pause and resume are denied, and whatever ends it
 //! lets it go on first.
 
 mod commands;
+mod exchange;
 mod facts;
 mod freeze;
 #[cfg(test)]
 mod model;
 mod phase;
+mod run;
 mod sightings;
+mod starts;
 
 use std::time::Duration;
 
@@ -43,10 +49,12 @@ use serde::{Deserialize, Serialize};
 
 use super::event::{StateEvent, StateName};
 use super::ids::RunId;
-use super::observed::{Exit, Observed};
+use super::observed::Exit;
 use super::restart::{CrashPolicy, RestartHistory};
 
+pub(crate) use self::exchange::{Effect, Fact, Interruption};
 pub(crate) use self::phase::{AfterStop, Phase, Rest};
+pub(crate) use self::run::{EndedBy, LastExit, RunTimes};
 
 /// Time since the process began; deadlines are compared with it and are not stored.
 pub(crate) type Uptime = Duration;
@@ -93,119 +101,6 @@ pub(crate) enum Denied {
     Deleting,
 }
 
-/// Something that happened. Each names the run it is about.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Fact {
-    InstallEnded {
-        run: RunId,
-        result: Result<(), String>,
-    },
-    /// The engine has started the workload. `ready`: nothing more is waited for.
-    Started {
-        run: RunId,
-        ready: bool,
-    },
-    StartFailed {
-        run: RunId,
-        reason: String,
-    },
-    /// The workload's output said that it is up.
-    Ready {
-        run: RunId,
-    },
-    Exited {
-        run: RunId,
-        exit: Exit,
-    },
-    /// The engine positively knows no such container any more.
-    Vanished {
-        run: RunId,
-    },
-    Paused {
-        run: RunId,
-    },
-    Resumed {
-        run: RunId,
-    },
-    /// What was to stand still does, or may not.
-    FreezeEnded {
-        run: RunId,
-        frozen: bool,
-    },
-    /// The new Docker container stands (or the old one is back, after an undo).
-    Rebound,
-    RebindFailed {
-        reason: String,
-    },
-    Removed,
-    /// A successful look at the engine that nothing has overtaken. `engine_was_away`: the engine was out
-    /// of reach or restarted since the last one, and may have ended what ran.
-    Seen {
-        observed: Option<Observed>,
-        engine_was_away: bool,
-    },
-    /// The time of [`Machine::wake_at`] has come.
-    Woke,
-}
-
-/// What the owner task does in answer, in order.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Effect {
-    /// Run the install from where the engine's containers show it to be.
-    Install {
-        run: RunId,
-    },
-    AbortInstall {
-        run: RunId,
-    },
-    /// Remove what an install that has ended left in the engine. Comes after its end is stored, so that
-    /// a crash in between never makes the script run a second time.
-    ClearInstall {
-        run: RunId,
-    },
-    /// Create the Docker container if needed, attach, start.
-    Start {
-        run: RunId,
-    },
-    /// Follow a run that is under way already.
-    Attach {
-        run: RunId,
-    },
-    /// Ask the workload to end, as its stop policy says.
-    Stop {
-        run: RunId,
-        unpause: bool,
-    },
-    /// End it, and report the exit.
-    Kill {
-        run: RunId,
-    },
-    Pause {
-        run: RunId,
-    },
-    Unpause {
-        run: RunId,
-    },
-    /// Pause it for a copy, and report whether that worked.
-    Freeze {
-        run: RunId,
-    },
-    /// Let it go on; has to happen in the end.
-    Thaw {
-        run: RunId,
-    },
-    Rebind,
-    UndoRebind,
-    /// Make the new ports the container's own and drop what was kept aside.
-    FinishRebind,
-    Remove,
-    /// The container is gone: drop its row and end the owner task.
-    Forget,
-    Emit(StateEvent),
-    /// A sentence for the people at the console.
-    Say(String),
-}
-
 /// What the owner does with a wish that was not denied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Answer {
@@ -214,11 +109,19 @@ pub(crate) enum Answer {
     Satisfied,
 }
 
-/// What of the specification the machine's decisions depend on.
+/// What of the specification the machine's decisions depend on, and chance.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Policy {
     pub(crate) stop_grace: Duration,
+    /// How it is asked to stop.
+    pub(crate) stop_by: EndedBy,
+    /// From the process's start until it is ready.
+    pub(crate) start_timeout: Option<Duration>,
     pub(crate) crash: CrashPolicy,
+    /// Started when the host is.
+    pub(crate) autostart: bool,
+    /// From 0 to 1; spreads restarts.
+    pub(crate) chance: f64,
 }
 
 /// The machine: what is stored of a container's life, and the rules to change it.
@@ -229,7 +132,17 @@ pub(crate) struct Machine {
     run: RunId,
     /// Whether it was last asked to run rather than to rest.
     wanted_up: bool,
-    last_exit: Option<Exit>,
+    /// Of the latest run that has ended.
+    #[serde(rename = "ended", default)]
+    last_exit: Option<LastExit>,
+    /// Why the latest start failed.
+    #[serde(default)]
+    start_error: Option<String>,
+    #[serde(default)]
+    times: RunTimes,
+    /// A run that crashed, and whose post-mortem is not kept yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    post_mortem_due: Option<RunId>,
     #[serde(default)]
     restarts: RestartHistory,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -244,6 +157,9 @@ impl Machine {
             run: RunId::default(),
             wanted_up: false,
             last_exit: None,
+            start_error: None,
+            times: RunTimes::default(),
+            post_mortem_due: None,
             restarts: RestartHistory::default(),
             freeze: None,
         };
@@ -263,8 +179,25 @@ impl Machine {
         self.wanted_up
     }
 
-    pub(crate) fn last_exit(&self) -> Option<Exit> {
-        self.last_exit
+    pub(crate) fn last_exit(&self) -> Option<&LastExit> {
+        self.last_exit.as_ref()
+    }
+
+    /// How the latest run ended, if it has.
+    pub(crate) fn exit(&self) -> Option<Exit> {
+        self.last_exit.as_ref().filter(|last| last.run == self.run).map(|last| last.exit)
+    }
+
+    pub(crate) fn restarts(&self) -> &RestartHistory {
+        &self.restarts
+    }
+
+    pub(crate) fn start_error(&self) -> Option<&str> {
+        self.start_error.as_deref()
+    }
+
+    pub(crate) fn times(&self) -> RunTimes {
+        self.times
     }
 
     /// The run whose process the engine has or is about to have, unless it is an install.
@@ -289,27 +222,48 @@ impl Machine {
         match &self.phase {
             Phase::Stopping { killed: false, kill_at, .. } => Some(*kill_at),
             Phase::Crashed { restart_at } => Some(*restart_at),
-            _ => None,
+            Phase::Starting { ready_by, .. } => *ready_by,
+            Phase::Stopping { .. }
+            | Phase::Installing { .. }
+            | Phase::Failed { .. }
+            | Phase::Offline
+            | Phase::Suspended { .. }
+            | Phase::Running { .. }
+            | Phase::Paused { .. }
+            | Phase::Rebinding { .. }
+            | Phase::Deleting => None,
         }
     }
 
     fn begin_install(&mut self) -> Vec<Effect> {
-        self.run = self.run.next();
-        self.wanted_up = false;
-        self.last_exit = None;
+        self.begin_run(false);
         self.phase = Phase::Installing { run: self.run, suspend_after: false };
         vec![self.emit(StateName::Installing), Effect::Install { run: self.run }]
     }
 
+    /// A start that somebody waits for.
     fn begin_start(&mut self, trial: bool) -> Vec<Effect> {
+        self.begin_run(true);
+        self.phase = Phase::Starting { run: self.run, launched: false, trial, ready_by: None };
+        vec![self.emit(StateName::Starting), Effect::Start { run: self.run, paced: false }]
+    }
+
+    /// A start of lightd's own accord.
+    fn begin_paced_start(&mut self) -> Vec<Effect> {
+        self.begin_run(true);
+        self.phase =
+            Phase::Starting { run: self.run, launched: false, trial: false, ready_by: None };
+        vec![self.emit(StateName::Starting), Effect::Start { run: self.run, paced: true }]
+    }
+
+    fn begin_run(&mut self, wanted_up: bool) {
         self.run = self.run.next();
-        self.wanted_up = true;
-        self.last_exit = None;
-        self.phase = Phase::Starting { run: self.run, launched: false, trial };
-        vec![self.emit(StateName::Starting), Effect::Start { run: self.run }]
+        self.wanted_up = wanted_up;
+        self.start_error = None;
+        self.times = RunTimes::default();
     }
 
     fn emit(&self, name: StateName) -> Effect {
-        Effect::Emit(StateEvent { name, run: self.run, exit_code: None, oom_killed: None })
+        Effect::Emit(StateEvent { name, run: self.run, last_exit: None, ready_after_ms: None })
     }
 }

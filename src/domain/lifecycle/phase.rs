@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Uptime;
+use super::{EndedBy, Uptime};
 use crate::domain::event::StateName;
 use crate::domain::ids::RunId;
 
@@ -37,6 +37,9 @@ pub(crate) enum Phase {
         launched: bool,
         /// The first start after a rebind: until it stands, the old container is kept aside.
         trial: bool,
+        /// When it is given up unless it is ready; known once all of its output so far was looked at.
+        #[serde(skip)]
+        ready_by: Option<Uptime>,
     },
     Running {
         run: RunId,
@@ -48,7 +51,13 @@ pub(crate) enum Phase {
     Stopping {
         run: RunId,
         next: AfterStop,
+        /// The step that comes before a kill.
+        #[serde(default)]
+        asked: EndedBy,
         killed: bool,
+        /// Killed because somebody wanted that, and not at the end of its grace.
+        #[serde(default)]
+        forced: bool,
         #[serde(skip)]
         kill_at: Uptime,
     },
@@ -70,6 +79,8 @@ pub(crate) enum AfterStop {
     Reinstall,
     Rebind,
     Suspend,
+    /// The start has failed: what follows is what follows a crash.
+    GiveUp,
 }
 
 /// A phase to come back to in which nothing runs.

@@ -15,6 +15,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::ids::VolumeId;
+use super::restart::RestartOnCrash;
 
 pub(crate) use self::image::check_image_reference;
 pub(crate) use self::port::{HostPort, PortBinding, Protocol};
@@ -29,6 +30,15 @@ pub(crate) struct ContainerSpec {
     /// A shell command line with `{{NAME}}` placeholders.
     pub(crate) startup_command: String,
     pub(crate) start_pattern: Option<String>,
+    /// Further ones; any of them says that it is ready.
+    #[serde(default)]
+    pub(crate) start_patterns: Vec<String>,
+    /// What says, while it starts, that it will not come up.
+    #[serde(default)]
+    pub(crate) fail_patterns: Vec<String>,
+    /// How long it may take from its process's start until it is ready.
+    #[serde(default)]
+    pub(crate) start_timeout: Option<Duration>,
     pub(crate) limits: Limits,
     pub(crate) mounts: Vec<Mount>,
     pub(crate) install_script: Option<String>,
@@ -37,10 +47,22 @@ pub(crate) struct ContainerSpec {
     pub(crate) env: BTreeMap<String, String>,
     pub(crate) stop: StopPolicy,
     pub(crate) labels: BTreeMap<String, String>,
-    pub(crate) restart_on_crash: bool,
+    pub(crate) restart_on_crash: RestartOnCrash,
     pub(crate) autostart: bool,
     pub(crate) tty: bool,
     pub(crate) read_only: bool,
+}
+
+impl ContainerSpec {
+    /// All that say that it is ready. Without any it is when its process is up.
+    pub(crate) fn ready_patterns(&self) -> impl Iterator<Item = &str> {
+        self.start_pattern.iter().chain(&self.start_patterns).map(String::as_str)
+    }
+
+    /// Whether it is ready only when its output says so.
+    pub(crate) fn waits_for_output(&self) -> bool {
+        self.ready_patterns().next().is_some()
+    }
 }
 
 /// Changes to a specification; what is `None` stays.
@@ -49,13 +71,18 @@ pub(crate) struct SpecPatch {
     pub(crate) startup_command: Option<String>,
     /// `Some(None)` removes the pattern.
     pub(crate) start_pattern: Option<Option<String>>,
+    /// Replaces all of them, as `fail_patterns` does.
+    pub(crate) start_patterns: Option<Vec<String>>,
+    pub(crate) fail_patterns: Option<Vec<String>>,
+    /// `Some(None)`: it may take as long as it likes.
+    pub(crate) start_timeout: Option<Option<Duration>>,
     /// Merged into the environment; `None` removes a variable.
     pub(crate) env: BTreeMap<String, Option<String>>,
     pub(crate) stop: Option<StopPolicy>,
     /// Replaces all labels.
     pub(crate) labels: Option<BTreeMap<String, String>>,
     pub(crate) limits: Option<Limits>,
-    pub(crate) restart_on_crash: Option<bool>,
+    pub(crate) restart_on_crash: Option<RestartOnCrash>,
     pub(crate) autostart: Option<bool>,
 }
 
@@ -65,6 +92,9 @@ impl SpecPatch {
         let mut spec = to.clone();
         spec.startup_command = self.startup_command.clone().unwrap_or(spec.startup_command);
         spec.start_pattern = self.start_pattern.clone().unwrap_or(spec.start_pattern);
+        spec.start_patterns = self.start_patterns.clone().unwrap_or(spec.start_patterns);
+        spec.fail_patterns = self.fail_patterns.clone().unwrap_or(spec.fail_patterns);
+        spec.start_timeout = self.start_timeout.unwrap_or(spec.start_timeout);
         for (name, value) in &self.env {
             match value {
                 Some(value) => spec.env.insert(name.clone(), value.clone()),
@@ -141,6 +171,9 @@ impl ContainerSpec {
             volume_id,
             startup_command: "true".to_owned(),
             start_pattern: None,
+            start_patterns: Vec::new(),
+            fail_patterns: Vec::new(),
+            start_timeout: None,
             limits: Limits::default(),
             mounts: Vec::new(),
             install_script: None,
@@ -148,7 +181,7 @@ impl ContainerSpec {
             env: BTreeMap::new(),
             stop: StopPolicy::default(),
             labels: BTreeMap::new(),
-            restart_on_crash: false,
+            restart_on_crash: RestartOnCrash::default(),
             autostart: false,
             tty: true,
             read_only: true,

@@ -4,12 +4,15 @@
 //! changes one. Each problem names its field as the caller wrote it, in a sentence for that person.
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use serde::Serialize;
 
 use super::image::check_image_reference;
 use super::{ContainerSpec, Limits, StopHow, StopPolicy};
+use crate::domain::readiness::Patterns;
+use crate::domain::restart::RestartOnCrash;
 use crate::domain::template;
 use crate::domain::units::MIB;
 
@@ -38,6 +41,10 @@ const MEMORY_MIN_BYTES: u64 = 6 * MIB;
 /// The size a compiled `start_pattern` may have; a larger one is a way to eat the daemon's memory.
 const PATTERN_SIZE_LIMIT_BYTES: usize = 1 << 20;
 const PATTERN_TEXT_LIMIT_BYTES: usize = 4096;
+/// In each of the lists.
+const PATTERNS_MAX: usize = 16;
+const START_TIMEOUT: RangeInclusive<Duration> =
+    Duration::from_secs(1)..=Duration::from_secs(24 * 3600);
 const COMMAND_LIMIT_BYTES: usize = 64 * 1024;
 const SCRIPT_LIMIT_BYTES: usize = 1 << 20;
 const ENV_LIMIT_BYTES: usize = 256 * 1024;
@@ -62,10 +69,16 @@ impl ContainerSpec {
             }
         }
         self.check_texts(&mut found);
+        self.check_start(&mut found);
         self.check_env(&mut found);
         self.check_labels(&mut found);
         found.extend(self.limits.problems(node));
         found.extend(self.stop.problems());
+        if let RestartOnCrash::Rule(rule) = self.restart_on_crash
+            && let Some((field, why)) = rule.problem()
+        {
+            found.push(Problem::new(format!("restart_on_crash.{field}"), why));
+        }
         found
     }
 
@@ -95,9 +108,48 @@ impl ContainerSpec {
                 ),
             ));
         }
+    }
+
+    fn check_start(&self, found: &mut Vec<Problem>) {
+        let before = found.len();
         if let Some(Err(why)) = self.start_pattern.as_deref().map(compile_pattern) {
             found.push(Problem::new("start_pattern", why));
         }
+        let lists =
+            [("start_patterns", &self.start_patterns), ("fail_patterns", &self.fail_patterns)];
+        for (field, patterns) in lists {
+            if patterns.len() > PATTERNS_MAX {
+                found.push(Problem::new(field, format!("must not be more than {PATTERNS_MAX}")));
+                continue;
+            }
+            for (index, pattern) in patterns.iter().enumerate() {
+                if let Err(why) = compile_pattern(pattern) {
+                    found.push(Problem::new(format!("{field}[{index}]"), why));
+                }
+            }
+        }
+        if !self.fail_patterns.is_empty() && !self.waits_for_output() {
+            let why = "need start_pattern or start_patterns beside them: without one a start is over \
+                       when the process is up";
+            found.push(Problem::new("fail_patterns", why));
+        }
+        if self.start_timeout.is_some_and(|limit| !START_TIMEOUT.contains(&limit)) {
+            found.push(Problem::new("start_timeout", "must be between 1 and 86400 seconds"));
+        }
+        if found.len() == before
+            && let Err(why) = self.compile_start()
+        {
+            found.push(Problem::new("start_patterns", why));
+        }
+    }
+
+    /// All patterns of a start; `None`: it is ready when its process is up.
+    pub(crate) fn compile_start(&self) -> Result<Option<Patterns>, String> {
+        if !self.waits_for_output() {
+            return Ok(None);
+        }
+        let fail = self.fail_patterns.iter().map(String::as_str);
+        Patterns::compile(self.ready_patterns(), fail).map(Some)
     }
 
     fn check_env(&self, found: &mut Vec<Problem>) {
@@ -274,6 +326,23 @@ mod tests {
                 "stop.signal"
             ]
         );
+    }
+
+    #[test]
+    fn what_a_start_may_look_for_is_bounded_and_named() {
+        let mut spec = ContainerSpec::plain(VolumeId::random());
+        spec.fail_patterns = vec!["FAILED".to_owned()];
+        assert_eq!(fields(&spec), ["fail_patterns"], "nothing is waited for");
+        spec.start_patterns = vec!["Done".to_owned(), "(".to_owned()];
+        spec.start_timeout = Some(Duration::ZERO);
+        assert_eq!(fields(&spec), ["start_patterns[1]", "start_timeout"]);
+        spec.start_patterns = vec!["Done".to_owned(); PATTERNS_MAX + 1];
+        spec.start_timeout = Some(Duration::from_secs(60));
+        assert_eq!(fields(&spec), ["start_patterns"]);
+        spec.start_patterns = vec!["(?:a{1000}){12}".to_owned(); PATTERNS_MAX];
+        assert_eq!(fields(&spec), ["start_patterns"], "each of them is small enough");
+        spec.start_patterns.truncate(1);
+        assert_eq!(fields(&spec), Vec::<String>::new());
     }
 
     #[test]
