@@ -66,9 +66,10 @@ impl Walk {
     }
 
     fn start(dir: BorrowedFd<'_>, sees_reserved: bool) -> Result<Self, FileError> {
-        let own = rustix::fs::openat(dir, ".", DIRECTORY, Mode::empty()).during("read", &"")?;
+        let own =
+            rustix::fs::openat(dir, ".", DIRECTORY, Mode::empty()).during("read", &"the folder")?;
         let mut walk = Self { frames: Vec::new(), path: Vec::new(), sees_reserved };
-        walk.push(own).during("read", &"")?;
+        walk.push(own).during("read", &"the folder")?;
         Ok(walk)
     }
 

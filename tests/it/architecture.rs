@@ -93,6 +93,8 @@ fn the_table_of_codes_has_every_code_of_the_source() {
             codes.extend(found.iter().skip(1).flatten().map(|code| code.as_str().to_owned()));
         }
     }
+    // Fields of a request, in a match as codes are.
+    codes.retain(|code| !["ip", "port", "count", "reserve"].contains(&code.as_str()));
     assert!(codes.len() > 60, "{codes:?}");
     codes.retain(|code| !table.contains(&format!("`{code}`")));
     assert!(codes.is_empty(), "not in the README's table: {codes:?}");

@@ -10,10 +10,7 @@ use serde_json::{Value, json};
 use crate::support::SOON;
 use crate::support::process::Daemon;
 use crate::support::wait::eventually;
-
-fn folder(daemon: &Daemon, volume: &str) -> PathBuf {
-    daemon.data_path().join("volumes").join(volume)
-}
+use crate::volumes::{self, folder};
 
 async fn volume(daemon: &Daemon, body: Value) -> String {
     let made = daemon.client().post("/volumes", body).await.is(201);
@@ -69,12 +66,7 @@ async fn restore(daemon: &Daemon, volume: &str, name: &str) -> Value {
 }
 
 async fn ended(daemon: &Daemon, operation: &Value) -> Value {
-    let path = format!("/operations/{}", operation["operation_id"].as_str().expect("an id"));
-    eventually("the operation ends", SOON, async || {
-        let seen = daemon.client().get(&path).await.is(200);
-        if seen["state"] == "running" { Err(seen) } else { Ok(seen) }
-    })
-    .await
+    volumes::ended(&daemon.client(), operation).await
 }
 
 async fn names(daemon: &Daemon, volume: &str) -> Vec<String> {

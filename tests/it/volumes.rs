@@ -93,13 +93,22 @@ impl Volume {
 
     /// Waits until an operation has ended, and returns how.
     pub(crate) async fn ended(&self, operation: &Value) -> Value {
-        let uri = format!("/operations/{}", operation["operation_id"].as_str().expect("an id"));
-        eventually("the operation ends", SOON, async || {
-            let seen = self.client.get(&uri).await.is(200);
-            if seen["state"] == "running" { Err(seen) } else { Ok(seen) }
-        })
-        .await
+        ended(&self.client, operation).await
     }
+}
+
+pub(crate) async fn ended(client: &Client, operation: &Value) -> Value {
+    let uri = format!("/operations/{}", operation["operation_id"].as_str().expect("an id"));
+    eventually("the operation ends", SOON, async || {
+        let seen = client.get(&uri).await.is(200);
+        if seen["state"] == "running" { Err(seen) } else { Ok(seen) }
+    })
+    .await
+}
+
+/// Where a volume lies on the node.
+pub(crate) fn folder(daemon: &Daemon, volume: &str) -> PathBuf {
+    daemon.data_path().join("volumes").join(volume)
 }
 
 pub(crate) fn header<'a>(answer: &'a Answer, name: &str) -> &'a str {

@@ -152,14 +152,9 @@ impl Pull {
         let body = Body::from_stream(content.map_err(|()| io::Error::other("broke off")));
         let (sender, incoming) = bridge(progress.clone(), Begin::AtOnce);
         let (place, limit_bytes, tracked) = (self.place, self.limit_bytes, progress.clone());
+        let content = Tracked { incoming, progress: tracked };
         let written = self.files.run_in(Lane::Transfer, self.volume, move |volume| {
-            write(
-                volume,
-                &place,
-                &name,
-                (limit_bytes, length),
-                Tracked { incoming, progress: tracked },
-            )
+            write(volume, &place, &name, (limit_bytes, length), content)
         });
         tokio::pin!(written);
         let stopped = tokio::select! {
