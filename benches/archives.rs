@@ -19,7 +19,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use client::{Connection, Lightd, Result};
+use client::{CHILDREN, Connection, Lightd, OWN, Result, cpu_seconds_of};
 
 const FILES: usize = 16_000;
 const ROUNDS: usize = 3;
@@ -197,10 +197,10 @@ fn measure(node: &Node, row: &Row) -> Result<()> {
         pings.append(&mut times);
         peak_kib = node.peak_kib()?.max(peak_kib);
         for (line, best) in row.lines.iter().zip(&mut theirs).filter(|(line, _)| is_there(line)) {
-            let (began, cpu) = (Instant::now(), cpu_seconds("self", CHILDREN)?);
+            let (began, cpu) = (Instant::now(), cpu_seconds_of("self", CHILDREN)?);
             shell(&node.volume, line)?;
             let seconds = began.elapsed().as_secs_f64();
-            let cpu_seconds = cpu_seconds("self", CHILDREN)? - cpu;
+            let cpu_seconds = cpu_seconds_of("self", CHILDREN)? - cpu;
             let out = ["out", "out.zip"].map(|name| size_of(&node.volume.join(name)));
             let bytes = out.into_iter().flatten().sum();
             best.keep_best(Cost { seconds, cpu_seconds, bytes });
@@ -237,17 +237,6 @@ fn measure(node: &Node, row: &Row) -> Result<()> {
         );
     }
     Ok(())
-}
-
-const OWN: std::ops::Range<usize> = 11..13;
-const CHILDREN: std::ops::Range<usize> = 13..15;
-
-fn cpu_seconds(pid: &str, fields: std::ops::Range<usize>) -> Result<f64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    let after_name = stat.rsplit(')').next().unwrap_or_default();
-    let ticks = after_name.split_whitespace().skip(fields.start).take(fields.len());
-    let ticks = ticks.map(str::parse::<u64>).sum::<std::result::Result<u64, _>>()?;
-    Ok(ticks as f64 / 100.0)
 }
 
 fn mb(bytes: u64) -> f64 {
@@ -319,12 +308,12 @@ impl Node {
         let over = AtomicBool::new(false);
         std::thread::scope(|scope| {
             let pinging = scope.spawn(|| ping_until(self.lightd.port, &over));
-            let (began, cpu) = (Instant::now(), cpu_seconds(&pid, OWN)?);
+            let (began, cpu) = (Instant::now(), cpu_seconds_of(&pid, OWN)?);
             let answer = self.post(row.call, row.body);
             let seconds = began.elapsed().as_secs_f64();
             over.store(true, Ordering::Relaxed);
             let pings = pinging.join().map_err(|_| "the pinging panicked")??;
-            let cpu_seconds = cpu_seconds(&pid, OWN)? - cpu;
+            let cpu_seconds = cpu_seconds_of(&pid, OWN)? - cpu;
             answer?;
             let bytes = size_of(&self.volume.join(row.makes)).unwrap_or(0);
             Ok((Cost { seconds, cpu_seconds, bytes }, pings))

@@ -147,11 +147,7 @@ pub(crate) fn exchange(port: u16, method: &str, path: &str, body: &str) -> Resul
 
 /// What a process has used of the processors so far.
 pub(crate) fn cpu_seconds(pid: u32) -> Result<f64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    let fields: Vec<&str> =
-        stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-    let ticks: u64 = fields[11].parse::<u64>()? + fields[12].parse::<u64>()?;
-    Ok(ticks as f64 / 100.0)
+    cpu_seconds_of(&pid.to_string(), OWN)
 }
 
 pub(crate) fn quietly(command: &mut Command) {
@@ -184,4 +180,18 @@ pub(crate) fn between<'t>(text: &'t str, before: &str, after: &str) -> Option<&'
 pub(crate) fn write(path: &Path, text: &str) -> Result<()> {
     std::fs::File::create(path)?.write_all(text.as_bytes())?;
     Ok(())
+}
+
+/// Fields of `/proc/PID/stat` behind the name: ticks in the program and in the kernel, its own or those of
+/// the children that it has waited for.
+pub(crate) const OWN: std::ops::Range<usize> = 11..13;
+pub(crate) const CHILDREN: std::ops::Range<usize> = 13..15;
+
+/// The processor time that a process has taken.
+pub(crate) fn cpu_seconds_of(pid: &str, fields: std::ops::Range<usize>) -> Result<f64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let after_name = stat.rsplit(')').next().unwrap_or_default();
+    let ticks = after_name.split_whitespace().skip(fields.start).take(fields.len());
+    let ticks = ticks.map(str::parse::<u64>).sum::<std::result::Result<u64, _>>()?;
+    Ok(ticks as f64 / 100.0)
 }

@@ -35,7 +35,6 @@ pub(super) fn files(config: &Config) -> FilesOptions {
             max_entries: limits.max_entries,
             max_total_bytes: limits.max_bytes,
             max_ratio: limits.max_ratio,
-            ..ArchiveLimits::default()
         },
     }
 }

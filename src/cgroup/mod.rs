@@ -23,6 +23,7 @@ use tokio::time::Instant;
 
 use self::text::{block_v1, block_v2, field, inactive_file, network_totals, pressure};
 use crate::domain::stats::Counters;
+use crate::util::mountinfo::unescaped;
 
 /// When the clock of all readings was first looked at; it showed [`EPOCH_SHOWS`] then, so that it can
 /// show earlier moments as well.
@@ -203,7 +204,8 @@ fn group_dir(groups: &str, mounts: &str, controller: &str) -> Option<PathBuf> {
 fn mounted_group(line: &str, controller: &str, group: &str) -> Option<PathBuf> {
     let (left, right) = line.split_once(" - ")?;
     let mut left = left.split(' ').skip(3);
-    let (root, point) = (unescaped(left.next()?), unescaped(left.next()?));
+    let mut path = || Some(unescaped(left.next()?.as_bytes()));
+    let (root, point) = (path()?, path()?);
     let mut right = right.split(' ');
     let (kind, options) = (right.next()?, right.nth(1)?);
     let is_it = match controller {
@@ -212,14 +214,7 @@ fn mounted_group(line: &str, controller: &str, group: &str) -> Option<PathBuf> {
     };
     let below = Path::new(group).strip_prefix(&root).ok()?;
     let inside = !below.components().any(|part| part == std::path::Component::ParentDir);
-    (is_it && inside).then(|| Path::new(&point).join(below))
-}
-
-/// Spaces and the like are written as octal numbers in `mountinfo`.
-fn unescaped(path: &str) -> String {
-    [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")]
-        .iter()
-        .fold(path.to_owned(), |path, (escape, character)| path.replace(escape, character))
+    (is_it && inside).then(|| point.join(below))
 }
 
 fn read<'a>(path: &Path, text: &'a mut Vec<u8>) -> Result<&'a str, CgroupError> {

@@ -131,22 +131,36 @@ pub(crate) fn main() -> ExitCode {
     let source = cli.source();
     let out = &mut std::io::stdout();
     if let Some(action) = cli.token {
-        return ended(
+        return printed(
             secrets::token(action, &source, secrets::ask_for_token, out),
             SecretError::exit_code,
         );
     }
     match cli.command {
         None => ended(serve::run(source), |_| 1),
-        Some(Command::CheckConfig) => ended(check_config::run(&source, out), |_| 1),
-        Some(Command::Completions { shell }) => ended(completions::run(shell, out), |_| 1),
+        Some(Command::CheckConfig) => printed(check_config::run(&source, out), |_| 1),
+        Some(Command::Completions { shell }) => printed(completions::run(shell, out), |_| 1),
         Some(Command::AdminKey { action }) => {
-            ended(secrets::admin_key(action, &source, out), SecretError::exit_code)
+            printed(secrets::admin_key(action, &source, out), SecretError::exit_code)
         }
         Some(Command::Console { id }) => ended(console::run(&source, &id), |_| 1),
-        Some(Command::Ps) => ended(ps::run(&source, out), |_| 1),
+        Some(Command::Ps) => printed(ps::run(&source, out), |_| 1),
         Some(Command::Doctor) => doctor::run(&source, out),
     }
+}
+
+/// As [`ended`], of what only prints: a reader who has seen enough, such as `head`, is no failure.
+fn printed<E: Error + 'static>(result: Result<(), E>, code: impl FnOnce(&E) -> u8) -> ExitCode {
+    match result {
+        Err(error) if reader_has_gone(&error) => ExitCode::SUCCESS,
+        result => ended(result, code),
+    }
+}
+
+fn reader_has_gone(error: &(dyn Error + 'static)) -> bool {
+    std::iter::successors(Some(error), |error| (*error).source())
+        .filter_map(|error| error.downcast_ref::<std::io::Error>())
+        .any(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
 }
 
 fn ended<E: Error + 'static>(result: Result<(), E>, code: impl FnOnce(&E) -> u8) -> ExitCode {
@@ -183,6 +197,13 @@ mod tests {
         assert_eq!(all.enable_tls, Some(true));
         assert_eq!((all.port, all.host), (Some(1), Some("::1".parse().unwrap())));
         assert!(parse("lightd --disable-auth=perhaps").is_err());
+    }
+
+    #[test]
+    fn a_reader_who_has_seen_enough_is_no_failure() {
+        let failed = |kind: std::io::ErrorKind| check_config::CheckError::Output(kind.into());
+        assert!(reader_has_gone(&failed(std::io::ErrorKind::BrokenPipe)));
+        assert!(!reader_has_gone(&failed(std::io::ErrorKind::StorageFull)));
     }
 
     #[test]

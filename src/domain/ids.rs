@@ -61,8 +61,16 @@ impl From<ContainerId> for String {
 
 /// A volume; its folder under `storage.volumes_path` has this name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(transparent)]
+#[serde(try_from = "String")]
 pub(crate) struct VolumeId(Uuid);
+
+impl TryFrom<String> for VolumeId {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        Self::parse(&text).ok_or("must be the id that a volume was given, a UUID")
+    }
+}
 
 impl VolumeId {
     pub(crate) fn random() -> Self {

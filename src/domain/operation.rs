@@ -8,6 +8,10 @@ use uuid::Uuid;
 use super::ids::VolumeId;
 use super::units::UnixSeconds;
 
+/// How many operations that have ended are known, and for how long.
+pub(crate) const ENDED_KEPT: u32 = 200;
+pub(crate) const ENDED_KEPT_SECONDS: i64 = 24 * 3600;
+
 /// Ids grow with time, so they also say which operation is older.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]

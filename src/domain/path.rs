@@ -104,6 +104,11 @@ impl RelPath {
         })
     }
 
+    /// The path that `below` is, counted from this one.
+    pub(crate) fn join(&self, below: &RelPath) -> Result<Self, InvalidPath> {
+        Self::parse(&format!("{self}/{below}"))
+    }
+
     /// Whether this is `other` or lies below it.
     pub(crate) fn is_within(&self, other: &RelPath) -> bool {
         self.as_path().starts_with(other.as_path())

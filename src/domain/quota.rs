@@ -1,4 +1,7 @@
 //! How a volume is held to its size.
+//!
+//! Used wherever a volume with a size is made, stored or shown. What a volume rests on is chosen once; a text
+//! that names no backend is the store's error to tell.
 
 use serde::{Deserialize, Serialize};
 

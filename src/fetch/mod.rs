@@ -57,6 +57,8 @@ pub(crate) enum FetchError {
     TimedOut,
     #[error("the connection to {host} failed")]
     Connection { host: String, source: reqwest::Error },
+    #[error("lightd cannot make a client to fetch with")]
+    Client { source: reqwest::Error },
     #[error("the file broke off")]
     BrokeOff { source: reqwest::Error },
 }
@@ -181,7 +183,7 @@ impl Fetcher {
             // A second request on a connection would not be judged again.
             .pool_max_idle_per_host(0)
             .build()
-            .map_err(|source| FetchError::Connection { host: String::new(), source })
+            .map_err(|source| FetchError::Client { source })
     }
 }
 

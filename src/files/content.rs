@@ -21,7 +21,7 @@ use super::resolve::{
     stat_name,
 };
 use super::staging::Staging;
-use super::volume::{Place, Stat, Volume, rename_to_new};
+use super::volume::{Kind, Place, Stat, Volume, rename_to_new};
 use crate::domain::path::{InvalidPath, RelPath};
 
 pub(super) const CHUNK_BYTES: usize = 64 * 1024;
@@ -157,9 +157,29 @@ impl Volume {
         if let Some(tag) = &mode.if_match
             && old.as_ref().map(|old| Stat::of(old).etag).as_ref() != Some(tag)
         {
-            return Err(FileError::PreconditionFailed { path: shown(path) });
+            return Err(FileError::changed(path));
         }
         Ok(old)
+    }
+
+    /// Refuses what is plainly no place for a file, before the sender's gigabytes. What is there when they
+    /// have come is looked at again.
+    pub(crate) fn check_place(&self, path: &RelPath, create_only: bool) -> Result<(), FileError> {
+        refuse_reserved(path)?;
+        if create_only && self.exists(path)? {
+            return Err(FileError::AlreadyExists { path: shown(path) });
+        }
+        match self.stat(path).map(|stat| stat.kind) {
+            Ok(Kind::File) | Err(FileError::NotFound { .. }) => Ok(()),
+            Ok(Kind::Directory) => Err(FileError::NotAFile { path: shown(path) }),
+            Ok(_) => Err(FileError::Special { path: shown(path) }),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// What a file holds that a write to this path will replace.
+    pub(crate) fn replaced_bytes(&self, path: &RelPath) -> u64 {
+        self.stat(path).map_or(0, |stat| if stat.kind == Kind::File { stat.size } else { 0 })
     }
 
     /// Where a write to a link goes: the kernel resolves the link, and the place it names is believed
@@ -214,12 +234,7 @@ fn receive(content: &mut dyn Read, file: &mut File, path: &RelPath) -> Result<u6
             Ok(0) => return Ok(size),
             Ok(count) => count,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(error) => {
-                return Err(match error.downcast::<FileError>() {
-                    Ok(ours) => ours,
-                    Err(source) => FileError::Input { path: shown(path), source },
-                });
-            }
+            Err(error) => return Err(FileError::of_input(path, error)),
         };
         file.write_all(&buffer[..count]).during("write", path)?;
         size += count as u64;

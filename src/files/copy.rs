@@ -23,13 +23,11 @@ use super::resolve::{
 };
 use super::staging::Staging;
 use super::threads::share_out;
-use super::tree::{content_size, times_of};
-use super::volume::{Volume, size_of_file};
-use super::walk::{Lossy, Visit, Walk};
+use super::tree::{content_size, modified_with};
+use super::volume::{Volume, blocks_of, size_of_file};
+use super::walk::{Lossy, MAX_DEPTH, Visit, Walk};
 use crate::domain::path::RelPath;
 
-/// How deep a tree may be to be copied: each level holds one more folder open.
-const MAX_COPY_DEPTH: usize = 128;
 /// Files of one folder that a thread takes at once, and how many times as much may wait. What waits
 /// holds its folder open.
 const LEAVES_AT_ONCE: usize = 32;
@@ -123,7 +121,7 @@ impl Pair {
     fn release(self: Arc<Self>) -> io::Result<()> {
         let Some(Self { to, stat, .. }) = Arc::into_inner(self) else { return Ok(()) };
         rustix::fs::fchmod(&to, Mode::from_raw_mode(stat.st_mode & 0o777))?;
-        rustix::fs::futimens(&to, &times_of(&stat))?;
+        rustix::fs::futimens(&to, &modified_with(&stat))?;
         Ok(())
     }
 }
@@ -192,18 +190,12 @@ impl<'a> Copier<'a> {
             }
             match visit {
                 Visit::Enter { name, stat } => {
-                    if pairs.len() >= MAX_COPY_DEPTH {
+                    if pairs.len() > MAX_DEPTH {
                         let path = shown(&Lossy(walk.path()));
                         return Err(FileError::TooDeep { path }.into_io());
                     }
-                    match make_folder(pair.to.as_fd(), name.as_c_str(), self.owner) {
-                        Ok(below) => {
-                            self.progress.add_entry();
-                            pairs.push(Pair::new(walk.dir(), below, stat)?);
-                        }
-                        // What is renamed while a folder is listed may be listed twice.
-                        Err(Errno::EXIST) => walk.skip().map_err(FileError::into_io)?,
-                        Err(errno) => return Err(errno.into()),
+                    if let Some(below) = self.folder(&mut walk, pair.to.as_fd(), &name)? {
+                        pairs.push(Pair::new(walk.dir(), below, stat)?);
                     }
                 }
                 Visit::Leaf { name, stat } => names.push((name, stat)),
@@ -214,6 +206,24 @@ impl<'a> Copier<'a> {
             give(Leaves { within: Arc::clone(pair), names });
         }
         pairs.into_iter().rev().try_for_each(Pair::release)
+    }
+
+    /// The copy of the folder that the walk has entered; `None` if it has been there already.
+    fn folder(
+        &self,
+        walk: &mut Walk,
+        to: BorrowedFd<'_>,
+        name: &CStr,
+    ) -> io::Result<Option<OwnedFd>> {
+        match make_folder(to, name, self.owner) {
+            Ok(below) => {
+                self.progress.add_entry();
+                Ok(Some(below))
+            }
+            // What is renamed while a folder is listed may be listed twice.
+            Err(Errno::EXIST) => walk.skip().map(|()| None).map_err(FileError::into_io),
+            Err(errno) => Err(errno.into()),
+        }
     }
 
     /// Copies what is no folder; false if it is of a kind that is not copied.
@@ -231,7 +241,7 @@ impl<'a> Copier<'a> {
                 self.content(&source, &mut copy, &stat, buffer)?;
                 give_to(self.owner, &copy)?;
                 rustix::fs::fchmod(&copy, Mode::from_raw_mode(stat.st_mode & 0o777))?;
-                rustix::fs::futimens(&copy, &times_of(&stat))?;
+                rustix::fs::futimens(&copy, &modified_with(&stat))?;
             }
             FileType::Symlink => {
                 // EINVAL says that it is no link any more.
@@ -240,7 +250,7 @@ impl<'a> Copier<'a> {
                 rustix::fs::symlinkat(target.as_c_str(), to, to_name)?;
                 give_name_to(self.owner, to, to_name)?;
                 let nofollow = AtFlags::SYMLINK_NOFOLLOW;
-                rustix::fs::utimensat(to, to_name, &times_of(stat), nofollow)?;
+                rustix::fs::utimensat(to, to_name, &modified_with(stat), nofollow)?;
             }
             _ => return Ok(false),
         }
@@ -261,7 +271,7 @@ impl<'a> Copier<'a> {
             self.progress.add_bytes(size);
             return self.progress.spend(size).map_err(FileError::into_io);
         }
-        let is_dense = u64::try_from(stat.st_blocks).unwrap_or(0) * 512 >= size;
+        let is_dense = blocks_of(stat) * 512 >= size;
         if is_dense && size <= buffer.len() as u64 {
             self.progress.spend(size).map_err(FileError::into_io)?;
             return self.range_by_hand(from, to, size, buffer);

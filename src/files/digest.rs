@@ -1,4 +1,7 @@
 //! Checksums of files, by the names that people and protocols know them under.
+//!
+//! Called for `checksum` and by uploads that bring one. A file that changes while it is read has the checksum of
+//! what was read, and the tag that it had when it was opened.
 
 use std::io::Read;
 

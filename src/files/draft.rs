@@ -42,13 +42,13 @@ impl<'v> Draft<'v> {
             Ok(file) => Ok(Self { root, file: file.into(), staging: None }),
             // Not known to the file system, or not to the kernel, which then sees an open of a folder.
             Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => Self::staged(root),
-            Err(errno) => Err(errno).during("prepare", &""),
+            Err(errno) => Err(errno).during("make", &"a temporary file"),
         }
     }
 
     fn staged(root: BorrowedFd<'v>) -> Result<Self, FileError> {
         let staging = Staging::new(root)?;
-        let file = new_file(&staging).during("prepare", &"")?;
+        let file = new_file(&staging).during("make", &"a temporary file")?;
         Ok(Self { root, file, staging: Some(staging) })
     }
 

@@ -55,8 +55,9 @@ pub(crate) enum FileError {
     UnsupportedArchive { reason: String },
     #[error("the operation was cancelled")]
     Cancelled,
-    #[error("{path} was changed meanwhile")]
-    PreconditionFailed { path: String },
+    /// `how` goes on after the path: what is not as the caller wants it.
+    #[error("{path} {how}")]
+    PreconditionFailed { path: String, how: &'static str },
     #[error("{path} is in use or was moved meanwhile")]
     Busy { path: String },
     #[error("too many operations are running")]
@@ -181,6 +182,19 @@ impl FileError {
             Self::BackendUnusable { .. } => "quota_backend_unusable",
             Self::Store { .. } | Self::Backing { .. } | Self::Io { .. } => "internal",
         }
+    }
+
+    /// What a caller's reader has failed with; our own errors come out as they were.
+    pub(super) fn of_input(path: &dyn Display, error: io::Error) -> Self {
+        match error.downcast::<Self>() {
+            Ok(ours) => ours,
+            Err(source) => Self::Input { path: shown(path), source },
+        }
+    }
+
+    /// For who insists on what he has seen.
+    pub(crate) fn changed(path: &RelPath) -> Self {
+        Self::PreconditionFailed { path: shown(path), how: "was changed meanwhile" }
     }
 
     pub(super) fn into_io(self) -> io::Error {

@@ -34,12 +34,7 @@ impl Playground {
         secret.write_all(b"secret").expect("a file");
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = rustix::fs::open(folder.join("volume"), flags, Mode::empty()).expect("open");
-        let limits = ArchiveLimits {
-            max_entries: 1000,
-            max_total_bytes: 4 << 20,
-            max_ratio: 1000,
-            max_depth: 32,
-        };
+        let limits = ArchiveLimits { max_entries: 1000, max_total_bytes: 4 << 20, max_ratio: 1000 };
         let volume = Volume::alone(root, Resolver::detect(), limits);
         Self { folder, volume }
     }

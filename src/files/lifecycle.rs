@@ -4,7 +4,6 @@
 //! may be repeated after a crash.
 
 use std::os::fd::AsFd;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use rustix::io::Errno;
@@ -26,15 +25,14 @@ const DRAINED_WITHIN: Duration = Duration::from_secs(5);
 const REMOVE_WITHIN: Duration = Duration::from_secs(30);
 
 impl Files {
-    /// Makes a volume's folder and says where it is.
-    pub(crate) async fn create_volume(&self, volume: VolumeId) -> Result<PathBuf, FileError> {
+    /// Makes a volume's folder.
+    pub(crate) async fn create_volume(&self, volume: VolumeId) -> Result<(), FileError> {
         let name = volume.to_string();
         self.blocking(Lane::Quick, None, move |inner| {
             make_folder(inner.volumes.as_fd(), name.as_str(), inner.owner).during("make", &name)?;
             rustix::fs::fsync(&inner.volumes).during("make", &name)
         })
-        .await?;
-        Ok(self.volume_path(volume))
+        .await
     }
 
     /// Removes a volume with everything in it, and its snapshots; one that is gone already is as good. All
@@ -64,17 +62,17 @@ impl Files {
         probed.await.map_err(|error| BackingError::io("try", std::io::Error::other(error)))?
     }
 
-    /// Makes a volume that is held to a size, and says where it is.
+    /// Makes a volume that is held to a size.
     pub(crate) async fn create_limited(
         &self,
         volume: VolumeId,
         backing: Backing,
         size_bytes: u64,
-    ) -> Result<PathBuf, FileError> {
+    ) -> Result<(), FileError> {
         match backing.backend {
-            QuotaBackend::Soft => return self.create_volume(volume).await,
+            QuotaBackend::Soft => self.create_volume(volume).await,
             QuotaBackend::Image if size_bytes < backing::image::LEAST_BYTES => {
-                return Err(FileError::TooSmall { least_bytes: backing::image::LEAST_BYTES });
+                Err(FileError::TooSmall { least_bytes: backing::image::LEAST_BYTES })
             }
             QuotaBackend::Image => {
                 let make = self.blocking(Lane::Heavy, None, move |inner| {
@@ -82,30 +80,31 @@ impl Files {
                     inner.claims.set_standing(volume, Standing::Mounted);
                     Ok(())
                 });
-                make.await?;
+                make.await
             }
             QuotaBackend::Project => {
                 self.create_volume(volume).await?;
-                self.limit_project(volume, backing, size_bytes).await?;
+                self.limit_project(volume, backing, Some(size_bytes)).await
             }
         }
-        Ok(self.volume_path(volume))
     }
 
-    /// Makes a folder a project with a limit, with all that is in it.
+    /// Makes a folder a project, with all that is in it, and gives it a limit or none.
     pub(crate) async fn limit_project(
         &self,
         volume: VolumeId,
         backing: Backing,
-        size_bytes: u64,
+        limit_bytes: Option<u64>,
     ) -> Result<(), FileError> {
-        let Some(project) = backing.project else { return Ok(()) };
+        // Without a number nothing would be limited, and it would be said that it is.
+        let backend = QuotaBackend::Project.as_str();
+        let project = backing.project.ok_or(FileError::BackendUnusable { backend })?;
         self.blocking(Lane::Heavy, None, move |inner| {
             let folder = inner.volumes_path.join(volume.to_string());
             if backing::project::assigned(&folder)? != Some(project) {
                 backing::project::assign(&folder, project)?;
             }
-            Ok(backing::project::set_limit(&inner.volumes_path, project, size_bytes)?)
+            Ok(backing::project::set_limit(&inner.volumes_path, project, limit_bytes)?)
         })
         .await
     }

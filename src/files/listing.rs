@@ -109,7 +109,8 @@ impl Volume {
             target => target?.to_string_lossy().into_owned(),
         };
         let path = std::str::from_utf8(name).ok();
-        let path = path.and_then(|name| RelPath::parse_non_empty(&format!("{folder}/{name}")).ok());
+        let path = path.and_then(|name| RelPath::parse_non_empty(name).ok());
+        let path = path.and_then(|name| folder.join(&name).ok());
         // The kernel says where it leads, as it would to whoever follows it.
         let found = path.map(|path| self.resolver.open(self.root(), &path, HANDLE_ONLY));
         let (is_inside, kind) = match found {

@@ -17,12 +17,12 @@ use std::time::Duration;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use tokio::sync::{broadcast, oneshot};
-use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
 use super::error::FileError;
 use super::progress::Progress;
 use crate::domain::ids::VolumeId;
+use crate::domain::operation::{ENDED_KEPT, ENDED_KEPT_SECONDS};
 pub(crate) use crate::domain::operation::{
     OperationId, OperationKind, OperationState, OperationView,
 };
@@ -30,8 +30,6 @@ use crate::domain::units::UnixSeconds;
 use crate::util::chain::Chain;
 
 const MAX_RUNNING: usize = 64;
-const MAX_FINISHED: usize = 200;
-const KEPT: Duration = Duration::from_secs(24 * 3600);
 const REPORT_EVERY: Duration = Duration::from_millis(500);
 const EVENT_BACKLOG: usize = 256;
 
@@ -54,7 +52,6 @@ struct End {
     state: OperationState,
     why: Option<Why>,
     at: UnixSeconds,
-    since: Instant,
 }
 
 /// Why an operation ended without being done.
@@ -118,7 +115,7 @@ impl Operations {
             }
             let at = view.finished_at.unwrap_or(view.started_at);
             let why = view.error.map(|text| Why::new(&view.code.unwrap_or_default(), text));
-            let end = End { state: view.state, why, at, since: Instant::now() };
+            let end = End { state: view.state, why, at };
             let (id, kind, volume) = (view.id, view.kind, view.volume);
             let started_at = view.started_at;
             (id, Operation { id, kind, volume, progress, started_at, end: Some(end) })
@@ -150,20 +147,10 @@ impl Operations {
     {
         let id = OperationId::next();
         let progress = Progress::default();
-        let view = {
-            let mut all = self.lock();
-            forget_old(&mut all);
-            let running = all.values().filter(|operation| operation.end.is_none()).count();
-            if running >= MAX_RUNNING || self.tasks.is_closed() {
-                return Err(FileError::TooManyOperations);
-            }
-            let started_at = UnixSeconds::now();
-            let progress = progress.clone();
-            let operation = Operation { id, kind, volume, progress, started_at, end: None };
-            let view = operation.view();
-            all.insert(id, operation);
-            view
-        };
+        let started_at = UnixSeconds::now();
+        let counted = progress.clone();
+        let view =
+            self.add(Operation { id, kind, volume, progress: counted, started_at, end: None })?;
         let this = self.clone();
         let (stored, is_stored) = oneshot::channel();
         let work = AssertUnwindSafe(async move { work(progress).await }).catch_unwind();
@@ -180,6 +167,19 @@ impl Operations {
             this.watch(id, work).await;
         });
         is_stored.await.unwrap_or(Err(FileError::OperationNotStored)).map(|()| id)
+    }
+
+    /// Refused where too many run already.
+    fn add(&self, operation: Operation) -> Result<OperationView, FileError> {
+        let mut all = self.lock();
+        forget_old(&mut all);
+        let running = all.values().filter(|operation| operation.end.is_none()).count();
+        if running >= MAX_RUNNING || self.tasks.is_closed() {
+            return Err(FileError::TooManyOperations);
+        }
+        let view = operation.view();
+        all.insert(operation.id, operation);
+        Ok(view)
     }
 
     /// Awaits the work and reports how far it is meanwhile.
@@ -206,7 +206,16 @@ impl Operations {
                 }
             }
         };
-        let (state, why) = match outcome {
+        let (state, why) = self.judge(id, outcome);
+        self.finish(id, state, why).await;
+    }
+
+    fn judge<P>(
+        &self,
+        id: OperationId,
+        outcome: Result<Result<(), FileError>, P>,
+    ) -> (OperationState, Option<Why>) {
+        match outcome {
             Ok(Ok(())) => (OperationState::Done, None),
             Ok(Err(FileError::Cancelled)) if self.tasks.is_closed() => {
                 let why = "lightd was stopped before the work was done";
@@ -221,16 +230,14 @@ impl Operations {
                 tracing::error!(operation.id = %id, "operation panicked");
                 (OperationState::Failed, Some(Why::new("internal", "an internal error ended it")))
             }
-        };
-        self.finish(id, state, why).await;
+        }
     }
 
     async fn finish(&self, id: OperationId, state: OperationState, why: Option<Why>) {
         let view = {
             let mut all = self.lock();
             let view = all.get_mut(&id).map(|operation| {
-                let (at, since) = (UnixSeconds::now(), Instant::now());
-                operation.end = Some(End { state, why, at, since });
+                operation.end = Some(End { state, why, at: UnixSeconds::now() });
                 operation.view()
             });
             forget_old(&mut all);
@@ -290,10 +297,11 @@ impl Operations {
 }
 
 fn forget_old(all: &mut BTreeMap<OperationId, Operation>) {
-    all.retain(|_, operation| operation.end.as_ref().is_none_or(|end| end.since.elapsed() < KEPT));
+    let oldest = UnixSeconds::now().0 - ENDED_KEPT_SECONDS;
+    all.retain(|_, operation| operation.end.as_ref().is_none_or(|end| end.at.0 >= oldest));
     let ended: Vec<_> =
         all.iter().filter(|(_, one)| one.end.is_some()).map(|(id, _)| *id).collect();
-    for id in ended.iter().take(ended.len().saturating_sub(MAX_FINISHED)) {
+    for id in ended.iter().take(ended.len().saturating_sub(ENDED_KEPT as usize)) {
         all.remove(id);
     }
 }

@@ -149,13 +149,13 @@ impl Volume {
         if !self.is_limited {
             return Ok((self.budgets.counts.of(self.id).bytes(self)?, None));
         }
-        let disk = rustix::fs::fstatvfs(&self.root).during("measure", &"")?;
+        let disk = rustix::fs::fstatvfs(&self.root).during("measure", &"the volume")?;
         let bytes = |blocks: u64| blocks.saturating_mul(disk.f_frsize);
         Ok((bytes(disk.f_blocks.saturating_sub(disk.f_bfree)), Some(bytes(disk.f_bavail))))
     }
 
     fn free_bytes(&self) -> Result<u64, FileError> {
-        let disk = rustix::fs::fstatvfs(&self.root).during("measure", &"")?;
+        let disk = rustix::fs::fstatvfs(&self.root).during("measure", &"the volume")?;
         Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
     }
 }

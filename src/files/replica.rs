@@ -19,12 +19,10 @@ use super::content::{CHUNK_BYTES, create_new};
 use super::copy::{Copier, is_moved};
 use super::error::{FileError, shown};
 use super::progress::Progress;
-use super::resolve::{kind_of, open_file, open_folder};
+use super::resolve::{forgive_unprivileged, kind_of, open_file, open_folder};
 use super::volume::size_of_file;
-use super::walk::{Lossy, Visit, Walk};
+use super::walk::{Lossy, MAX_REPLICA_DEPTH, Visit, Walk};
 
-/// How deep a tree may be: each level holds one more folder open.
-const MAX_DEPTH: usize = 1000;
 /// Names of one file are joined again up to so many such files; beyond, each name is a file of its own.
 const MAX_LINKED: usize = 1_000_000;
 
@@ -103,19 +101,12 @@ impl Replica<'_> {
             let Some((copy, _)) = copies.last() else { break };
             match visit {
                 Visit::Enter { name, stat } => {
-                    if copies.len() >= MAX_DEPTH {
+                    if copies.len() > MAX_REPLICA_DEPTH {
                         let path = shown(&Lossy(walk.path()));
                         return Err(FileError::TooDeep { path }.into_io());
                     }
-                    match make_folder(copy.as_fd(), &name) {
-                        Ok(below) => {
-                            copy_attributes(walk.dir(), below.as_fd())?;
-                            self.count();
-                            copies.push((below, stat));
-                        }
-                        // What is renamed while a folder is listed may be listed twice.
-                        Err(Errno::EXIST) => walk.skip().map_err(FileError::into_io)?,
-                        Err(errno) => return Err(errno.into()),
+                    if let Some(below) = self.folder(&mut walk, copy.as_fd(), &name)? {
+                        copies.push((below, stat));
                     }
                 }
                 Visit::Leaf { name, stat } if is_kept(&stat) => {
@@ -140,6 +131,25 @@ impl Replica<'_> {
         Ok(self.tally)
     }
 
+    /// The copy of the folder that the walk has entered; `None` if it has been there already.
+    fn folder(
+        &mut self,
+        walk: &mut Walk,
+        to: BorrowedFd<'_>,
+        name: &CStr,
+    ) -> io::Result<Option<OwnedFd>> {
+        match make_folder(to, name) {
+            Ok(below) => {
+                copy_attributes(walk.dir(), below.as_fd())?;
+                self.count();
+                Ok(Some(below))
+            }
+            // What is renamed while a folder is listed may be listed twice.
+            Err(Errno::EXIST) => walk.skip().map(|()| None).map_err(FileError::into_io),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
     fn count(&mut self) {
         self.tally.entries += 1;
         self.copier.progress.add_entry();
@@ -152,19 +162,9 @@ impl Replica<'_> {
         stat: &RawStat,
         path: Vec<u8>,
     ) -> io::Result<()> {
-        let key = (stat.st_dev, stat.st_ino);
-        if stat.st_nlink > 1
-            && let Some(first) = self.linked.get(&key)
-        {
-            match rustix::fs::linkat(self.top, first.as_c_str(), to, name, AtFlags::empty()) {
-                Ok(()) => {
-                    self.count();
-                    return Ok(());
-                }
-                // Its path is too long to be named: it becomes a file of its own.
-                Err(Errno::NAMETOOLONG | Errno::MLINK) => {}
-                Err(errno) => return Err(errno.into()),
-            }
+        if self.is_linked(stat, to, name)? {
+            self.count();
+            return Ok(());
         }
         match kind_of(stat) {
             FileType::RegularFile => self.file((from, name), to)?,
@@ -183,10 +183,22 @@ impl Replica<'_> {
             }
         }
         if stat.st_nlink > 1 && self.linked.len() < MAX_LINKED {
-            self.linked.insert(key, CString::new(path)?);
+            self.linked.insert((stat.st_dev, stat.st_ino), CString::new(path)?);
         }
         self.count();
         Ok(())
+    }
+
+    /// Whether a file that came before is this one, and has this name now too.
+    fn is_linked(&self, stat: &RawStat, to: BorrowedFd<'_>, name: &CStr) -> Result<bool, Errno> {
+        let first = self.linked.get(&(stat.st_dev, stat.st_ino)).filter(|_| stat.st_nlink > 1);
+        let Some(first) = first else { return Ok(false) };
+        match rustix::fs::linkat(self.top, first.as_c_str(), to, name, AtFlags::empty()) {
+            Ok(()) => Ok(true),
+            // Its path is too long to be named: it becomes a file of its own.
+            Err(Errno::NAMETOOLONG | Errno::MLINK) => Ok(false),
+            Err(errno) => Err(errno),
+        }
     }
 
     fn file(
@@ -219,7 +231,7 @@ fn finish(copy: BorrowedFd<'_>, stat: &RawStat) -> io::Result<()> {
         Err(Errno::PERM) => rustix::fs::fchmod(copy, Mode::from_raw_mode(stat.st_mode & 0o1777))?,
         outcome => outcome?,
     }
-    rustix::fs::futimens(copy, &times_of(stat))?;
+    rustix::fs::futimens(copy, &both_times_of(stat))?;
     Ok(())
 }
 
@@ -227,7 +239,7 @@ fn finish_name(to: BorrowedFd<'_>, name: &CStr, stat: &RawStat) -> io::Result<()
     let (uid, gid) = owner_of(stat);
     let nofollow = AtFlags::SYMLINK_NOFOLLOW;
     forgive_unprivileged(rustix::fs::chownat(to, name, uid, gid, nofollow))?;
-    rustix::fs::utimensat(to, name, &times_of(stat), nofollow)?;
+    rustix::fs::utimensat(to, name, &both_times_of(stat), nofollow)?;
     Ok(())
 }
 
@@ -235,15 +247,7 @@ fn owner_of(stat: &RawStat) -> (Option<Uid>, Option<Gid>) {
     (Some(Uid::from_raw(stat.st_uid)), Some(Gid::from_raw(stat.st_gid)))
 }
 
-/// Only root may give files away; anyone else's are all theirs.
-fn forgive_unprivileged(outcome: Result<(), Errno>) -> Result<(), Errno> {
-    match outcome {
-        Err(Errno::PERM) if !rustix::process::geteuid().is_root() => Ok(()),
-        outcome => outcome,
-    }
-}
-
-fn times_of(stat: &RawStat) -> Timestamps {
+fn both_times_of(stat: &RawStat) -> Timestamps {
     let time = |seconds, nanoseconds| Timespec {
         tv_sec: seconds,
         tv_nsec: i64::try_from(nanoseconds).unwrap_or(0),

@@ -172,7 +172,7 @@ pub(super) fn give_name_to(
 
 /// Only root may give files away. Run by anyone else (a developer, a rootless engine), all files belong
 /// to that user, and so do the containers'.
-fn forgive_unprivileged(outcome: Result<(), Errno>) -> Result<(), Errno> {
+pub(super) fn forgive_unprivileged(outcome: Result<(), Errno>) -> Result<(), Errno> {
     match outcome {
         Err(Errno::PERM) if !rustix::process::geteuid().is_root() => Ok(()),
         outcome => outcome,

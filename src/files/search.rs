@@ -18,13 +18,12 @@ use super::error::{During, FileError};
 use super::progress::Progress;
 use super::resolve::{kind_of, open_file};
 use super::volume::{Stat, Volume};
-use super::walk::{Lossy, Visit, Walk};
+use super::walk::{Lossy, MAX_DEPTH, Visit, Walk};
 use crate::domain::path::RelPath;
 
 const MAX_PATTERN_BYTES: usize = 1024;
 const MAX_COMPILED_BYTES: usize = 1 << 20;
 const MAX_ENTRIES: u64 = 5_000_000;
-const MAX_DEPTH: usize = 128;
 /// How much of a file is looked through.
 const MAX_FILE_BYTES: u64 = 16 << 20;
 /// A file is taken for text if there is no NUL in so much of its beginning.

@@ -29,6 +29,7 @@ use super::staging::{is_own, own_mark, remove_tree};
 use super::{Files, Inner, for_each_name};
 use crate::domain::ids::VolumeId;
 use crate::domain::quota::{Backing, QuotaBackend};
+use crate::util::chain::Chain;
 
 const FOLDER: &str = ".snapshots";
 const MAKING_PREFIX: &str = ".making-";
@@ -43,6 +44,9 @@ pub(crate) struct Restore {
     /// What the snapshot held when it was taken.
     pub(crate) expected: Tally,
     pub(crate) backing: Option<Backing>,
+    /// For a volume that is a project, a number that no other bears: under the old one the two trees
+    /// together would be too large.
+    pub(crate) new_project: Option<u32>,
     pub(crate) size_bytes: Option<u64>,
 }
 
@@ -64,8 +68,10 @@ impl Files {
             inner.copy_for_snapshot(volume, snapshot, progress)
         });
         let copied = copied.await;
-        if copied.is_err() {
-            self.drop_copy(volume, snapshot).await?;
+        if copied.is_err()
+            && let Err(error) = self.drop_copy(volume, snapshot).await
+        {
+            tracing::warn!(%volume, error = %Chain(&error), "half a snapshot stays behind until the next start");
         }
         copied
     }
@@ -116,27 +122,24 @@ impl Files {
         .await
     }
 
-    /// Puts a snapshot in its volume's place. The project number of the new volume, where it has one. The
-    /// claim is held for as long as the work lasts, whatever becomes of its caller.
+    /// Puts a snapshot in its volume's place. An error says that the volume is as it was. The claim is held
+    /// for as long as the work lasts, whatever becomes of its caller.
     pub(crate) async fn restore(
         &self,
         claim: Claim,
         restore: Restore,
         progress: Progress,
-    ) -> Result<(Claim, Option<u32>), FileError> {
+    ) -> Result<Claim, FileError> {
         let volume = claim.volume();
         self.blocking(super::Lane::Heavy, None, move |inner| {
             progress.check()?;
             progress.set_total_bytes(restore.expected.bytes);
             let of_image = |backing: Backing| backing.backend == QuotaBackend::Image;
-            let project =
-                match (restore.backing.filter(|backing| of_image(*backing)), restore.size_bytes) {
-                    (Some(_), Some(size)) => {
-                        inner.restore_image(volume, size, &restore, &progress).map(|()| None)
-                    }
-                    _ => inner.restore_folder(volume, &restore, &progress),
-                }?;
-            Ok((claim, project))
+            match (restore.backing.filter(|backing| of_image(*backing)), restore.size_bytes) {
+                (Some(_), Some(size)) => inner.restore_image(volume, size, &restore, &progress),
+                _ => inner.restore_folder(volume, &restore, &progress),
+            }?;
+            Ok(claim)
         })
         .await
     }
@@ -222,7 +225,7 @@ impl Inner {
         volume: VolumeId,
         restore: &Restore,
         progress: &Progress,
-    ) -> Result<Option<u32>, FileError> {
+    ) -> Result<(), FileError> {
         let from = self.open_snapshot(volume, restore.snapshot)?;
         let name = format!("{RESTORING_PREFIX}{}{:08x}", own_mark(), rand::random::<u32>());
         rustix::fs::mkdirat(&self.volumes, &name, Mode::from_raw_mode(0o700))
@@ -233,8 +236,15 @@ impl Inner {
         if let Err(errno) = remove_tree(self.volumes.as_fd(), name.as_str(), &Progress::default()) {
             tracing::warn!(%volume, %errno, "a tree stays behind until the next start");
         }
-        if let (Ok(Some(_)), Some(old)) = (&placed, restore.backing.and_then(|old| old.project)) {
-            project::set_limit(&self.volumes_path, old, 0)?;
+        // The limit of a number that nothing bears any more holds nobody up.
+        let unused = match placed {
+            Ok(()) => restore.backing.and_then(|old| old.project),
+            Err(_) => restore.new_project,
+        };
+        if let Some(unused) = unused
+            && let Err(error) = project::set_limit(&self.volumes_path, unused, None)
+        {
+            tracing::warn!(%volume, error = %Chain(&error), "the limit of an unused project stays");
         }
         placed
     }
@@ -246,28 +256,24 @@ impl Inner {
         from: BorrowedFd<'_>,
         restore: &Restore,
         progress: &Progress,
-    ) -> Result<Option<u32>, FileError> {
+    ) -> Result<(), FileError> {
         let dir = open_folder(self.volumes.as_fd(), name).during("open", &"a folder")?;
         self.check_room(from, dir.as_fd(), restore.expected.bytes)?;
-        let number = match restore.backing.filter(|backing| backing.project.is_some()) {
-            None => None,
-            Some(_) => {
-                // A number of its own: under the old one the two trees together would be too large.
-                let number = project::number_for(VolumeId::random(), 0);
-                project::assign(&self.volumes_path.join(name), number)?;
-                let limit_bytes = restore.size_bytes.unwrap_or(0);
-                project::set_limit(&self.volumes_path, number, limit_bytes)?;
-                Some(number)
-            }
-        };
+        if let Some(number) = restore.new_project {
+            project::assign(&self.volumes_path.join(name), number)?;
+            project::set_limit(&self.volumes_path, number, restore.size_bytes)?;
+        }
         fill(from, dir.as_fd(), restore, progress)
             .map_err(|error| whose_room(error, &dir, &self.volumes))?;
         rustix::fs::syncfs(&dir).during("flush", &"the volume")?;
         let (one, other) = (&self.volumes, volume.to_string());
         rustix::fs::renameat_with(one, name, one, other, RenameFlags::EXCHANGE)
             .during("replace", &"the volume")?;
-        rustix::fs::fsync(one).during("flush", &"the volume")?;
-        Ok(number)
+        // From here on the volume is the snapshot, and nothing may be said that denies it.
+        if let Err(errno) = rustix::fs::fsync(one) {
+            tracing::warn!(%volume, %errno, "a power failure may bring back what a restore replaced");
+        }
+        Ok(())
     }
 
     fn kept_snapshots(&self) -> Result<Vec<(VolumeId, Uuid)>, FileError> {

@@ -52,8 +52,9 @@ pub(super) struct Staging<'v> {
 impl<'v> Staging<'v> {
     pub(super) fn new(root: BorrowedFd<'v>) -> Result<Self, FileError> {
         let name = reserved_name("staging");
-        rustix::fs::mkdirat(root, &name, Mode::from_raw_mode(0o700)).during("prepare", &"")?;
-        let dir = open_folder(root, &name).during("prepare", &"")?;
+        rustix::fs::mkdirat(root, &name, Mode::from_raw_mode(0o700))
+            .during("make", &"a temporary folder")?;
+        let dir = open_folder(root, &name).during("make", &"a temporary folder")?;
         Ok(Self { root, name, dir })
     }
 

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 
+use super::backing::probe::PROBE_PREFIX;
 use super::error::{During, FileError};
 use super::lifecycle::DELETING_PREFIX;
 use super::progress::Progress;
@@ -37,7 +38,7 @@ impl Files {
 
     /// Removes resumable uploads of all volumes that nothing was added to for so long.
     pub(crate) async fn expire_resumables(&self, expire_after: Duration) -> Result<(), FileError> {
-        self.blocking(Lane::Quick, None, move |inner| {
+        self.blocking(Lane::Heavy, None, move |inner| {
             for_each_name(&inner.volumes, |name| {
                 let Some(id) = name.to_str().ok().and_then(VolumeId::parse) else { return };
                 let volume = inner.open(id);
@@ -64,7 +65,8 @@ impl Inner {
             return Ok(());
         }
         let begins = |prefix: &str| name.to_bytes().starts_with(prefix.as_bytes());
-        if begins(DELETING_PREFIX) || begins(snapshots::RESTORING_PREFIX) {
+        let prefixes = [DELETING_PREFIX, snapshots::RESTORING_PREFIX, PROBE_PREFIX];
+        if prefixes.into_iter().any(begins) {
             return remove_tree(self.volumes.as_fd(), name, &Progress::default());
         }
         let is_volume = name.to_str().is_ok_and(|name| VolumeId::parse(name).is_some());

@@ -93,11 +93,8 @@ impl Upload<'_> {
     pub(crate) fn begin_file(&mut self, filename: String) -> Result<(), FileError> {
         let path = self.place_of(&filename);
         if let Ok(path) = &path {
-            if self.credited.insert(path.clone())
-                && let Ok(stat) = self.volume.stat(path)
-                && stat.kind == Kind::File
-            {
-                self.progress.credit(stat.size);
+            if self.credited.insert(path.clone()) {
+                self.progress.credit(self.volume.replaced_bytes(path));
             }
             let name = staged_name(self.received.len()).during("write", path)?;
             let file = create_new(self.staging.dir(), &name).during("write", path)?;
@@ -109,25 +106,8 @@ impl Upload<'_> {
 
     fn place_of(&self, filename: &str) -> Result<RelPath, FileError> {
         let below = RelPath::parse_non_empty(filename)?;
-        let path = if self.folder.is_root() {
-            below
-        } else {
-            RelPath::parse_non_empty(&format!("{}/{below}", self.folder))?
-        };
-        super::error::refuse_reserved(&path)?;
-        if self.mode.create_only && self.volume.exists(&path)? {
-            return Err(FileError::AlreadyExists { path: path.to_string() });
-        }
-        match self.volume.stat(&path) {
-            Ok(stat) if stat.kind == Kind::Directory => {
-                Err(FileError::NotAFile { path: path.to_string() })
-            }
-            Ok(stat) if stat.kind != Kind::File => {
-                Err(FileError::Special { path: path.to_string() })
-            }
-            Err(FileError::NotFound { .. }) | Ok(_) => Ok(path),
-            Err(error) => Err(error),
-        }
+        let path = self.folder.join(&below)?;
+        self.volume.check_place(&path, self.mode.create_only).map(|()| path)
     }
 
     /// What has arrived of the present file.

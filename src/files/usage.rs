@@ -27,7 +27,8 @@ use tokio::time::Instant;
 use super::error::{During, FileError};
 use super::resolve::{kind_of, open_folder, stat_name};
 use super::staging::is_dot;
-use super::volume::Volume;
+use super::volume::{Volume, blocks_of};
+use super::walk::MAX_COUNTED_DEPTH;
 use crate::domain::ids::VolumeId;
 
 /// How many files a round looks at again.
@@ -35,8 +36,6 @@ pub(crate) const ROLL_ENTRIES: u64 = 20_000;
 /// Folders kept in mind of one volume, and of all.
 const MAX_FOLDERS: usize = 100_000;
 const MAX_FOLDERS_OF_ALL: usize = 500_000;
-/// Each level of folders holds one open.
-const MAX_DEPTH: usize = 200;
 /// A pass that took this long is not repeated at once, but made up for by what lightd wrote since.
 const LONG_PASS: Duration = Duration::from_millis(20);
 const NOT_AGAIN_WITHIN: Duration = Duration::from_secs(1);
@@ -174,7 +173,7 @@ impl Count {
                 *state = State { is_unfit: true, ..State::default() };
                 volume.disk_usage()?
             }
-            Err(Fail::Kernel(errno)) => return Err(errno).during("measure", &""),
+            Err(Fail::Kernel(errno)) => return Err(errno).during("measure", &"the volume"),
         };
         self.folders.store(state.folders.len() as u64, Ordering::Relaxed);
         state.last = Some(Last { bytes, spent, at: Instant::now(), took: began.elapsed() });
@@ -241,7 +240,7 @@ impl State {
         due: &HashSet<Key>,
         depth: usize,
     ) -> Result<(), Fail> {
-        if depth > MAX_DEPTH || self.folders.len() > MAX_FOLDERS {
+        if depth > MAX_COUNTED_DEPTH || self.folders.len() > MAX_FOLDERS {
             return Err(Fail::Unfit);
         }
         let key = key_of(stat);
@@ -355,10 +354,6 @@ fn key_of(stat: &RawStat) -> Key {
 /// A change time cannot be set by anyone but the clock.
 fn changed_ns(stat: &RawStat) -> i128 {
     i128::from(stat.st_ctime) * 1_000_000_000 + i128::from(stat.st_ctime_nsec)
-}
-
-fn blocks_of(stat: &RawStat) -> u64 {
-    u64::try_from(stat.st_blocks).unwrap_or(0)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

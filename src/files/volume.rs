@@ -92,6 +92,11 @@ pub(super) fn size_of_file(raw: &RawStat) -> u64 {
     u64::try_from(raw.st_size).unwrap_or(0)
 }
 
+/// What it takes on the disk, in units of 512 bytes.
+pub(super) fn blocks_of(raw: &RawStat) -> u64 {
+    u64::try_from(raw.st_blocks).unwrap_or(0)
+}
+
 impl Volume {
     /// A folder opened as a volume that no node knows.
     #[cfg(any(test, fuzzing))]

@@ -18,6 +18,17 @@ use super::staging::{is_dot, is_reserved};
 
 const MAX_HELD: usize = 64;
 
+/// How deep a tree may be for work on a caller's behalf, where each level may hold folders open, here or
+/// in what is made of it: copying, searching, packing and unpacking. One number, so that what is packed
+/// can be unpacked, and what was unpacked copied.
+pub(super) const MAX_DEPTH: usize = 128;
+/// For snapshots, which take what a workload has made, however it has: far deeper than servers go, and
+/// still fewer open folders than a process may have.
+pub(super) const MAX_REPLICA_DEPTH: usize = 1000;
+/// For what a volume holds as counted folder by folder, each level with a folder open: nothing is refused
+/// beyond it, but all is counted anew each time.
+pub(super) const MAX_COUNTED_DEPTH: usize = 200;
+
 /// One thing a walk came to.
 pub(super) enum Visit {
     /// A folder was entered; [`Walk::dir`] is now that folder.
@@ -55,9 +66,10 @@ impl Walk {
     }
 
     fn start(dir: BorrowedFd<'_>, sees_reserved: bool) -> Result<Self, FileError> {
-        let own = rustix::fs::openat(dir, ".", DIRECTORY, Mode::empty()).during("read", &"")?;
+        let own =
+            rustix::fs::openat(dir, ".", DIRECTORY, Mode::empty()).during("read", &"the folder")?;
         let mut walk = Self { frames: Vec::new(), path: Vec::new(), sees_reserved };
-        walk.push(own).during("read", &"")?;
+        walk.push(own).during("read", &"the folder")?;
         Ok(walk)
     }
 

@@ -2,12 +2,8 @@
 
 use super::error::StoreError;
 use super::{Read, Tx};
-use crate::domain::operation::{OperationState, OperationView};
+use crate::domain::operation::{ENDED_KEPT, ENDED_KEPT_SECONDS, OperationState, OperationView};
 use crate::domain::units::UnixSeconds;
-
-/// How many are kept at most, and how long those that have ended.
-const KEPT: i64 = 500;
-const KEPT_SECONDS: i64 = 24 * 3600;
 
 impl Tx<'_> {
     /// Stores how an operation stands, and forgets old ones.
@@ -27,13 +23,13 @@ impl Tx<'_> {
                 view.finished_at.map(|at| at.0),
                 json,
             ))?;
-        let oldest = UnixSeconds::now().0 - KEPT_SECONDS;
+        let oldest = UnixSeconds::now().0 - ENDED_KEPT_SECONDS;
         self.connection
             .prepare_cached(
                 "DELETE FROM operations WHERE is_running = 0 AND (finished_at < ?1 OR id NOT IN
-                    (SELECT id FROM operations ORDER BY id DESC LIMIT ?2))",
+                    (SELECT id FROM operations WHERE is_running = 0 ORDER BY id DESC LIMIT ?2))",
             )?
-            .execute((oldest, KEPT))?;
+            .execute((oldest, ENDED_KEPT))?;
         Ok(())
     }
 
@@ -128,13 +124,13 @@ mod tests {
         let (running, old) = (view(None), view(Some(UnixSeconds(1))));
         save(&store, &running).await;
         save(&store, &old).await;
-        let many: Vec<OperationView> = (0..510).map(|_| view(Some(NOW))).collect();
-        let last = many[509].id;
+        let many: Vec<OperationView> = (0..210).map(|_| view(Some(NOW))).collect();
+        let last = many[209].id;
         store
             .write("save", move |tx| many.iter().try_for_each(|view| tx.save_operation(view)))
             .await
             .unwrap();
         let left = interrupted(&store).await;
-        assert_eq!((left.len(), left[0].id, left[500].id), (501, running.id, last));
+        assert_eq!((left.len(), left[0].id, left[200].id), (201, running.id, last));
     }
 }

@@ -116,11 +116,50 @@ impl Read<'_> {
         Ok(found)
     }
 
-    /// Whether a volume bears this number already.
-    pub(crate) fn project_is_taken(&self, project: u32) -> Result<bool, StoreError> {
+    /// The first volumes after one, in the order in which they were made, with who uses each, as many of
+    /// those that `is_wanted` as there may be.
+    pub(crate) fn volumes_after(
+        &self,
+        after: Option<(UnixSeconds, VolumeId)>,
+        limit: usize,
+        is_wanted: impl Fn(&[ContainerId]) -> bool,
+    ) -> Result<Vec<(VolumeRow, Vec<ContainerId>)>, StoreError> {
+        let mut statement = self.connection.prepare_cached(
+            "SELECT id, name, size_bytes, created_at, backend, project,
+                (SELECT group_concat(id, ',') FROM
+                    (SELECT id FROM containers WHERE volume_id = volumes.id ORDER BY id))
+             FROM volumes WHERE ?1 IS NULL OR (created_at, id) > (?1, ?2)
+             ORDER BY created_at, id",
+        )?;
+        let (made_at, id) = after.map(|(made_at, id)| (made_at.0, id.to_string())).unzip();
+        let mut rows = statement.query((made_at, id))?;
+        let mut found = Vec::new();
+        while found.len() < limit
+            && let Some(row) = rows.next()?
+        {
+            let ids = row.get::<_, Option<String>>(6)?.unwrap_or_default();
+            let ids = ids.split(',').filter(|id| !id.is_empty());
+            let used_by = ids.map(container_id).collect::<Result<Vec<_>, _>>()?;
+            if is_wanted(&used_by) {
+                found.push((volume_of(row)?, used_by));
+            }
+        }
+        Ok(found)
+    }
+
+    /// The first of these numbers that no volume bears.
+    pub(crate) fn free_project(
+        &self,
+        candidates: impl IntoIterator<Item = u32>,
+    ) -> Result<Option<u32>, StoreError> {
         let mut statement =
             self.connection.prepare_cached("SELECT 1 FROM volumes WHERE project = ?1")?;
-        Ok(statement.exists([project])?)
+        for number in candidates {
+            if !statement.exists([number])? {
+                return Ok(Some(number));
+            }
+        }
+        Ok(None)
     }
 
     /// Folders to remove that a crash, or a request that went away, has left.
@@ -188,4 +227,59 @@ fn volume_id(text: String) -> Result<VolumeId, StoreError> {
 
 pub(super) fn container_id(text: &str) -> Result<ContainerId, StoreError> {
     ContainerId::parse(text).map_err(|why| StoreError::decode("container id", why))
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::domain::ids::VolumeId;
+    use crate::domain::quota::{Backing, QuotaBackend};
+    use crate::store::testing::{NOW, add_volume, id, new_container, open};
+    use crate::store::volumes::VolumeRow;
+
+    #[tokio::test]
+    async fn volumes_are_listed_in_pages_each_with_who_uses_it() {
+        let (_folder, store) = open();
+        let (mut all, used) = (Vec::new(), add_volume(&store).await);
+        for _ in 0..6 {
+            all.push(add_volume(&store).await);
+        }
+        all.push(used);
+        all.sort_unstable();
+        for name in ["b", "a"] {
+            let new = new_container(name, used, &[]);
+            store
+                .write("test", move |tx| tx.insert_container(&new, NOW, |_| true).map(drop))
+                .await
+                .unwrap();
+        }
+        let (mut seen, mut after) = (Vec::new(), None);
+        loop {
+            let page = store.read("test", move |rx| rx.volumes_after(after, 3, |_| true));
+            let page = page.await.unwrap();
+            let Some((last, _)) = page.last() else { break };
+            after = Some((last.created_at, last.id));
+            seen.extend(page);
+        }
+        assert_eq!(seen.iter().map(|(row, _)| row.id).collect::<Vec<_>>(), all);
+        for (row, used_by) in &seen {
+            let want = if row.id == used { vec![id("a"), id("b")] } else { Vec::new() };
+            assert_eq!(used_by, &want);
+        }
+        let mine = |rx: &crate::store::Read<'_>| rx.volumes_after(None, 3, |by| !by.is_empty());
+        assert_eq!(store.read("test", mine).await.unwrap().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_project_number_that_a_volume_bears_is_passed_over_and_the_search_ends() {
+        let (_folder, store) = open();
+        let backing = Some(Backing { backend: QuotaBackend::Project, project: Some(7) });
+        let id = VolumeId::random();
+        let row = VolumeRow { id, name: None, size_bytes: Some(1), backing, created_at: NOW };
+        store.write("test", move |tx| tx.insert_volume(&row)).await.unwrap();
+        let free = |numbers: &'static [u32]| {
+            store.read("test", move |rx| rx.free_project(numbers.iter().copied()))
+        };
+        assert_eq!(free(&[7, 8, 9]).await.unwrap(), Some(8));
+        assert_eq!(free(&[7, 7]).await.unwrap(), None);
+    }
 }

@@ -3,4 +3,5 @@
 pub(crate) mod atomic_file;
 pub(crate) mod backoff;
 pub(crate) mod chain;
+pub(crate) mod mountinfo;
 pub(crate) mod secret;

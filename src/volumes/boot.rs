@@ -1,4 +1,8 @@
 //! What earlier lives of lightd left: volumes mounted again, repaired, limited again, swept.
+//!
+//! Called by the composition root, [`Volumes::look_over`] before anything else may happen. A volume whose file
+//! system is not mounted yet, or can't be, takes no calls and no container. One failure keeps no other
+//! volume from being taken up.
 
 use futures_util::StreamExt as _;
 
@@ -73,8 +77,7 @@ impl Inner {
                 Err(error) => Err(error.into()),
             },
             QuotaBackend::Project => {
-                let limit_bytes = row.size_bytes.unwrap_or(0);
-                self.files.limit_project(id, backing, limit_bytes).await.map_err(Into::into)
+                self.files.limit_project(id, backing, row.size_bytes).await.map_err(Into::into)
             }
         };
         if let Err(error) = taken_up {

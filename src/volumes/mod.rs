@@ -13,7 +13,7 @@ mod boot;
 mod rounds;
 mod snapshots;
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use tokio::sync::{Mutex, watch};
@@ -26,7 +26,7 @@ use crate::domain::quota::{Backing, QuotaBackend};
 use crate::domain::units::UnixSeconds;
 use crate::files::backing::project;
 use crate::files::claims::Work;
-use crate::files::{FileError, Files};
+use crate::files::{FileError, Files, Lane};
 use crate::store::volumes::VolumeRow;
 use crate::store::{Store, StoreError};
 use crate::supervisor::Registry;
@@ -74,7 +74,7 @@ struct Inner {
     settings: watch::Receiver<VolumeSettings>,
     tasks: TaskTracker,
     /// The backends that were tried, and work. One that does not is tried again when it is asked for.
-    working: Mutex<HashMap<QuotaBackend, ()>>,
+    working: Mutex<HashSet<QuotaBackend>>,
 }
 
 impl Volumes {
@@ -176,18 +176,17 @@ impl Inner {
         let backend = self.backend().await?;
         let mut backing = Backing::new(backend);
         if backend == QuotaBackend::Project {
-            let free = self.store.read("find a project number", move |rx| {
-                for attempt in 0.. {
-                    let number = project::number_for(volume, attempt);
-                    if !rx.project_is_taken(number)? {
-                        return Ok(Some(number));
-                    }
-                }
-                Ok(None)
-            });
-            backing.project = free.await?;
+            backing.project = Some(self.free_project(volume).await?);
         }
         Ok(backing)
+    }
+
+    /// A project number that no volume bears; where it begins to look, `seed` says.
+    async fn free_project(&self, seed: VolumeId) -> Result<u32, VolumesError> {
+        let find = move |rx: &crate::store::Read<'_>| rx.free_project(project::numbers_for(seed));
+        let free = self.store.read("find a project number", find).await?;
+        let backend = QuotaBackend::Project.as_str();
+        Ok(free.ok_or(FileError::BackendUnusable { backend })?)
     }
 
     /// The configured backend, if it works. None stands in for another: what is called a limit by the
@@ -210,13 +209,13 @@ impl Inner {
 
     async fn works(&self, backend: QuotaBackend) -> bool {
         let mut working = self.working.lock().await;
-        if working.contains_key(&backend) {
+        if working.contains(&backend) {
             return true;
         }
         match self.files.probe(backend).await {
             Ok(()) => {
                 tracing::info!(backend = backend.as_str(), "the quota backend works");
-                working.insert(backend, ());
+                working.insert(backend);
                 true
             }
             Err(error) => {
@@ -251,7 +250,7 @@ impl Inner {
                 }
                 (QuotaBackend::Project, size) => {
                     self.check_use(id, size.unwrap_or(u64::MAX)).await?;
-                    self.files.limit_project(id, backing, size.unwrap_or(0)).await?;
+                    self.files.limit_project(id, backing, size).await?;
                     Some(backing)
                 }
             },
@@ -271,14 +270,15 @@ impl Inner {
                 self.check_use(id, size_bytes).await?;
                 // What a workload makes while the folder is gone through might not be counted.
                 let _claim = self.claim_at_rest(id, Work::Resize).await?;
-                self.files.limit_project(id, backing, size_bytes).await?;
+                self.files.limit_project(id, backing, Some(size_bytes)).await?;
             }
         }
         Ok(backing)
     }
 
     async fn check_use(&self, id: VolumeId, size_bytes: u64) -> Result<(), FileError> {
-        let used = self.files.run(id, |volume| volume.usage(None)).await?;
+        // The first look at a volume goes through all of it.
+        let used = self.files.run_in(Lane::Scan, id, |volume| volume.usage(None)).await?;
         if used.used_bytes > size_bytes { Err(FileError::BelowUse) } else { Ok(()) }
     }
 

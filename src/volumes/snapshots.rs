@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::{Inner, Volumes, VolumesError};
@@ -26,6 +27,8 @@ use crate::util::chain::Chain;
 
 /// How long a workload may take to stand still.
 const STANDS_WITHIN: Duration = Duration::from_secs(30);
+/// How long an owner task that takes no wishes is asked again to let its workload go on.
+const THAWS_WITHIN: Duration = Duration::from_secs(60);
 /// After a wish that found a full mailbox.
 const AGAIN: Duration = Duration::from_millis(100);
 
@@ -115,13 +118,22 @@ impl Inner {
         if let Some(limit_bytes) = row.size_bytes.filter(|size| *size < snapshot.bytes) {
             return Err(FileError::QuotaExceeded { limit_bytes }.into());
         }
+        let new_project = match row.backing.and_then(|backing| backing.project) {
+            Some(_) => Some(self.free_project(VolumeId::random()).await?),
+            None => None,
+        };
         let restore = Restore {
             snapshot: snapshot.id,
+            new_project,
             expected: Tally { bytes: snapshot.bytes, entries: snapshot.entries },
             backing: row.backing,
             size_bytes: row.size_bytes,
         };
-        let work = move |progress| async move { self.restore(claim, restore, progress).await };
+        let work = move |progress: Progress| async move {
+            self.restore(claim, restore, progress.clone()).await?;
+            progress.set_result(result(&snapshot.name, restore.expected));
+            Ok(())
+        };
         Ok(operations.start(OperationKind::Restore, volume, work).await?)
     }
 
@@ -143,7 +155,7 @@ impl Inner {
         let mut frozen = Vec::new();
         let stands = if row.paused { self.freeze(volume, &mut frozen).await } else { Ok(()) };
         let copied = match stands {
-            Ok(()) => self.files.copy_for_snapshot(volume, id, progress).await,
+            Ok(()) => self.files.copy_for_snapshot(volume, id, progress.clone()).await,
             Err(error) => Err(error),
         };
         // Whoever was stopped or killed meanwhile went on writing first.
@@ -157,17 +169,18 @@ impl Inner {
         } else {
             Err(FileError::Disturbed)
         };
-        if kept.is_err() {
-            self.files.drop_copy(volume, id).await?;
+        if let Err(error) = kept {
+            still_there(volume, self.files.drop_copy(volume, id).await);
+            return Err(error);
         }
-        kept?;
         let finish = self.store.write("finish a snapshot", move |tx| {
             tx.finish_snapshot(id, tally.bytes, tally.entries)
         });
         if let Err(error) = finish.await {
-            self.files.remove_snapshot(volume, id).await?;
+            still_there(volume, self.files.remove_snapshot(volume, id).await);
             return Err(FileError::Store { source: Box::new(error) });
         }
+        progress.set_result(result(&row.name, tally));
         Ok(())
     }
 
@@ -210,13 +223,17 @@ impl Inner {
         progress: Progress,
     ) -> Result<(), FileError> {
         let volume = claim.volume();
-        let (_claim, project) = self.files.restore(claim, restore, progress).await?;
-        let Some(project) = project else { return Ok(()) };
+        let _claim = self.files.restore(claim, restore, progress).await?;
+        let Some(project) = restore.new_project else { return Ok(()) };
         let backing = restore.backing.map(|old| Backing { project: Some(project), ..old });
         let store =
             move |tx: &crate::store::Tx<'_>| tx.resize_volume(volume, restore.size_bytes, backing);
-        let stored = self.store.write("store a volume's project", store).await;
-        stored.map_err(|error| FileError::Store { source: Box::new(error) })
+        if let Err(error) = self.store.write("store a volume's project", store).await {
+            // The volume is the snapshot all the same. Whoever next sets its limit, at the latest the
+            // next start, gives it the number that is stored.
+            tracing::warn!(%volume, error = %Chain(&error), "a volume's new project is not stored");
+        }
+        Ok(())
     }
 
     async fn forget_snapshot(&self, id: Uuid) {
@@ -228,11 +245,24 @@ impl Inner {
     }
 }
 
+/// What the operation says that it was about.
+fn result(name: &str, Tally { bytes, entries }: Tally) -> serde_json::Value {
+    serde_json::json!({"name": name, "size": bytes, "entries": entries})
+}
+
+/// What could not be taken away again; why it had to be is what the caller is told.
+fn still_there(volume: VolumeId, removed: Result<(), FileError>) {
+    if let Err(error) = removed {
+        tracing::warn!(%volume, error = %Chain(&error), "a snapshot that is none stays behind until the next start");
+    }
+}
+
 /// Lets a workload go on. The wish is stored by its owner, who sees to the rest.
 async fn thaw(handle: &ContainerHandle) {
+    let end = Instant::now() + THAWS_WITHIN;
     loop {
         match handle.send(Request::Command(Command::Thaw)).await {
-            Err(Refusal::Busy) => tokio::time::sleep(AGAIN).await,
+            Err(Refusal::Busy) if Instant::now() < end => tokio::time::sleep(AGAIN).await,
             Ok(_) | Err(Refusal::Gone | Refusal::Denied(_)) => return,
             Err(refusal) => {
                 tracing::error!(container.id = %handle.id(), error = %Chain(&refusal), "a workload stands still until the next start of lightd");

@@ -71,6 +71,35 @@ impl Findings {
     }
 }
 
+/// Every code that an answer may have, as the sources write it.
+#[test]
+fn the_table_of_codes_has_every_code_of_the_source() {
+    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    let readme = std::fs::read_to_string(root.join("README.md")).expect("a readable file");
+    let (_, table) = readme.split_once("\n## Codes\n").expect("a table of codes");
+    let (table, _) = table.split_once("\n## ").expect("an end of it");
+    let made = "(?:malformed|conflict|unavailable|forbidden|too_many|coded)\\(\\s*\"([a-z_]+)\"";
+    let made = regex::Regex::new(&format!("{made}|StatusCode::[A-Z_]+,\\s*\"([a-z_]+)\""))
+        .expect("a regex");
+    let mapped = regex::Regex::new("=> \"([a-z_]+)\",").expect("a regex");
+    let mut files = rust_files(&root.join("src/api"));
+    files.retain(|file| !file.starts_with(root.join("src/api/tests")));
+    files.push(root.join("src/files/error.rs"));
+    let mut codes = BTreeSet::new();
+    for file in &files {
+        let text = std::fs::read_to_string(file).expect("a readable file");
+        let patterns = if file.ends_with("error.rs") { vec![&made, &mapped] } else { vec![&made] };
+        for found in patterns.into_iter().flat_map(|pattern| pattern.captures_iter(&text)) {
+            codes.extend(found.iter().skip(1).flatten().map(|code| code.as_str().to_owned()));
+        }
+    }
+    // Fields of a request, in a match as codes are.
+    codes.retain(|code| !["ip", "port", "count", "reserve"].contains(&code.as_str()));
+    assert!(codes.len() > 60, "{codes:?}");
+    codes.retain(|code| !table.contains(&format!("`{code}`")));
+    assert!(codes.is_empty(), "not in the README's table: {codes:?}");
+}
+
 #[test]
 fn modules_import_only_what_stands_below_them() {
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("src");

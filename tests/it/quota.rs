@@ -1,6 +1,6 @@
 //! Volumes with a size: what a workload may write, what lightd may, and what a crash leaves of them.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -11,6 +11,7 @@ use crate::support::SOON;
 use crate::support::client::answer;
 use crate::support::process::Daemon;
 use crate::support::wait::eventually;
+use crate::volumes::folder;
 
 const MIB: u64 = 1 << 20;
 
@@ -23,10 +24,6 @@ async fn volume(daemon: &Daemon, mb: u64) -> String {
     let made = daemon.client().post("/volumes", json!({"size": mb})).await.is(201);
     assert_eq!(made["size"], mb * MIB);
     made["id"].as_str().expect("an id").to_owned()
-}
-
-fn folder(daemon: &Daemon, volume: &str) -> PathBuf {
-    daemon.data_path().join("volumes").join(volume)
 }
 
 fn is_mounted(folder: &Path) -> bool {
@@ -205,7 +202,7 @@ async fn a_resize_cut_off_at_any_moment_leaves_one_of_both_sizes_and_every_file(
             let file = at.join(format!("folder-{index}/file"));
             assert!(std::fs::read(file).expect("read") == content, "{delay_ms} ms: {index}");
         }
-        resized(&daemon, &volume, if size == 32 { 32 } else { 64 }).await;
+        resized(&daemon, &volume, size).await;
     }
     daemon.close().await;
 }

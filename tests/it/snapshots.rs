@@ -10,10 +10,7 @@ use serde_json::{Value, json};
 use crate::support::SOON;
 use crate::support::process::Daemon;
 use crate::support::wait::eventually;
-
-fn folder(daemon: &Daemon, volume: &str) -> PathBuf {
-    daemon.data_path().join("volumes").join(volume)
-}
+use crate::volumes::{self, folder};
 
 async fn volume(daemon: &Daemon, body: Value) -> String {
     let made = daemon.client().post("/volumes", body).await.is(201);
@@ -69,12 +66,7 @@ async fn restore(daemon: &Daemon, volume: &str, name: &str) -> Value {
 }
 
 async fn ended(daemon: &Daemon, operation: &Value) -> Value {
-    let path = format!("/operations/{}", operation["operation_id"].as_str().expect("an id"));
-    eventually("the operation ends", SOON, async || {
-        let seen = daemon.client().get(&path).await.is(200);
-        if seen["state"] == "running" { Err(seen) } else { Ok(seen) }
-    })
-    .await
+    volumes::ended(&daemon.client(), operation).await
 }
 
 async fn names(daemon: &Daemon, volume: &str) -> Vec<String> {
@@ -124,6 +116,8 @@ async fn a_snapshot_is_taken_listed_restored_and_deleted_on_each_backend() {
         let bytes: usize = old.values().flatten().map(Vec::len).sum();
         assert_eq!((&shown["size"], &shown["paused"]), (&json!(bytes), &json!(false)));
         assert_eq!(shown["entries"], json!(old.len()));
+        let made = json!({"name": "first", "size": bytes, "entries": old.len()});
+        assert_eq!(done["result"], made);
         client.post(&uri, json!({"name": "first"})).await.refused(409, "snapshot_exists");
         client.post(&uri, json!({"name": "../up"})).await.names_field("name");
         client.post(&uri, json!({"name": "second"})).await.is(202);
@@ -140,6 +134,7 @@ async fn a_snapshot_is_taken_listed_restored_and_deleted_on_each_backend() {
         fill(&at, "new");
         let done = restore(&daemon, &id, "first").await;
         assert_eq!((&done["state"], &done["error"]), (&json!("done"), &Value::Null), "{done}");
+        assert_eq!(done["result"], made);
         assert!(tree(&at) == old, "{backend}: it is not what it was");
         let held = client.get(&format!("/volumes/{id}/quota")).await.is(200);
         assert_eq!(held["backend"], backend);

@@ -93,13 +93,22 @@ impl Volume {
 
     /// Waits until an operation has ended, and returns how.
     pub(crate) async fn ended(&self, operation: &Value) -> Value {
-        let uri = format!("/operations/{}", operation["operation_id"].as_str().expect("an id"));
-        eventually("the operation ends", SOON, async || {
-            let seen = self.client.get(&uri).await.is(200);
-            if seen["state"] == "running" { Err(seen) } else { Ok(seen) }
-        })
-        .await
+        ended(&self.client, operation).await
     }
+}
+
+pub(crate) async fn ended(client: &Client, operation: &Value) -> Value {
+    let uri = format!("/operations/{}", operation["operation_id"].as_str().expect("an id"));
+    eventually("the operation ends", SOON, async || {
+        let seen = client.get(&uri).await.is(200);
+        if seen["state"] == "running" { Err(seen) } else { Ok(seen) }
+    })
+    .await
+}
+
+/// Where a volume lies on the node.
+pub(crate) fn folder(daemon: &Daemon, volume: &str) -> PathBuf {
+    daemon.data_path().join("volumes").join(volume)
 }
 
 pub(crate) fn header<'a>(answer: &'a Answer, name: &str) -> &'a str {
@@ -117,7 +126,16 @@ async fn a_volume_is_made_with_any_body_shown_resized_and_deleted() {
     let volume = Volume::new(&daemon, json!({"size": 8, "name": "world"})).await;
     let shown = client.get(&format!("/volumes/{}", volume.id)).await.is(200);
     assert_eq!((&shown["size"], &shown["name"]), (&json!(8 << 20), &json!("world")));
-    assert_eq!(client.get("/volumes").await.is(200)["volumes"].as_array().map(Vec::len), Some(3));
+    let all = client.get("/volumes").await.is(200);
+    assert_eq!(all["volumes"].as_array().map(Vec::len), Some(3));
+    let first = client.get("/volumes?limit=2").await.is(200);
+    let cursor = first["next_cursor"].as_str().expect("there is more");
+    let rest = client.get(&format!("/volumes?limit=2&cursor={cursor}")).await.is(200);
+    assert_eq!((&all["next_cursor"], &rest["next_cursor"]), (&Value::Null, &Value::Null));
+    let pages = [&first, &rest].map(|page| page["volumes"].as_array().expect("a list").clone());
+    assert_eq!(json!(pages.concat()), all["volumes"]);
+    client.get("/volumes?limit=0").await.names_field("?limit");
+    client.get("/volumes?cursor=x").await.refused(400, "invalid_cursor");
     for (body, field) in [
         (json!({"size": 0}), "size"),
         (json!({"size": -1}), "size"),
@@ -136,7 +154,9 @@ async fn a_volume_is_made_with_any_body_shown_resized_and_deleted() {
     assert!(!volume.folder.exists());
     client.delete(&uri).await.refused(404, "not_found");
     volume.get("files").await.refused(404, "not_found");
-    client.get("/volumes/nonsense").await.refused(400, "invalid_parameter");
+    let nonsense = client.get("/volumes/nonsense").await;
+    assert!(!nonsense.text.contains("parsing"), "a library's words: {}", nonsense.text);
+    nonsense.refused(400, "invalid_parameter");
     daemon.close().await;
 }
 
@@ -291,6 +311,9 @@ async fn content_is_read_in_ranges_and_replaced_only_if_it_is_what_was_seen() {
     replaced.is(200);
     volume.put(path, "newer", &[("if-match", &first)]).await.refused(412, "precondition_failed");
     volume.put("none", "x", &[("if-match", "*")]).await.refused(412, "precondition_failed");
+    let there = volume.put(path, "newer", &[("if-none-match", "*")]).await;
+    assert!(there.text.contains("exists"), "{}", there.text);
+    there.refused(412, "precondition_failed");
     let stale = volume.read(path, &[("range", "bytes=0-0"), ("if-range", &first)]).await;
     assert_eq!((stale.status, stale.text.as_str()), (200, "new"));
     volume.read("a", &[]).await.refused(400, "not_a_file");
@@ -524,7 +547,9 @@ async fn background_work_is_watched_on_the_socket_and_can_be_cancelled() {
             && frame["operation_id"] == started["operation_id"]
             && frame["state"] == "done"
     });
-    assert_eq!(done.await["done_bytes"], 1 << 20);
+    let done = done.await;
+    assert_eq!(done["done_bytes"], 1 << 20);
+    assert_eq!(done["result"], json!({"source": "data", "destination": "copy"}));
     volume.post("copy", copy).await.refused(409, "already_exists");
 
     // Random enough to keep the slowest format busy until it is told to stop.
@@ -536,10 +561,23 @@ async fn background_work_is_watched_on_the_socket_and_can_be_cancelled() {
     let cancelled = volume.client.delete(&uri).await.is(200);
     assert_eq!(cancelled["state"], "cancelled", "{cancelled}");
     assert_eq!(volume.names("").await, ["copy", "data", "noise"]);
+    let pack = json!({"format": "zip", "output_name": "a", "paths": ["data"], "background": true});
+    let packed = volume.ended(&volume.post("compress", pack).await.is(202)).await;
+    let size = std::fs::metadata(volume.folder.join("a.zip")).expect("stat").len();
+    let made = json!({"archive_path": "a.zip", "size": size, "entries": 1, "skipped": 0});
+    assert_eq!(packed["result"], made);
+    let unpack = json!({"archive_path": "a.zip", "destination": "b", "background": true});
+    let unpacked = volume.ended(&volume.post("decompress", unpack).await.is(202)).await;
+    assert_eq!(unpacked["result"], json!({"destination": "b", "entries": 1, "skipped": 0}));
+    let delete = volume.delete(json!({"paths": ["a.zip", "b"], "background": true})).await.is(202);
+    assert_eq!(volume.ended(&delete).await["result"], json!({"deleted": 2}));
+    let rar = volume.post("compress", json!({"format": "rar", "output_name": "a"})).await;
+    assert!(!rar.text.contains("variant"), "a library's words: {}", rar.text);
+    rar.names_field("format");
     let left: Vec<_> = std::fs::read_dir(&volume.folder).expect("list").flatten().collect();
     assert_eq!(left.len(), 3, "{left:?}");
     let listed = volume.client.get("/operations").await.is(200);
-    assert_eq!(listed["operations"].as_array().map(Vec::len), Some(2));
+    assert_eq!(listed["operations"].as_array().map(Vec::len), Some(5));
     volume.client.get("/operations/none").await.refused(404, "not_found");
     daemon.close().await;
 }

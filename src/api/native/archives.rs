@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::files::{entry_paths, must_be_free, must_exist};
 use super::listing::{kind_name, octal};
-use super::operations::{CancelOnDrop, Job};
+use super::operations::{CancelOnDrop, Job, Told};
 use super::volumes::{entry_path, folder_path, made, page_limit, reach};
 use crate::api::auth::Auth;
 use crate::api::error::ApiError;
@@ -21,8 +21,8 @@ use crate::domain::path::RelPath;
 use crate::domain::units::UnixSeconds;
 use crate::files::archive::ArchiveFormat;
 use crate::files::archive::list::ArchiveEntry;
-use crate::files::archive::pack::PackRequest;
-use crate::files::archive::unpack::UnpackRequest;
+use crate::files::archive::pack::{PackRequest, Packed};
+use crate::files::archive::unpack::{UnpackRequest, Unpacked};
 use crate::files::listing::Page;
 use crate::files::operation::OperationKind;
 use crate::files::{Progress, Volume};
@@ -44,7 +44,7 @@ struct CompressBody {
     /// What to pack; nothing named is everything.
     #[serde(default)]
     paths: Vec<String>,
-    /// Patterns as in a `.gitignore`.
+    /// Patterns of what to leave out: `*`, `?` and `**`, and no exceptions.
     #[serde(default)]
     ignore: Vec<String>,
     level: Option<u32>,
@@ -56,12 +56,6 @@ struct CompressBody {
 
 impl CompressBody {
     fn read(&self) -> Result<PackRequest, ApiError> {
-        let (levels, format) = (self.format.levels(), self.format.as_str());
-        if self.level.is_some_and(|level| !levels.contains(&level)) {
-            let (fast, small) = levels.into_inner();
-            let message = format!("must be between {fast} (fast) and {small} (small) for {format}");
-            return Err(ApiError::field("level", message));
-        }
         let output = entry_path("output_name", &self.output_name)?;
         Ok(PackRequest {
             format: self.format,
@@ -69,10 +63,26 @@ impl CompressBody {
             paths: entry_paths("paths", &self.paths)?,
             base: RelPath::root(),
             ignore: self.ignore.clone(),
-            level: self.level,
+            level: level_of(self.format, self.level, "level")?,
             overwrite: self.overwrite,
         })
     }
+}
+
+/// The level that is asked for, or the format's own.
+pub(super) fn level_of(
+    format: ArchiveFormat,
+    asked: Option<u32>,
+    field: &str,
+) -> Result<u32, ApiError> {
+    let (levels, level) = (format.levels(), asked.unwrap_or_else(|| format.default_level()));
+    if levels.contains(&level) {
+        return Ok(level);
+    }
+    let (fast, small) = levels.into_inner();
+    let format = format.as_str();
+    let message = format!("must be between {fast} (fast) and {small} (small) for {format}");
+    Err(ApiError::field(field, message))
 }
 
 /// Adds the format's ending to a name that has not got it; short ones such as `.tgz` are as good.
@@ -86,7 +96,6 @@ fn with_ending(output: RelPath, format: ArchiveFormat) -> Result<RelPath, ApiErr
 
 #[derive(Debug, Serialize)]
 struct PackedView {
-    message: &'static str,
     archive_path: RelPath,
     size: u64,
     entries: u64,
@@ -100,28 +109,24 @@ async fn compress(
     Path(id): Path<VolumeId>,
     Json(body): Json<CompressBody>,
 ) -> Result<Response, ApiError> {
-    let row = reach(&auth, &state, id, Permission::FilesWrite).await?;
+    let reached = reach(&auth, &state, id, Permission::FilesWrite).await?;
     let request = body.read()?;
-    let job = Job { state: &state, volume: &row, kind: OperationKind::Compress };
+    let job = Job { state: &state, volume: &reached, kind: OperationKind::Compress };
+    let checked = request.clone();
+    let work = move |volume: &Volume, progress: &Progress| {
+        let Packed { size, entries, skipped, is_new } = volume.pack(&request, progress)?;
+        Ok((is_new, PackedView { archive_path: request.output, size, entries, skipped }))
+    };
     if body.background {
-        let checked = request.clone();
         let check = move |volume: &Volume| {
             must_be_free(volume, &checked.output, checked.overwrite)?;
             checked.paths.iter().try_for_each(|path| must_exist(volume, path))
         };
         state.files.run(id, check).await?;
-        return job.start(move |volume, progress| volume.pack(&request, progress)).await;
+        return job.start(move |volume, progress| Ok(work(volume, progress)?.1)).await;
     }
-    let archive_path = request.output.clone();
-    let packed = job.run(move |volume, progress| volume.pack(&request, progress)).await?;
-    let view = PackedView {
-        message: "Archive created",
-        archive_path,
-        size: packed.size,
-        entries: packed.entries,
-        skipped: packed.skipped,
-    };
-    Ok((made(packed.is_new), JsonAnswer(view)).into_response())
+    let (is_new, result) = job.run(work).await?;
+    Ok((made(is_new), JsonAnswer(Told { message: "Archive created", result })).into_response())
 }
 
 #[derive(Debug, Deserialize)]
@@ -164,7 +169,6 @@ const MAX_WANTED: usize = 1000;
 
 #[derive(Debug, Serialize)]
 struct UnpackedView {
-    message: &'static str,
     destination: RelPath,
     entries: u64,
     /// Devices and FIFOs, and links that lead outside, which were left out.
@@ -177,22 +181,20 @@ async fn decompress(
     Path(id): Path<VolumeId>,
     Json(body): Json<DecompressBody>,
 ) -> Result<Response, ApiError> {
-    let row = reach(&auth, &state, id, Permission::FilesWrite).await?;
+    let reached = reach(&auth, &state, id, Permission::FilesWrite).await?;
     let request = body.read()?;
-    let (archive, destination) = (request.archive.clone(), request.destination.clone());
-    let job = Job { state: &state, volume: &row, kind: OperationKind::Decompress };
-    let work = move |volume: &Volume, progress: &Progress| volume.unpack(&request, progress);
+    let archive = request.archive.clone();
+    let job = Job { state: &state, volume: &reached, kind: OperationKind::Decompress };
+    let work = move |volume: &Volume, progress: &Progress| {
+        let Unpacked { entries, skipped } = volume.unpack(&request, progress)?;
+        Ok(UnpackedView { destination: request.destination, entries, skipped })
+    };
     if body.background {
         state.files.run(id, move |volume| volume.open_read(&archive).map(drop)).await?;
         return job.start(work).await;
     }
-    let unpacked = job.run(work).await?;
-    let view = UnpackedView {
-        message: "Archive extracted",
-        destination,
-        entries: unpacked.entries,
-        skipped: unpacked.skipped,
-    };
+    let result = job.run(work).await?;
+    let view = Told { message: "Archive extracted", result };
     Ok((StatusCode::CREATED, JsonAnswer(view)).into_response())
 }
 

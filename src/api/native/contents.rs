@@ -22,7 +22,7 @@ use tokio::time::Instant;
 use tokio_util::io::ReaderStream;
 
 use super::content_headers::{Tags, attachment, range_of};
-use super::files::{size_now, written_answer};
+use super::files::written_answer;
 use super::volumes::{entry_path, reach};
 use crate::api::auth::Auth;
 use crate::api::error::ApiError;
@@ -144,7 +144,7 @@ async fn write(
     Query(query): Query<WriteQuery>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let row = reach(&auth, &state, id, Permission::FilesWrite).await?;
+    let reached = reach(&auth, &state, id, Permission::FilesWrite).await?;
     let path = entry_path("?path", &query.path)?;
     let tags = request.headers().get(header::IF_MATCH).map(Tags::read);
     let unless = request.headers().get(header::IF_NONE_MATCH).map(Tags::read);
@@ -152,16 +152,17 @@ async fn write(
     let announced = announced.and_then(|length| length.to_str().ok()?.parse().ok()).unwrap_or(0);
     let (sender, mut incoming) = bridge(Progress::default(), Begin::of(request.headers()));
     let target = path.clone();
+    let limit_bytes = reached.limit_bytes();
     let work = move |volume: &Volume| {
         let progress = incoming.progress.clone();
-        volume.hold_to(row.size_bytes, size_now(volume, &target), &progress)?;
+        volume.hold_to(limit_bytes, volume.replaced_bytes(&target), &progress)?;
         progress.has_room_for(announced)?;
         let create_only = unless_match(volume, &target, unless)?;
         let mode = WriteMode { create_only, if_match: if_match(volume, &target, tags)? };
         match volume.write_atomic(&target, &mut incoming, &mode) {
             // As a condition of the request, this has a status of its own.
             Err(FileError::AlreadyExists { path }) if create_only => {
-                Err(FileError::PreconditionFailed { path })
+                Err(FileError::PreconditionFailed { path, how: "exists already" })
             }
             outcome => outcome,
         }
@@ -184,7 +185,8 @@ fn unless_match(volume: &Volume, path: &RelPath, tags: Option<Tags>) -> Result<b
         Some(Tags::Any) => Ok(true),
         Some(tags) => match volume.stat(path) {
             Ok(stat) if tags.hold_weakly(&stat.etag) => {
-                Err(FileError::PreconditionFailed { path: path.to_string() })
+                let (path, how) = (path.to_string(), "has a tag that it must not have");
+                Err(FileError::PreconditionFailed { path, how })
             }
             _ => Ok(false),
         },
@@ -198,7 +200,7 @@ fn if_match(
     tags: Option<Tags>,
 ) -> Result<Option<String>, FileError> {
     let Some(tags) = tags else { return Ok(None) };
-    let changed = || FileError::PreconditionFailed { path: path.to_string() };
+    let changed = || FileError::changed(path);
     let stat = match volume.stat(path) {
         Err(FileError::NotFound { .. }) => return Err(changed()),
         stat => stat?,

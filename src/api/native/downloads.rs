@@ -18,12 +18,10 @@ use axum::routing::get;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt as _, Stream, StreamExt as _};
-use serde::Deserialize as _;
-use serde::de::IntoDeserializer as _;
-use serde::de::value::{Error as ValueError, StrDeserializer};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
+use super::archives::level_of;
 use super::content_headers::attachment;
 use super::files::must_exist;
 use super::operations::CancelOnDrop;
@@ -56,44 +54,40 @@ struct DownloadQuery {
     path: RelPath,
     paths: Vec<RelPath>,
     format: ArchiveFormat,
-    level: Option<u32>,
+    level: u32,
 }
 
 impl DownloadQuery {
     fn read(query: &str) -> Result<Self, ApiError> {
-        let mut read = Self {
-            path: RelPath::root(),
-            paths: Vec::new(),
-            format: ArchiveFormat::Zip,
-            level: None,
-        };
+        let (mut path, mut paths) = (RelPath::root(), Vec::new());
+        let (mut format, mut level) = (ArchiveFormat::Zip, None);
         utf8_query(query)?;
         for (name, value) in url::form_urlencoded::parse(query.as_bytes()) {
             match &*name {
-                "path" => read.path = folder_path("?path", &value)?,
-                "paths" if read.paths.len() >= MAX_PATHS => {
+                "path" => path = folder_path("?path", &value)?,
+                "paths" if paths.len() >= MAX_PATHS => {
                     let message = format!("may stand there at most {MAX_PATHS} times");
                     return Err(ApiError::field("?paths", message));
                 }
                 "paths" => {
                     let path = RelPath::parse_non_empty(&value);
-                    read.paths.push(path.map_err(|why| ApiError::invalid_path("?paths", &why))?);
+                    paths.push(path.map_err(|why| ApiError::invalid_path("?paths", &why))?);
                 }
                 "format" => {
-                    let text: StrDeserializer<'_, ValueError> = (&*value).into_deserializer();
-                    read.format = ArchiveFormat::deserialize(text)
-                        .map_err(|why| ApiError::field("?format", why.to_string()))?;
+                    let known = ArchiveFormat::parse(&value);
+                    format = known.map_err(|message| ApiError::field("?format", message))?;
                 }
                 "level" => {
-                    let level = value.parse().ok().filter(|level| *level <= 19);
-                    let message = "must be a level that the format knows";
-                    read.level = Some(level.ok_or_else(|| ApiError::field("?level", message))?);
+                    let number = value.parse::<u32>();
+                    let message = "must be a number";
+                    level = Some(number.map_err(|_| ApiError::field("?level", message))?);
                 }
-                // Unknown ones are passed over, as everywhere.
+                // Unknown ones are passed over, as in every query.
                 _ => {}
             }
         }
-        Ok(read)
+        let level = level_of(format, level, "?level")?;
+        Ok(Self { path, paths, format, level })
     }
 
     /// What to pack, and what the archive is called. A file alone is packed as the one thing in its
@@ -107,8 +101,8 @@ impl DownloadQuery {
         let named = |path: &RelPath| path.names().next_back().map(str::to_owned);
         let name = if paths.len() == 1 { named(&paths[0]) } else { named(&path) };
         let name = name.unwrap_or_else(|| id.to_string());
-        let below = |name: &RelPath| RelPath::parse_non_empty(&format!("{path}/{name}"));
-        let full: Vec<RelPath> = paths.iter().map(below).collect::<Result<_, _>>()?;
+        let full = paths.iter().map(|name| path.join(name));
+        let full = full.collect::<Result<Vec<RelPath>, _>>()?;
         full.iter().try_for_each(|path| must_exist(volume, path))?;
         let is_folder = volume.stat(&path)?.kind == Kind::Directory;
         let (base, paths) = match path.split_last() {
@@ -229,11 +223,14 @@ mod tests {
         let all = read("path=/w%20x/&paths=a&paths=b%2Fc&format=tar.gz&level=3&other=1").unwrap();
         let paths: Vec<&str> = all.paths.iter().map(RelPath::as_str).collect();
         assert_eq!((all.path.as_str(), paths), ("w x", vec!["a", "b/c"]));
-        assert_eq!((all.format, all.level), (ArchiveFormat::TarGz, Some(3)));
+        assert_eq!((all.format, all.level), (ArchiveFormat::TarGz, 3));
         assert_eq!(read("").unwrap().format, ArchiveFormat::Zip);
         for (bad, code) in [
             ("format=rar", "invalid"),
             ("level=x", "invalid"),
+            ("level=10", "invalid"),
+            ("format=tar.bz2&level=0", "invalid"),
+            ("level=20&format=tar.zst", "invalid"),
             ("path=..", "invalid_path"),
             ("paths=", "invalid_path"),
             ("paths=../x", "invalid_path"),

@@ -11,7 +11,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 
 use super::listing::octal;
-use super::operations::Job;
+use super::operations::{Job, Told};
 use super::volumes::{entry_path, made, reach};
 use crate::api::auth::Auth;
 use crate::api::error::ApiError;
@@ -22,8 +22,7 @@ use crate::domain::ids::VolumeId;
 use crate::domain::path::RelPath;
 use crate::files::content::{WriteMode, Written};
 use crate::files::operation::OperationKind;
-use crate::files::volume::Kind;
-use crate::files::{FileError, Progress, Volume};
+use crate::files::{FileError, Lane, Progress, Volume};
 
 pub(super) fn routes() -> Router<AppState> {
     Router::new()
@@ -95,23 +94,19 @@ async fn write(
     Path(id): Path<VolumeId>,
     Json(body): Json<WriteBody>,
 ) -> Result<Response, ApiError> {
-    let row = reach(&auth, &state, id, Permission::FilesWrite).await?;
+    let reached = reach(&auth, &state, id, Permission::FilesWrite).await?;
     let path = entry_path("path", &body.path)?;
     let mode = WriteMode { create_only: body.create_only, if_match: None };
-    let (target, content) = (path.clone(), body.content()?);
+    let (target, content, limit_bytes) = (path.clone(), body.content()?, reached.limit_bytes());
     let work = move |volume: &Volume| {
         let progress = Progress::default();
-        volume.hold_to(row.size_bytes, size_now(volume, &target), &progress)?;
+        volume.hold_to(limit_bytes, volume.replaced_bytes(&target), &progress)?;
         progress.spend(content.len() as u64)?;
         volume.write_atomic(&target, &mut content.as_slice(), &mode)
     };
-    let written = state.files.run(id, work).await?;
+    // What may be written is counted, which may go through all that is there.
+    let written = state.files.run_in(Lane::Transfer, id, work).await?;
     Ok(written_answer(path, &written))
-}
-
-/// What a file takes that is about to be replaced.
-pub(super) fn size_now(volume: &Volume, path: &RelPath) -> u64 {
-    volume.stat(path).map_or(0, |stat| if stat.kind == Kind::File { stat.size } else { 0 })
 }
 
 #[derive(Debug, Deserialize)]
@@ -156,7 +151,6 @@ struct RenameBody {
 
 #[derive(Debug, Serialize)]
 struct MovedView {
-    message: &'static str,
     source: RelPath,
     destination: RelPath,
 }
@@ -166,13 +160,14 @@ async fn rename(
     State(state): State<AppState>,
     Path(id): Path<VolumeId>,
     Json(body): Json<RenameBody>,
-) -> Result<JsonAnswer<MovedView>, ApiError> {
+) -> Result<JsonAnswer<Told<MovedView>>, ApiError> {
     reach(&auth, &state, id, Permission::FilesWrite).await?;
     let source = entry_path("source", &body.source)?;
     let destination = entry_path("destination", &body.destination)?;
     let (from, to) = (source.clone(), destination.clone());
     state.files.run(id, move |volume| volume.rename(&from, &to, body.overwrite)).await?;
-    Ok(JsonAnswer(MovedView { message: "Moved", source, destination }))
+    let result = MovedView { source, destination };
+    Ok(JsonAnswer(Told { message: "Moved", result }))
 }
 
 #[derive(Debug, Deserialize)]
@@ -192,14 +187,16 @@ async fn copy(
     Path(id): Path<VolumeId>,
     Json(body): Json<CopyBody>,
 ) -> Result<Response, ApiError> {
-    let row = reach(&auth, &state, id, Permission::FilesWrite).await?;
+    let reached = reach(&auth, &state, id, Permission::FilesWrite).await?;
     let source = entry_path("source", &body.source)?;
     let destination = entry_path("destination", &body.destination)?;
-    let job = Job { state: &state, volume: &row, kind: OperationKind::Copy };
-    let (from, to, overwrite) = (source.clone(), destination.clone(), body.overwrite);
+    let job = Job { state: &state, volume: &reached, kind: OperationKind::Copy };
+    let moved = MovedView { source: source.clone(), destination: destination.clone() };
+    let overwrite = body.overwrite;
     let work = move |volume: &Volume, progress: &Progress| {
-        let is_new = !volume.exists(&to)?;
-        volume.copy(&from, &to, overwrite, progress).map(|()| is_new)
+        let is_new = !volume.exists(&moved.destination)?;
+        volume.copy(&moved.source, &moved.destination, overwrite, progress)?;
+        Ok((is_new, moved))
     };
     if body.background {
         let check = move |volume: &Volume| {
@@ -207,11 +204,10 @@ async fn copy(
             must_be_free(volume, &destination, overwrite)
         };
         state.files.run(id, check).await?;
-        return job.start(work).await;
+        return job.start(move |volume, progress| Ok(work(volume, progress)?.1)).await;
     }
-    let is_new = job.run(work).await?;
-    let view = MovedView { message: "Copied", source, destination };
-    Ok((made(is_new), JsonAnswer(view)).into_response())
+    let (is_new, result) = job.run(work).await?;
+    Ok((made(is_new), JsonAnswer(Told { message: "Copied", result })).into_response())
 }
 
 /// What is plainly wrong is refused before background work is accepted.
@@ -289,21 +285,22 @@ async fn delete_files(
     Path(id): Path<VolumeId>,
     Json(body): Json<DeleteBody>,
 ) -> Result<Response, ApiError> {
-    let row = reach(&auth, &state, id, Permission::FilesWrite).await?;
+    let reached = reach(&auth, &state, id, Permission::FilesWrite).await?;
     let paths = entry_paths("paths", &body.paths)?;
     if paths.is_empty() {
         return Err(ApiError::field("paths", "must name at least one file or folder"));
     }
-    let job = Job { state: &state, volume: &row, kind: OperationKind::Delete };
+    let job = Job { state: &state, volume: &reached, kind: OperationKind::Delete };
+    let (named, work) = (paths.clone(), move |volume: &Volume, progress: &Progress| {
+        volume.delete(&paths, progress).map(|deleted| DeletedView { deleted })
+    });
     if body.background {
-        let named = paths.clone();
         let check =
             move |volume: &Volume| named.iter().try_for_each(|path| must_exist(volume, path));
         state.files.run(id, check).await?;
-        return job.start(move |volume, progress| volume.delete(&paths, progress)).await;
+        return job.start(work).await;
     }
-    let deleted = job.run(move |volume, progress| volume.delete(&paths, progress)).await?;
-    Ok(JsonAnswer(DeletedView { deleted }).into_response())
+    Ok(JsonAnswer(job.run(work).await?).into_response())
 }
 
 pub(super) fn entry_paths(field: &str, texts: &[String]) -> Result<Vec<RelPath>, ApiError> {

@@ -10,6 +10,7 @@ use axum::{Json as JsonAnswer, Router};
 use serde::Serialize;
 use tokio::sync::broadcast::error::RecvError;
 
+use super::volumes::Reached;
 use crate::api::auth::Auth;
 use crate::api::error::ApiError;
 use crate::api::extract::Path;
@@ -18,7 +19,6 @@ use crate::domain::access::{Permission, Resource, allows};
 use crate::domain::ids::VolumeId;
 use crate::files::operation::{OperationId, OperationKind, OperationState, OperationView};
 use crate::files::{FileError, Progress, Volume};
-use crate::store::volumes::VolumeRow;
 
 pub(super) fn routes() -> Router<AppState> {
     Router::new()
@@ -29,7 +29,7 @@ pub(super) fn routes() -> Router<AppState> {
 /// Work on a volume that may take long.
 pub(super) struct Job<'a> {
     pub(super) state: &'a AppState,
-    pub(super) volume: &'a VolumeRow,
+    pub(super) volume: &'a Reached,
     pub(super) kind: OperationKind,
 }
 
@@ -42,9 +42,16 @@ impl Drop for CancelOnDrop {
     }
 }
 
+/// What has come of work, in words and as the result that the same work has in the background.
+#[derive(Debug, Serialize)]
+pub(super) struct Told<T> {
+    pub(super) message: &'static str,
+    #[serde(flatten)]
+    pub(super) result: T,
+}
+
 #[derive(Debug, Serialize)]
 struct StartedView {
-    message: &'static str,
     operation_id: OperationId,
 }
 
@@ -55,18 +62,21 @@ impl Job<'_> {
         work: impl FnOnce(&Volume, &Progress) -> Result<T, FileError> + Send + 'static,
     ) -> Result<T, ApiError> {
         let guard = CancelOnDrop(Progress::default());
-        let run = self.state.files.run_long(self.volume.id, guard.0.clone(), self.held(work));
+        let run = self.state.files.run_long(self.volume.row.id, guard.0.clone(), self.held(work));
         Ok(run.await?)
     }
 
-    /// Does the work in the background.
-    pub(super) async fn start<T: Send + 'static>(
+    /// Does the work in the background; what comes of it is the operation's result.
+    pub(super) async fn start<T: Serialize + Send + 'static>(
         self,
         work: impl FnOnce(&Volume, &Progress) -> Result<T, FileError> + Send + 'static,
     ) -> Result<Response, ApiError> {
-        let (files, id, work) = (self.state.files.clone(), self.volume.id, self.held(work));
+        let (files, id, work) = (self.state.files.clone(), self.volume.row.id, self.held(work));
         let started = self.state.operations.start(self.kind, id, move |progress| async move {
-            files.run_long(id, progress, work).await.map(drop)
+            let result = files.run_long(id, progress.clone(), work).await?;
+            let result = serde_json::to_value(result);
+            progress.set_result(result.expect("invariant: a struct of plain values is JSON"));
+            Ok(())
         });
         Ok(started_answer(started.await?))
     }
@@ -80,7 +90,7 @@ impl Job<'_> {
             OperationKind::Copy
             | OperationKind::Compress
             | OperationKind::Decompress
-            | OperationKind::Pull => self.volume.size_bytes,
+            | OperationKind::Pull => self.volume.limit_bytes(),
         };
         move |volume, progress| {
             volume.hold_to(limit_bytes, 0, progress)?;
@@ -91,7 +101,8 @@ impl Job<'_> {
 
 /// The answer to work that goes on.
 pub(super) fn started_answer(operation_id: OperationId) -> Response {
-    let view = StartedView { message: "The work goes on in the background", operation_id };
+    let result = StartedView { operation_id };
+    let view = Told { message: "The work goes on in the background", result };
     (StatusCode::ACCEPTED, JsonAnswer(view)).into_response()
 }
 

@@ -19,7 +19,6 @@ use url::Url;
 
 use super::content_headers::filename_of;
 use super::contents::{Begin, Incoming, bridge};
-use super::files::size_now;
 use super::operations::started_answer;
 use super::volumes::{folder_path, reach};
 use crate::api::auth::Auth;
@@ -62,7 +61,7 @@ async fn pull(
     Path(id): Path<VolumeId>,
     Json(body): Json<PullBody>,
 ) -> Result<Response, ApiError> {
-    let row = reach(&auth, &state, id, Permission::FilesWrite).await?;
+    let reached = reach(&auth, &state, id, Permission::FilesWrite).await?;
     let path = folder_path("path", &body.path)?;
     let config = state.config.current();
     let rules =
@@ -76,7 +75,7 @@ async fn pull(
         files: state.files.clone(),
         fetcher: state.fetcher.clone(),
         volume: id,
-        limit_bytes: row.size_bytes,
+        limit_bytes: reached.limit_bytes(),
         rules,
         url,
         place: Place { path, is_folder, overwrite: body.overwrite },
@@ -105,10 +104,10 @@ impl Place {
             Ok(_) if self.is_folder => {
                 Err(FileError::NotADirectory { path: self.path.to_string() })
             }
-            Ok(_) if !self.overwrite => {
-                Err(FileError::AlreadyExists { path: self.path.to_string() })
+            Err(FileError::NotFound { .. }) if self.is_folder => Ok(()),
+            Ok(_) | Err(FileError::NotFound { .. }) => {
+                volume.check_place(&self.path, !self.overwrite)
             }
-            Ok(_) | Err(FileError::NotFound { .. }) => Ok(()),
             Err(error) => Err(error),
         }
     }
@@ -120,7 +119,7 @@ impl Place {
         if !is_folder {
             return Ok(self.path.clone());
         }
-        Ok(RelPath::parse_non_empty(&format!("{}/{name}", self.path))?)
+        Ok(self.path.join(&RelPath::parse_non_empty(name)?)?)
     }
 }
 
@@ -153,14 +152,9 @@ impl Pull {
         let body = Body::from_stream(content.map_err(|()| io::Error::other("broke off")));
         let (sender, incoming) = bridge(progress.clone(), Begin::AtOnce);
         let (place, limit_bytes, tracked) = (self.place, self.limit_bytes, progress.clone());
+        let content = Tracked { incoming, progress: tracked };
         let written = self.files.run_in(Lane::Transfer, self.volume, move |volume| {
-            write(
-                volume,
-                &place,
-                &name,
-                (limit_bytes, length),
-                Tracked { incoming, progress: tracked },
-            )
+            write(volume, &place, &name, (limit_bytes, length), content)
         });
         tokio::pin!(written);
         let stopped = tokio::select! {
@@ -171,19 +165,18 @@ impl Pull {
             () = sender.send_all(body) => None,
         };
         // The sender is gone by now. The writer ends, and takes away what it had staged.
-        let outcome = written.await;
-        match (outcome, stopped) {
+        match (written.await, stopped) {
             (Ok(()), _) => Ok(()),
             (Err(_), Some(why)) => Err(why),
-            (Err(FileError::Input { .. }), None) => {
-                let why = Arc::into_inner(why).and_then(OnceLock::into_inner);
-                Err(why.unwrap_or_else(|| FileError::Fetch {
-                    reason: "the file broke off".to_owned(),
-                }))
-            }
+            (Err(FileError::Input { .. }), None) => Err(broken_off(why)),
             (Err(error), None) => Err(error),
         }
     }
+}
+
+fn broken_off(why: Arc<OnceLock<FileError>>) -> FileError {
+    let why = Arc::into_inner(why).and_then(OnceLock::into_inner);
+    why.unwrap_or_else(|| FileError::Fetch { reason: "the file broke off".to_owned() })
 }
 
 fn told(why: &FetchError) -> FileError {
@@ -201,7 +194,7 @@ fn write(
     let progress = content.progress.clone();
     progress.check()?;
     let path = place.file(volume, name)?;
-    volume.hold_to(limit_bytes, size_now(volume, &path), &progress)?;
+    volume.hold_to(limit_bytes, volume.replaced_bytes(&path), &progress)?;
     progress.has_room_for(length.unwrap_or(0))?;
     let mode = WriteMode { create_only: !place.overwrite, if_match: None };
     let written = volume.write_atomic(&path, &mut content, &mode)?;

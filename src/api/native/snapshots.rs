@@ -6,6 +6,7 @@ use axum::routing::{delete, get, post};
 use axum::{Json as JsonAnswer, Router};
 use serde::{Deserialize, Serialize};
 
+use super::operations::Told;
 use super::volumes::reach;
 use crate::api::auth::Auth;
 use crate::api::error::ApiError;
@@ -64,9 +65,14 @@ impl From<SnapshotRow> for SnapshotView {
 
 #[derive(Debug, Serialize)]
 struct StartedView {
-    message: &'static str,
     operation_id: OperationId,
     name: String,
+}
+
+impl StartedView {
+    fn told(self, message: &'static str) -> (StatusCode, JsonAnswer<Told<Self>>) {
+        (StatusCode::ACCEPTED, JsonAnswer(Told { message, result: self }))
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -90,12 +96,10 @@ async fn take(
     State(state): State<AppState>,
     Path(id): Path<VolumeId>,
     Json(body): Json<TakeBody>,
-) -> Result<(StatusCode, JsonAnswer<StartedView>), ApiError> {
-    reach(&auth, &state, id, Permission::FilesWrite).await?;
+) -> Result<(StatusCode, JsonAnswer<Told<StartedView>>), ApiError> {
+    let reached = reach(&auth, &state, id, Permission::FilesWrite).await?;
     if body.pause {
-        let look = move |rx: &crate::store::Read<'_>| rx.containers_of_volume(id);
-        let used_by = state.store.read("look up a volume", look).await?;
-        auth.require_on(Permission::Power, Resource::Volume { used_by: &used_by })?;
+        auth.require_on(Permission::Power, Resource::Volume { used_by: &reached.used_by })?;
     }
     if !is_name(&body.name) {
         let message = "must be 1 to 63 characters of A-Z a-z 0-9 _ . - and begin with a letter or a \
@@ -105,8 +109,7 @@ async fn take(
     let name = body.name.clone();
     let operation_id =
         state.volumes.take_snapshot(&state.operations, id, body.name, body.pause).await?;
-    let view = StartedView { message: "The snapshot is being taken", operation_id, name };
-    Ok((StatusCode::ACCEPTED, JsonAnswer(view)))
+    Ok(StartedView { operation_id, name }.told("The snapshot is being taken"))
 }
 
 async fn list(
@@ -133,11 +136,10 @@ async fn restore(
     auth: Auth,
     State(state): State<AppState>,
     Path((id, name)): Path<(VolumeId, String)>,
-) -> Result<(StatusCode, JsonAnswer<StartedView>), ApiError> {
+) -> Result<(StatusCode, JsonAnswer<Told<StartedView>>), ApiError> {
     reach(&auth, &state, id, Permission::FilesWrite).await?;
     let operation_id = state.volumes.restore_snapshot(&state.operations, id, name.clone()).await?;
-    let view = StartedView { message: "The volume is being restored", operation_id, name };
-    Ok((StatusCode::ACCEPTED, JsonAnswer(view)))
+    Ok(StartedView { operation_id, name }.told("The volume is being restored"))
 }
 
 async fn remove(

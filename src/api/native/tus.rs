@@ -17,7 +17,7 @@ use super::contents::{Begin, bridge};
 use super::tus_headers::{
     Concat, checksum, metadata, metadata_value, number, part_id, required_number,
 };
-use super::volumes::{folder_path, reach};
+use super::volumes::{Reached, folder_path, reach};
 use crate::api::auth::Auth;
 use crate::api::error::ApiError;
 use crate::api::extract::{Path, Query};
@@ -29,7 +29,6 @@ use crate::domain::units::UnixSeconds;
 use crate::files::digest::Algorithm;
 use crate::files::resumable::{Info, Lock, Piece, Resumable, ResumableId, ResumableLimits};
 use crate::files::{FileError, Lane, Progress, Volume};
-use crate::store::volumes::VolumeRow;
 
 const VERSION: HeaderValue = HeaderValue::from_static("1.0.0");
 const RESUMABLE: HeaderName = HeaderName::from_static("tus-resumable");
@@ -83,12 +82,12 @@ fn speaks_version(headers: &HeaderMap) -> Result<(), ApiError> {
     }
 }
 
-fn limits(state: &AppState, row: &VolumeRow) -> ResumableLimits {
+fn limits(state: &AppState, reached: &Reached) -> ResumableLimits {
     let uploads = state.config.current().uploads;
     ResumableLimits {
         max_bytes: uploads.max_bytes,
         max_per_volume: uploads.max_unfinished,
-        limit_bytes: row.size_bytes,
+        limit_bytes: reached.limit_bytes(),
     }
 }
 
@@ -108,11 +107,11 @@ async fn create(
     Query(query): Query<CreateQuery>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let row = reach(&auth, &state, id, Permission::FilesWrite).await?;
+    let reached = reach(&auth, &state, id, Permission::FilesWrite).await?;
     speaks_version(request.headers())?;
     let concat = request.headers().get(CONCAT).map(Concat::read).transpose()?;
     let info = info_of(&query, request.headers(), concat.as_ref())?;
-    let limits = limits(&state, &row);
+    let limits = limits(&state, &reached);
     let (made, lock) = match concat {
         Some(Concat::Final(parts)) => join(&state, id, info, &parts, limits).await?,
         Some(Concat::Partial) | None => {
@@ -120,7 +119,8 @@ async fn create(
             let work = move |volume: &Volume| {
                 volume.create_resumable(info, &limits, |id| locks.try_lock(id))
             };
-            state.files.run(id, work).await?
+            // What it may hold is counted, which may go through all that is there.
+            state.files.run_in(Lane::Scan, id, work).await?
         }
     };
     let location = format!("/volumes/{id}/tus/{}", made.id);
@@ -178,11 +178,7 @@ fn destination(query: &CreateQuery, pairs: &[(String, String)]) -> Result<RelPat
     let field = format!("Upload-Metadata {key}");
     let below =
         RelPath::parse_non_empty(name).map_err(|why| ApiError::invalid_path(&field, &why))?;
-    if folder.is_root() {
-        return Ok(below);
-    }
-    RelPath::parse_non_empty(&format!("{folder}/{below}"))
-        .map_err(|why| ApiError::invalid_path(&field, &why))
+    folder.join(&below).map_err(|why| ApiError::invalid_path(&field, &why))
 }
 
 async fn join(
@@ -225,11 +221,11 @@ async fn find(
     state: &AppState,
     (id, upload): (VolumeId, &str),
     headers: &HeaderMap,
-) -> Result<(VolumeRow, ResumableId), ApiError> {
-    let row = reach(auth, state, id, Permission::FilesWrite).await?;
+) -> Result<(Reached, ResumableId), ApiError> {
+    let reached = reach(auth, state, id, Permission::FilesWrite).await?;
     speaks_version(headers)?;
     let upload = ResumableId::parse(upload).ok_or(FileError::NoUpload)?;
-    Ok((row, upload))
+    Ok((reached, upload))
 }
 
 async fn status(
@@ -267,7 +263,7 @@ async fn append(
     request: Request,
 ) -> Result<Response, ApiError> {
     let headers = request.headers();
-    let (row, upload) = find(&auth, &state, (id, &upload), headers).await?;
+    let (reached, upload) = find(&auth, &state, (id, &upload), headers).await?;
     if !headers.get(header::CONTENT_TYPE).is_some_and(is_piece) {
         let message = "Content-Type: application/offset+octet-stream is needed";
         return Err(ApiError::unsupported_media_type(message));
@@ -278,7 +274,7 @@ async fn append(
         checksum: checksum_of(headers)?,
     };
     let lock = state.files.resumable_locks().try_lock(upload)?;
-    let limits = limits(&state, &row);
+    let limits = limits(&state, &reached);
     let now = receive(&state, id, lock, piece, limits, request).await?;
     let mut response = StatusCode::NO_CONTENT.into_response();
     tell(response.headers_mut(), &state, &now);

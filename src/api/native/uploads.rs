@@ -84,13 +84,13 @@ async fn upload(
     Query(query): Query<UploadQuery>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let row = reach(&auth, &state, id, Permission::FilesWrite).await?;
+    let reached = reach(&auth, &state, id, Permission::FilesWrite).await?;
     let folder = folder_path("?path", &query.path)?;
     let boundary = boundary_of(&request)?;
     let (sender, parts) = mpsc::channel(QUEUED_PARTS);
     let (want, wanted) = oneshot::channel();
     let mode = WriteMode { create_only: query.create_only, if_match: None };
-    let limit_bytes = row.size_bytes;
+    let limit_bytes = reached.limit_bytes();
     let work = move |volume: &Volume| {
         let progress = Progress::default();
         volume.hold_to(limit_bytes, 0, &progress)?;
@@ -241,7 +241,17 @@ async fn send_parts(
     Ok(())
 }
 
+#[derive(Debug, thiserror::Error)]
+#[error("a part's head is too long")]
+struct HeadTooLong;
+
 fn unreadable(error: multer::Error) -> ApiError {
+    if let multer::Error::StreamReadFailed(source) = &error
+        && let Some(source) = source.downcast_ref::<std::io::Error>()
+        && source.get_ref().is_some_and(|inner| inner.is::<HeadTooLong>())
+    {
+        return malformed("the head of a part is too long").because(error);
+    }
     let broke_off = matches!(
         error,
         multer::Error::StreamReadFailed(_)
@@ -298,7 +308,7 @@ impl Stream for Paced {
         if let Some(Ok(data)) = &frame {
             let since = self.head_bytes.fetch_add(data.len(), Ordering::Relaxed);
             if since > MAX_HEAD_BYTES {
-                let error = std::io::Error::other("a part's head is too long");
+                let error = std::io::Error::other(HeadTooLong);
                 return Poll::Ready(Some(Err(error)));
             }
         }
@@ -368,7 +378,7 @@ mod tests {
             let mut chunks = vec![Ok(Bytes::from_static(head.as_bytes()))];
             chunks.extend((0..1000).map(|_| Ok(Bytes::from(vec![b'a'; 1000]))));
             let (seen, error) = parts_of(chunks).await;
-            assert_eq!((seen.len(), error.as_deref()), (0, Some("incomplete_body")), "{head}");
+            assert_eq!((seen.len(), error.as_deref()), (0, Some("invalid_multipart")), "{head}");
         }
     }
 }

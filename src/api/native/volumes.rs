@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::api::auth::Auth;
 use crate::api::error::ApiError;
-use crate::api::extract::{Json, OptionalJson, Path};
+use crate::api::extract::{Json, OptionalJson, Path, Query};
 use crate::api::state::AppState;
 use crate::domain::access::{Permission, Resource, allows};
 use crate::domain::ids::{ContainerId, VolumeId};
@@ -20,8 +20,9 @@ use crate::domain::quota::QuotaBackend;
 use crate::domain::units::{MIB, UnixSeconds};
 use crate::files::listing::MAX_PAGE;
 use crate::files::operation::OperationState;
+use crate::files::{FileError, Lane, Volume};
+use crate::store::Read;
 use crate::store::volumes::VolumeRow;
-use crate::store::{Read, StoreError};
 
 pub(super) fn routes() -> Router<AppState> {
     Router::new()
@@ -36,29 +37,17 @@ pub(super) fn long_routes() -> Router<AppState> {
     Router::new().route("/volumes/{id}", delete(remove)).route("/volumes/{id}/resize", post(resize))
 }
 
-/// The volume, if this caller may do that with it, with the size that counts for what is written to it.
-/// Whether it exists is not told to others.
-pub(super) async fn reach(
-    auth: &Auth,
-    state: &AppState,
-    id: VolumeId,
-    permission: Permission,
-) -> Result<VolumeRow, ApiError> {
-    let found = find(auth, state, id, permission).await?;
-    let size_bytes = found.limit_bytes();
-    Ok(VolumeRow { size_bytes, ..found.row })
-}
-
 /// A volume, and what its containers mean for it.
-struct Found {
-    row: VolumeRow,
-    used_by: Vec<ContainerId>,
+pub(super) struct Reached {
+    pub(super) row: VolumeRow,
+    pub(super) used_by: Vec<ContainerId>,
     /// The least `limits.disk` of its containers: lightd holds the volume to that too.
     disk_bytes: Option<u64>,
 }
 
-impl Found {
-    fn limit_bytes(&self) -> Option<u64> {
+impl Reached {
+    /// The most that may be in it, whoever says so.
+    pub(super) fn limit_bytes(&self) -> Option<u64> {
         self.row.size_bytes.into_iter().chain(self.disk_bytes).min()
     }
 
@@ -74,18 +63,19 @@ impl Found {
     }
 }
 
-async fn find(
+/// The volume, if this caller may do that with it. Whether it exists is not told to others.
+pub(super) async fn reach(
     auth: &Auth,
     state: &AppState,
     id: VolumeId,
     permission: Permission,
-) -> Result<Found, ApiError> {
+) -> Result<Reached, ApiError> {
     let look = move |rx: &Read<'_>| {
         Ok((rx.volume(id), rx.containers_of_volume(id)?, rx.disk_limit_of(id)?))
     };
     let (row, used_by, disk_bytes) = state.store.read("look up a volume", look).await?;
     auth.require_on(permission, Resource::Volume { used_by: &used_by })?;
-    Ok(Found { row: row?, used_by, disk_bytes })
+    Ok(Reached { row: row?, used_by, disk_bytes })
 }
 
 /// Reads a path that names a file or folder.
@@ -184,23 +174,52 @@ async fn create(
     Ok((StatusCode::CREATED, JsonAnswer(VolumeView::new(&state, row, Vec::new()))))
 }
 
+#[derive(Debug, Deserialize)]
+struct ListQuery {
+    limit: Option<usize>,
+    cursor: Option<String>,
+}
+
+const LIST_MAX: usize = 1000;
+
 #[derive(Debug, Serialize)]
 struct ListView {
     volumes: Vec<VolumeView>,
+    /// Give it as `cursor` for what follows; `null` at the end.
+    next_cursor: Option<String>,
 }
 
-async fn list(auth: Auth, State(state): State<AppState>) -> Result<JsonAnswer<ListView>, ApiError> {
+async fn list(
+    auth: Auth,
+    State(state): State<AppState>,
+    Query(query): Query<ListQuery>,
+) -> Result<JsonAnswer<ListView>, ApiError> {
     auth.require_for_list(Permission::FilesRead)?;
-    let look = state.store.read("list the volumes", |rx| {
-        let with_users = |row: VolumeRow| Ok((rx.containers_of_volume(row.id)?, row));
-        rx.volumes()?.into_iter().map(with_users).collect::<Result<Vec<_>, StoreError>>()
-    });
-    let seen = |used_by: &[ContainerId]| {
-        allows(auth.principal(), Permission::FilesRead, Resource::Volume { used_by })
+    let limit = query.limit.unwrap_or(LIST_MAX);
+    if !(1..=LIST_MAX).contains(&limit) {
+        return Err(ApiError::field("?limit", format!("must be between 1 and {LIST_MAX}")));
+    }
+    let after = query.cursor.as_deref().map(read_cursor).transpose()?;
+    let principal = auth.principal().clone();
+    let may_see = move |used_by: &[ContainerId]| {
+        allows(&principal, Permission::FilesRead, Resource::Volume { used_by })
     };
-    let rows = look.await?.into_iter().filter(|(used_by, _)| seen(used_by));
-    let volumes = rows.map(|(used_by, row)| VolumeView::new(&state, row, used_by)).collect();
-    Ok(JsonAnswer(ListView { volumes }))
+    // One more than asked for says that there is another page.
+    let look = move |rx: &Read<'_>| rx.volumes_after(after, limit + 1, may_see);
+    let mut found = state.store.read("list the volumes", look).await?;
+    let is_more = found.len() > limit;
+    found.truncate(limit);
+    let last = found.last().filter(|_| is_more);
+    let next_cursor = last.map(|(row, _)| format!("{}-{}", row.created_at.0, row.id));
+    let view = |(row, used_by)| VolumeView::new(&state, row, used_by);
+    Ok(JsonAnswer(ListView { volumes: found.into_iter().map(view).collect(), next_cursor }))
+}
+
+fn read_cursor(text: &str) -> Result<(UnixSeconds, VolumeId), FileError> {
+    let parts = text.split_once('-').and_then(|(created_at, id)| {
+        Some((UnixSeconds(created_at.parse().ok()?), VolumeId::parse(id)?))
+    });
+    parts.ok_or(FileError::InvalidCursor)
 }
 
 async fn show(
@@ -208,7 +227,7 @@ async fn show(
     State(state): State<AppState>,
     Path(id): Path<VolumeId>,
 ) -> Result<JsonAnswer<VolumeView>, ApiError> {
-    let found = find(&auth, &state, id, Permission::FilesRead).await?;
+    let found = reach(&auth, &state, id, Permission::FilesRead).await?;
     Ok(JsonAnswer(VolumeView::new(&state, found.row, found.used_by)))
 }
 
@@ -250,9 +269,11 @@ struct QuotaView {
 }
 
 impl QuotaView {
-    async fn of(state: &AppState, found: &Found) -> Result<Self, ApiError> {
+    async fn of(state: &AppState, found: &Reached) -> Result<Self, ApiError> {
         let limit_bytes = found.limit_bytes();
-        let usage = state.files.run(found.row.id, move |volume| volume.usage(limit_bytes)).await?;
+        // The first look at a volume goes through all of it.
+        let count = move |volume: &Volume| volume.usage(limit_bytes);
+        let usage = state.files.run_in(Lane::Scan, found.row.id, count).await?;
         Ok(Self {
             size: limit_bytes,
             used: usage.used_bytes,
@@ -269,7 +290,7 @@ async fn quota(
     State(state): State<AppState>,
     Path(id): Path<VolumeId>,
 ) -> Result<JsonAnswer<QuotaView>, ApiError> {
-    let found = find(&auth, &state, id, Permission::FilesRead).await?;
+    let found = reach(&auth, &state, id, Permission::FilesRead).await?;
     Ok(JsonAnswer(QuotaView::of(&state, &found).await?))
 }
 
@@ -295,7 +316,7 @@ async fn resize(
     Path(id): Path<VolumeId>,
     Json(body): Json<ResizeBody>,
 ) -> Result<JsonAnswer<ResizedView>, ApiError> {
-    let mut found = find(&auth, &state, id, Permission::ContainersWrite).await?;
+    let mut found = reach(&auth, &state, id, Permission::ContainersWrite).await?;
     found.row = state.volumes.resize(id, size_bytes(body.size)?).await?;
     let quota = QuotaView::of(&state, &found).await?;
     Ok(JsonAnswer(ResizedView { message: "Volume resized", volume_id: id, quota }))

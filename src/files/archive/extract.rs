@@ -21,6 +21,7 @@ use crate::files::progress::Progress;
 use crate::files::resolve::{DIRECTORY, Resolver, give_name_to, kind_of, stat_name};
 use crate::files::tree::modified_at;
 use crate::files::volume::Volume;
+use crate::files::walk::MAX_DEPTH;
 
 /// Where containers see their volume. Absolute links into it stay inside for them, and tools such as
 /// SteamCMD make them.
@@ -154,7 +155,7 @@ impl<'a> Extractor<'a> {
         let name = name_text(name);
         let unsafe_name = |reason: String| FileError::corrupt(format!("{name:?}: {reason}"));
         let path = RelPath::parse(&name).map_err(|invalid| unsafe_name(invalid.to_string()))?;
-        if path.names().count() > self.room.limits.max_depth {
+        if path.names().count() > MAX_DEPTH {
             return Err(FileError::ArchiveLimit { what: "the depth of folders" });
         }
         refuse_reserved(&path).map_err(|refused| unsafe_name(refused.to_string()))?;

@@ -15,7 +15,7 @@ use crate::domain::units::UnixSeconds;
 use crate::files::error::FileError;
 use crate::files::listing::{MAX_PAGE, Page};
 use crate::files::progress::{Progress, Tracked};
-use crate::files::volume::{Kind, Volume};
+use crate::files::volume::{Kind, Stat, Volume};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ArchiveEntry {
@@ -57,31 +57,10 @@ impl Volume {
         let limit = page.limit.clamp(1, MAX_PAGE);
         let mut lister = Lister { from, limit, seen: 0, entries: Vec::new() };
         let format = open(file, stat.size, name, &self.limits, |opened| {
-            let mut see = |head: &Head| {
+            lister.read(opened, (name, &stat), |seen| {
                 progress.check()?;
-                let flow = lister.see(head);
-                self.limits.check_entries(lister.seen)?;
-                Ok(flow)
-            };
-            match opened {
-                Opened::Zip(file) => {
-                    let zip = Zip::open(file)?;
-                    zip.each(&mut |member| match member.is_link {
-                        true => see(&zip.link(&member)?),
-                        false => see(&member.head),
-                    })?;
-                    Ok("zip")
-                }
-                Opened::Tar(format, stream) => {
-                    read_tar(stream, &mut |head, _| see(head))?;
-                    Ok(format.as_str())
-                }
-                Opened::Single(compression, _) => {
-                    let name = without_ending(name, compression).unwrap_or(name);
-                    lister.single(name, stat.mode, stat.modified_at);
-                    Ok(compression.ending())
-                }
-            }
+                self.limits.check_entries(seen)
+            })
         })?;
         let has_more = lister.entries.len() > limit;
         lister.entries.truncate(limit);
@@ -99,6 +78,39 @@ struct Lister {
 }
 
 impl Lister {
+    /// Goes through an archive as far as the page reaches, and says what it is. `check` is asked at each
+    /// entry.
+    fn read(
+        &mut self,
+        opened: Opened<'_>,
+        (name, stat): (&str, &Stat),
+        check: impl Fn(u64) -> Result<(), FileError>,
+    ) -> Result<&'static str, FileError> {
+        let mut see = |head: &Head| {
+            let flow = self.see(head);
+            check(self.seen).map(|()| flow)
+        };
+        match opened {
+            Opened::Zip(file) => {
+                let zip = Zip::open(file)?;
+                zip.each(&mut |member| match member.is_link {
+                    true => see(&zip.link(&member)?),
+                    false => see(&member.head),
+                })?;
+                Ok("zip")
+            }
+            Opened::Tar(format, stream) => {
+                read_tar(stream, &mut |head, _| see(head))?;
+                Ok(format.as_str())
+            }
+            Opened::Single(compression, _) => {
+                let name = without_ending(name, compression).unwrap_or(name);
+                self.single(name, stat.mode, stat.modified_at);
+                Ok(compression.ending())
+            }
+        }
+    }
+
     fn see(&mut self, head: &Head) -> ControlFlow<()> {
         let name = name_text(&head.name);
         let name = match RelPath::parse(&name) {

@@ -39,27 +39,39 @@ use std::borrow::Cow;
 use std::io::Read;
 use std::ops::RangeInclusive;
 
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
 use super::error::FileError;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
 pub(crate) enum ArchiveFormat {
-    #[serde(rename = "zip")]
     Zip,
-    #[serde(rename = "tar")]
     Tar,
-    #[serde(rename = "tar.gz")]
     TarGz,
-    #[serde(rename = "tar.bz2")]
     TarBz2,
-    #[serde(rename = "tar.zst")]
     TarZst,
-    #[serde(rename = "tar.xz")]
     TarXz,
 }
 
+impl TryFrom<String> for ArchiveFormat {
+    type Error = String;
+
+    fn try_from(name: String) -> Result<Self, String> {
+        Self::parse(&name)
+    }
+}
+
 impl ArchiveFormat {
+    const ALL: [Self; 6] =
+        [Self::Zip, Self::Tar, Self::TarGz, Self::TarBz2, Self::TarZst, Self::TarXz];
+
+    /// The format of that name, or what is wrong with it.
+    pub(crate) fn parse(name: &str) -> Result<Self, String> {
+        let known = Self::ALL.into_iter().find(|format| format.as_str() == name);
+        known.ok_or_else(|| format!("must be one of {}", Self::ALL.map(Self::as_str).join(", ")))
+    }
+
     /// The name of the format, which is also what its files' names end with.
     pub(crate) fn as_str(self) -> &'static str {
         self.endings()[0]
@@ -77,7 +89,8 @@ impl ArchiveFormat {
         }
     }
 
-    /// The levels from fast to small. A tar knows none, and takes any of the usual ones for that.
+    /// The levels from fast to small. A tar knows none; so that a caller need not tell formats apart, it
+    /// takes any of the usual ones, and makes nothing of it.
     pub(crate) fn levels(self) -> RangeInclusive<u32> {
         match self {
             Self::Zip | Self::Tar | Self::TarGz | Self::TarXz => 0..=9,
@@ -105,12 +118,13 @@ pub(crate) struct ArchiveLimits {
     pub(crate) max_total_bytes: u64,
     /// How many bytes of content one byte of archive may stand for, beyond the first 64 MiB.
     pub(crate) max_ratio: u64,
-    pub(crate) max_depth: usize,
 }
 
+/// As the configuration has them if nobody says otherwise.
+#[cfg(test)]
 impl Default for ArchiveLimits {
     fn default() -> Self {
-        Self { max_entries: 500_000, max_total_bytes: 100 << 30, max_ratio: 500, max_depth: 64 }
+        Self { max_entries: 1_000_000, max_total_bytes: 64 << 30, max_ratio: 200 }
     }
 }
 

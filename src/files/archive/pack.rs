@@ -1,4 +1,9 @@
 //! From files to an archive.
+//!
+//! Called for archives that are kept in the volume ([`Volume::pack`]) and for those that are sent (`stream`).
+//! What is packed can be unpacked again: trees that are deeper than that are refused before anything is
+//! written. A file that changes while it is read has in the archive the length that it had at first; one
+//! that is gone is not in it. What fails leaves nothing.
 
 use std::ffi::CStr;
 use std::fs::File;
@@ -14,11 +19,12 @@ use super::write::{Sink, write_archive};
 use super::{ArchiveFormat, ArchiveLimits};
 use crate::domain::path::{InvalidPath, RelPath};
 use crate::files::content::{STAGED, WriteMode, create_new, new_file};
-use crate::files::error::{During, FileError};
+use crate::files::error::{During, FileError, shown};
 use crate::files::progress::{Charged, Progress, Tracked};
 use crate::files::resolve::{kind_of, open_file};
 use crate::files::staging::Staging;
 use crate::files::volume::{Volume, size_of_file};
+use crate::files::walk::{Lossy, MAX_DEPTH};
 
 /// Where a zip's directory grows until it is written behind the files.
 const SPILL: &CStr = c"spill";
@@ -34,8 +40,8 @@ pub(crate) struct PackRequest {
     /// The folder that names in the archive are counted from; every path lies in it.
     pub(crate) base: RelPath,
     pub(crate) ignore: Vec<String>,
-    /// One of the format's levels, its default without.
-    pub(crate) level: Option<u32>,
+    /// One of the format's.
+    pub(crate) level: u32,
     /// Whether an archive that is there may be replaced.
     pub(crate) overwrite: bool,
 }
@@ -96,12 +102,9 @@ impl Volume {
         let volume = self;
         let selection = Selection { volume, request, ignore: &ignore, replaced, progress };
         progress.set_total_bytes(size_of_all(&selection, &self.limits)?);
-        let levels = request.format.levels();
-        let level = request.level.unwrap_or_else(|| request.format.default_level());
-        let level = level.clamp(*levels.start(), *levels.end());
         let spill = create_new(staging.dir(), SPILL).during("pack", &request.output)?;
         let mut count = Count::default();
-        let out = write_archive((request.format, level), out, spill, |sink| {
+        let out = write_archive((request.format, request.level), out, spill, |sink| {
             selection.each(&mut |chosen, name, stat| {
                 let added = add(sink, chosen, name, stat, progress);
                 match during_pack(added, name)? {
@@ -135,7 +138,10 @@ enum Added {
 /// Ends at what is too large: a file of holes is as large as its owner likes, for nothing.
 fn size_of_all(selection: &Selection<'_>, limits: &ArchiveLimits) -> Result<u64, FileError> {
     let (mut total, mut entries) = (0_u64, 0);
-    selection.each(&mut |_, _, stat| {
+    selection.each(&mut |_, name, stat| {
+        if name.split(|&byte| byte == b'/').count() > MAX_DEPTH {
+            return Err(FileError::TooDeep { path: shown(&Lossy(name)) });
+        }
         if kind_of(stat) == FileType::RegularFile {
             total = total.saturating_add(size_of_file(stat));
         }

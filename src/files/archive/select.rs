@@ -1,4 +1,8 @@
 //! What goes into an archive, and under which name.
+//!
+//! Called by `pack`, twice for each archive: to look, and to write. Everything is found by handles from the
+//! volume's root, so that nothing outside is ever taken. What is gone or changed in between is passed over;
+//! a path that was named and is not there is an error.
 
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd};

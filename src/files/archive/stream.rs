@@ -1,4 +1,7 @@
 //! An archive that is written to its reader and nowhere else.
+//!
+//! Called for downloads. Nothing of it is kept but what the format needs for its end. A failure on the way
+//! leaves the reader with an archive that is cut off: telling him is the caller's business.
 
 use std::io::Write;
 
@@ -18,7 +21,8 @@ pub(crate) struct StreamRequest {
     pub(crate) base: RelPath,
     /// What of it; all if there are none.
     pub(crate) paths: Vec<RelPath>,
-    pub(crate) level: Option<u32>,
+    /// One of the format's.
+    pub(crate) level: u32,
 }
 
 impl Volume {

@@ -1,4 +1,7 @@
 //! Tar streams, in GNU's form, and what gzip and bzip2 put around them.
+//!
+//! Called by `write`. Every entry is padded to whole blocks and has exactly the length that its header gives;
+//! a stream without its end was cut off by an error, which is told to the caller.
 
 use std::io::{self, BufWriter, Read, Write};
 use std::path::Path;

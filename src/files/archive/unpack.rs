@@ -1,4 +1,7 @@
 //! From an archive to files: reading all of it, moving the result in.
+//!
+//! Called for `decompress`. The archive is the tenant's and believed in nothing: `extract` judges each entry.
+//! Until all was read and found sound, what comes of it lies in a staging folder that goes with any error.
 
 use std::fs::File;
 use std::io::Read;
@@ -159,7 +162,10 @@ fn unpack_zip(zip: &Zip, extractor: &mut Extractor<'_>) -> Result<(), FileError>
         }
         Ok(ControlFlow::Continue(()))
     })?;
-    let extractor = &*extractor;
+    unpack_files_of_zip(zip, extractor)
+}
+
+fn unpack_files_of_zip(zip: &Zip, extractor: &Extractor<'_>) -> Result<(), FileError> {
     let room = extractor.room();
     share_out(
         "unpack-file",

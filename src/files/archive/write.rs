@@ -1,4 +1,8 @@
 //! The writing side of each format behind one trait, on threads of its own.
+//!
+//! Called by `pack`, which puts entries into a [`Sink`] one after the other and hears of a failure, whichever
+//! thread it was on, as the end of [`write_archive`]. No thread outlives that call, and memory does not
+//! grow with what is packed.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Read, Write};

@@ -1,10 +1,12 @@
-//! What is mounted where, as the kernel tells it.
+//! What is mounted where, as the kernel tells it at that moment.
+//!
+//! Called by whoever mounts or unmounts an image. Nothing is remembered: a mount may be undone by others at
+//! any time. A table that cannot be read is an error, and never taken for an empty one.
 
-use std::ffi::OsStr;
-use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
 use super::BackingError;
+use crate::util::mountinfo::unescaped;
 
 /// Our own view, and that of the system's first process, which is the container engine's.
 const OWN: &str = "/proc/self/mountinfo";
@@ -22,37 +24,17 @@ pub(super) fn is_seen_by_the_system(folder: &Path) -> Result<bool, BackingError>
 }
 
 fn holds(table: &str, folder: &Path) -> Result<bool, BackingError> {
-    Ok(find(&read(table)?, folder).is_some())
+    let table = std::fs::read(table)
+        .map_err(|source| BackingError::io("read the table of mounts", source))?;
+    Ok(has_mount_at(&table, folder))
 }
 
-fn read(table: &str) -> Result<Vec<u8>, BackingError> {
-    std::fs::read(table).map_err(|source| BackingError::io("read the table of mounts", source))
-}
-
-/// The device (`major:minor`) of the last mount at `folder`, which covers the ones before it.
-fn find(table: &[u8], folder: &Path) -> Option<String> {
-    let wanted = escaped(folder.as_os_str());
-    let mut lines = table.split(|&byte| byte == b'\n').rev();
-    lines.find_map(|line| {
-        let mut fields = line.split(|&byte| byte == b' ');
-        let device = fields.nth(2)?;
-        let at = fields.nth(1)?;
-        (at == wanted).then(|| String::from_utf8_lossy(device).into_owned())
+fn has_mount_at(table: &[u8], folder: &Path) -> bool {
+    let mut lines = table.split(|&byte| byte == b'\n');
+    lines.any(|line| {
+        let at = line.split(|&byte| byte == b' ').nth(4);
+        at.is_some_and(|at| unescaped(at) == folder)
     })
-}
-
-/// A path as the table has it.
-fn escaped(path: &OsStr) -> Vec<u8> {
-    let mut text = Vec::with_capacity(path.len());
-    for &byte in path.as_bytes() {
-        match byte {
-            b' ' | b'\t' | b'\n' | b'\\' | b'#' => {
-                text.extend(format!("\\{byte:03o}").into_bytes());
-            }
-            plain => text.push(plain),
-        }
-    }
-    text
 }
 
 #[cfg(test)]
@@ -64,11 +46,12 @@ mod tests {
         let table = b"22 1 254:0 / / rw - ext4 /dev/vda rw\n\
             30 22 7:3 / /a\\040b/c rw,nosuid - ext4 /dev/loop3 rw\n\
             31 30 7:4 / /a\\040b/c rw,nosuid - ext4 /dev/loop4 rw\n";
-        let at = |path| find(table, Path::new(path));
-        assert_eq!(at("/a b/c").as_deref(), Some("7:4"));
-        assert_eq!(at("/").as_deref(), Some("254:0"));
+        let is_mounted = |path| has_mount_at(table, Path::new(path));
+        for path in ["/a b/c", "/"] {
+            assert!(is_mounted(path), "{path}");
+        }
         for other in ["/a b", "/a b/c/d", "/a"] {
-            assert_eq!(at(other), None, "{other}");
+            assert!(!is_mounted(other), "{other}");
         }
     }
 }

@@ -1,4 +1,7 @@
 //! Whether a backend works on this node, found by doing once what it would do for a volume.
+//!
+//! Called at the start and before the first volume of a backend that was not found to work yet. What is made
+//! for it is removed at the end, and after a crash by the sweep. Each error says what is missing.
 
 use std::fs::OpenOptions;
 use std::io::{self, Write as _};
@@ -12,7 +15,9 @@ use super::tools::Tool;
 use crate::domain::ids::VolumeId;
 use crate::domain::quota::QuotaBackend;
 use crate::files::resolve::Owner;
+use crate::files::staging::own_mark;
 
+pub(crate) const PROBE_PREFIX: &str = ".probe-";
 /// Less than one file system needs for itself.
 const PROJECT_LIMIT_BYTES: u64 = 1 << 20;
 
@@ -45,13 +50,13 @@ fn try_image(images: &Images) -> Result<(), BackingError> {
 /// A folder with a project's limit, filled beyond it by a user whom the limit holds.
 fn try_project(volumes: &Path, (uid, gid): (u32, u32)) -> Result<(), BackingError> {
     let name = VolumeId::random();
-    let probe = Probe { folder: volumes.join(format!(".probe-{name}")) };
+    let probe = Probe { folder: volumes.join(format!("{PROBE_PREFIX}{}{name}", own_mark())) };
     let io = |source| BackingError::io("make a folder", source);
     std::fs::DirBuilder::new().mode(0o777).create(&probe.folder).map_err(io)?;
     std::fs::set_permissions(&probe.folder, std::fs::Permissions::from_mode(0o777)).map_err(io)?;
     let number = project::number_for(name, 0);
     project::assign(&probe.folder, number)?;
-    project::set_limit(volumes, number, PROJECT_LIMIT_BYTES)?;
+    project::set_limit(volumes, number, Some(PROJECT_LIMIT_BYTES))?;
     // Opened here: the user of containers may not reach the folder by its path.
     let file = std::fs::File::create_new(probe.folder.join("file")).map_err(io)?;
     let blocks = format!("count={}", (PROJECT_LIMIT_BYTES >> 16) * 2);
@@ -63,7 +68,7 @@ fn try_project(volumes: &Path, (uid, gid): (u32, u32)) -> Result<(), BackingErro
     let shows = std::fs::File::open(&probe.folder)
         .and_then(|folder| Ok((folder, std::fs::File::open(volumes)?)))
         .map(|(folder, volumes)| project::is_limited(folder, volumes));
-    project::set_limit(volumes, number, 0)?;
+    project::set_limit(volumes, number, None)?;
     let written = written?;
     match written.code {
         0 => Err(BackingError::NotKept { said: "a file grew beyond it".to_owned() }),

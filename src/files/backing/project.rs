@@ -17,9 +17,15 @@ use crate::domain::ids::VolumeId;
 const LONG: Duration = Duration::from_secs(3600);
 /// The numbers that lightd gives; the container engine and people take low ones.
 const FIRST: u32 = 0x4000_0000;
+const NUMBERS_TRIED: u32 = 1000;
 
-/// A project number for a volume. The store sees to it that no two volumes have the same.
-pub(crate) fn number_for(volume: VolumeId, attempt: u32) -> u32 {
+/// The project numbers that a volume may have, of which the caller takes the first that no other has. They
+/// come to an end: on a node that has used up so many, something else is wrong.
+pub(crate) fn numbers_for(volume: VolumeId) -> impl Iterator<Item = u32> {
+    (0..NUMBERS_TRIED).map(move |attempt| number_for(volume, attempt))
+}
+
+pub(super) fn number_for(volume: VolumeId, attempt: u32) -> u32 {
     let text = volume.to_string();
     // FNV-1a: the same volume gets the same number again, should the store not know it any more.
     let hash = text
@@ -55,13 +61,15 @@ pub(crate) fn assigned(folder: &Path) -> Result<Option<u32>, BackingError> {
     Ok(number.filter(|number| hands_on && *number != 0))
 }
 
-/// Sets what may bear the number; 0 is no limit.
+/// Sets what may bear the number; `None` is no limit.
 pub(crate) fn set_limit(
     volumes: &Path,
     project: u32,
-    limit_bytes: u64,
+    limit_bytes: Option<u64>,
 ) -> Result<(), BackingError> {
-    let (number, blocks) = (project.to_string(), (limit_bytes >> 10).to_string());
+    // To the kernel 0 is no limit, and so the least that is one is a block.
+    let blocks = limit_bytes.map_or(0, |bytes| (bytes >> 10).max(1));
+    let (number, blocks) = (project.to_string(), blocks.to_string());
     let limits = ["-P", number.as_str(), "0", blocks.as_str(), "0", "0"];
     Tool::new("setquota")?.args(limits).arg(mount_of(volumes)?).run()?;
     Ok(())
@@ -88,7 +96,7 @@ fn mount_of(folder: &Path) -> Result<std::path::PathBuf, BackingError> {
     Ok(top.to_owned())
 }
 
-/// What the kernel counts in a folder, if the file system of all volumes is not what it tells of.
+/// Whether the kernel tells of a folder's own limit, and not of the file system that all volumes share.
 pub(crate) fn is_limited(folder: impl AsFd, volumes: impl AsFd) -> bool {
     let blocks = |fd: rustix::fd::BorrowedFd<'_>| {
         rustix::fs::fstatvfs(fd).map(|disk| (disk.f_blocks, disk.f_frsize))

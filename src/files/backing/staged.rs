@@ -1,7 +1,8 @@
 //! An image that takes a volume's place in one step: filled aside, checked, and exchanged with the old one.
 //!
 //! Called where a volume is restored, and where a node is tried. Until the exchange the volume is untouched; one
-//! that fails is taken back. What was made is removed when dropped, and what a crash left by
+//! whose image cannot be mounted is taken back. An error says that the volume is as it was. What stands
+//! aside at the end, be it the new image or the old one, is removed when dropped; what a crash left is, by
 //! [`Images::sweep`].
 
 use std::os::unix::fs::DirBuilderExt as _;
@@ -15,6 +16,7 @@ use super::image::{Images, UNLOCKED_WITHIN, check, open, remove_file, sync_folde
 use super::tools::lock;
 use crate::domain::ids::VolumeId;
 use crate::files::staging::{is_own, own_mark};
+use crate::util::chain::Chain;
 
 /// An image that is about to take a volume's place, mounted aside. Removed when dropped.
 #[derive(Debug)]
@@ -22,6 +24,17 @@ pub(crate) struct StagedImage {
     images: Images,
     path: PathBuf,
     folder: PathBuf,
+    aside: Aside,
+}
+
+/// Which image is under the name of the staged one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Aside {
+    New,
+    /// The one that was the volume, as long as the new one is not seen to work.
+    Needed,
+    /// The one that was the volume.
+    Old,
 }
 
 impl Images {
@@ -30,7 +43,7 @@ impl Images {
         let name = format!("staged-{}{:08x}", own_mark(), rand::random::<u32>());
         let (path, folder) =
             (self.folder().join(format!("{name}.img")), self.folder().join(format!("{name}.mnt")));
-        let staged = StagedImage { images: self.clone(), path, folder };
+        let staged = StagedImage { images: self.clone(), path, folder, aside: Aside::New };
         let image = self.make_image(&staged.path, size_bytes)?;
         std::fs::DirBuilder::new()
             .mode(0o700)
@@ -52,7 +65,8 @@ impl Images {
             let path = entry.path();
             if path.is_dir() {
                 unmount(&path)?;
-                drop(std::fs::remove_dir(&path));
+                // What is not empty, no volume is in; the image beneath it goes all the same.
+                std::fs::remove_dir(&path).ok();
             } else {
                 remove_file(&path)?;
             }
@@ -84,8 +98,8 @@ impl StagedImage {
 
     /// Puts the image in the place of a volume's, in one step. The volume is claimed, and nobody uses it.
     /// The old image stays until the new one is mounted.
-    pub(crate) fn take_place_of(self, volume: VolumeId) -> Result<(), BackingError> {
-        let images = &self.images;
+    pub(crate) fn take_place_of(mut self, volume: VolumeId) -> Result<(), BackingError> {
+        let images = self.images.clone();
         let (old, at) = (images.path(volume), images.mount_point(volume));
         unmount(&self.folder)?;
         if !wait_until(|| Ok(loop_device(&self.path)?.is_none()))? {
@@ -98,31 +112,53 @@ impl StagedImage {
         check(&self.path, &new, &["-f", "-n"])?;
         new.sync_all().map_err(|source| BackingError::io("flush the new image", source))?;
         images.release(volume, &present)?;
-        let placed = exchange(&self.path, &old).and_then(|()| {
-            mount(&old, &new, &at).inspect_err(|_| drop(exchange(&self.path, &old)))
-        });
-        if placed.is_err() {
-            mount(&old, &present, &at)?;
+        let exchanged = self.exchange_with(&old);
+        let mounted = exchanged.and_then(|()| mount(&old, &new, &at));
+        let Err(error) = mounted else {
+            self.aside = Aside::Old;
+            return Ok(());
+        };
+        if self.aside == Aside::Needed
+            && let Err(error) = self.exchange_with(&old)
+        {
+            tracing::error!(%volume, error = %Chain(&error), "a restore cannot be taken back");
         }
-        placed
+        // Whichever it is that has the volume's name now.
+        let it = if self.aside == Aside::New { &present } else { &new };
+        if let Err(error) = mount(&old, it, &at) {
+            tracing::error!(%volume, error = %Chain(&error), "a volume cannot be mounted again");
+        }
+        Err(error)
+    }
+
+    /// Lets the staged image and the volume's change names. Whether a power failure would undo that, is
+    /// no reason to take it back.
+    fn exchange_with(&mut self, other: &Path) -> Result<(), BackingError> {
+        let cwd = rustix::fs::CWD;
+        let swap = rustix::fs::RenameFlags::EXCHANGE;
+        rustix::fs::renameat_with(cwd, &self.path, cwd, other, swap)
+            .map_err(|errno| BackingError::io("exchange the images", errno))?;
+        self.aside = if self.aside == Aside::New { Aside::Needed } else { Aside::New };
+        if let Err(error) = sync_folder(&self.images.folder()) {
+            tracing::warn!(error = %Chain(&error), "a power failure may bring back what a restore replaced");
+        }
+        Ok(())
     }
 }
 
 impl Drop for StagedImage {
     fn drop(&mut self) {
+        if self.aside == Aside::Needed {
+            tracing::error!(path = %self.path.display(), "the image that a volume had is kept until the next start");
+            return;
+        }
         let removed = unmount(&self.folder).and_then(|()| {
-            drop(std::fs::remove_dir(&self.folder));
+            // It may not have been made.
+            std::fs::remove_dir(&self.folder).ok();
             remove_file(&self.path)
         });
         if let Err(error) = removed {
-            tracing::warn!(error = %crate::util::chain::Chain(&error), "an image stays behind until the next start");
+            tracing::warn!(error = %Chain(&error), "an image stays behind until the next start");
         }
     }
-}
-
-fn exchange(one: &Path, other: &Path) -> Result<(), BackingError> {
-    let cwd = rustix::fs::CWD;
-    rustix::fs::renameat_with(cwd, one, cwd, other, rustix::fs::RenameFlags::EXCHANGE)
-        .map_err(|errno| BackingError::io("exchange the images", errno))?;
-    one.parent().map_or(Ok(()), sync_folder)
 }

@@ -1,4 +1,7 @@
 //! The size that an ext4 file system has by its own account.
+//!
+//! Called by `image`, to which it is the truth about a volume's size, whatever the file's length or the store
+//! says. What is no superblock is an error and never a size.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;

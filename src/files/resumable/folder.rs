@@ -1,4 +1,8 @@
 //! An upload's folder, opened: what it says it is, what has arrived, and what arrives now.
+//!
+//! Called by [`super`], which holds the upload's lock. What is in the folder is believed only as far as it
+//! was checked: [`Open::cut_back`] comes before anything else. What breaks off leaves what has arrived,
+//! or, with a checksum, what there was before.
 
 use std::ffi::CStr;
 use std::fs::File;
@@ -126,7 +130,7 @@ fn write_checked(
             Ok(0) => break,
             Ok(count) => count,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(error) => return Err(broken_off(error)),
+            Err(error) => return Err(FileError::of_input(&"the upload", error)),
         };
         left = left
             .checked_sub(count as u64)
@@ -146,14 +150,7 @@ fn refuse_more(content: &mut dyn Read, length: u64) -> Result<(), FileError> {
     match content.read(&mut [0; 1]) {
         Ok(0) => Ok(()),
         Ok(_) => Err(FileError::UploadTooLarge { limit_bytes: length }),
-        Err(error) => Err(broken_off(error)),
-    }
-}
-
-fn broken_off(error: io::Error) -> FileError {
-    match error.downcast::<FileError>() {
-        Ok(ours) => ours,
-        Err(source) => FileError::Input { path: "the upload".to_owned(), source },
+        Err(error) => Err(FileError::of_input(&"the upload", error)),
     }
 }
 

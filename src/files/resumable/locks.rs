@@ -1,4 +1,8 @@
 //! Who works on which upload: one request at a time.
+//!
+//! Called by the handlers of uploads, who hold a [`Lock`] for as long as they work on one; it goes back when it
+//! is dropped, also in a panic. In memory alone: after a crash nobody works on anything. Whoever waits in
+//! vain is refused after ten seconds.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -32,11 +32,11 @@ pub(crate) use self::locks::{Lock, Locks};
 use self::room::{is_over, unfinished};
 use super::content::{DEFAULT_MODE, STAGED, WriteMode, create_new};
 use super::digest::Algorithm;
-use super::error::{During, FileError, refuse_reserved};
+use super::error::{During, FileError};
 use super::progress::Progress;
 use super::resolve::open_folder;
 use super::staging::{is_dot, remove_tree};
-use super::volume::{Kind, Place, Volume};
+use super::volume::{Place, Volume};
 use crate::domain::path::{InvalidPath, RelPath};
 use crate::domain::units::UnixSeconds;
 
@@ -112,18 +112,21 @@ impl Volume {
         lock: impl FnOnce(ResumableId) -> Result<Lock, FileError>,
     ) -> Result<(Resumable, Lock), FileError> {
         if let Some(path) = &info.path {
-            self.check_destination(&RelPath::parse_non_empty(path)?, info.create_only)?;
+            self.check_place(&RelPath::parse_non_empty(path)?, info.create_only)?;
         }
         if info.length.is_some_and(|length| length > limits.max_bytes) {
             return Err(FileError::UploadTooLarge { limit_bytes: limits.max_bytes });
         }
-        let uploads = self.uploads(true)?.ok_or(Errno::NOENT).during("prepare", &"")?;
-        if unfinished(&uploads).during("prepare", &"")? >= limits.max_per_volume {
+        let uploads =
+            self.uploads(true)?.ok_or(Errno::NOENT).during("prepare", &"the folder of uploads")?;
+        if unfinished(&uploads).during("prepare", &"the folder of uploads")?
+            >= limits.max_per_volume
+        {
             return Err(FileError::TooManyUploads);
         }
         if let Some(length) = info.length {
             let progress = Progress::default();
-            self.hold_to(limits.limit_bytes, self.replaced_bytes(&info), &progress)?;
+            self.hold_to(limits.limit_bytes, self.replaced_by(&info), &progress)?;
             progress.has_room_for(length)?;
         }
         let id = ResumableId::random();
@@ -140,28 +143,12 @@ impl Volume {
         Ok((open.state, lock))
     }
 
-    /// What is plainly no place for a file is refused before the sender's gigabytes.
-    fn check_destination(&self, path: &RelPath, create_only: bool) -> Result<(), FileError> {
-        refuse_reserved(path)?;
-        if create_only && self.exists(path)? {
-            return Err(FileError::AlreadyExists { path: path.to_string() });
-        }
-        match self.stat(path) {
-            Ok(stat) => match stat.kind {
-                Kind::File => Ok(()),
-                Kind::Directory => Err(FileError::NotAFile { path: path.to_string() }),
-                _ => Err(FileError::Special { path: path.to_string() }),
-            },
-            Err(FileError::NotFound { .. }) => Ok(()),
-            Err(error) => Err(error),
-        }
-    }
-
     fn make_upload(&self, uploads: &OwnedFd, name: &str, info: &Info) -> Result<(), FileError> {
-        rustix::fs::mkdirat(uploads, name, Mode::from_raw_mode(0o700)).during("prepare", &"")?;
-        let dir = open_folder(uploads.as_fd(), name).during("prepare", &"")?;
-        create_new(&dir, STAGED).during("prepare", &"")?;
-        write_info(&dir, info).during("prepare", &"")
+        rustix::fs::mkdirat(uploads, name, Mode::from_raw_mode(0o700))
+            .during("prepare", &"the folder of uploads")?;
+        let dir = open_folder(uploads.as_fd(), name).during("prepare", &"the folder of uploads")?;
+        create_new(&dir, STAGED).during("prepare", &"the folder of uploads")?;
+        write_info(&dir, info).during("prepare", &"the folder of uploads")
     }
 
     /// How far an upload has come. One that has arrived and was kept by a crash from its place is put
@@ -189,7 +176,7 @@ impl Volume {
         if let Some(length) = piece.length {
             open.set_length(length, limits)?;
         }
-        self.hold_to(limits.limit_bytes, self.replaced_bytes(&open.info), progress)?;
+        self.hold_to(limits.limit_bytes, self.replaced_by(&open.info), progress)?;
         let outcome = open.receive(piece, content, limits.max_bytes);
         open.look_again()?;
         outcome?;
@@ -228,8 +215,10 @@ impl Volume {
         let info = Info { length: Some(length), is_joined: true, ..info };
         let (state, lock) = self.create_resumable(info, limits, lock)?;
         let joined = self.fill(&lock, &opened, limits, progress);
-        if joined.is_err() {
-            self.remove_resumable(&lock).ok();
+        if joined.is_err()
+            && let Err(error) = self.remove_resumable(&lock)
+        {
+            tracing::debug!(%error, "half a joined upload stays until it expires");
         }
         let joined = joined?.unwrap_or(state);
         for part in parts {
@@ -247,7 +236,7 @@ impl Volume {
     ) -> Result<Option<Resumable>, FileError> {
         let mut open = self.open_resumable(lock.id)?;
         let Some(new) = &mut open.new else { return Ok(None) };
-        self.hold_to(limits.limit_bytes, self.replaced_bytes(&open.info), progress)?;
+        self.hold_to(limits.limit_bytes, self.replaced_by(&open.info), progress)?;
         for part in parts {
             append_file(part, new, progress)?;
         }
@@ -264,8 +253,10 @@ impl Volume {
     ) -> Result<u64, FileError> {
         let Some(uploads) = self.uploads(false)? else { return Ok(0) };
         let mut names = Vec::new();
-        for entry in rustix::fs::Dir::read_from(&uploads).during("sweep", &"")? {
-            let entry = entry.during("sweep", &"")?;
+        for entry in
+            rustix::fs::Dir::read_from(&uploads).during("sweep", &"the folder of uploads")?
+        {
+            let entry = entry.during("sweep", &"the folder of uploads")?;
             if !is_dot(entry.file_name()) {
                 names.push(entry.file_name().to_owned());
             }
@@ -279,7 +270,8 @@ impl Volume {
             // Held while it goes, so that nobody begins to add to it.
             let lock = id.map(|id| locks.try_lock(id)).transpose();
             if lock.is_ok() {
-                remove_tree(uploads.as_fd(), &*name, &Progress::default()).during("sweep", &"")?;
+                remove_tree(uploads.as_fd(), &*name, &Progress::default())
+                    .during("sweep", &"the folder of uploads")?;
                 removed += 1;
             }
         }
@@ -292,7 +284,8 @@ impl Volume {
         for _ in 0..3 {
             match open_folder(self.root(), UPLOADS) {
                 Ok(dir) => {
-                    let stat = rustix::fs::fstat(&dir).during("prepare", &"")?;
+                    let stat =
+                        rustix::fs::fstat(&dir).during("prepare", &"the folder of uploads")?;
                     if stat.st_uid == own.as_raw() && stat.st_mode & 0o077 == 0 {
                         return Ok(Some(dir));
                     }
@@ -302,15 +295,17 @@ impl Volume {
                     let mode = Mode::from_raw_mode(0o700);
                     match rustix::fs::mkdirat(self.root(), UPLOADS, mode) {
                         Err(Errno::EXIST) | Ok(()) => continue,
-                        Err(errno) => return Err(errno).during("prepare", &""),
+                        Err(errno) => {
+                            return Err(errno).during("prepare", &"the folder of uploads");
+                        }
                     }
                 }
                 Err(Errno::NOTDIR | Errno::LOOP) => {}
-                Err(errno) => return Err(errno).during("prepare", &""),
+                Err(errno) => return Err(errno).during("prepare", &"the folder of uploads"),
             }
             match remove_tree(self.root(), UPLOADS, &Progress::default()) {
                 Ok(()) | Err(Errno::NOENT) => {}
-                Err(errno) => return Err(errno).during("prepare", &""),
+                Err(errno) => return Err(errno).during("prepare", &"the folder of uploads"),
             }
         }
         Err(FileError::Busy { path: UPLOADS.to_owned() })
@@ -337,11 +332,9 @@ impl Volume {
         Ok(open)
     }
 
-    /// What the upload will replace.
-    fn replaced_bytes(&self, info: &Info) -> u64 {
+    fn replaced_by(&self, info: &Info) -> u64 {
         let path = info.path.as_deref().and_then(|path| RelPath::parse_non_empty(path).ok());
-        path.and_then(|path| self.stat(&path).ok())
-            .map_or(0, |stat| if stat.kind == Kind::File { stat.size } else { 0 })
+        path.map_or(0, |path| self.replaced_bytes(&path))
     }
 
     fn finish_if_complete(&self, open: &mut Open) -> Result<(), FileError> {

@@ -1,4 +1,7 @@
 //! How many uploads a volume has, and which of them nobody needs any more.
+//!
+//! Called when one is made, and in the rounds in which old ones expire. Judged by what lies in the folder and nothing else. An
+//! upload that can't be looked at counts as one.
 
 use std::ffi::CStr;
 use std::os::fd::{AsFd, OwnedFd};

@@ -67,7 +67,7 @@ fn packing(output: &str, paths: &[&str]) -> PackRequest {
         paths: paths.iter().copied().map(rel).collect(),
         base: rel(""),
         ignore: Vec::new(),
-        level: None,
+        level: ArchiveFormat::Tar.default_level(),
         overwrite: true,
     }
 }
@@ -213,7 +213,7 @@ fn cve_2024_27102_nothing_outside_is_read_through_a_link() {
             format: ArchiveFormat::Tar,
             base: rel(""),
             paths: Vec::new(),
-            level: None,
+            level: ArchiveFormat::Tar.default_level(),
         };
         volume.pack_stream(all, &mut sent, &progress).expect("stream");
         put(&scratch.path("got/sent.tar"), &sent);

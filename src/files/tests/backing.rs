@@ -246,6 +246,24 @@ fn a_full_host_loses_nothing_of_what_was_promised() {
     assert!(fs::read(at.join("file")).expect("read") == noise, "something was lost");
 }
 
+#[test]
+fn an_image_that_cannot_be_mounted_in_a_volumes_place_leaves_it_the_old_one() {
+    let node = Node::new(16 * MIB);
+    put(&node.at("file"), b"old");
+    let staged = node.images.stage(32 * MIB).expect("stage");
+    let inode = |path: &Path| fs::metadata(path).expect("stat").ino();
+    let before = inode(&node.image());
+    node.unmount();
+    assert!(run("chattr", &[Path::new("-i"), &node.at("")]));
+    fs::remove_dir(node.at("")).expect("remove");
+    staged.take_place_of(node.volume).expect_err("there is no folder to mount it at");
+    assert_eq!(inode(&node.image()), before);
+    let images: Vec<_> = fs::read_dir(node.dir.path().join(".images")).expect("list").collect();
+    assert_eq!(images.len(), 1, "{images:?}");
+    assert_eq!(node.images.take_up(node.volume).expect("take up"), 16 * MIB);
+    assert_eq!(fs::read(node.at("file")).expect("read"), b"old");
+}
+
 /// What `work` on a volume has failed with.
 async fn failed<T: Send + std::fmt::Debug + 'static>(
     files: &Files,

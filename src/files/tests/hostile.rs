@@ -191,7 +191,7 @@ fn attack(scratch: &Scratch) -> Vec<bool> {
         paths: vec![rel("dir/secret")],
         base: rel(""),
         ignore: Vec::new(),
-        level: None,
+        level: ArchiveFormat::Tar.default_level(),
         overwrite: true,
     };
     outcomes.push(volume.pack(&request, &progress).is_ok());

@@ -3,6 +3,8 @@ use std::time::Duration;
 use super::super::operation::{OperationId, OperationKind, OperationState, Operations};
 use super::*;
 use crate::domain::ids::VolumeId;
+use crate::domain::operation::ENDED_KEPT_SECONDS;
+use crate::domain::units::UnixSeconds;
 
 fn subject() -> VolumeId {
     VolumeId::random()
@@ -85,8 +87,8 @@ async fn cancel_and_shutdown_wait_for_the_work_to_clean_up() {
     assert!(operations.cancel(unknown).is_none());
 }
 
-#[tokio::test(start_paused = true)]
-async fn what_has_ended_is_kept_in_bounds() {
+#[tokio::test]
+async fn what_has_ended_is_kept_in_bounds_also_across_restarts() {
     let operations = Operations::in_memory();
     for _ in 0..230 {
         let id = operations
@@ -95,9 +97,17 @@ async fn what_has_ended_is_kept_in_bounds() {
             .expect("start");
         ended(&operations, id).await;
     }
-    assert_eq!(operations.list().len(), 200);
-    tokio::time::advance(Duration::from_secs(24 * 3600 + 1)).await;
-    assert!(operations.list().is_empty());
+    let mut past = operations.list();
+    assert_eq!(past.len(), 200);
+    for (view, age_seconds) in
+        past.iter_mut().zip([ENDED_KEPT_SECONDS + 60, ENDED_KEPT_SECONDS - 60])
+    {
+        view.finished_at = view.finished_at.map(|at| UnixSeconds(at.0 - age_seconds));
+    }
+    let (gone, kept) = (past[0].id, past[1].id);
+    let restarted = Operations::new(past, std::sync::Arc::new(|_| Box::pin(async { Ok(()) })));
+    assert_eq!(restarted.list().len(), 199);
+    assert!(restarted.get(gone).is_none() && restarted.get(kept).is_some());
 }
 
 #[tokio::test(start_paused = true)]

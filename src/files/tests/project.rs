@@ -43,7 +43,7 @@ impl Drop for Node {
 impl Node {
     async fn make(&self, size_bytes: u64) -> (VolumeId, Backing) {
         let volume = VolumeId::random();
-        let number = Some(project::number_for(volume, 0));
+        let number = project::numbers_for(volume).next();
         let backing = Backing { backend: QuotaBackend::Project, project: number };
         self.files.create_limited(volume, backing, size_bytes).await.expect("create");
         (volume, backing)
@@ -95,9 +95,9 @@ async fn a_project_volume_ends_at_its_size_for_the_workload_and_for_lightd() {
     };
     let refused = node.files.run(volume, write).await;
     assert!(matches!(refused, Err(FileError::QuotaExceeded { .. })), "{refused:?}");
-    node.files.limit_project(volume, backing, 40 * MIB).await.expect("larger");
+    node.files.limit_project(volume, backing, Some(40 * MIB)).await.expect("larger");
     assert!(node.workload_writes(volume, "more", 20));
-    node.files.limit_project(volume, backing, 0).await.expect("no limit");
+    node.files.limit_project(volume, backing, None).await.expect("no limit");
     assert!(node.workload_writes(volume, "much", 60));
     for volume in [volume, other] {
         node.files.remove_volume(volume).await.expect("remove");
@@ -114,9 +114,9 @@ async fn a_folder_that_is_there_becomes_a_project_with_all_that_is_in_it() {
     }
     std::os::unix::fs::symlink("/etc/passwd", node.volumes.join(format!("{volume}/a/link")))
         .expect("symlink");
-    let number = Some(project::number_for(volume, 0));
+    let number = project::numbers_for(volume).next();
     let backing = Backing { backend: QuotaBackend::Project, project: number };
-    node.files.limit_project(volume, backing, 6 * MIB).await.expect("limit");
+    node.files.limit_project(volume, backing, Some(6 * MIB)).await.expect("limit");
     let used = node.used(volume).await;
     assert!((3 * MIB..5 * MIB).contains(&used), "{used}");
     assert!(!node.workload_writes(volume, "more", 4));
@@ -135,18 +135,23 @@ async fn a_restore_of_a_full_project_fits_and_keeps_the_limit() {
     fs::remove_file(node.volumes.join(format!("{volume}/old"))).expect("remove");
     assert!(node.workload_writes(volume, "new", 12), "snapshots do not count");
     let claim = node.files.claim(volume, Work::Restore).await.expect("claim");
-    let restore =
-        Restore { snapshot, expected: tally, backing: Some(backing), size_bytes: Some(16 * MIB) };
-    let (claim, number) =
-        node.files.restore(claim, restore, Progress::default()).await.expect("restore");
-    drop(claim);
-    assert!(number.is_some_and(|number| Some(number) != backing.project));
+    let number = project::numbers_for(VolumeId::random()).next();
+    let restore = Restore {
+        snapshot,
+        expected: tally,
+        backing: Some(backing),
+        new_project: number,
+        size_bytes: Some(16 * MIB),
+    };
+    drop(node.files.restore(claim, restore, Progress::default()).await.expect("restore"));
+    let borne = project::assigned(&node.volumes.join(volume.to_string())).expect("lsattr");
+    assert_eq!(borne, number);
     assert!(!node.volumes.join(format!("{volume}/new")).exists());
     let used = node.used(volume).await;
     assert!((12 * MIB..13 * MIB).contains(&used), "{used}");
     assert!(!node.workload_writes(volume, "more", 8), "the limit still stands");
     // As after a crash before the new number was stored: the old one is given again.
-    node.files.limit_project(volume, backing, 16 * MIB).await.expect("limit");
+    node.files.limit_project(volume, backing, Some(16 * MIB)).await.expect("limit");
     fs::remove_file(node.volumes.join(format!("{volume}/more"))).expect("remove");
     assert!(!node.workload_writes(volume, "more", 8), "the limit still stands");
     node.files.remove_volume(volume).await.expect("remove");

@@ -71,7 +71,7 @@ fn copies_and_archives_stop_at_the_limit_and_leave_nothing() {
             paths: vec![rel("tree")],
             base: rel(""),
             ignore: Vec::new(),
-            level: None,
+            level: ArchiveFormat::default_level(format),
             overwrite: false,
         };
         scratch.volume.pack(&request, &scratch.with_left(left))
