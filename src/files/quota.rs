@@ -118,7 +118,11 @@ impl Volume {
         progress: &Progress,
     ) -> Result<(), FileError> {
         let Some(limit_bytes) = limit_bytes else { return Ok(()) };
-        let (used_bytes, kernel_left) = self.counted()?;
+        let (mut used_bytes, kernel_left) = self.counted()?;
+        let is_near = used_bytes.saturating_sub(freed_bytes) > limit_bytes / 4 * 3;
+        if is_near && !self.is_limited {
+            used_bytes = self.budgets.counts.of(self.id).fresh_bytes(self)?;
+        }
         let mut left_bytes = limit_bytes.saturating_sub(used_bytes.saturating_sub(freed_bytes));
         // A replaced file goes only when the new one is there, and the kernel knows no exceptions.
         if let Some(kernel_left) = kernel_left {

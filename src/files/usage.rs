@@ -147,6 +147,18 @@ impl Count {
         self.pass(&mut state, volume, &HashSet::new())
     }
 
+    /// As [`Count::bytes`], for a decision that an older figure could make wrong: between two counts what was
+    /// written counts in full, also where it replaced something or was given up. A volume that is too large
+    /// to be kept in mind is not walked again for it.
+    pub(super) fn fresh_bytes(&self, volume: &Volume) -> Result<u64, FileError> {
+        let mut state = lock(&self.state);
+        if state.is_unfit {
+            drop(state);
+            return self.bytes(volume);
+        }
+        self.pass(&mut state, volume, &HashSet::new())
+    }
+
     /// As [`Count::bytes`], after a look at the files of some folders.
     pub(super) fn roll(&self, volume: &Volume, entries: u64) -> Result<u64, FileError> {
         let mut state = lock(&self.state);
@@ -358,4 +370,32 @@ fn changed_ns(stat: &RawStat) -> i128 {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::files::archive::ArchiveLimits;
+    use crate::files::progress::Progress;
+    use crate::files::resolve::{Resolver, open_folder};
+
+    #[test]
+    fn near_its_limit_a_volume_is_counted_anew_and_not_by_what_was_given_up() {
+        const MB: u64 = 1 << 20;
+        let scratch = tempfile::tempdir().unwrap();
+        let root = open_folder(rustix::fs::CWD, scratch.path()).unwrap();
+        let volume = Volume::alone(root, Resolver::detect(), ArchiveLimits::default());
+        let file = std::fs::File::create(scratch.path().join("file")).unwrap();
+        rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, 3 * MB).unwrap();
+        let count = volume.budgets.counts.of(volume.id);
+        let counted = count.bytes(&volume).unwrap();
+        // As where a pass takes so long that its figure stands for a while.
+        lock(&count.state).last.as_mut().unwrap().took = Duration::from_secs(1);
+        count.spend(3 * MB);
+        assert_eq!(count.bytes(&volume).unwrap(), counted + 3 * MB);
+        let progress = Progress::default();
+        volume.hold_to(Some(4 * MB), 0, &progress).unwrap();
+        progress.has_room_for(MB / 2).expect("there is room");
+        progress.has_room_for(2 * MB).expect_err("there is not so much");
+    }
 }
