@@ -12,6 +12,7 @@
 pub(crate) mod edit;
 pub(crate) mod error;
 pub(crate) mod live;
+mod network;
 pub(crate) mod raw;
 mod raw_streams;
 pub(crate) mod reload;
