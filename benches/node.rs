@@ -18,7 +18,9 @@ use std::time::{Duration, Instant};
 
 mod client;
 
-use client::{Connection, Lightd, Result, between, exchange, free_port, quietly, wait_for_port};
+use client::{
+    Connection, Lightd, Result, cpu_seconds, exchange, free_port, quietly, wait_for_port,
+};
 
 type Part = fn(&Node) -> Result<()>;
 
@@ -246,29 +248,15 @@ impl Daemon {
     }
 
     fn wait_for(&self, id: &str, state: &str) -> Result<()> {
-        let wanted = format!("\"state\":\"{state}\"");
-        let deadline = Instant::now() + Duration::from_secs(60);
-        let mut connection = Connection::open(self.0.port)?;
-        loop {
-            let seen = connection.get(&format!("/containers/{id}"))?;
-            if seen.contains(&wanted) {
-                return Ok(());
-            }
-            if Instant::now() > deadline {
-                return Err(format!("{id} is not {state} but {seen}").into());
-            }
-            std::thread::sleep(Duration::from_millis(1));
-        }
+        self.0.wait_for(id, state)
     }
 
     fn cpu(&self) -> Result<f64> {
-        cpu_seconds(self.0.pid())
+        self.0.cpu()
     }
 
     fn resident_kib(&self) -> Result<u64> {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.0.pid()))?;
-        let line = between(&status, "VmRSS:", "kB").ok_or("no VmRSS")?;
-        Ok(line.trim().parse()?)
+        self.0.resident_kib()
     }
 }
 
@@ -457,12 +445,4 @@ mod docker {
         let done = Command::new("docker").args(args).stdout(Stdio::null()).status()?;
         if done.success() { Ok(()) } else { Err(format!("docker {args:?} failed").into()) }
     }
-}
-
-fn cpu_seconds(pid: u32) -> Result<f64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    let fields: Vec<&str> =
-        stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-    let ticks: u64 = fields[11].parse::<u64>()? + fields[12].parse::<u64>()?;
-    Ok(ticks as f64 / 100.0)
 }

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 pub(crate) type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
-const TOKEN: &str = "lightd_bench_token_0123456789";
+pub(crate) const TOKEN: &str = "lightd_bench_token_0123456789";
 
 /// lightd as a process that ends with this.
 pub(crate) struct Lightd {
@@ -41,6 +41,33 @@ impl Lightd {
 
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    pub(crate) fn cpu(&self) -> Result<f64> {
+        cpu_seconds(self.pid())
+    }
+
+    pub(crate) fn resident_kib(&self) -> Result<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid()))?;
+        let line = between(&status, "VmRSS:", "kB").ok_or("no VmRSS")?;
+        Ok(line.trim().parse()?)
+    }
+
+    /// Waits until a container is in that state.
+    pub(crate) fn wait_for(&self, id: &str, state: &str) -> Result<()> {
+        let wanted = format!("\"state\":\"{state}\"");
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let mut connection = Connection::open(self.port)?;
+        loop {
+            let seen = connection.get(&format!("/containers/{id}"))?;
+            if seen.contains(&wanted) {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                return Err(format!("{id} is not {state} but {seen}").into());
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     pub(crate) fn post(&self, path: &str, body: &str) -> Result<String> {
@@ -116,6 +143,15 @@ impl Connection {
 
 pub(crate) fn exchange(port: u16, method: &str, path: &str, body: &str) -> Result<String> {
     Connection::open(port)?.send(method, path, body)
+}
+
+/// What a process has used of the processors so far.
+pub(crate) fn cpu_seconds(pid: u32) -> Result<f64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let fields: Vec<&str> =
+        stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+    let ticks: u64 = fields[11].parse::<u64>()? + fields[12].parse::<u64>()?;
+    Ok(ticks as f64 / 100.0)
 }
 
 pub(crate) fn quietly(command: &mut Command) {

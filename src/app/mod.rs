@@ -172,6 +172,8 @@ impl App {
         tasks.spawn(async move { volumes.watch(until).await });
         let (files, live) = (state.files.clone(), Arc::clone(&state.config));
         tasks.spawn(tasks::expire_uploads(files, live, stop()));
+        let (registry, live) = (Arc::clone(&state.supervisor), Arc::clone(&state.config));
+        tasks.spawn(tasks::expire_consoles(registry, live, stop()));
     }
 
     /// The server, listening; the future ends when the handle shuts it down.

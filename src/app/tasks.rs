@@ -14,6 +14,7 @@ use super::parts;
 use crate::access::AccessSettings;
 use crate::config::Config;
 use crate::config::live::Live;
+use crate::domain::lifecycle::Phase;
 use crate::engine::Health;
 use crate::files::Files;
 use crate::network::isolation::{Isolation, IsolationStatus};
@@ -27,7 +28,7 @@ use crate::volumes::VolumeSettings;
 /// The rules and the bridge are set again so often: a reload of the host's firewall takes them away.
 const ISOLATION_EVERY: Duration = Duration::from_secs(300);
 const ISOLATION_AGAIN: Duration = Duration::from_secs(10);
-/// How often resumable uploads are looked through for expired ones, at most.
+/// How often resumable uploads and consoles are looked through for what has expired, at most.
 const EXPIRE_EVERY: Duration = Duration::from_secs(600);
 
 /// Reads the configuration again whenever it is asked to.
@@ -133,6 +134,25 @@ pub(super) async fn expire_uploads(files: Files, live: Arc<Live>, stop: Cancella
         let pause = (expire_after / 4).clamp(Duration::from_secs(1), EXPIRE_EVERY);
         if stop.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
             return;
+        }
+    }
+}
+
+/// Takes old output off the disk, where there is an age for that.
+pub(super) async fn expire_consoles(
+    registry: Arc<Registry>,
+    live: Arc<Live>,
+    stop: CancellationToken,
+) {
+    while stop.run_until_cancelled(tokio::time::sleep(EXPIRE_EVERY)).await.is_some() {
+        let Some(age) = live.current().console.journal_max_age else { continue };
+        for container in registry.list() {
+            let snapshot = container.snapshot();
+            let rests = matches!(
+                snapshot.phase,
+                Phase::Offline | Phase::Failed { .. } | Phase::Suspended { .. }
+            );
+            container.console().expire(age, !rests).await;
         }
     }
 }

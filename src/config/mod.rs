@@ -13,6 +13,7 @@ pub(crate) mod edit;
 pub(crate) mod error;
 pub(crate) mod live;
 pub(crate) mod raw;
+mod raw_streams;
 pub(crate) mod reload;
 pub(crate) mod source;
 mod supervision;
@@ -43,6 +44,7 @@ pub(crate) struct Config {
     pub(crate) limits: DefaultLimits,
     pub(crate) install: Install,
     pub(crate) console: Console,
+    pub(crate) sockets: Sockets,
     pub(crate) supervision: Supervision,
     pub(crate) archives: Archives,
     pub(crate) quota: Quota,
@@ -154,6 +156,15 @@ pub(crate) struct Install {
 pub(crate) struct Console {
     pub(crate) ring_bytes: usize,
     pub(crate) journal_bytes: u64,
+    pub(crate) journal_max_age: Option<Duration>,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sockets {
+    pub(crate) per_container: usize,
+    pub(crate) per_node: usize,
+    pub(crate) frame_max_bytes: usize,
+    pub(crate) frames_per_second: u32,
 }
 
 #[derive(Clone, Copy, Debug)]

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+pub(crate) use super::raw_streams::{Console, Sockets};
 use super::supervision::RawSupervision;
 use crate::domain::spec::Protocol;
 use crate::domain::units::{MIB, Span};
@@ -26,6 +27,7 @@ pub(crate) struct Raw {
     pub(crate) limits: Limits,
     pub(crate) install: Install,
     pub(crate) console: Console,
+    pub(crate) sockets: Sockets,
     pub(crate) supervision: RawSupervision,
     pub(crate) archives: Archives,
     pub(crate) quota: Quota,
@@ -137,14 +139,6 @@ pub(crate) struct Install {
     pub(crate) timeout: Span,
     /// The largest image that an install may leave behind.
     pub(crate) max_image_bytes: u64,
-}
-
-/// Per container.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub(crate) struct Console {
-    pub(crate) ring_bytes: u64,
-    pub(crate) journal_bytes: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -338,12 +332,6 @@ impl Default for Limits {
 impl Default for Install {
     fn default() -> Self {
         Self { timeout: Span(Duration::from_secs(30 * 60)), max_image_bytes: 10 * 1024 * MIB }
-    }
-}
-
-impl Default for Console {
-    fn default() -> Self {
-        Self { ring_bytes: MIB / 4, journal_bytes: 16 * MIB }
     }
 }
 

@@ -15,8 +15,8 @@ use super::raw::{self, Raw};
 use super::supervision::Supervision;
 use super::{
     Archives, Authorization, Config, Console, DefaultLimits, Docker, HostService, Install, Log,
-    Network, PortSeed, Pulls, Quota, Remote, RemotePanel, RunAs, Server, Snapshots, Storage,
-    TlsFiles, Uploads,
+    Network, PortSeed, Pulls, Quota, Remote, RemotePanel, RunAs, Server, Snapshots, Sockets,
+    Storage, TlsFiles, Uploads,
 };
 use crate::domain::access;
 use crate::domain::quota::QuotaBackend;
@@ -99,6 +99,7 @@ pub(super) fn validate(raw: Raw, problems: &mut Vec<ConfigProblem>) -> Config {
             max_image_bytes: raw.install.max_image_bytes,
         },
         console: console(&raw.console, &mut check),
+        sockets: sockets(&raw.sockets, &mut check),
         archives: Archives {
             max_entries: check.within("archives.max_entries", raw.archives.max_entries, 1, 1 << 32),
             max_bytes: check.within("archives.max_bytes", raw.archives.max_bytes, 1, 1 << 50),
@@ -344,6 +345,23 @@ fn console(raw: &raw::Console, check: &mut Check<'_>) -> Console {
     Console {
         ring_bytes: usize::try_from(ring).unwrap_or(usize::MAX),
         journal_bytes: check.within("console.journal_bytes", raw.journal_bytes, 64 << 10, 1 << 40),
+        journal_max_age: raw
+            .journal_max_age
+            .map(|age| check.span("console.journal_max_age", age.0, "1h", "3650d")),
+    }
+}
+
+fn sockets(raw: &raw::Sockets, check: &mut Check<'_>) -> Sockets {
+    let mut within = |key: &str, value, least, most| {
+        let value = check.within(&format!("sockets.{key}"), value, least, most);
+        usize::try_from(value).unwrap_or(usize::MAX)
+    };
+    let per_second = within("frames_per_second", raw.frames_per_second, 1, 10_000);
+    Sockets {
+        per_container: within("per_container", raw.per_container, 1, 1 << 20),
+        per_node: within("per_node", raw.per_node, 1, 1 << 20),
+        frame_max_bytes: within("frame_max_bytes", raw.frame_max_bytes, 1 << 10, 16 << 20),
+        frames_per_second: u32::try_from(per_second).unwrap_or(u32::MAX),
     }
 }
 

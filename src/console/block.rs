@@ -6,9 +6,12 @@
 //! single line without its end. That rule is what lets a block be cut at any line without an index.
 
 use std::borrow::Cow;
+use std::fmt;
+use std::str::FromStr;
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
+use serde::Deserialize;
 
 use crate::domain::ids::RunId;
 
@@ -33,6 +36,66 @@ impl Position {
     pub(super) fn lines_until(self, next: Self) -> u64 {
         let first_unseen = self.line + u64::from(self.offset > 0);
         next.line.saturating_sub(first_unseen)
+    }
+}
+
+/// A place in the stream as readers name it: how many lines they have, and how many bytes of the line
+/// that follows. Written `7`, or `7.12`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub(crate) struct Mark {
+    lines: u64,
+    bytes: u32,
+}
+
+impl Mark {
+    /// Behind the line of that number.
+    pub(crate) fn line(seq: u64) -> Self {
+        Self { lines: seq, bytes: 0 }
+    }
+}
+
+impl From<Position> for Mark {
+    fn from(at: Position) -> Self {
+        Self { lines: at.line - 1, bytes: at.offset }
+    }
+}
+
+impl From<Mark> for Position {
+    fn from(mark: Mark) -> Self {
+        Self { line: mark.lines.saturating_add(1), offset: mark.bytes }
+    }
+}
+
+impl fmt::Display for Mark {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.bytes {
+            0 => write!(f, "{}", self.lines),
+            bytes => write!(f, "{}.{bytes}", self.lines),
+        }
+    }
+}
+
+/// What was given is no [`Mark`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("must be the number of a line, such as 7, or a place behind one, such as 7.12")]
+pub(crate) struct BadMark;
+
+impl FromStr for Mark {
+    type Err = BadMark;
+
+    fn from_str(text: &str) -> Result<Self, BadMark> {
+        let (lines, bytes) = text.split_once('.').unwrap_or((text, "0"));
+        let lines = lines.parse().map_err(|_| BadMark)?;
+        Ok(Self { lines, bytes: bytes.parse().map_err(|_| BadMark)? })
+    }
+}
+
+impl TryFrom<String> for Mark {
+    type Error = BadMark;
+
+    fn try_from(text: String) -> Result<Self, BadMark> {
+        text.parse()
     }
 }
 
@@ -93,7 +156,8 @@ impl Block {
         frame.extend_from_slice(br#","seq":"#);
         frame.extend_from_slice(self.last_seq().to_string().as_bytes());
         if self.is_partial() {
-            frame.extend_from_slice(br#","partial":true"#);
+            let goes_on = format!(r#","partial":true,"since":"{}""#, Mark::from(self.end));
+            frame.extend_from_slice(goes_on.as_bytes());
         }
         frame.push(b'}');
         frame.into()
@@ -152,7 +216,7 @@ mod tests {
         let frame: serde_json::Value = serde_json::from_slice(&prompt.frame()).unwrap();
         assert_eq!(
             frame,
-            serde_json::json!({ "event": "console", "data": "> ", "seq": 9, "partial": true })
+            serde_json::json!({ "event": "console", "data": "> ", "seq": 9, "partial": true, "since": "8.4" })
         );
     }
 
@@ -165,5 +229,20 @@ mod tests {
         assert_eq!(from(4, 0), "def\nghi\n");
         assert_eq!(from(4, 2), "f\nghi\n");
         assert_eq!(from(5, 0), "ghi\n");
+    }
+
+    #[test]
+    fn marks_are_read_as_they_are_written() {
+        for text in ["0", "7", "7.12"] {
+            assert_eq!(text.parse::<Mark>().unwrap().to_string(), text);
+        }
+        assert_eq!(Mark::from(Position { line: 8, offset: 12 }).to_string(), "7.12");
+        assert_eq!(
+            Position::from("7.12".parse::<Mark>().unwrap()),
+            Position { line: 8, offset: 12 }
+        );
+        for bad in ["", "x", "7.", ".7", "-1", "7.12.1", "7,1", "99999999999999999999"] {
+            assert_eq!(bad.parse::<Mark>(), Err(BadMark), "{bad:?}");
+        }
     }
 }

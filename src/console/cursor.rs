@@ -9,7 +9,7 @@ use std::sync::Arc;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::block::{Block, Position};
+use super::block::{Block, Mark, Position};
 use super::read::{Place, Stored};
 use super::state::Step;
 use super::{Shared, lock, sleep_until};
@@ -56,6 +56,11 @@ impl Cursor {
                 () = sleep_until(wake) => {}
             }
         }
+    }
+
+    /// Up to where the reader has the console.
+    pub(crate) fn mark(&self) -> Mark {
+        self.at.into()
     }
 
     /// The next piece if there is one already.

@@ -13,6 +13,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use super::block::Position;
 use super::read::Scan;
@@ -80,7 +81,9 @@ impl Journal {
 
     fn load(&mut self) -> io::Result<Option<Record>> {
         self.segments = list(&self.dir)?;
-        while let Some(newest) = self.segments.last_mut() {
+        for index in (0..self.segments.len()).rev() {
+            let is_newest = index + 1 == self.segments.len();
+            let newest = &mut self.segments[index];
             let path = segment_path(&self.dir, newest.first_line);
             let file = OpenOptions::new().read(true).write(true).open(&path)?;
             let (last, length) = match last_record(&file, newest.length)? {
@@ -95,10 +98,12 @@ impl Journal {
                 self.end = self.end.max(last.end());
                 return Ok(Some(last));
             }
-            // Nothing whole is in it, but its name still says which numbers have been given out.
+            // Nothing whole is in it, but its name says which numbers have been given out.
             self.end = self.end.max(Position::line(newest.first_line));
-            fs::remove_file(&path)?;
-            self.segments.pop();
+            if !is_newest {
+                fs::remove_file(&path)?;
+                self.segments.remove(index);
+            }
         }
         Ok(None)
     }
@@ -164,6 +169,26 @@ impl Journal {
         fs::create_dir_all(&self.dir)?;
         self.active = Some(open_segment(&self.dir, first_line, true)?);
         self.segments.push(Segment { first_line, length: 0 });
+        Ok(())
+    }
+
+    /// Removes what was last written to before `oldest`. The newest segment stays unless `all` may go:
+    /// then an empty one keeps the place of the numbers.
+    pub(super) fn expire(&mut self, oldest: SystemTime, all: bool) -> io::Result<()> {
+        while let Some(first) = self.segments.first() {
+            let path = segment_path(&self.dir, first.first_line);
+            let is_newest = self.segments.len() == 1;
+            let stays = is_newest && (!all || self.end.offset > 0 || first.length == 0);
+            if stays || fs::metadata(&path)?.modified()? >= oldest {
+                break;
+            }
+            if is_newest {
+                self.active = Some(open_segment(&self.dir, self.end.line, true)?);
+                self.segments.push(Segment { first_line: self.end.line, length: 0 });
+            }
+            fs::remove_file(&path)?;
+            self.segments.remove(0);
+        }
         Ok(())
     }
 

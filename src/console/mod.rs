@@ -30,7 +30,7 @@ mod state;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::Instant;
@@ -43,6 +43,7 @@ use self::state::State;
 use crate::domain::ids::RunId;
 use crate::util::chain::Chain;
 
+pub(crate) use self::block::Mark;
 pub(crate) use self::cursor::{Cursor, Delivery};
 pub(crate) use self::history::Query;
 pub(crate) use self::input::{ConsoleInput, InputError, input};
@@ -86,8 +87,8 @@ impl Default for ConsoleOptions {
 pub(crate) enum Start {
     /// With the line that is forming.
     Now,
-    /// Behind the line of that number, which the reader has in full.
-    Since(u64),
+    /// Behind what the reader has.
+    After(Mark),
     /// So many lines before the end.
     Tail(u64),
 }
@@ -157,6 +158,12 @@ impl Console {
         }
     }
 
+    /// Adds a line of lightd's own, for all who ever read this.
+    pub(crate) fn note(&self, run: RunId, time_ms: i64, text: &str) {
+        lock(&self.shared.state).note(run, time_ms, text);
+        self.shared.changed.send_replace(());
+    }
+
     /// Ends the line that is forming, for the run is over.
     pub(crate) fn end_run(&self) {
         lock(&self.shared.state).end_run();
@@ -177,13 +184,13 @@ impl Console {
 
     /// A reader of its own.
     pub(crate) fn cursor(&self, start: Start) -> Cursor {
-        let end = lock(&self.shared.state).ring.end().line;
-        let line = match start {
-            Start::Now => end,
-            Start::Since(seq) => seq.saturating_add(1).min(end),
-            Start::Tail(lines) => end.saturating_sub(lines).max(1),
+        let end = lock(&self.shared.state).ring.end();
+        let at = match start {
+            Start::Now => Position::line(end.line),
+            Start::After(mark) => Position::from(mark).min(end),
+            Start::Tail(lines) => Position::line(end.line.saturating_sub(lines).max(1)),
         };
-        Cursor::new(Arc::clone(&self.shared), Position::line(line))
+        Cursor::new(Arc::clone(&self.shared), at)
     }
 
     /// Ends all readers once they have what is in memory. When this returns, nothing is written to the
@@ -200,6 +207,21 @@ impl Console {
         if !lock(&self.shared.state).pending.is_empty() {
             self.shared.blocking(Shared::write_pending).await;
         }
+    }
+
+    /// Takes off the disk what is older than `age`. Of a run that may go on (`is_live`) the newest part
+    /// stays: without it nobody could tell what of the engine's log is new.
+    pub(crate) async fn expire(&self, age: Duration, is_live: bool) {
+        let Some(oldest) = SystemTime::now().checked_sub(age) else { return };
+        self.flush().await;
+        let expire = move |shared: &Shared| {
+            let mut journal = lock(&shared.journal);
+            if let Err(error) = journal.expire(oldest, !is_live) {
+                let dir = journal.dir().display();
+                tracing::warn!(%dir, "an expired console journal stays: {}", Chain(&error));
+            }
+        };
+        self.shared.blocking(expire).await;
     }
 
     /// Keeps the journal up with the console until cancelled. A line on a quiet console is on its way

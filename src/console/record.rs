@@ -17,6 +17,7 @@ const FOOTER_BYTES: usize = 4;
 const OVERHEAD_BYTES: u32 = 52;
 const MAGIC: u16 = 0x4c43;
 const CLOSED: u8 = 1;
+const NOTE: u8 = 2;
 /// An emptied buffer of records keeps no more than this.
 const KEPT_BYTES: usize = 512 * 1024;
 
@@ -47,6 +48,8 @@ pub(super) struct Record {
     pub(super) lines: u32,
     /// The line ends with this piece although no `\n` does: it was too long, or its run ended.
     pub(super) closed: bool,
+    /// A line of lightd's own, which the run did not print.
+    pub(super) note: bool,
     /// Bytes of text.
     pub(super) length: u32,
     pub(super) stream: Stream,
@@ -81,7 +84,7 @@ impl Record {
         let mut header = [0; HEADER_BYTES];
         header[0..2].copy_from_slice(&MAGIC.to_le_bytes());
         header[2] = u8::from(self.stream == Stream::Err);
-        header[3] = if self.closed { CLOSED } else { 0 };
+        header[3] = if self.closed { CLOSED } else { 0 } | if self.note { NOTE } else { 0 };
         header[4..8].copy_from_slice(&self.length.to_le_bytes());
         header[8..16].copy_from_slice(&self.start.line.to_le_bytes());
         header[16..20].copy_from_slice(&self.start.offset.to_le_bytes());
@@ -113,6 +116,7 @@ impl Record {
             start: Position { line: u64_at(8), offset: u32_at(16) },
             lines: u32_at(20),
             closed: header[3] & CLOSED != 0,
+            note: header[3] & NOTE != 0,
             length: u32_at(4),
             stream: if header[2] == 0 { Stream::Out } else { Stream::Err },
             run: RunId(u64::from(u32_at(32))),
@@ -128,7 +132,8 @@ impl Record {
 
     /// This record with `next` behind it, where that can be one record.
     fn joined(&self, next: &Self) -> Option<Self> {
-        let alike = (self.run, self.stream, self.time_ms) == (next.run, next.stream, next.time_ms);
+        let kind = |record: &Self| (record.run, record.stream, record.note, record.time_ms);
+        let alike = kind(self) == kind(next);
         let length = self.length.checked_add(next.length)?;
         let small = usize::try_from(length).is_ok_and(|length| length <= super::block::BLOCK_BYTES);
         (alike && small && self.lines > 0 && next.lines > 0 && self.end() == next.start).then_some(
@@ -192,6 +197,7 @@ mod tests {
             start: Position::line(line),
             lines,
             closed: false,
+            note: false,
             length,
             stream: Stream::Err,
             run: RunId(7),
@@ -202,7 +208,7 @@ mod tests {
 
     #[test]
     fn headers_read_back_and_damage_is_seen() {
-        let original = Record { closed: true, ..record(u64::MAX / 3, 0, 12) };
+        let original = Record { closed: true, note: true, ..record(u64::MAX / 3, 0, 12) };
         let mut header = original.header();
         assert_eq!(Record::parse(&header), Some(original));
         assert_eq!(Record::parse(&header[..40]), None);

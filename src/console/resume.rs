@@ -169,6 +169,11 @@ impl Collector {
     }
 
     fn add(&mut self, record: &Record, text: &[u8]) {
+        if record.note {
+            // Said where lines are missing: what stands before it is continued by nothing behind it.
+            self.forming.clear();
+            return;
+        }
         for part in text.split_inclusive(|&b| b == b'\n') {
             self.forming.extend_from_slice(part);
             if part.ends_with(b"\n") {

@@ -99,11 +99,7 @@ impl State {
         now: Instant,
     ) -> bool {
         let before = self.looks();
-        if run != self.run {
-            self.end_run();
-            self.run = run;
-            self.newlines = [0; 2];
-        }
+        self.enter_run(run);
         while !bytes.is_empty() {
             let window = &bytes[..bytes.len().min(self.room(stream)).min(BLOCK_BYTES)];
             let used = match window.iter().rposition(|&b| b == b'\n') {
@@ -117,6 +113,25 @@ impl State {
             || !before.lines_open && after.lines_open
             || !before.line_forming && after.line_forming
             || before.pending_empty
+    }
+
+    fn enter_run(&mut self, run: RunId) {
+        if run != self.run {
+            self.end_run();
+            self.run = run;
+            self.newlines = [0; 2];
+        }
+    }
+
+    /// Adds a line of lightd's own. It is numbered as any other, and none of the run's.
+    pub(super) fn note(&mut self, run: RunId, time_ms: i64, text: &str) {
+        self.enter_run(run);
+        self.close_line();
+        let text = [text.as_bytes(), b"\n"];
+        let length = text[0].len() + 1;
+        let record = self.record(self.owner, time_ms, length, 1, false);
+        self.ring.append_lines(self.run, record.end(), text);
+        self.journal(Record { note: true, ..record }, text);
     }
 
     fn looks(&self) -> Looks {
@@ -217,6 +232,7 @@ impl State {
             start: self.ring.end(),
             lines,
             closed,
+            note: false,
             length: u32::try_from(length).expect("invariant: lines and windows are short"),
             stream,
             run: self.run,

@@ -87,9 +87,11 @@ async fn a_late_reader_gets_everything_from_memory_and_disk() {
     for n in 1..=10_000 {
         push(&console, &numbered(n..=n));
     }
-    for (start, first) in
-        [(Start::Since(0), 1), (Start::Since(4321), 4322), (Start::Tail(10), 9991)]
-    {
+    for (start, first) in [
+        (Start::After(Mark::line(0)), 1),
+        (Start::After(Mark::line(4321)), 4322),
+        (Start::Tail(10), 9991),
+    ] {
         let mut cursor = console.cursor(start);
         let got = Got::until(&mut cursor, |got| got.last_seq == 10_000).await;
         assert_eq!(got.lines_lost, 0);
@@ -138,7 +140,7 @@ async fn what_was_dropped_from_the_journal_is_announced() {
         }
     }
     assert!(size_of_dir(&dir.path().join("console")) <= 1024 * 1024);
-    let mut cursor = console.cursor(Start::Since(5));
+    let mut cursor = console.cursor(Start::After(Mark::line(5)));
     let got = Got::until(&mut cursor, |got| got.last_seq == 30_000).await;
     let first: u64 = got.text.lines().next().unwrap().parse().unwrap();
     assert!(first > 1000, "{first}");
@@ -167,7 +169,7 @@ async fn numbers_go_on_after_reopening() {
     console.push(RUN.next(), Stream::Out, 2000, b"again");
     console.end_run();
     assert_eq!(console.last_line(), 5);
-    let mut cursor = console.cursor(Start::Since(0));
+    let mut cursor = console.cursor(Start::After(Mark::line(0)));
     let got = Got::until(&mut cursor, |got| got.last_seq == 5).await;
     assert_eq!(got.text, format!("{}> stop\r\nagain", numbered(1..=3)));
 }
@@ -209,7 +211,7 @@ fn event() -> impl Strategy<Value = Event> {
 /// All lines that a new reader gets, by number.
 async fn lines_since(console: &Console, seq: u64) -> BTreeMap<u64, Vec<u8>> {
     let mut lines: BTreeMap<u64, Vec<u8>> = BTreeMap::new();
-    let mut cursor = console.cursor(Start::Since(seq));
+    let mut cursor = console.cursor(Start::After(Mark::line(seq)));
     while let Some(delivery) = cursor.next_at_hand().await {
         match delivery {
             Delivery::Lines(block) => {
@@ -306,7 +308,7 @@ async fn a_torn_end_is_cut_off() {
         assert_eq!(console.last_line(), if cut < 62 { 99 } else { 98 }, "cut {cut}");
         let next = console.last_line() + 1;
         push(&console, &numbered(next..=next));
-        let mut cursor = console.cursor(Start::Since(0));
+        let mut cursor = console.cursor(Start::After(Mark::line(0)));
         let got = Got::until(&mut cursor, |got| got.last_seq == next).await;
         assert_eq!((got.text, got.lines_lost), (numbered(1..=next), 0));
         fs::copy(dir.path().join("kept"), &path).unwrap();
@@ -391,7 +393,7 @@ async fn a_disk_that_takes_nothing_does_not_stop_the_console() {
     push(&console, &numbered(1..=5));
     console.flush().await;
     assert_eq!(console.health(), Health { journal_lost_lines: 5, journal_failing: true });
-    let mut cursor = console.cursor(Start::Since(0));
+    let mut cursor = console.cursor(Start::After(Mark::line(0)));
     assert_eq!(Got::until(&mut cursor, |got| got.last_seq == 5).await.text, numbered(1..=5));
 
     fs::remove_file(dir.path().join("console")).unwrap();
@@ -400,7 +402,7 @@ async fn a_disk_that_takes_nothing_does_not_stop_the_console() {
     assert_eq!(console.health(), Health { journal_lost_lines: 5, journal_failing: false });
     drop((console, cursor));
     let console = open(&dir, small());
-    let mut cursor = console.cursor(Start::Since(2));
+    let mut cursor = console.cursor(Start::After(Mark::line(2)));
     let got = Got::until(&mut cursor, |got| got.last_seq == 6).await;
     assert_eq!((got.text, got.lines_lost), (numbered(6..=6), 3));
 }
@@ -457,4 +459,93 @@ fn two_hundred_consoles_open_at_once() {
     }
     let elapsed = begin.elapsed();
     assert!(elapsed < Duration::from_millis(250), "{elapsed:?}");
+}
+
+/// As if nothing had been written for a day.
+fn age_of_a_day(dir: &TempDir) {
+    for entry in fs::read_dir(dir.path().join("console")).unwrap() {
+        let file = fs::File::options().write(true).open(entry.unwrap().path()).unwrap();
+        let yesterday = SystemTime::now() - Duration::from_secs(24 * 3600);
+        file.set_modified(yesterday).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn what_is_too_old_goes_and_its_numbers_are_not_given_out_again() {
+    const HOUR: Duration = Duration::from_secs(3600);
+    let dir = TempDir::new().unwrap();
+    let console = open(&dir, small());
+    push(&console, &numbered(1..=40_000));
+    console.flush().await;
+    console.expire(HOUR, false).await;
+    assert!(size_of_dir(&dir.path().join("console")) > 400_000, "nothing of it is old");
+    age_of_a_day(&dir);
+    console.expire(HOUR, true).await;
+    let newest = size_of_dir(&dir.path().join("console"));
+    assert!((1..=128 << 10).contains(&newest), "of a live run the newest segment stays: {newest}");
+    console.expire(HOUR, false).await;
+    assert_eq!(size_of_dir(&dir.path().join("console")), 0);
+    console.close().await;
+
+    // Twice: an empty journal opened is still one that knows its numbers.
+    drop(open(&dir, small()));
+    let console = open(&dir, small());
+    assert_eq!(console.last_line(), 40_000);
+    push(&console, "next\n");
+    console.flush().await;
+    let mut cursor = console.cursor(Start::After(Mark::line(0)));
+    assert!(matches!(cursor.next().await, Some(Delivery::Gap { lines_lost: 40_000 })));
+    let Some(Delivery::Lines(block)) = cursor.next().await else { panic!("no line") };
+    assert_eq!((block.first_seq(), block.text().as_ref()), (40_001, "next\n"));
+}
+
+#[tokio::test]
+async fn a_note_is_a_line_to_readers_and_none_of_the_runs() {
+    let dir = TempDir::new().unwrap();
+    let console = open(&dir, small());
+    let of_run = RunId(3);
+    console.push(of_run, Stream::Out, 1, b"one\n> ");
+    console.note(of_run, 2, "[lightd] something is missing");
+    console.push(of_run, Stream::Out, 3, b"two\nthr");
+    let history = console.history(Query { lines: 10, ..Query::default() }).await;
+    assert_eq!(history.last_seq, 3);
+    // The beginning that was not shown yet goes on behind the note.
+    assert_eq!(history.text, "one\n[lightd] something is missing\n> two\n");
+    let tail = console.tail(of_run, Stream::Out).await;
+    let texts: Vec<&[u8]> = tail.lines.iter().map(|line| line.text.as_slice()).collect();
+    assert_eq!((texts, tail.lines_in_run), (vec![&b"one"[..], b"> two"], Some(2)));
+}
+
+#[tokio::test]
+async fn a_line_that_was_shown_in_pieces_is_one_line_of_the_past() {
+    let dir = TempDir::new().unwrap();
+    let console = open(&dir, small());
+    let mut cursor = console.cursor(Start::Now);
+    push(&console, "one\nName");
+    Got::until(&mut cursor, |got| got.text.ends_with("Name")).await;
+    push(&console, "? y");
+    Got::until(&mut cursor, |got| got.text.ends_with("? y")).await;
+    push(&console, "ou\nthree\nfo");
+    Got::until(&mut cursor, |got| got.text.ends_with("fo")).await;
+    console.end_run();
+    push(&console, "five\nsi");
+    Got::until(&mut cursor, |got| got.text.ends_with("si")).await;
+    let grep = Regex::new("^Name\\? you$").unwrap();
+    for _ in 0..2 {
+        let all = console.history(Query { lines: 10, ..Query::default() }).await;
+        assert_eq!((all.text.as_str(), all.last_seq), ("one\nName? you\nthree\nfofive\n", 5));
+        let found = Query { lines: 10, grep: Some(&grep), ..Query::default() };
+        assert_eq!(console.history(found).await.text, "Name? you\n");
+        let pages = |since| Query { lines: 2, since: Some(since), ..Query::default() };
+        let page = console.history(pages(1)).await;
+        assert_eq!(
+            (page.text.as_str(), page.last_seq, page.complete),
+            ("Name? you\nthree\n", 3, false)
+        );
+        let page = console.history(pages(3)).await;
+        assert_eq!((page.text.as_str(), page.last_seq, page.complete), ("fofive\n", 5, true));
+        // And once more from the disk.
+        console.flush().await;
+        lock(&console.shared.state).release();
+    }
 }

@@ -9,7 +9,7 @@ use super::effects::Ctx;
 use super::seam::{self, Bounds, Early};
 use crate::console::{EngineLine, Stream as ConsoleStream, join};
 use crate::domain::ids::RunId;
-use crate::domain::units::now_unix_nanos;
+use crate::domain::units::{now_unix_ms, now_unix_nanos};
 use crate::engine::{Chunk, EngineError, LogLine, LogsRequest, OutputStream, Stream};
 use crate::util::chain::Chain;
 
@@ -87,7 +87,10 @@ impl Ctx {
             }
             Err(error) => {
                 tracing::warn!(container.id = %self.snapshot.id, error = %Chain(&error), "cannot read the engine's log");
-                self.say("some lines may be missing: the engine's log could not be read");
+                self.tell_gap(
+                    run,
+                    "some output may be missing: the engine's log was not to be read",
+                );
                 Caught::default()
             }
         }
@@ -182,7 +185,7 @@ impl Ctx {
     /// Pushes what the console does not have, and returns that.
     async fn push_new(&self, run: RunId, lines: &[LogLine], whole: bool) -> Vec<LogLine> {
         let mut skip: Vec<Option<usize>> = vec![None; lines.len()];
-        let mut gap = false;
+        let mut gap: Option<(i64, i64)> = None;
         for (stream, ours) in
             [(Stream::Stdout, ConsoleStream::Out), (Stream::Stderr, ConsoleStream::Err)]
         {
@@ -200,15 +203,17 @@ impl Ctx {
                 .collect();
             let tail = self.shared.console.tail(run, ours).await;
             let place = join(&tail, &theirs, whole);
-            gap |= place.gap;
+            if let (true, Some(from_ms)) = (place.gap, tail.last_time_ms()) {
+                let until_ms = theirs.get(place.first_new).map_or(from_ms, |line| line.time_ms);
+                let wider = gap.unwrap_or((from_ms, until_ms));
+                gap = Some((wider.0.min(from_ms), wider.1.max(until_ms)));
+            }
             for (nth, &index) in of_stream.iter().enumerate().skip(place.first_new) {
                 skip[index] = Some(if nth == place.first_new { place.skip_bytes } else { 0 });
             }
         }
-        if gap {
-            self.say(
-                "some lines are missing: the engine's log does not reach back to the last one",
-            );
+        if let Some((from_ms, until_ms)) = gap {
+            self.tell_gap(run, &missing(from_ms, until_ms));
         }
         let mut news = Vec::new();
         for (line, skip) in lines.iter().zip(skip) {
@@ -219,4 +224,24 @@ impl Ctx {
         }
         news
     }
+
+    /// Says at the console that something is missing there: to those who read now, and, as a line of it,
+    /// to those who read it later.
+    fn tell_gap(&self, run: RunId, what: &str) {
+        self.say(what);
+        self.shared.console.note(run, now_unix_ms(), &format!("[lightd] {what}"));
+    }
+}
+
+/// How much is missing: the engine counts no lines, so its length in time.
+fn missing(from_ms: i64, until_ms: i64) -> String {
+    let at = |ms: i64| {
+        jiff::Timestamp::from_millisecond(ms).map_or_else(|_| ms.to_string(), |at| at.to_string())
+    };
+    let seconds = until_ms.saturating_sub(from_ms).max(0) as f64 / 1000.0;
+    format!(
+        "the output of {seconds:.1} s is missing here, from {} to {}: the engine's log had been rotated",
+        at(from_ms),
+        at(until_ms),
+    )
 }

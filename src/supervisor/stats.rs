@@ -3,8 +3,12 @@
 //! Sampled once a second while somebody looks and every five seconds otherwise, which makes the hour of
 //! history: a node with hundreds of quiet containers pays next to nothing. Where the kernel's files cannot be
 //! read (an engine on another machine) the engine is asked, and only while somebody looks: that costs it much.
+//!
+//! Run beside the reading of a run's output, whose end drops it. A look that fails says nothing about the
+//! workload: the figures that are known are withdrawn, and it is tried again after a while.
 
 use std::convert::Infallible;
+use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -16,12 +20,26 @@ use crate::cgroup::{self, Cgroup, CgroupError};
 use crate::domain::stats::history::STEP_S;
 use crate::domain::stats::{Counters, Meter, Sample};
 use crate::domain::units::now_unix_ms;
+use crate::engine::EngineError;
+use crate::files::Lane;
 use crate::util::chain::Chain;
 
 const WATCHED: Duration = Duration::from_secs(1);
 const UNWATCHED: Duration = Duration::from_secs(STEP_S as u64);
 /// What the volume holds costs a look at its folders, so it is taken rarely, and only while somebody looks.
 const DISK_EVERY: Duration = Duration::from_secs(10);
+/// After a look that failed.
+const AGAIN_AFTER: Duration = Duration::from_secs(10);
+
+#[derive(Debug, thiserror::Error)]
+enum SampleError {
+    #[error("cannot ask the engine for a workload's figures")]
+    Engine(#[from] EngineError),
+    #[error("cannot read a workload's counters")]
+    Counters(#[from] CgroupError),
+    #[error("cannot watch for a lack of memory")]
+    WatchOom(#[source] io::Error),
+}
 
 /// Where a run's counters are read.
 enum Source<'a> {
@@ -31,11 +49,7 @@ enum Source<'a> {
 
 impl Source<'_> {
     /// `None` once the run is over.
-    async fn read(
-        &mut self,
-        ctx: &Ctx,
-        docker_id: &str,
-    ) -> Result<Option<Counters>, Box<dyn std::error::Error + Send + Sync>> {
+    async fn read(&mut self, ctx: &Ctx, docker_id: &str) -> Result<Option<Counters>, SampleError> {
         match self {
             Self::Kernel { group, text } => match group.read(text) {
                 Err(CgroupError::Gone) => Ok(None),
@@ -64,15 +78,17 @@ impl<'a> Sampler<'a> {
         Self { ctx, docker_id, ran_out_of_memory, disk_bytes: None, disk_counted_at: None }
     }
 
-    /// Samples until the control group is gone, then waits to be dropped.
+    /// Samples until the run is over, then waits to be dropped.
     pub(super) async fn run(mut self) -> Infallible {
-        if let Err(error) = self.sample_on().await {
-            tracing::debug!(container.id = %self.ctx.snapshot.id, error = %Chain(&*error), "no more figures");
+        while let Err(error) = self.sample_on().await {
+            tracing::debug!(container.id = %self.ctx.snapshot.id, error = %Chain(&error), "no figures for now");
+            self.ctx.shared.clear_stats();
+            tokio::time::sleep(AGAIN_AFTER).await;
         }
         std::future::pending().await
     }
 
-    async fn sample_on(&mut self) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    async fn sample_on(&mut self) -> Result<(), SampleError> {
         let Some(seen) = self.ctx.services.engine.inspect(self.docker_id).await? else {
             return Ok(());
         };
@@ -91,7 +107,7 @@ impl<'a> Sampler<'a> {
             }
             Ok(group) => group,
         };
-        let mut oom = group.watch_oom()?;
+        let mut oom = group.watch_oom().map_err(SampleError::WatchOom)?;
         let ran_out = self.ran_out_of_memory;
         let watching = async {
             oom.killed().await;
@@ -108,17 +124,14 @@ impl<'a> Sampler<'a> {
         &mut self,
         mut source: Source<'_>,
         age: impl Fn() -> Duration,
-    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-        // What the engine spends on setting the group up counts as the run's, and is much in so little
-        // time.
-        tokio::time::sleep(WATCHED.saturating_sub(age())).await;
-        let mut meter = Meter::starting(cgroup::now().saturating_sub(age()));
+    ) -> Result<(), SampleError> {
+        let shared = &self.ctx.shared;
+        let is_watched = || shared.stats.receiver_count() > 0;
+        let Some(mut meter) = self.first_meter(&mut source, &age).await? else { return Ok(()) };
         // The history has a meter of its own: its processor figures stand for a whole step.
         let (mut history, mut noted_at) = (meter, None::<Instant>);
         loop {
-            let shared = &self.ctx.shared;
-            let is_watched = shared.stats.receiver_count() > 0;
-            if is_watched {
+            if is_watched() {
                 self.count_disk().await;
             } else if matches!(source, Source::Engine) {
                 shared.stats_wanted.notified().await;
@@ -133,12 +146,31 @@ impl<'a> Sampler<'a> {
                 noted_at = Some(Instant::now());
                 shared.note_stats(history.read(counters, age(), self.disk_bytes));
             }
-            let pause = if is_watched { WATCHED } else { UNWATCHED };
+            let pause = if is_watched() { WATCHED } else { UNWATCHED };
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
-                () = shared.stats_wanted.notified(), if !is_watched => {}
+                () = shared.stats_wanted.notified(), if !is_watched() => {}
             }
         }
+    }
+
+    /// A meter whose first sample is right, and comes a second after the run began or was taken over.
+    async fn first_meter(
+        &self,
+        source: &mut Source<'_>,
+        age: impl Fn() -> Duration,
+    ) -> Result<Option<Meter>, SampleError> {
+        let mut meter = Meter::starting(cgroup::now().saturating_sub(age()));
+        if let Some(rest) = WATCHED.checked_sub(age()) {
+            // What the engine spends on setting the group up counts as the run's, and is much in so little
+            // time.
+            tokio::time::sleep(rest).await;
+            return Ok(Some(meter));
+        }
+        let Some(counters) = source.read(self.ctx, self.docker_id).await? else { return Ok(None) };
+        meter.read(counters, age(), None);
+        tokio::time::sleep(WATCHED).await;
+        Ok(Some(meter))
     }
 
     async fn count_disk(&mut self) {
@@ -147,7 +179,8 @@ impl<'a> Sampler<'a> {
         }
         self.disk_counted_at = Some(Instant::now());
         let volume = self.ctx.snapshot.spec.volume_id;
-        match self.ctx.services.files.run(volume, |volume| volume.usage(None)).await {
+        let files = &self.ctx.services.files;
+        match files.run_in(Lane::Scan, volume, |volume| volume.usage(None)).await {
             Ok(usage) => self.disk_bytes = Some(usage.used_bytes),
             Err(error) => {
                 tracing::debug!(%volume, error = %Chain(&error), "cannot count a volume's files")

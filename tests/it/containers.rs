@@ -720,7 +720,17 @@ async fn stats_are_of_the_running_workload() {
     })
     .await;
     assert_eq!((&stats["memory_limit"], &stats["state"]), (&json!(64 << 20), &json!("running")));
-    for field in ["cpu_usage", "network_rx", "network_tx", "block_read", "block_write", "uptime"] {
+    for field in [
+        "cpu_usage",
+        "network_rx",
+        "network_tx",
+        "block_read",
+        "block_write",
+        "disk_usage",
+        "uptime",
+        "pids",
+        "throttled_ms",
+    ] {
         assert!(stats[field].is_number(), "{field}: {stats}");
     }
     daemon.close().await;

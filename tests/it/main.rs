@@ -2,16 +2,19 @@
 
 mod access;
 mod architecture;
+mod console;
 mod containers;
 mod crash;
 mod engine_down;
 mod errors;
 mod escape;
+mod events;
 mod guest;
 mod hardening;
 mod install;
 mod isolation;
 mod lifecycle;
+mod load;
 mod operations;
 mod outage;
 mod ports;

@@ -5,6 +5,7 @@ use tokio_tungstenite::tungstenite::Message;
 
 use crate::support::SOON;
 use crate::support::process::Daemon;
+use crate::support::wait::eventually;
 use crate::support::ws::Socket;
 
 /// A server that answers what it is told, and ends when told so.
@@ -393,5 +394,53 @@ async fn sockets_end_with_the_reason() {
     daemon.terminate().await;
     assert_eq!(last.expect_close().await, 1001);
     daemon.launch().await;
+    daemon.close().await;
+}
+
+#[tokio::test]
+async fn sockets_are_capped_by_the_configuration() {
+    let daemon = Daemon::start_with(|config| {
+        config["sockets"] = json!({
+            "per_container": 2, "per_node": 3, "frame_max_bytes": 2048, "frames_per_second": 2,
+        });
+    })
+    .await;
+    let (a, b) = (daemon.id("a"), daemon.id("b"));
+    daemon.create(&a, json!({})).await;
+    daemon.create(&b, json!({})).await;
+    let refused = async |id: &str| {
+        let refusal = Socket::try_open(&daemon.ws_url(id, &daemon.token, "")).await;
+        let (status, body) = refusal.expect_err("a refusal");
+        assert_eq!((status, &body["code"]), (429, &json!("too_many_sockets")), "{body}");
+    };
+    let (mut first, second) = (daemon.ws(&a).await, daemon.ws(&a).await);
+    refused(&a).await;
+    let third = daemon.ws(&b).await;
+    refused(&b).await;
+    drop((second, third));
+
+    first.send_text(&format!("{:2048}", "{}")).await;
+    assert_eq!(first.expect("a refusal", is("error")).await["code"], "unknown_event");
+    first.send_text(&" ".repeat(2049)).await;
+    assert_eq!(first.expect_close().await, 1009);
+
+    // Places are free again as soon as lightd has seen that a socket is gone.
+    let mut flooding = eventually("a free place", SOON, async || {
+        Socket::try_open(&daemon.ws_url(&a, &daemon.token, "")).await.map_err(|(status, _)| status)
+    })
+    .await;
+    for _ in 0..7 {
+        flooding.send(json!({})).await;
+    }
+    let mut codes = Vec::new();
+    while codes.last().is_none_or(|code| code != "rate_limited") {
+        let refusal = flooding.expect("a refusal", is("error")).await;
+        codes.push(refusal["code"].as_str().expect("a code").to_owned());
+    }
+    assert!((6..=7).contains(&codes.len()), "six at once are taken: {codes:?}");
+    for _ in 0..240 {
+        flooding.send(json!({})).await;
+    }
+    assert_eq!(flooding.expect_close().await, 1008);
     daemon.close().await;
 }

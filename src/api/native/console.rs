@@ -50,6 +50,8 @@ struct LogsView {
     data: String,
     /// What to give as `since` for what follows.
     seq: u64,
+    /// False where there is more behind `seq`.
+    complete: bool,
     lines_lost: u64,
     /// Lines that the disk did not take.
     journal_lost_lines: u64,
@@ -75,6 +77,7 @@ async fn logs(
     Ok(axum::Json(LogsView {
         data: found.text,
         seq: found.last_seq,
+        complete: found.complete,
         lines_lost: found.lines_lost,
         journal_lost_lines,
     }))

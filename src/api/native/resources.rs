@@ -17,7 +17,8 @@ use crate::domain::spec::{Limits, Problem};
 use crate::domain::stats::Sample;
 use crate::domain::stats::history::{KEPT_S, Point, Range, STEP_S};
 use crate::domain::units::UnixSeconds;
-use crate::supervisor::{Refusal, Request};
+use crate::files::Lane;
+use crate::supervisor::{ContainerHandle, Refusal, Request};
 
 pub(super) fn routes() -> Router<AppState> {
     Router::new()
@@ -91,13 +92,24 @@ async fn stats(
 ) -> Result<Response, ApiError> {
     let handle = auth.container(&state, &id, Permission::ContainersRead)?;
     if matches!(query, StatsQuery { from: None, to: None, step: None }) {
-        let sample = handle.last_stats().unwrap_or_default();
-        let view = StatsView { state: handle.snapshot().state_name(), sample };
-        return Ok(axum::Json(view).into_response());
+        return Ok(axum::Json(present(&state, &handle).await).into_response());
     }
     let Range { from, to, step_s } = range_of(&query, UnixSeconds::now())?;
     let samples = handle.past_stats(Range { from, to, step_s });
     Ok(axum::Json(PastView { from, to, step: step_s, samples }).into_response())
+}
+
+async fn present(state: &AppState, handle: &ContainerHandle) -> StatsView {
+    let mut sample = handle.last_stats().unwrap_or_default();
+    let snapshot = handle.snapshot();
+    if sample.disk_usage.is_none() {
+        // Counted along only while a console is watched.
+        let volume = snapshot.spec.volume_id;
+        let usage = state.files.run_in(Lane::Scan, volume, |volume| volume.usage(None)).await;
+        // A volume that cannot be counted now takes nothing from the other figures.
+        sample.disk_usage = usage.ok().map(|usage| usage.used_bytes);
+    }
+    StatsView { state: snapshot.state_name(), sample }
 }
 
 fn range_of(query: &StatsQuery, UnixSeconds(now): UnixSeconds) -> Result<Range, ApiError> {

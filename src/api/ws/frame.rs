@@ -11,8 +11,7 @@ use crate::domain::lifecycle::LastExit;
 use crate::domain::stats::Sample;
 use crate::files::operation::OperationView;
 
-/// The largest frame a client may send.
-pub(super) const INBOUND_MAX_BYTES: usize = 64 * 1024;
+const REQUEST_ID_MAX_BYTES: usize = 128;
 
 #[derive(Clone, Debug, Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
@@ -43,12 +42,28 @@ pub(super) enum Outbound<'a> {
         data: &'a str,
         /// The number of the last line in `data`; 0 if there is none.
         seq: u64,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        id: Option<&'a RequestId>,
     },
     Operation(&'a OperationView),
+    /// What was asked for has been done: the command is written, the wish stands.
+    Done {
+        id: &'a RequestId,
+    },
     Error {
         data: &'a str,
         code: &'static str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        id: Option<&'a RequestId>,
     },
+}
+
+/// What a client calls its request, to know the answer by.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub(super) enum RequestId {
+    Number(i64),
+    Text(String),
 }
 
 impl<'a> Outbound<'a> {
@@ -87,6 +102,16 @@ pub(super) enum PowerAction {
     Stop,
     Kill,
     Restart,
+}
+
+/// The id of the frame, if it has one that can be sent back.
+pub(super) fn request_id(text: &str) -> Option<RequestId> {
+    #[derive(Deserialize)]
+    struct Named {
+        id: Option<RequestId>,
+    }
+    let named: Named = serde_json::from_str(text).ok()?;
+    named.id.filter(|id| !matches!(id, RequestId::Text(text) if text.len() > REQUEST_ID_MAX_BYTES))
 }
 
 /// Why a frame is no [`Inbound`].
@@ -196,7 +221,7 @@ impl Subscription {
                 "daemon_message" => chosen.daemon_message = true,
                 "operation" => chosen.operation = true,
                 // These only ever answer a request.
-                "logs" | "error" => {}
+                "logs" | "done" | "error" => {}
                 unknown => return Err(unknown.to_owned()),
             }
         }
@@ -240,11 +265,11 @@ mod tests {
             })
         );
         assert_eq!(
-            json_of(&Outbound::Logs { data: "a\n", seq: 7 }),
+            json_of(&Outbound::Logs { data: "a\n", seq: 7, id: None }),
             json!({"event": "logs", "data": "a\n", "seq": 7})
         );
         assert_eq!(
-            json_of(&Outbound::Error { data: "no", code: "stopping" }),
+            json_of(&Outbound::Error { data: "no", code: "stopping", id: None }),
             json!({"event": "error", "data": "no", "code": "stopping"})
         );
     }
@@ -271,6 +296,19 @@ mod tests {
         assert_eq!(code(r#"{"event":"reboot"}"#), "unknown_event");
         assert_eq!(code(r#"{"event":"send_command"}"#), "invalid");
         assert_eq!(code(r#"{"event":"power","action":"explode"}"#), "invalid");
+    }
+
+    #[test]
+    fn a_request_is_known_by_its_id() {
+        let text = |text: &str| Some(RequestId::Text(text.to_owned()));
+        assert_eq!(request_id(r#"{"id":"a-1"}"#), text("a-1"));
+        assert_eq!(request_id(r#"{"event":7,"id":5}"#), Some(RequestId::Number(5)));
+        for none in ["", "{}", r#"{"id":null}"#, r#"{"id":{}}"#, r#"{"id":1.5}"#] {
+            assert_eq!(request_id(none), None, "{none}");
+        }
+        assert_eq!(request_id(&json!({"id": "x".repeat(129)}).to_string()), None);
+        let done = Outbound::Done { id: &RequestId::Number(5) };
+        assert_eq!(json_of(&done), json!({"event": "done", "id": 5}));
     }
 
     #[test]

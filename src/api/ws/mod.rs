@@ -1,9 +1,12 @@
-//! `GET /ws/{id}`: a container's socket, from the upgrade to its task.
+//! `GET /ws/{id}`: a container's socket, from the upgrade to its task; and its like without one.
 //!
 //! Everything is decided before the upgrade, so that a refusal is an answer with a status. Each socket
 //! is one task of [`Sockets`], which bounds how many there are, of one container and in all, and lets
-//! shutdown wait for them: the HTTP server forgets a connection once it is upgraded.
+//! shutdown wait for them: the HTTP server forgets a connection once it is upgraded. Event streams are
+//! counted with them.
 
+mod events;
+mod feed;
 mod frame;
 mod requests;
 mod session;
@@ -18,21 +21,23 @@ use axum::extract::State;
 use axum::extract::ws::WebSocketUpgrade;
 use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::response::Response;
-use axum::routing::any;
+use axum::routing::{any, get};
 use serde::Deserialize;
 use tokio_util::task::TaskTracker;
 
-use self::frame::{INBOUND_MAX_BYTES, Subscription};
+use self::feed::Feed;
+use self::frame::Subscription;
 use self::session::Session;
-use super::auth::StayingAuth;
+use super::auth::{Auth, StayingAuth};
 use super::error::ApiError;
 use super::extract::{Path, Query};
 use super::state::AppState;
+use crate::config::Sockets as Caps;
+use crate::console::Mark;
 use crate::domain::access::Permission;
 use crate::domain::ids::ContainerId;
+use crate::supervisor::ContainerHandle;
 
-const SOCKETS_MAX: usize = 2048;
-const SOCKETS_PER_CONTAINER_MAX: usize = 128;
 /// The buffers of the protocol's implementation are 128 KiB each unless told otherwise: too much for
 /// a socket that mostly sleeps.
 const READ_BUFFER_BYTES: usize = 4 * 1024;
@@ -41,13 +46,23 @@ const WRITE_BUFFER_BYTES: usize = 16 * 1024;
 const WRITE_BUFFER_MAX_BYTES: usize = 4 * 1024 * 1024;
 
 pub(super) fn routes() -> Router<AppState> {
-    Router::new().route("/ws/{id}", any(connect))
+    Router::new()
+        .route("/ws/{id}", any(connect))
+        .route("/containers/{id}/events", get(events::stream))
 }
 
 #[derive(Debug, Deserialize)]
 struct ConnectQuery {
     events: Option<String>,
-    since: Option<u64>,
+    since: Option<Mark>,
+}
+
+impl ConnectQuery {
+    fn subscription(&self) -> Result<Subscription, ApiError> {
+        let Some(names) = self.events.as_deref() else { return Ok(Subscription::ALL) };
+        Subscription::parse(names)
+            .map_err(|name| ApiError::field("?events", format!("{name} is no event that is sent")))
+    }
 }
 
 async fn connect(
@@ -57,34 +72,35 @@ async fn connect(
     Query(query): Query<ConnectQuery>,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response, ApiError> {
-    let handle = auth
-        .container(&state, &id, Permission::ContainersRead)
-        .or_else(|_| auth.container(&state, &id, Permission::ConsoleRead))?;
-    let subscription = match query.events.as_deref() {
-        None => Subscription::ALL,
-        Some(names) => Subscription::parse(names).map_err(|name| {
-            ApiError::field("?events", format!("{name} is no event that is sent"))
-        })?,
-    };
+    let handle = visible(&auth, &state, &id)?;
+    let wants = query.subscription()?;
     let upgrade = upgrade.map_err(|rejection| {
         ApiError::malformed("not_a_websocket", "this address takes WebSocket connections only")
             .because(rejection)
     })?;
-    let ticket = state.sockets.enter(&id)?;
+    let caps = state.config.current().sockets;
     let sockets = state.sockets.clone();
-    let session = Session::new(state, handle, auth, subscription, query.since);
+    let ticket = sockets.enter(&id, caps)?;
+    let feed = Feed::new(state.clone(), handle.clone(), &auth, wants, query.since);
+    let session = Session::new(state, handle, auth, caps.frames_per_second);
     let upgrade = upgrade
-        .max_message_size(INBOUND_MAX_BYTES)
-        .max_frame_size(INBOUND_MAX_BYTES)
+        .max_message_size(caps.frame_max_bytes)
+        .max_frame_size(caps.frame_max_bytes)
         .read_buffer_size(READ_BUFFER_BYTES)
         .write_buffer_size(WRITE_BUFFER_BYTES)
         .max_write_buffer_size(WRITE_BUFFER_MAX_BYTES);
     // Tracked from here on, not only once the upgrade is through.
     let tracked = sockets.tracker.token();
     Ok(upgrade.on_upgrade(async move |socket| {
-        session.run(socket, grant).await;
+        session.run(socket, feed, grant).await;
         drop((ticket, tracked));
     }))
+}
+
+/// The container, if this caller may see anything of it.
+fn visible(auth: &Auth, state: &AppState, id: &ContainerId) -> Result<ContainerHandle, ApiError> {
+    auth.container(state, id, Permission::ContainersRead)
+        .or_else(|_| auth.container(state, id, Permission::ConsoleRead))
 }
 
 /// All sockets of this node.
@@ -101,11 +117,11 @@ impl Sockets {
         self.tracker.wait().await;
     }
 
-    fn enter(&self, container: &ContainerId) -> Result<Ticket, ApiError> {
+    fn enter(&self, container: &ContainerId, caps: Caps) -> Result<Ticket, ApiError> {
         let mut open = self.lock();
         let in_all: usize = open.values().sum();
         let here = open.get(container).copied().unwrap_or(0);
-        if in_all >= SOCKETS_MAX || here >= SOCKETS_PER_CONTAINER_MAX {
+        if in_all >= caps.per_node || here >= caps.per_container {
             return Err(ApiError::too_many(
                 "too_many_sockets",
                 "too many sockets are open; close some first",
@@ -147,15 +163,20 @@ mod tests {
 
     /// CVE-2025-69199, by many sockets at once.
     #[test]
-    fn sockets_of_one_container_are_bounded_and_count_while_they_live() {
+    fn sockets_are_bounded_by_container_and_in_all_and_count_while_they_live() {
+        let caps =
+            Caps { per_container: 3, per_node: 5, frame_max_bytes: 1024, frames_per_second: 1 };
         let sockets = Sockets::default();
-        let (a, b) = (ContainerId::parse("a").unwrap(), ContainerId::parse("b").unwrap());
-        let mut tickets: Vec<Ticket> =
-            (0..SOCKETS_PER_CONTAINER_MAX).map(|_| sockets.enter(&a).unwrap()).collect();
-        assert_eq!(sockets.enter(&a).unwrap_err().code(), "too_many_sockets");
-        assert!(sockets.enter(&b).is_ok());
+        let [a, b, c] = ["a", "b", "c"].map(|id| ContainerId::parse(id).unwrap());
+        let enter = |id: &ContainerId| sockets.enter(id, caps).map_err(|error| error.code());
+        let mut tickets: Vec<Ticket> = (0..3).map(|_| enter(&a).unwrap()).collect();
+        assert_eq!(enter(&a).unwrap_err(), "too_many_sockets");
+        tickets.extend((0..2).map(|_| enter(&b).unwrap()));
+        assert_eq!(enter(&c).unwrap_err(), "too_many_sockets");
         tickets.pop();
-        assert!(sockets.enter(&a).is_ok());
+        assert!(enter(&c).is_ok(), "and is gone again");
+        tickets.remove(0);
+        assert!(enter(&a).is_ok());
         drop(tickets);
         assert!(sockets.lock().is_empty());
     }

@@ -9,7 +9,7 @@ use std::pin::Pin;
 use axum::extract::ws::Utf8Bytes;
 use tokio::time::Instant;
 
-use super::frame::{Inbound, Outbound, PowerAction};
+use super::frame::{Inbound, Outbound, PowerAction, RequestId};
 use crate::api::auth::{Auth, StayingAuth};
 use crate::api::error::ApiError;
 use crate::api::state::AppState;
@@ -34,6 +34,7 @@ pub(super) enum Reply {
 /// The request as work to do; one that is not permitted is a refusal already.
 pub(super) fn work(
     request: Inbound,
+    id: Option<RequestId>,
     auth: &Auth,
     state: AppState,
     handle: ContainerHandle,
@@ -45,16 +46,20 @@ pub(super) fn work(
         Inbound::Auth { .. } => None,
     };
     if needed.is_some_and(|permission| !auth.may(permission, handle.id())) {
-        return Box::pin(std::future::ready(refused(ApiError::scope())));
+        return Box::pin(std::future::ready(refused(&ApiError::scope(), id.as_ref())));
     }
     Box::pin(async move {
         let done = match request {
             Inbound::SendCommand { command } => send_command(&handle, command).await,
             Inbound::Power { action } => power(&handle, action).await,
-            Inbound::RequestLogs { lines, since } => logs(&handle, lines, since).await,
+            Inbound::RequestLogs { lines, since } => logs(&handle, lines, since, id.as_ref()).await,
             Inbound::Auth { token } => renew(&state, &handle, &token).await,
         };
-        done.unwrap_or_else(refused)
+        match (done, id) {
+            (Ok(Reply::Done), Some(id)) => Reply::Frame(Outbound::Done { id: &id }.text()),
+            (Ok(reply), _) => reply,
+            (Err(error), id) => refused(&error, id.as_ref()),
+        }
     })
 }
 
@@ -78,13 +83,14 @@ async fn logs(
     handle: &ContainerHandle,
     lines: Option<u64>,
     since: Option<u64>,
+    id: Option<&RequestId>,
 ) -> Result<Reply, ApiError> {
     let lines = lines.map_or(LOG_LINES_DEFAULT, |lines| {
         usize::try_from(lines).unwrap_or(LOG_LINES_MAX).min(LOG_LINES_MAX)
     });
     let query = Query { lines, since, ..Query::default() };
     let history = handle.console().history(query).await;
-    let frame = Outbound::Logs { data: &history.text, seq: history.last_seq };
+    let frame = Outbound::Logs { data: &history.text, seq: history.last_seq, id };
     Ok(Reply::Frame(frame.text()))
 }
 
@@ -98,35 +104,36 @@ async fn renew(state: &AppState, handle: &ContainerHandle, token: &str) -> Resul
     Ok(Reply::Renewed(Box::new(renewed)))
 }
 
-fn refused(error: ApiError) -> Reply {
+fn refused(error: &ApiError, id: Option<&RequestId>) -> Reply {
     if let Some(cause) = error.cause() {
         tracing::warn!(code = error.code(), cause, "a socket's request failed");
     }
-    Reply::Frame(Outbound::Error { data: error.message(), code: error.code() }.text())
+    Reply::Frame(Outbound::Error { data: error.message(), code: error.code(), id }.text())
 }
 
-/// Inbound frames: so many at once, and so many a second in the long run.
-const FRAMES_BURST: f64 = 60.0;
-const FRAMES_PER_SECOND: f64 = 20.0;
+/// So many seconds' frames may come at once.
+const BURST_SECONDS: f64 = 3.0;
 /// A client that has so many more refused than taken is cut off.
 const FRAMES_REFUSED_MAX: u32 = 200;
 
 /// How many frames a client may still send.
 #[derive(Debug)]
 pub(super) struct Budget {
+    per_second: f64,
     left: f64,
     at: Instant,
     refused: u32,
 }
 
 impl Budget {
-    pub(super) fn new(now: Instant) -> Self {
-        Self { left: FRAMES_BURST, at: now, refused: 0 }
+    pub(super) fn new(per_second: u32, now: Instant) -> Self {
+        let per_second = f64::from(per_second);
+        Self { per_second, left: per_second * BURST_SECONDS, at: now, refused: 0 }
     }
 
     pub(super) fn allows(&mut self, now: Instant) -> bool {
-        let earned = now.saturating_duration_since(self.at).as_secs_f64() * FRAMES_PER_SECOND;
-        self.left = (self.left + earned).min(FRAMES_BURST);
+        let earned = now.saturating_duration_since(self.at).as_secs_f64() * self.per_second;
+        self.left = (self.left + earned).min(self.per_second * BURST_SECONDS);
         self.at = now;
         if self.left >= 1.0 {
             self.left -= 1.0;
@@ -151,7 +158,7 @@ mod tests {
     #[test]
     fn frames_are_budgeted_and_a_flood_is_seen_as_one() {
         let start = Instant::now();
-        let mut budget = Budget::new(start);
+        let mut budget = Budget::new(20, start);
         let passed = (0..100).filter(|_| budget.allows(start)).count();
         assert_eq!(passed, 60);
         assert!(!budget.is_flooded());

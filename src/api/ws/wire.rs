@@ -27,6 +27,18 @@ pub(super) enum End {
 }
 
 impl End {
+    /// The same as an event's code and words, where there are no close frames.
+    pub(super) fn event(self) -> (&'static str, &'static str) {
+        let code = match self {
+            Self::Unauthorized => "unauthorized",
+            Self::Deleted => "deleted",
+            Self::Suspended => "suspended",
+            Self::Stopping => "stopping",
+            Self::Gone | Self::Left | Self::Silent | Self::FrameTooLarge | Self::Flood => "closed",
+        };
+        (code, self.frame().map_or("the stream has ended", |(_, reason)| reason))
+    }
+
     /// The close frame to send, if it is ours to send one.
     fn frame(self) -> Option<(u16, &'static str)> {
         match self {
@@ -36,7 +48,7 @@ impl End {
             Self::Deleted => Some((4404, "the container was deleted")),
             Self::Suspended => Some((4409, "the container is suspended")),
             Self::Stopping => Some((1001, "lightd is stopping")),
-            Self::FrameTooLarge => Some((1009, "a frame must not be larger than 64 KiB")),
+            Self::FrameTooLarge => Some((1009, "the frame is larger than this node takes")),
             Self::Flood => Some((1008, "too many frames")),
         }
     }

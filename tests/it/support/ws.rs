@@ -56,6 +56,25 @@ impl Socket {
         sent.unwrap_or_else(|error| self.fail(&format!("cannot send: {error}")));
     }
 
+    /// Sends where the other side may be gone.
+    pub(crate) async fn try_send(&mut self, frame: Value) -> Result<(), tungstenite::Error> {
+        self.stream.send(Message::text(frame.to_string())).await
+    }
+
+    /// The first frame that is looked for; `None` where the connection ends before.
+    pub(crate) async fn try_expect(&mut self, wanted: impl Fn(&Value) -> bool) -> Option<Value> {
+        let looking = async {
+            loop {
+                match self.receive().await {
+                    Ok(frame) if wanted(&frame) => return Some(frame),
+                    Ok(_) => {}
+                    Err(_) => return None,
+                }
+            }
+        };
+        timeout(SOON, looking).await.expect("a frame or the end in time")
+    }
+
     /// The next frame.
     pub(crate) async fn next(&mut self) -> Value {
         self.expect("a frame", |_| true).await
