@@ -10,17 +10,18 @@
 
 #![expect(clippy::disallowed_types, reason = "a bench measures real time")]
 
-use std::io::{Read, Write};
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+mod bare;
+#[path = "../client/mod.rs"]
 mod client;
+mod docker;
+mod quiet;
 
-use client::{
-    Connection, Lightd, Result, cpu_seconds, exchange, free_port, quietly, wait_for_port,
-};
+use client::{Connection, Lightd, Result, exchange, quietly};
 
 type Part = fn(&Node) -> Result<()>;
 
@@ -28,7 +29,6 @@ const IMAGE: &str = "lightd-bench:1";
 const NODE: &str = "bench-node";
 const BRIDGE: &str = "ldbench0";
 const STORED: usize = 200;
-const QUIET: usize = 20;
 
 fn main() -> Result<()> {
     let wanted: Vec<String> =
@@ -40,11 +40,12 @@ fn main() -> Result<()> {
         |name: &str| wanted.is_empty() || wanted.iter().any(|word| name.contains(word.as_str()));
     docker::import_image()?;
     let node = Node::new()?;
-    let parts: [(&str, Part); 5] = [
+    let parts: [(&str, Part); 6] = [
         ("ready", part_ready),
         ("requests", part_requests),
         ("start", part_start),
-        ("idle", part_idle),
+        ("stats", quiet::part_stats),
+        ("idle", quiet::part_idle),
         ("ready-200", part_ready_200),
     ];
     for (name, part) in parts {
@@ -147,34 +148,6 @@ fn part_start(node: &Node) -> Result<()> {
     );
     println!("difference of the medians {:.1} ms", (a.as_secs_f64() - b.as_secs_f64()) * 1000.0);
     daemon.delete("starter")
-}
-
-/// Processor time and memory of lightd and of the engine while nothing happens.
-fn part_idle(node: &Node) -> Result<()> {
-    let daemon = node.start()?;
-    for n in 0..QUIET {
-        daemon.create(&format!("quiet-{n}"), "sleep 1000000", None)?;
-    }
-    for n in 0..QUIET {
-        daemon.wait_for(&format!("quiet-{n}"), "offline")?;
-        daemon.post(&format!("/containers/quiet-{n}/start"), "")?;
-        daemon.wait_for(&format!("quiet-{n}"), "running")?;
-    }
-    std::thread::sleep(Duration::from_secs(20));
-    let (ours, engine) = (daemon.cpu()?, docker::cpu()?);
-    let began = Instant::now();
-    std::thread::sleep(Duration::from_secs(60));
-    let seconds = began.elapsed().as_secs_f64();
-    println!(
-        "{QUIET} quiet containers: lightd {:.2} % of a core and {:.1} MB, the engine {:.2} %",
-        (daemon.cpu()? - ours) / seconds * 100.0,
-        daemon.resident_kib()? as f64 / 1024.0,
-        (docker::cpu()? - engine) / seconds * 100.0,
-    );
-    for n in 0..QUIET {
-        daemon.delete(&format!("quiet-{n}"))?;
-    }
-    Ok(())
 }
 
 fn median(times: &[Duration]) -> Duration {
@@ -290,159 +263,4 @@ fn requests_per_second(port: u16, path: &str) -> Result<f64> {
         counts.sum::<std::result::Result<usize, String>>()
     })?;
     Ok(total as f64 / began.elapsed().as_secs_f64())
-}
-
-/// The plain server: one route, one body of the size of a container's.
-mod bare {
-    use super::*;
-
-    pub(super) struct Server {
-        child: Child,
-        pub(super) port: u16,
-    }
-
-    pub(super) fn start() -> Result<Server> {
-        let port = free_port()?;
-        let child = Command::new(std::env::current_exe()?)
-            .env("LIGHTD_BENCH_BARE", port.to_string())
-            .spawn()?;
-        let server = Server { child, port };
-        wait_for_port(port, "/bare")?;
-        Ok(server)
-    }
-
-    impl Drop for Server {
-        fn drop(&mut self) {
-            if let Err(error) = self.child.kill().and_then(|()| self.child.wait()) {
-                eprintln!("the bare server was not ended: {error}");
-            }
-        }
-    }
-
-    pub(super) fn serve(port: u16) -> Result<()> {
-        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-        runtime.block_on(async {
-            let body = serde_json::json!({"text": "x".repeat(1100)});
-            let route = axum::routing::get(move || {
-                let body = body.clone();
-                async move { axum::Json(body) }
-            });
-            let listener = tokio::net::TcpListener::bind(("127.0.0.1", port)).await?;
-            axum::serve(listener, axum::Router::new().route("/bare", route)).await?;
-            Ok(())
-        })
-    }
-}
-
-/// The engine by its own client: the plain thing to compare with.
-mod docker {
-    use super::*;
-
-    pub(super) fn import_image() -> Result<()> {
-        let folder = std::env::temp_dir().join(format!("lightd-bench-root-{}", std::process::id()));
-        for name in ["bin", "tmp", "home/container", "app/data", "mnt/server", "etc"] {
-            std::fs::create_dir_all(folder.join(name))?;
-        }
-        std::fs::copy("/bin/busybox", folder.join("bin/busybox"))
-            .map_err(|why| format!("/bin/busybox: {why}; apt-get install busybox-static"))?;
-        for name in ["sh", "sleep", "echo"] {
-            std::os::unix::fs::symlink("busybox", folder.join("bin").join(name))?;
-        }
-        let tar = Command::new("tar")
-            .args(["-C"])
-            .arg(&folder)
-            .args(["-c", "."])
-            .stdout(Stdio::piped())
-            .spawn()?;
-        let input = tar.stdout.ok_or("tar has no output")?;
-        let done = Command::new("docker")
-            .args(["import", "-", IMAGE])
-            .stdin(input)
-            .stdout(Stdio::null())
-            .status()?;
-        std::fs::remove_dir_all(&folder)?;
-        if done.success() {
-            Ok(())
-        } else {
-            Err("docker import failed; does the engine run?".into())
-        }
-    }
-
-    pub(super) fn create(name: &str) -> Result<()> {
-        quietly(Command::new("docker").args(["rm", "-f", name]));
-        let label = format!("lightd.node={NODE}");
-        run(&[
-            "create",
-            "--name",
-            name,
-            "--network",
-            BRIDGE,
-            "--label",
-            &label,
-            "--init",
-            "-it",
-            "--user",
-            "988:988",
-            "--read-only",
-            "--tmpfs",
-            "/tmp",
-            "--cap-drop",
-            "ALL",
-            "--security-opt",
-            "no-new-privileges",
-            IMAGE,
-            "/bin/sh",
-            "-c",
-            "echo Ready; sleep 1000000",
-        ])
-    }
-
-    /// By the engine's socket, as lightd does it: the client program costs tens of milliseconds itself.
-    pub(super) fn start(name: &str) -> Result<()> {
-        ask(&format!("/containers/{name}/start"))
-    }
-
-    pub(super) fn kill(name: &str) -> Result<()> {
-        ask(&format!("/containers/{name}/kill"))?;
-        ask(&format!("/containers/{name}/wait"))
-    }
-
-    fn ask(path: &str) -> Result<()> {
-        let mut socket = std::os::unix::net::UnixStream::connect("/var/run/docker.sock")?;
-        write!(
-            socket,
-            "POST {path} HTTP/1.1\r\nHost: docker\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
-        )?;
-        let mut answer = String::new();
-        socket.read_to_string(&mut answer)?;
-        if answer.starts_with("HTTP/1.1 2") {
-            Ok(())
-        } else {
-            Err(format!("{path}: {answer}").into())
-        }
-    }
-
-    pub(super) fn cpu() -> Result<f64> {
-        let pid = std::fs::read_to_string("/var/run/docker.pid")?;
-        cpu_seconds(pid.trim().parse()?)
-    }
-
-    pub(super) fn remove_all() {
-        let filter = format!("label=lightd.node={NODE}");
-        let listed = Command::new("docker").args(["ps", "-aq", "--filter", &filter]).output();
-        for id in listed
-            .map(|out| String::from_utf8_lossy(&out.stdout).into_owned())
-            .unwrap_or_default()
-            .lines()
-        {
-            quietly(Command::new("docker").args(["rm", "-f", id]));
-        }
-        quietly(Command::new("docker").args(["network", "rm", BRIDGE]));
-        quietly(Command::new("docker").args(["rmi", IMAGE]));
-    }
-
-    fn run(args: &[&str]) -> Result<()> {
-        let done = Command::new("docker").args(args).stdout(Stdio::null()).status()?;
-        if done.success() { Ok(()) } else { Err(format!("docker {args:?} failed").into()) }
-    }
 }
