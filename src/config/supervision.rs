@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::validate::Check;
+
 /// As it is written.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -22,4 +24,17 @@ impl Default for RawSupervision {
 pub(crate) struct Supervision {
     pub(crate) starts_per_second: u64,
     pub(crate) post_mortems: u64,
+}
+
+pub(super) fn supervision(raw: &RawSupervision, check: &mut Check<'_>) -> Supervision {
+    let RawSupervision { starts_per_second, post_mortems } = *raw;
+    Supervision {
+        starts_per_second: check.within(
+            "supervision.starts_per_second",
+            starts_per_second,
+            1,
+            1000,
+        ),
+        post_mortems: check.within("supervision.post_mortems", post_mortems, 0, 100),
+    }
 }

@@ -12,7 +12,7 @@ use url::Url;
 use super::error::ConfigProblem;
 use super::network::network;
 use super::raw::{self, Raw};
-use super::supervision::Supervision;
+use super::supervision::supervision;
 use super::{
     Archives, Authorization, Config, Console, DefaultLimits, Docker, Install, Log, Pulls, Quota,
     Remote, RemotePanel, RunAs, Server, Snapshots, Sockets, Storage, TlsFiles, Uploads,
@@ -53,7 +53,7 @@ impl Check<'_> {
         values
     }
 
-    fn within(&mut self, key: &str, value: u64, least: u64, most: u64) -> u64 {
+    pub(super) fn within(&mut self, key: &str, value: u64, least: u64, most: u64) -> u64 {
         if !(least..=most).contains(&value) {
             self.say(key, format!("must be between {least} and {most}, not {value}"));
         }
@@ -99,20 +99,7 @@ pub(super) fn validate(raw: Raw, problems: &mut Vec<ConfigProblem>) -> Config {
             max_bytes: check.within("archives.max_bytes", raw.archives.max_bytes, 1, 1 << 50),
             max_ratio: check.within("archives.max_ratio", raw.archives.max_ratio, 1, 1 << 20),
         },
-        supervision: Supervision {
-            starts_per_second: check.within(
-                "supervision.starts_per_second",
-                raw.supervision.starts_per_second,
-                1,
-                1000,
-            ),
-            post_mortems: check.within(
-                "supervision.post_mortems",
-                raw.supervision.post_mortems,
-                0,
-                100,
-            ),
-        },
+        supervision: supervision(&raw.supervision, &mut check),
         quota: quota(&raw.quota),
         snapshots: Snapshots {
             max_per_volume: check.within(

@@ -46,7 +46,8 @@ impl Owner {
             }
             Effect::ClearInstall { run } => drop(self.tasks.spawn(ctx.remove_install(run))),
             Effect::Start { run, paced } => {
-                self.run_task = Some((run, self.tasks.spawn(ctx.start(run, paced))));
+                let before = self.run_task.take().map(|(_, task)| task);
+                self.run_task = Some((run, self.tasks.spawn(ctx.start(run, paced, before))));
             }
             Effect::Attach { run } => {
                 self.launched = Some(run);

@@ -61,7 +61,9 @@ impl End {
 impl Ctx {
     /// Follows a run that is up: after a restart of lightd, or when the connections broke.
     pub(super) async fn resume(self, run: RunId) {
-        let Some(docker_id) = self.snapshot.docker_id.clone() else {
+        let (Some(docker_id), Ok(_reading)) =
+            (self.snapshot.docker_id.clone(), self.shared.reading.try_lock())
+        else {
             return self.report(Report::Detached).await;
         };
         let tty = self.snapshot.spec.tty;

@@ -71,6 +71,14 @@ impl Ctx {
         caught
     }
 
+    /// Takes over the rest of a run that has ended and that nobody follows. Not if somebody reads after
+    /// all: then a later run is on its way, and the log may have lines of that one too.
+    pub(super) async fn take_unread(&self, run: RunId, docker_id: &str) {
+        if let Ok(_reading) = self.shared.reading.try_lock() {
+            self.take_rest(self.workload_log(run, docker_id)).await;
+        }
+    }
+
     /// Takes over all that the engine's log has of a run that has ended.
     pub(super) async fn take_rest(&self, of: RunLog<'_>) -> Caught {
         let read = self.read_log(of).await;

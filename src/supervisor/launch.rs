@@ -8,6 +8,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::MutexGuard;
+use tokio::task::AbortHandle;
+
 use super::admission;
 use super::effects::Ctx;
 use super::follow::AttachedWhen;
@@ -25,6 +28,8 @@ use crate::util::chain::Chain;
 
 const AGAIN: Backoff =
     Backoff { first: Duration::from_millis(200), longest: Duration::from_secs(3) };
+/// Longer than a follower takes that knows of its run's end.
+const FOLLOWER_ENDS: Duration = Duration::from_secs(40);
 
 /// A workload that the engine has started, attached to.
 struct Launched {
@@ -35,8 +40,9 @@ struct Launched {
 }
 
 impl Ctx {
-    /// Brings a run up and follows it. An engine that is away is waited for.
-    pub(super) async fn start(self, run: RunId, paced: bool) {
+    /// Brings a run up and follows it, when what follows the run `before` is done. An engine that is away
+    /// is waited for.
+    pub(super) async fn start(self, run: RunId, paced: bool, before: Option<AbortHandle>) {
         if paced {
             self.services.engine_back().await;
             let turn = self.services.start_pace.turn(self.services.settings().starts_per_second);
@@ -46,6 +52,7 @@ impl Ctx {
                 () = self.shared.start_wanted.notified() => {}
             }
         }
+        let _reading = self.reading_after(before).await;
         let mut failures = 0;
         loop {
             self.services.engine_back().await;
@@ -69,6 +76,20 @@ impl Ctx {
                 }
             }
         }
+    }
+
+    /// Waits until nobody reads the output any more: the last lines of the run before may be on their way,
+    /// although its end is known.
+    async fn reading_after(&self, before: Option<AbortHandle>) -> MutexGuard<'_, ()> {
+        let reading = &self.shared.reading;
+        if let Ok(turn) = tokio::time::timeout(FOLLOWER_ENDS, reading.lock()).await {
+            return turn;
+        }
+        tracing::warn!(container.id = %self.snapshot.id, "a run that has ended is still followed; that is broken off");
+        if let Some(before) = before {
+            before.abort();
+        }
+        reading.lock().await
     }
 
     /// Starts the workload, attached to. `again`: an attempt before has failed, and what became of it is

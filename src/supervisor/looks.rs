@@ -35,7 +35,7 @@ impl Owner {
         {
             let ctx = self.ctx();
             self.tasks.spawn(async move {
-                ctx.take_rest(ctx.workload_log(run, &docker_id)).await;
+                ctx.take_unread(run, &docker_id).await;
                 ctx.report(Report::Boot(BootLook { rest_is_read: true, ..look })).await;
             });
             return;
@@ -107,7 +107,7 @@ impl Owner {
                 && matches!(seen.status, ObservedStatus::Exited(_))
                 && is_of_run(seen, ctx.begun_at_ms)
             {
-                ctx.take_rest(ctx.workload_log(run, &docker_id)).await;
+                ctx.take_unread(run, &docker_id).await;
             }
             ctx.report(Report::Looked { generation, seen }).await;
         });

@@ -6,11 +6,11 @@
 
 use std::convert::Infallible;
 use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Mutex, Notify, watch};
 use tokio_util::task::TaskTracker;
 
 use crate::console::{Console, ConsoleInput, InputError, Stream as ConsoleStream, input};
@@ -34,7 +34,10 @@ pub(crate) struct Shared {
     pub(super) stats: watch::Sender<Option<Sample>>,
     pub(super) stats_wanted: Notify,
     /// Of all runs.
-    history: Mutex<History>,
+    history: std::sync::Mutex<History>,
+    /// Held by whoever reads a run's output. The engine keeps an attach to what has exited and gives it the
+    /// next run's output, and its log does not tell runs apart: two who read would print a run twice.
+    pub(super) reading: Mutex<()>,
     /// Somebody asks for a start that waits for its turn.
     pub(super) start_wanted: Notify,
     /// Docker containers that are being made. The engine goes on with that when whoever asked is gone,
@@ -50,7 +53,8 @@ impl Shared {
             input: watch::Sender::new(None),
             stats: watch::Sender::new(None),
             stats_wanted: Notify::new(),
-            history: Mutex::default(),
+            history: std::sync::Mutex::default(),
+            reading: Mutex::default(),
             start_wanted: Notify::new(),
             creating: TaskTracker::new(),
         }

@@ -244,6 +244,12 @@ async fn power_wishes_may_be_repeated() {
 async fn what_the_state_forbids_is_a_conflict_with_the_state_as_its_code() {
     let daemon = Daemon::start().await;
     let (id, client) = (daemon.id("denied"), daemon.client());
+    // Before the engine was asked for the first time, that is what forbids it.
+    eventually("the node is ready", SOON, async || {
+        let answer = client.get("/readyz").await;
+        if answer.status == 200 { Ok(()) } else { Err(answer.text) }
+    })
+    .await;
     let refused = async |action: &str, code: &str| {
         client.post_empty(&format!("/containers/{id}/{action}")).await.refused(409, code);
     };

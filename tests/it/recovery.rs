@@ -246,6 +246,30 @@ async fn a_script_that_ends_while_it_is_being_attached_to_again_runs_once() {
 }
 
 #[tokio::test]
+async fn a_run_that_was_killed_while_it_was_being_attached_to_again_gets_nothing_of_the_next_one() {
+    let (mut daemon, door) = Door::and_daemon().await;
+    let id = daemon.id("twice");
+    let command = "echo Up; echo one; echo two; exec guest forever";
+    let spec = json!({"startup_command": command, "start_pattern": "Up", "tty": false});
+    daemon.run(&id, spec).await;
+    daemon.expect_log(&id, "two").await;
+    daemon.kill9().await;
+    door.hold_attaches();
+    daemon.launch().await;
+    door.attach_is_waited_for().await;
+    daemon.power(&id, "kill").await;
+    daemon.state(&id, "offline").await;
+    daemon.power(&id, "start").await;
+    // To what has exited, and stays attached to what is started next.
+    door.let_attach();
+    daemon.state(&id, "running").await;
+    daemon.power(&id, "kill").await;
+    daemon.state(&id, "offline").await;
+    assert_eq!(all_lines(&daemon, &id).await, ["Up", "one", "two"].repeat(2));
+    daemon.close().await;
+}
+
+#[tokio::test]
 async fn a_start_cut_off_at_any_moment_is_one_start() {
     let mut daemon = Daemon::start().await;
     let id = daemon.id("start");

@@ -407,6 +407,14 @@ fn a_start_that_failed_stays_down_where_crashes_do_and_takes_wishes_meanwhile() 
 }
 
 #[test]
+fn a_failure_that_shows_when_it_is_paused_already_counts_too() {
+    let (mut machine, run) = starting();
+    machine.fact(Fact::Paused { run }, POLICY, NOW);
+    let effects = machine.fact(Fact::Unready { run, reason: "no".to_owned() }, POLICY, NOW);
+    assert!(effects.contains(&Effect::Stop { run, unpause: true }), "{effects:?}");
+}
+
+#[test]
 fn a_start_has_so_much_time_and_no_more() {
     let (mut machine, run) = starting();
     let due = NOW + POLICY.start_timeout.unwrap();

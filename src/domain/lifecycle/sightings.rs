@@ -54,18 +54,7 @@ impl Machine {
                 let stop = Effect::Stop { run, unpause: true };
                 vec![Effect::Attach { run }, if *killed { Effect::Kill { run } } else { stop }]
             }
-            Phase::Crashed { restart_at } => match policy.crash {
-                CrashPolicy::Restart(rule) => {
-                    *restart_at = now + self.restarts.delay(&rule, policy.chance);
-                    Vec::new()
-                }
-                // Not wanted any more.
-                CrashPolicy::StayDown => {
-                    self.phase = Phase::Offline;
-                    self.wanted_up = false;
-                    vec![self.emit(StateName::Stopped)]
-                }
-            },
+            Phase::Crashed { .. } => self.wait_again(policy, now),
             Phase::Offline
                 if policy.autostart && interruption == Interruption::Host && !is_there =>
             {
@@ -81,6 +70,23 @@ impl Machine {
         // Of a crash that lightd did not outlive.
         effects.extend(self.post_mortem_due.map(|run| Effect::PostMortem { run }));
         effects
+    }
+
+    /// What had crashed waits for its restart anew.
+    fn wait_again(&mut self, policy: Policy, now: Uptime) -> Vec<Effect> {
+        match policy.crash {
+            CrashPolicy::Restart(rule) => {
+                let restart_at = now + self.restarts.delay(&rule, policy.chance);
+                self.phase = Phase::Crashed { restart_at };
+                Vec::new()
+            }
+            // Not wanted any more.
+            CrashPolicy::StayDown => {
+                self.phase = Phase::Offline;
+                self.wanted_up = false;
+                vec![self.emit(StateName::Stopped)]
+            }
+        }
     }
 
     /// Follows a run that the engine still has.

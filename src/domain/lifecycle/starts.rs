@@ -92,7 +92,9 @@ impl Machine {
         now: Uptime,
     ) -> Vec<Effect> {
         match self.phase {
-            Phase::Starting { run, launched: true, .. } if run == of => {}
+            // Paused: what it printed before is looked at a moment later.
+            Phase::Starting { run, launched: true, .. } | Phase::Paused { run, ready: false }
+                if run == of => {}
             _ => return Vec::new(),
         }
         let mut effects = vec![Effect::Say(format!("the start failed: {reason}"))];
