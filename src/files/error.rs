@@ -206,10 +206,21 @@ impl FileError {
     }
 }
 
+/// A path longer than this is shown by its two ends: it goes into answers, the store and the log.
+const SHOWN_MAX_BYTES: usize = 512;
+
 /// A path as people read it; the root has no name of its own.
 pub(super) fn shown(path: &dyn Display) -> String {
     let text = path.to_string();
-    if text.is_empty() { "the volume's root".to_owned() } else { text }
+    if text.is_empty() {
+        return "the volume's root".to_owned();
+    }
+    if text.len() <= SHOWN_MAX_BYTES {
+        return text;
+    }
+    let head = text.floor_char_boundary(SHOWN_MAX_BYTES / 2);
+    let tail = text.ceil_char_boundary(text.len() - SHOWN_MAX_BYTES / 2);
+    format!("{} … {}", &text[..head], &text[tail..])
 }
 
 /// Adds to a kernel error what was tried on what.
@@ -235,4 +246,19 @@ pub(super) fn refuse_reserved(path: &RelPath) -> Result<(), FileError> {
         return Err(FileError::Reserved { path: shown(path) });
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_path_is_shown_by_its_ends() {
+        assert_eq!(shown(&""), "the volume's root");
+        assert_eq!(shown(&"a/b"), "a/b");
+        let long = format!("begin/{}/end", "\u{e4}/".repeat(5000));
+        let shown = shown(&long);
+        assert!(shown.starts_with("begin/") && shown.ends_with("/end"), "{shown}");
+        assert!(shown.len() < SHOWN_MAX_BYTES + 16, "{}", shown.len());
+    }
 }
