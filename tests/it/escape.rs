@@ -14,6 +14,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
+use crate::support::SOON;
 use crate::support::client::{Client, answer};
 use crate::support::process::Daemon;
 
@@ -45,7 +46,7 @@ fn tus(client: &Client, volume: &str, n: usize, length: usize) -> reqwest::Reque
 /// Uploads in two pieces with a look in between, until the end; how many arrived and were refused.
 async fn resume(client: &Client, volume: &str, end: Instant) -> (usize, usize) {
     let (mut done, mut refused) = (0, 0);
-    while Instant::now() < end {
+    while Instant::now() < end || (done == 0 && Instant::now() < end + SOON) {
         let begun = answer(tus(client, volume, done, 12).body("inside")).await;
         assert!(begun.status < 500 || begun.status == 503, "{}", begun.text);
         if begun.status != 201 {
@@ -216,7 +217,8 @@ async fn a_folder_that_is_swapped_for_a_link_while_every_call_runs_leads_nowhere
     let end = Instant::now() + FOR;
     let runs = CALLS.iter().map(|(name, call)| async move {
         let mut n = 0;
-        while Instant::now() < end {
+        // On a machine that is busy with other things, too, each is to have run some times.
+        while Instant::now() < end || (n <= 3 && Instant::now() < end + SOON) {
             let Sent { status, text, is_whole } = sent(call(client, volume, n)).await;
             assert!(!text.contains(SECRET), "{name} told what lies outside: {text}");
             assert!(status < 500 || status == 503, "{name}: {status} {text}");
