@@ -160,16 +160,19 @@ async fn sent(request: reqwest::RequestBuilder) -> Sent {
     Sent { status, text: String::from_utf8_lossy(&bytes).into_owned(), is_whole }
 }
 
-/// What lies below a folder: owner, permissions, time of change and content of each thing.
+/// What lies below a folder: owner, permissions, time of change and content of each thing. What lightd is
+/// about to take away may be gone between two looks.
 fn tree(folder: &Path) -> BTreeMap<PathBuf, (u32, u32, i64, String)> {
     let mut found = BTreeMap::new();
     let mut folders = vec![folder.to_owned()];
     while let Some(folder) = folders.pop() {
-        for entry in std::fs::read_dir(&folder).expect("a folder") {
+        let Some(entries) = unless_gone(std::fs::read_dir(&folder)) else { continue };
+        for entry in entries {
             let path = entry.expect("an entry").path();
-            let stat = path.symlink_metadata().expect("a stat");
+            let Some(stat) = unless_gone(path.symlink_metadata()) else { continue };
             let content = if stat.is_file() {
-                String::from_utf8_lossy(&std::fs::read(&path).expect("a file")).into_owned()
+                let Some(content) = unless_gone(std::fs::read(&path)) else { continue };
+                String::from_utf8_lossy(&content).into_owned()
             } else {
                 String::new()
             };
@@ -180,6 +183,13 @@ fn tree(folder: &Path) -> BTreeMap<PathBuf, (u32, u32, i64, String)> {
         }
     }
     found
+}
+
+fn unless_gone<T>(found: std::io::Result<T>) -> Option<T> {
+    match found {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+        found => Some(found.expect("a look")),
+    }
 }
 
 fn outside(daemon: &Daemon) -> PathBuf {
