@@ -11,6 +11,7 @@ use axum::extract::{FromRef, FromRequest, FromRequestParts, Request};
 use axum::http::request::Parts;
 use axum::http::{HeaderValue, header};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
+use percent_encoding::percent_decode_str;
 use serde::de::DeserializeOwned;
 
 use super::error::ApiError;
@@ -208,24 +209,10 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Query<T> {
 
 /// Refuses what would be read as something else: two names that are not UTF-8 would become one.
 pub(in crate::api) fn utf8_query(query: &str) -> Result<(), ApiError> {
-    match String::from_utf8(percent_decoded(query)) {
+    match percent_decode_str(query).decode_utf8() {
         Ok(_) => Ok(()),
         Err(_) => Err(ApiError::malformed("invalid_parameter", "the parameters are not UTF-8")),
     }
-}
-
-/// The bytes that a text with `%` escapes stands for; what is no escape stands for itself.
-pub(in crate::api) fn percent_decoded(text: &str) -> Vec<u8> {
-    let hex = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
-    let bytes = text.as_bytes();
-    let mut decoded = Vec::with_capacity(bytes.len());
-    let mut at = 0;
-    while let Some(&byte) = bytes.get(at) {
-        let escaped = bytes.get(at + 1..at + 3).filter(|_| byte == b'%').and_then(hex);
-        decoded.push(escaped.unwrap_or(byte));
-        at += if escaped.is_some() { 3 } else { 1 };
-    }
-    decoded
 }
 
 #[cfg(test)]

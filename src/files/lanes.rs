@@ -75,7 +75,8 @@ pub(crate) const THREADS: usize = {
 
 #[derive(Debug)]
 pub(super) struct Lanes {
-    lanes: HashMap<Lane, Arc<Semaphore>>,
+    /// In the order of [`Lane::ALL`].
+    lanes: [Arc<Semaphore>; Lane::ALL.len()],
     /// Those of volumes that are being worked on.
     shares: Mutex<HashMap<(Lane, VolumeId), Weak<Semaphore>>>,
 }
@@ -89,8 +90,8 @@ pub(super) struct Turn {
 
 impl Default for Lanes {
     fn default() -> Self {
-        let lane = |lane: Lane| (lane, Arc::new(Semaphore::new(lane.threads())));
-        Self { lanes: Lane::ALL.into_iter().map(lane).collect(), shares: Mutex::default() }
+        let lanes = Lane::ALL.map(|lane| Arc::new(Semaphore::new(lane.threads())));
+        Self { lanes, shares: Mutex::default() }
     }
 }
 
@@ -107,8 +108,8 @@ impl Lanes {
                 Some(share) => Some(acquire(share).await),
                 None => None,
             };
-            let lane = self.lanes.get(&lane).expect("invariant: every lane is there");
-            Turn { _share: share, _lane: acquire(Arc::clone(lane)).await }
+            let lane = Arc::clone(&self.lanes[lane as usize]);
+            Turn { _share: share, _lane: acquire(lane).await }
         };
         match lane.patience() {
             None => Ok(waiting.await),

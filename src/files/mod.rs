@@ -49,6 +49,7 @@ use std::ffi::CStr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -63,6 +64,7 @@ pub(crate) use volume::Volume;
 
 use crate::domain::ids::VolumeId;
 use crate::domain::path::RelPath;
+use crate::util::chain::Chain;
 use backing::image::Images;
 use claims::Claims;
 use error::During;
@@ -70,6 +72,9 @@ use quota::Budgets;
 use resolve::Resolver;
 use resumable::Locks;
 use staging::is_dot;
+
+/// How long a figure of a volume's use is waited for.
+const COUNTED_WITHIN: Duration = Duration::from_millis(500);
 
 #[derive(Clone, Debug)]
 pub(crate) struct FilesOptions {
@@ -152,6 +157,20 @@ impl Files {
             work(&volume).map_err(|error| quota::whose_room(error, volume.root(), &inner.volumes))
         })
         .await
+    }
+
+    /// What a volume holds, for a figure beside others: `None` where that cannot be told at once. A count that
+    /// takes longer goes on, and is there for who asks next.
+    pub(crate) async fn used_bytes(&self, volume: VolumeId) -> Option<u64> {
+        let count = self.run_in(Lane::Scan, volume, |volume| volume.usage(None));
+        match tokio::time::timeout(COUNTED_WITHIN, count).await {
+            Ok(Ok(usage)) => Some(usage.used_bytes),
+            Ok(Err(error)) => {
+                tracing::debug!(%volume, error = %Chain(&error), "cannot count a volume's files");
+                None
+            }
+            Err(_) => None,
+        }
     }
 
     /// Runs work on whole trees that can be cancelled, also while it still waits for its turn. Work that

@@ -21,7 +21,6 @@ use crate::domain::stats::history::STEP_S;
 use crate::domain::stats::{Counters, Meter, Sample};
 use crate::domain::units::now_unix_ms;
 use crate::engine::EngineError;
-use crate::files::Lane;
 use crate::util::chain::Chain;
 
 const WATCHED: Duration = Duration::from_secs(1);
@@ -179,13 +178,8 @@ impl<'a> Sampler<'a> {
         }
         self.disk_counted_at = Some(Instant::now());
         let volume = self.ctx.snapshot.spec.volume_id;
-        let files = &self.ctx.services.files;
-        match files.run_in(Lane::Scan, volume, |volume| volume.usage(None)).await {
-            Ok(usage) => self.disk_bytes = Some(usage.used_bytes),
-            Err(error) => {
-                tracing::debug!(%volume, error = %Chain(&error), "cannot count a volume's files")
-            }
-        }
+        let counted = self.ctx.services.files.used_bytes(volume).await;
+        self.disk_bytes = counted.or(self.disk_bytes);
     }
 }
 

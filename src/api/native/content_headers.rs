@@ -1,11 +1,9 @@
 //! The headers of a file's content: entity tags, byte ranges and the name to save it under. Pure.
 
-use std::fmt::Write as _;
 use std::ops::Range;
 
 use axum::http::HeaderValue;
-
-use crate::api::extract::percent_decoded;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
 /// A list of entity tags, as in `If-Match` and `If-None-Match`.
 #[derive(Debug, PartialEq, Eq)]
@@ -91,19 +89,14 @@ fn number(text: &str) -> Option<Option<u64>> {
     text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse().ok().map(Some))?
 }
 
+/// What an extended parameter has as it is; RFC 5987 allows more, which not all readers know.
+const UNRESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'.').remove(b'_').remove(b'-');
+
 /// `attachment` with the file's name, for old readers in plain letters and for all others in full.
 pub(super) fn attachment(name: &str) -> HeaderValue {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "._- ()+".contains(c);
     let plain: String = name.chars().map(|c| if is_plain(c) { c } else { '_' }).collect();
-    let mut full = String::with_capacity(name.len());
-    for byte in name.bytes() {
-        if byte.is_ascii_alphanumeric() || b"._-".contains(&byte) {
-            full.push(char::from(byte));
-        } else {
-            // Writing to a String cannot fail.
-            write!(full, "%{byte:02X}").ok();
-        }
-    }
+    let full = utf8_percent_encode(name, UNRESERVED);
     let text = format!("attachment; filename=\"{plain}\"; filename*=UTF-8''{full}");
     HeaderValue::try_from(text).expect("invariant: plain letters are a header value")
 }
@@ -168,8 +161,8 @@ fn extended_value(value: &[u8]) -> Option<String> {
     let text = std::str::from_utf8(value).ok()?;
     let (charset, rest) = text.split_once('\'')?;
     let (_language, encoded) = rest.split_once('\'')?;
-    let bytes = percent_decoded(encoded);
-    charset.eq_ignore_ascii_case("utf-8").then(|| String::from_utf8(bytes).ok())?
+    let text = percent_decode_str(encoded).decode_utf8().ok()?;
+    charset.eq_ignore_ascii_case("utf-8").then(|| text.into_owned())
 }
 
 #[cfg(test)]
@@ -262,7 +255,6 @@ mod tests {
         #[test]
         fn any_disposition_is_read_to_its_end(bytes in proptest::collection::vec(any::<u8>(), 0..60)) {
             drop(filename_of(&bytes));
-            drop(percent_decoded(&String::from_utf8_lossy(&bytes)));
         }
 
         #[test]

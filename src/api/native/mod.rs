@@ -5,6 +5,7 @@
 //! client that goes away interrupts nothing half-way. Whatever fails is an `ApiError`.
 
 mod archives;
+mod body;
 mod console;
 mod container_body;
 mod container_view;

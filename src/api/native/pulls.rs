@@ -13,17 +13,18 @@ use axum::extract::State;
 use axum::response::Response;
 use axum::routing::post;
 use futures_util::TryStreamExt as _;
+use percent_encoding::percent_decode_str;
 use serde::Deserialize;
 use serde_json::json;
 use url::Url;
 
+use super::body::{Begin, Incoming, bridge};
 use super::content_headers::filename_of;
-use super::contents::{Begin, Incoming, bridge};
 use super::operations::started_answer;
 use super::volumes::{folder_path, reach};
 use crate::api::auth::Auth;
 use crate::api::error::ApiError;
-use crate::api::extract::{Json, Path, percent_decoded};
+use crate::api::extract::{Json, Path};
 use crate::api::state::AppState;
 use crate::domain::access::Permission;
 use crate::domain::ids::VolumeId;
@@ -228,7 +229,7 @@ fn name_of(disposition: Option<&[u8]>, url: &Url) -> String {
     };
     let in_url = || {
         let segment = url.path_segments()?.next_back()?;
-        last(&String::from_utf8(percent_decoded(segment)).ok()?)
+        last(&percent_decode_str(segment).decode_utf8().ok()?)
     };
     let given = disposition.and_then(filename_of);
     given.as_deref().and_then(last).or_else(in_url).unwrap_or_else(|| NAMELESS.to_owned())

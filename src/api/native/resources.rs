@@ -17,7 +17,6 @@ use crate::domain::spec::{Limits, Problem};
 use crate::domain::stats::Sample;
 use crate::domain::stats::history::{KEPT_S, Point, Range, STEP_S};
 use crate::domain::units::UnixSeconds;
-use crate::files::Lane;
 use crate::supervisor::{ContainerHandle, Refusal, Request};
 
 pub(super) fn routes() -> Router<AppState> {
@@ -104,10 +103,7 @@ async fn present(state: &AppState, handle: &ContainerHandle) -> StatsView {
     let snapshot = handle.snapshot();
     if sample.disk_usage.is_none() {
         // Counted along only while a console is watched.
-        let volume = snapshot.spec.volume_id;
-        let usage = state.files.run_in(Lane::Scan, volume, |volume| volume.usage(None)).await;
-        // A volume that cannot be counted now takes nothing from the other figures.
-        sample.disk_usage = usage.ok().map(|usage| usage.used_bytes);
+        sample.disk_usage = state.files.used_bytes(snapshot.spec.volume_id).await;
     }
     StatsView { state: snapshot.state_name(), sample }
 }

@@ -13,7 +13,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{head, post};
 use serde::Deserialize;
 
-use super::contents::{Begin, bridge};
+use super::body::{Begin, bridge};
 use super::tus_headers::{
     Concat, checksum, metadata, metadata_value, number, part_id, required_number,
 };

@@ -17,13 +17,12 @@ use axum::routing::post;
 use axum::{Json as JsonAnswer, Router};
 use bytes::Bytes;
 use futures_util::Stream;
-use http_body_util::BodyExt as _;
 use multer::Multipart;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
+use super::body::Arriving;
 use super::content_headers::filename_of;
-use super::contents::SILENCE_MAX;
 use super::volumes::{folder_path, reach};
 use crate::api::auth::Auth;
 use crate::api::error::ApiError;
@@ -279,18 +278,8 @@ struct Paced {
 
 impl Paced {
     fn new(body: Body, head_bytes: Arc<AtomicUsize>) -> Self {
-        let frames = futures_util::stream::try_unfold(body, async |mut body| {
-            loop {
-                let frame = tokio::time::timeout(SILENCE_MAX, body.frame()).await;
-                match frame.map_err(|_| std::io::Error::from(std::io::ErrorKind::TimedOut))? {
-                    None => return Ok(None),
-                    Some(frame) => match frame.map_err(std::io::Error::other)?.into_data() {
-                        Ok(data) => return Ok(Some((data, body))),
-                        Err(_trailers) => {}
-                    },
-                }
-            }
-        });
+        let next = async |mut body: Arriving| Ok(body.next().await?.map(|data| (data, body)));
+        let frames = futures_util::stream::try_unfold(Arriving::new(body), next);
         Self { frames: Box::pin(frames), gave_one: false, head_bytes }
     }
 }
