@@ -19,6 +19,8 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use tempfile::TempDir;
+
 use client::{CHILDREN, Connection, Lightd, OWN, Result, cpu_seconds_of};
 
 const FILES: usize = 16_000;
@@ -261,7 +263,7 @@ fn shell(folder: &Path, line: &str) -> Result<()> {
 /// A daemon of its own, with one volume.
 struct Node {
     lightd: Lightd,
-    folder: PathBuf,
+    folder: TempDir,
     volume: PathBuf,
     uri: String,
 }
@@ -269,21 +271,20 @@ struct Node {
 impl Node {
     /// Without an engine: files need none.
     fn start() -> Result<Self> {
-        let folder = PathBuf::from(format!("/dev/shm/lightd-bench-{}", std::process::id()));
-        std::fs::create_dir_all(&folder)?;
-        let base = folder.display();
+        let folder = TempDir::with_prefix_in("lightd-bench-", "/dev/shm")?;
+        let base = folder.path().display();
         let sections = format!(
             r#""docker": {{"socket_path": "{base}/no-engine.sock"}},
                 "storage": {{"base_path": "{base}/data"}}, "log": {{"level": "error"}}"#
         );
-        let lightd = Lightd::start(&folder, &sections)?;
+        let lightd = Lightd::start(folder.path(), &sections)?;
         let id = lightd.volume()?;
-        let volume = folder.join("data/volumes").join(&id);
+        let volume = folder.path().join("data/volumes").join(&id);
         Ok(Self { lightd, folder, volume, uri: format!("/volumes/{id}") })
     }
 
     fn keep(&self, name: &str) -> PathBuf {
-        self.folder.join(name)
+        self.folder.path().join(name)
     }
 
     /// Puts what a row needs into the volume, and nothing else beside the tree.
@@ -324,15 +325,6 @@ impl Node {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.lightd.pid()))?;
         let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
         Ok(line.ok_or("no VmHWM")?.trim().trim_end_matches(" kB").parse()?)
-    }
-}
-
-impl Drop for Node {
-    fn drop(&mut self) {
-        // lightd may still be there, with nothing under way.
-        if let Err(error) = std::fs::remove_dir_all(&self.folder) {
-            eprintln!("{} stays behind: {error}", self.folder.display());
-        }
     }
 }
 

@@ -19,6 +19,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use tempfile::TempDir;
+
 use client::{Connection, Lightd, Result, exchange, write};
 
 const ROUNDS: usize = 7;
@@ -52,7 +54,7 @@ fn part_write(place: &Place) -> Result<()> {
         let volume = daemon.volume()?;
         let path = format!("/volumes/{volume}/files/contents?path=file");
         let content = "x".repeat(WRITE_BYTES);
-        let plain = place.folder.join("plain");
+        let plain = place.folder.path().join("plain");
         std::fs::create_dir_all(&plain)?;
         let mut connection = Connection::open(daemon.port)?;
         let (mut ours, mut theirs) = (Vec::new(), Vec::new());
@@ -179,22 +181,20 @@ fn ratio(ours: &[Duration], theirs: &[Duration]) -> String {
 
 /// The folder that the daemons of this bench work in.
 struct Place {
-    folder: PathBuf,
+    folder: TempDir,
 }
 
 impl Place {
     fn new() -> Result<Self> {
         let below = std::env::var_os("BENCH_FOLDER").map_or_else(std::env::temp_dir, PathBuf::from);
-        let folder = below.join(format!("lightd-bench-files-{}", std::process::id()));
-        std::fs::create_dir_all(&folder)?;
-        Ok(Self { folder })
+        Ok(Self { folder: TempDir::with_prefix_in("lightd-bench-", below)? })
     }
 
     /// Without an engine: files need none.
     fn start(&self, fsync: bool) -> Result<Lightd> {
-        let base = self.folder.display();
+        let base = self.folder.path().display();
         Lightd::start(
-            &self.folder,
+            self.folder.path(),
             &format!(
                 r#""docker": {{"socket_path": "{base}/no-engine.sock"}},
                 "storage": {{"base_path": "{base}/data", "fsync": {fsync}}},
@@ -204,14 +204,6 @@ impl Place {
     }
 
     fn volume_folder(&self, volume: &str) -> PathBuf {
-        self.folder.join("data/volumes").join(volume)
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        if let Err(error) = std::fs::remove_dir_all(&self.folder) {
-            eprintln!("{} stays behind: {error}", self.folder.display());
-        }
+        self.folder.path().join("data/volumes").join(volume)
     }
 }

@@ -10,7 +10,6 @@
 
 #![expect(clippy::disallowed_types, reason = "a bench measures real time")]
 
-use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -20,6 +19,8 @@ mod bare;
 mod client;
 mod docker;
 mod quiet;
+
+use tempfile::TempDir;
 
 use client::{Connection, Lightd, Result, exchange, quietly};
 
@@ -164,14 +165,12 @@ fn spread(times: &[Duration]) -> String {
 
 /// The folder and configuration that the daemons of this bench share.
 struct Node {
-    folder: PathBuf,
+    folder: TempDir,
 }
 
 impl Node {
     fn new() -> Result<Self> {
-        let folder = std::env::temp_dir().join(format!("lightd-bench-{}", std::process::id()));
-        std::fs::create_dir_all(&folder)?;
-        Ok(Self { folder })
+        Ok(Self { folder: TempDir::with_prefix("lightd-bench-")? })
     }
 
     fn start(&self) -> Result<Daemon> {
@@ -179,9 +178,9 @@ impl Node {
             r#""docker": {{"node": "{NODE}"}}, "storage": {{"base_path": "{}"}},
                 "network": {{"bridge": "{BRIDGE}", "subnets": "10.93.0.0/16"}},
                 "log": {{"level": "warn"}}"#,
-            self.folder.join("data").display()
+            self.folder.path().join("data").display()
         );
-        Ok(Daemon(Lightd::start(&self.folder, &sections)?))
+        Ok(Daemon(Lightd::start(self.folder.path(), &sections)?))
     }
 }
 
@@ -190,9 +189,6 @@ impl Drop for Node {
         docker::remove_all();
         for family in ["inet", "bridge"] {
             quietly(Command::new("nft").args(["delete", "table", family, BRIDGE]));
-        }
-        if let Err(error) = std::fs::remove_dir_all(&self.folder) {
-            eprintln!("{} stays behind: {error}", self.folder.display());
         }
     }
 }

@@ -16,9 +16,10 @@ mod load;
 mod output;
 mod plain;
 
-use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use tempfile::TempDir;
 
 use client::{Lightd, Result, quietly};
 use output::{Output, Piece};
@@ -229,20 +230,18 @@ fn percentile(sorted: &[f64], percent: usize) -> f64 {
 
 /// The folder and configuration that the daemons of this bench share.
 struct Node {
-    folder: PathBuf,
+    folder: TempDir,
 }
 
 impl Node {
     fn new() -> Result<Self> {
-        let folder = std::env::temp_dir().join(format!("lightd-bench-{}", std::process::id()));
-        std::fs::create_dir_all(&folder)?;
-        Ok(Self { folder })
+        Ok(Self { folder: TempDir::with_prefix("lightd-bench-")? })
     }
 
     /// A daemon on an empty folder.
     fn start(&self) -> Result<Lightd> {
         plain::remove_containers();
-        let data = self.folder.join("data");
+        let data = self.folder.path().join("data");
         if data.exists() {
             std::fs::remove_dir_all(&data)?;
         }
@@ -254,7 +253,7 @@ impl Node {
             data.display(),
             plain::BRIDGE,
         );
-        Lightd::start(&self.folder, &sections)
+        Lightd::start(self.folder.path(), &sections)
     }
 
     /// Makes and starts a container whose printer waits for jobs.
@@ -277,9 +276,6 @@ impl Drop for Node {
         plain::remove_all();
         for family in ["inet", "bridge"] {
             quietly(Command::new("nft").args(["delete", "table", family, plain::BRIDGE]));
-        }
-        if let Err(error) = std::fs::remove_dir_all(&self.folder) {
-            eprintln!("{} stays behind: {error}", self.folder.display());
         }
     }
 }
