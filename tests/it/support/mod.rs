@@ -16,3 +16,18 @@ use std::time::Duration;
 
 /// What should take a moment, on a machine that is busy with other tests.
 pub(crate) const SOON: Duration = Duration::from_secs(30);
+
+/// The numbers that figures of a running workload have.
+pub(crate) const STATS_FIELDS: [&str; 11] = [
+    "cpu_usage",
+    "memory_usage",
+    "memory_limit",
+    "network_rx",
+    "network_tx",
+    "block_read",
+    "block_write",
+    "disk_usage",
+    "uptime",
+    "pids",
+    "throttled_ms",
+];
