@@ -7,21 +7,13 @@
 use bytes::{Buf, Bytes, BytesMut};
 use hyper::Method;
 
-use super::error::EngineError;
+use super::error::{EngineError, Fault};
 use super::frames::{HEADER_BYTES, Header, Source, Stream};
 use super::raw::{RawRequest, StreamedBody, broke, garbled};
 use super::{Engine, container_target, op};
 
-/// What to read of the log.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct LogsRequest {
-    /// Only entries from this moment on, itself included: Unix seconds and nanoseconds.
-    pub(crate) since: Option<(i64, u32)>,
-    /// Only the last so many lines.
-    pub(crate) tail: Option<u32>,
-    /// Go on with what comes, until the container exits.
-    pub(crate) follow: bool,
-}
+/// A moment: Unix seconds and nanoseconds.
+pub(crate) type LogMoment = (i64, u32);
 
 /// One entry of the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,12 +26,13 @@ pub(crate) struct LogLine {
 }
 
 impl Engine {
-    /// `tty` must be what the container was made with; the engine's answer does not tell.
+    /// What the log has until now, from a moment on, itself included. `tty` must be what the container was
+    /// made with; the engine's answer does not tell.
     pub(crate) async fn logs(
         &self,
         id: &str,
         tty: bool,
-        request: LogsRequest,
+        since: Option<LogMoment>,
     ) -> Result<LogStream, EngineError> {
         let target = container_target(op::LOGS, id)?;
         let body = self
@@ -47,7 +40,7 @@ impl Engine {
                 op: op::LOGS,
                 target: target.clone(),
                 method: Method::GET,
-                path: path(id, request),
+                path: path(id, since),
                 body: Bytes::new(),
             })
             .await?;
@@ -55,16 +48,12 @@ impl Engine {
     }
 }
 
-fn path(id: &str, request: LogsRequest) -> String {
-    let mut path =
-        format!("/containers/{id}/logs?stdout=1&stderr=1&timestamps=1&follow={}", request.follow);
-    if let Some((seconds, nanos)) = request.since {
-        path.push_str(&format!("&since={seconds}.{nanos:09}"));
+fn path(id: &str, since: Option<LogMoment>) -> String {
+    let path = format!("/containers/{id}/logs?stdout=1&stderr=1&timestamps=1");
+    match since {
+        Some((seconds, nanos)) => format!("{path}&since={seconds}.{nanos:09}"),
+        None => path,
     }
-    if let Some(lines) = request.tail {
-        path.push_str(&format!("&tail={lines}"));
-    }
-    path
 }
 
 /// A container's log, entry by entry.
@@ -83,7 +72,9 @@ impl LogStream {
             if let Some(line) = line.map_err(|why| garbled(op::LOGS, &self.target, why))? {
                 return Ok(Some(line));
             }
-            let piece = self.body.next().await;
+            let deadline = op::LOGS.deadline;
+            let piece = tokio::time::timeout(deadline, self.body.next()).await;
+            let piece = piece.unwrap_or(Err(Fault::Late(deadline)));
             match piece.map_err(|fault| broke(op::LOGS, &self.target, fault))? {
                 Some(piece) => self.parser.feed(&piece),
                 None => {

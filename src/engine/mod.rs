@@ -54,7 +54,7 @@ pub(crate) use self::{
     frames::{Chunk, Stream},
     health::Health,
     images::{PullProgress, RegistryAuth},
-    logs::{LogLine, LogsRequest},
+    logs::LogLine,
     networks::BridgeSpec,
     request::{Bind, CreateRequest, Created, Hardening, LogCap},
     streams::{Attached, AttachedInput, OutputStream},

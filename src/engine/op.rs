@@ -41,6 +41,7 @@ pub(super) const COMMIT: Op = op("make an image of", 900);
 pub(super) const EXEC: Op = op("run a command in", 15);
 /// Until the connection stands; then it lives as long as the container.
 pub(super) const ATTACH: Op = op("attach to", 15);
+/// Until the headers, and from one piece to the next.
 pub(super) const LOGS: Op = op("read the log of", 15);
 pub(super) const EVENTS: Op = op("listen to", 15);
 

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::containers::{ChangeKind, ChangedPath};
 use super::events::HintAction;
+use super::logs::LogMoment;
 use super::networks::UsedSubnet;
 use super::testing::{SOCKET, TestNode, read_until};
 use super::*;
@@ -174,8 +175,8 @@ async fn limits_are_changed_live_in_either_form() {
     assert_eq!((host.pids_limit, host.nano_cpus), (Some(77), Some(0)));
 }
 
-async fn entries(node: &TestNode, id: &str, tty: bool, request: LogsRequest) -> Vec<LogLine> {
-    let mut log = node.engine.logs(id, tty, request).await.expect("a log");
+async fn entries(node: &TestNode, id: &str, tty: bool, since: Option<LogMoment>) -> Vec<LogLine> {
+    let mut log = node.engine.logs(id, tty, since).await.expect("a log");
     let mut lines = Vec::new();
     while let Some(line) = log.next().await.expect("no error") {
         lines.push(line);
@@ -197,7 +198,7 @@ async fn the_log_gives_the_same_bytes_also_of_long_lines_and_from_a_moment_on() 
         request.tty = tty;
         let id = node.run(&request).await;
         timeout(SOON, node.engine.wait(&id)).await.expect("an exit").expect("an exit");
-        let lines = entries(&node, &id, tty, LogsRequest::default()).await;
+        let lines = entries(&node, &id, tty, None).await;
         let end = if tty { "\r\n" } else { "\n" };
         let long = format!("line 1 {}", "x".repeat(50_000 - 7));
         let expected = format!("line 1 {end}line 2 {end}line 3 {end}{long}{end}");
@@ -212,26 +213,10 @@ async fn the_log_gives_the_same_bytes_also_of_long_lines_and_from_a_moment_on() 
         let third = lines[2].at_nanos;
         let since =
             Some((third / 1_000_000_000, u32::try_from(third % 1_000_000_000).expect("nanos")));
-        let later = entries(&node, &id, tty, LogsRequest { since, ..LogsRequest::default() }).await;
+        let later = entries(&node, &id, tty, since).await;
         assert!(later.iter().all(|line| line.at_nanos >= third), "from that moment on");
         assert!(later.contains(&lines[2]), "itself included");
-        let last =
-            entries(&node, &id, tty, LogsRequest { tail: Some(1), ..LogsRequest::default() });
-        assert!(last.await.len() <= 4, "the last line, in its pieces");
     }
-}
-
-#[tokio::test]
-async fn a_followed_log_ends_with_the_container() {
-    let node = TestNode::new().await;
-    let id = node.run(&node.request("a", &["guest", "say", "one", "--", "echo"])).await;
-    let follow = LogsRequest { follow: true, ..LogsRequest::default() };
-    let mut log = node.engine.logs(&id, false, follow).await.expect("a log");
-    let first = timeout(SOON, log.next()).await.expect("a line").expect("a line").expect("a line");
-    assert_eq!(&first.bytes[..], b"one\n");
-    node.engine.kill(&id, "SIGKILL").await.expect("killed");
-    let end = timeout(SOON, log.next()).await.expect("an end").expect("an end");
-    assert_eq!(end, None);
 }
 
 fn exec(cmd: &[&str]) -> ExecRequest {
@@ -366,7 +351,7 @@ fn calls_may_move_between_threads() {
     is_send(engine.inspect_details("a"));
     is_send(engine.commit("a", "b", "c"));
     is_send(engine.ensure("a", None, |_| {}));
-    is_send(engine.logs("a", true, LogsRequest::default()));
+    is_send(engine.logs("a", true, None));
     is_send(engine.exec("a", &exec(&[])));
     is_send(engine.subnets_in_use());
 }

@@ -10,7 +10,7 @@ use super::seam::{self, Bounds, Early};
 use crate::console::{EngineLine, Stream as ConsoleStream, join};
 use crate::domain::ids::RunId;
 use crate::domain::units::{now_unix_ms, now_unix_nanos};
-use crate::engine::{Chunk, EngineError, LogLine, LogsRequest, OutputStream, Stream};
+use crate::engine::{Chunk, EngineError, LogLine, OutputStream, Stream};
 use crate::util::chain::Chain;
 
 /// The most of a log that is joined; of a longer one only the end.
@@ -159,8 +159,7 @@ impl Ctx {
             let nanos = u32::try_from(ms.rem_euclid(1000)).unwrap_or(0) * 1_000_000;
             (ms.div_euclid(1000), nanos)
         });
-        let request = LogsRequest { since, tail: None, follow: false };
-        let mut entries = engine.logs(of.docker_id, observed.tty, request).await?;
+        let mut entries = engine.logs(of.docker_id, observed.tty, since).await?;
         let mut log = Log { lines: Vec::new(), whole: overlap_ms.is_none() };
         let mut bytes = 0;
         while let Some(line) = entries.next().await? {

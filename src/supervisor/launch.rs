@@ -30,6 +30,8 @@ const AGAIN: Backoff =
     Backoff { first: Duration::from_millis(200), longest: Duration::from_secs(3) };
 /// Longer than a follower takes that knows of its run's end.
 const FOLLOWER_ENDS: Duration = Duration::from_secs(40);
+/// What was told to break off does so at its next wait.
+const ABORT_ENDS: Duration = Duration::from_secs(5);
 
 /// A workload that the engine has started, attached to.
 struct Launched {
@@ -80,16 +82,17 @@ impl Ctx {
 
     /// Waits until nobody reads the output any more: the last lines of the run before may be on their way,
     /// although its end is known.
-    async fn reading_after(&self, before: Option<AbortHandle>) -> MutexGuard<'_, ()> {
+    async fn reading_after(&self, before: Option<AbortHandle>) -> Option<MutexGuard<'_, ()>> {
         let reading = &self.shared.reading;
         if let Ok(turn) = tokio::time::timeout(FOLLOWER_ENDS, reading.lock()).await {
-            return turn;
+            return Some(turn);
         }
         tracing::warn!(container.id = %self.snapshot.id, "a run that has ended is still followed; that is broken off");
         if let Some(before) = before {
             before.abort();
         }
-        reading.lock().await
+        // Lines that come twice are better than a server that never starts.
+        tokio::time::timeout(ABORT_ENDS, reading.lock()).await.ok()
     }
 
     /// Starts the workload, attached to. `again`: an attempt before has failed, and what became of it is
