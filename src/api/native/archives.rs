@@ -1,10 +1,10 @@
 //! Archives in a volume, made, looked into and taken apart.
 
+use axum::Json as JsonAnswer;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use axum::{Json as JsonAnswer, Router};
 use serde::{Deserialize, Serialize};
 
 use super::files::{entry_paths, must_be_free, must_exist};
@@ -14,6 +14,7 @@ use super::volumes::{entry_path, folder_path, made, page_limit, reach};
 use crate::api::auth::Auth;
 use crate::api::error::ApiError;
 use crate::api::extract::{Json, Path, Query};
+use crate::api::openapi::Routes;
 use crate::api::state::AppState;
 use crate::domain::access::Permission;
 use crate::domain::ids::VolumeId;
@@ -28,8 +29,8 @@ use crate::files::operation::OperationKind;
 use crate::files::{Progress, Volume};
 
 /// All of them read or write whole trees.
-pub(super) fn long_routes() -> Router<AppState> {
-    Router::new()
+pub(super) fn long_routes() -> Routes {
+    Routes::default()
         .route("/volumes/{id}/compress", post(compress))
         .route("/volumes/{id}/decompress", post(decompress))
         .route("/volumes/{id}/archive", get(list))

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use axum::Router;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::routing::{get, post};
@@ -11,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::api::auth::Auth;
 use crate::api::error::ApiError;
 use crate::api::extract::{Json, Path, Query};
+use crate::api::openapi::Routes;
 use crate::api::state::AppState;
 use crate::console;
 use crate::domain::access::Permission;
@@ -25,15 +25,15 @@ const EXEC_SECONDS_DEFAULT: u64 = 30;
 const EXEC_SECONDS_MAX: u64 = 600;
 const EXEC_ARGUMENTS_MAX_BYTES: usize = 64 * 1024;
 
-pub(super) fn routes() -> Router<AppState> {
-    Router::new()
+pub(super) fn routes() -> Routes {
+    Routes::default()
         .route("/containers/{id}/logs", get(logs))
         .route("/containers/{id}/command", post(command))
         .route("/containers/{id}/install-log", get(install_log))
 }
 
-pub(super) fn long_routes() -> Router<AppState> {
-    Router::new().route("/containers/{id}/exec", post(exec))
+pub(super) fn long_routes() -> Routes {
+    Routes::default().route("/containers/{id}/exec", post(exec))
 }
 
 #[derive(Debug, Deserialize)]

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use axum::Router;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
@@ -14,14 +13,15 @@ use super::container_view::ContainerView;
 use crate::api::auth::Auth;
 use crate::api::error::ApiError;
 use crate::api::extract::{Json, Path, Query};
+use crate::api::openapi::Routes;
 use crate::api::state::AppState;
 use crate::domain::access::Permission;
 use crate::domain::ids::ContainerId;
 use crate::domain::lifecycle::{Command, Phase};
 use crate::supervisor::{ContainerHandle, CreateContainer, Request, Snapshot};
 
-pub(super) fn routes() -> Router<AppState> {
-    Router::new()
+pub(super) fn routes() -> Routes {
+    Routes::default()
         .route("/containers", post(create).get(list))
         .route("/containers/{id}", get(show).patch(patch).delete(delete))
 }
@@ -72,7 +72,8 @@ struct ListQuery {
 }
 
 const LIST_MAX: usize = 1000;
-const STATES: &[&str] = &[
+/// Every `state` of a container.
+pub(in crate::api) const STATES: &[&str] = &[
     "installing",
     "failed",
     "offline",

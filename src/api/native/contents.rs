@@ -6,7 +6,6 @@
 
 use std::io::{Seek, SeekFrom};
 
-use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
@@ -23,6 +22,7 @@ use super::volumes::{entry_path, reach};
 use crate::api::auth::Auth;
 use crate::api::error::ApiError;
 use crate::api::extract::{Path, Query};
+use crate::api::openapi::Routes;
 use crate::api::state::AppState;
 use crate::domain::access::Permission;
 use crate::domain::ids::VolumeId;
@@ -31,8 +31,8 @@ use crate::files::content::WriteMode;
 use crate::files::volume::Stat;
 use crate::files::{FileError, Lane, Progress, Volume};
 
-pub(super) fn long_routes() -> Router<AppState> {
-    Router::new().route("/volumes/{id}/files/contents", get(read).put(write))
+pub(super) fn long_routes() -> Routes {
+    Routes::default().route("/volumes/{id}/files/contents", get(read).put(write))
 }
 
 #[derive(Debug, Deserialize)]

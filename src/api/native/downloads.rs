@@ -9,7 +9,6 @@ use std::io::{self, Write};
 use std::pin::Pin;
 use std::time::Duration;
 
-use axum::Router;
 use axum::body::Body;
 use axum::extract::{RawQuery, State};
 use axum::http::{HeaderValue, header};
@@ -29,6 +28,7 @@ use super::volumes::{folder_path, reach};
 use crate::api::auth::Auth;
 use crate::api::error::ApiError;
 use crate::api::extract::{Path, utf8_query};
+use crate::api::openapi::Routes;
 use crate::api::state::AppState;
 use crate::domain::access::Permission;
 use crate::domain::ids::VolumeId;
@@ -38,8 +38,8 @@ use crate::files::archive::stream::StreamRequest;
 use crate::files::volume::Kind;
 use crate::files::{FileError, Lane, Progress, Volume};
 
-pub(super) fn long_routes() -> Router<AppState> {
-    Router::new().route("/volumes/{id}/download", get(download))
+pub(super) fn long_routes() -> Routes {
+    Routes::default().route("/volumes/{id}/download", get(download))
 }
 
 const QUEUED_CHUNKS: usize = 8;

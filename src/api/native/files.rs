@@ -1,11 +1,11 @@
 //! Files and folders of a volume: written in one piece, moved, copied and deleted. Content as a stream is
 //! `contents`, and what is in a folder `listing`.
 
+use axum::Json as JsonAnswer;
 use axum::extract::State;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, post};
-use axum::{Json as JsonAnswer, Router};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
@@ -16,6 +16,7 @@ use super::volumes::{entry_path, made, reach};
 use crate::api::auth::Auth;
 use crate::api::error::ApiError;
 use crate::api::extract::{Json, Path};
+use crate::api::openapi::Routes;
 use crate::api::state::AppState;
 use crate::domain::access::Permission;
 use crate::domain::ids::VolumeId;
@@ -24,8 +25,8 @@ use crate::files::content::{WriteMode, Written};
 use crate::files::operation::OperationKind;
 use crate::files::{FileError, Lane, Progress, Volume};
 
-pub(super) fn routes() -> Router<AppState> {
-    Router::new()
+pub(super) fn routes() -> Routes {
+    Routes::default()
         .route("/volumes/{id}/files", post(write))
         .route("/volumes/{id}/folders", post(make_folder))
         .route("/volumes/{id}/rename", post(rename))
@@ -33,8 +34,8 @@ pub(super) fn routes() -> Router<AppState> {
 }
 
 /// Calls on whole trees.
-pub(super) fn long_routes() -> Router<AppState> {
-    Router::new()
+pub(super) fn long_routes() -> Routes {
+    Routes::default()
         .route("/volumes/{id}/files", delete(delete_files))
         .route("/volumes/{id}/copy", post(copy))
 }

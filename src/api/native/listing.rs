@@ -1,14 +1,15 @@
 //! What is in a folder of a volume, a page at a time, and how an entry is shown wherever one is.
 
+use axum::Json as JsonAnswer;
 use axum::extract::State;
 use axum::routing::get;
-use axum::{Json as JsonAnswer, Router};
 use serde::{Deserialize, Serialize};
 
 use super::volumes::{folder_path, page_limit, reach};
 use crate::api::auth::Auth;
 use crate::api::error::ApiError;
 use crate::api::extract::{Path, Query};
+use crate::api::openapi::Routes;
 use crate::api::state::AppState;
 use crate::domain::access::Permission;
 use crate::domain::ids::VolumeId;
@@ -18,8 +19,8 @@ use crate::files::Volume;
 use crate::files::listing::{Entry, MAX_PAGE, Page};
 use crate::files::volume::Kind;
 
-pub(super) fn routes() -> Router<AppState> {
-    Router::new().route("/volumes/{id}/files", get(list))
+pub(super) fn routes() -> Routes {
+    Routes::default().route("/volumes/{id}/files", get(list))
 }
 
 #[derive(Debug, Deserialize)]

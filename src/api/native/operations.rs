@@ -2,26 +2,28 @@
 
 use std::time::Duration;
 
+use axum::Json as JsonAnswer;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use axum::{Json as JsonAnswer, Router};
 use serde::Serialize;
 use tokio::sync::broadcast::error::RecvError;
+use utoipa::ToSchema;
 
 use super::volumes::Reached;
 use crate::api::auth::Auth;
 use crate::api::error::ApiError;
 use crate::api::extract::Path;
+use crate::api::openapi::Routes;
 use crate::api::state::AppState;
 use crate::domain::access::{Permission, Resource, allows};
 use crate::domain::ids::VolumeId;
 use crate::files::operation::{OperationId, OperationKind, OperationState, OperationView};
 use crate::files::{FileError, Progress, Volume};
 
-pub(super) fn routes() -> Router<AppState> {
-    Router::new()
+pub(super) fn routes() -> Routes {
+    Routes::default()
         .route("/operations", get(list))
         .route("/operations/{id}", get(show).delete(cancel))
 }
@@ -43,8 +45,9 @@ impl Drop for CancelOnDrop {
 }
 
 /// What has come of work, in words and as the result that the same work has in the background.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Told<T> {
+    #[schema(example = "The work goes on in the background")]
     pub(super) message: &'static str,
     #[serde(flatten)]
     pub(super) result: T,

@@ -2,10 +2,10 @@
 
 use std::net::IpAddr;
 
+use axum::Json as JsonAnswer;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::routing::{get, post, put};
-use axum::{Json as JsonAnswer, Router};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -13,6 +13,7 @@ use super::container_body::optional_protocol;
 use crate::api::auth::Auth;
 use crate::api::error::ApiError;
 use crate::api::extract::{Json, OptionalJson, Path, Query};
+use crate::api::openapi::Routes;
 use crate::api::state::AppState;
 use crate::domain::access::Permission;
 use crate::domain::ids::ContainerId;
@@ -21,8 +22,8 @@ use crate::domain::units::{Span, UnixSeconds};
 use crate::network::pool::PortRange;
 use crate::store::ports::{NotDeleted, PoolPort, PortFilter};
 
-pub(super) fn routes() -> Router<AppState> {
-    Router::new()
+pub(super) fn routes() -> Routes {
+    Routes::default()
         .route("/network/ports", post(add).get(list))
         .route("/network/ports/random", get(random))
         .route("/network/ports/bulk-delete", post(delete_many))

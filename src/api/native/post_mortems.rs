@@ -2,7 +2,6 @@
 //!
 //! Served as the supervisor keeps them, so that an older one is shown with what it has.
 
-use axum::Router;
 use axum::extract::State;
 use axum::routing::get;
 use serde::Serialize;
@@ -11,12 +10,13 @@ use serde_json::Value;
 use crate::api::auth::Auth;
 use crate::api::error::ApiError;
 use crate::api::extract::Path;
+use crate::api::openapi::Routes;
 use crate::api::state::AppState;
 use crate::domain::access::Permission;
 use crate::domain::ids::{ContainerId, RunId};
 
-pub(super) fn routes() -> Router<AppState> {
-    Router::new()
+pub(super) fn routes() -> Routes {
+    Routes::default()
         .route("/containers/{id}/post-mortems", get(list))
         .route("/containers/{id}/post-mortems/{n}", get(show))
 }

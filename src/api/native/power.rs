@@ -3,7 +3,6 @@
 //! Each is answered when it has been accepted or refused, with 202 or the reason; what follows shows
 //! in the container's state and on its socket.
 
-use axum::Router;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::routing::{MethodRouter, post};
@@ -13,16 +12,17 @@ use super::container_body::{PortBody, check_ports, non_empty};
 use crate::api::auth::Auth;
 use crate::api::error::ApiError;
 use crate::api::extract::{Json, OptionalJson, Path};
+use crate::api::openapi::Routes;
 use crate::api::state::AppState;
 use crate::domain::access::Permission;
 use crate::domain::ids::ContainerId;
 use crate::domain::lifecycle::{Answer, Command};
 use crate::supervisor::{ContainerHandle, Request};
 
-pub(super) fn routes() -> Router<AppState> {
+pub(super) fn routes() -> Routes {
     use Permission::{ContainersWrite, Power};
     let wish = |command, permission| wish(command, permission);
-    Router::new()
+    Routes::default()
         .route("/containers/{id}/start", wish(Command::Start, Power))
         .route("/containers/{id}/stop", wish(Command::Stop, Power))
         .route("/containers/{id}/kill", wish(Command::Kill, Power))

@@ -7,7 +7,6 @@ use std::io::{self, Read};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use axum::Router;
 use axum::body::Body;
 use axum::extract::State;
 use axum::response::Response;
@@ -25,6 +24,7 @@ use super::volumes::{folder_path, reach};
 use crate::api::auth::Auth;
 use crate::api::error::ApiError;
 use crate::api::extract::{Json, Path};
+use crate::api::openapi::Routes;
 use crate::api::state::AppState;
 use crate::domain::access::Permission;
 use crate::domain::ids::VolumeId;
@@ -35,8 +35,8 @@ use crate::files::content::WriteMode;
 use crate::files::volume::Kind;
 use crate::files::{FileError, Files, Lane, Progress, Volume};
 
-pub(super) fn routes() -> Router<AppState> {
-    Router::new().route("/volumes/{id}/pull", post(pull))
+pub(super) fn routes() -> Routes {
+    Routes::default().route("/volumes/{id}/pull", post(pull))
 }
 
 const MAX_URL_BYTES: usize = 8192;

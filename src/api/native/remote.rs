@@ -2,15 +2,16 @@
 
 use std::sync::Arc;
 
+use axum::Json;
 use axum::extract::State;
 use axum::routing::{get, post};
-use axum::{Json, Router};
 use serde::Serialize;
 use uuid::Uuid;
 
 use crate::api::auth::Auth;
 use crate::api::error::ApiError;
 use crate::api::extract::Path;
+use crate::api::openapi::Routes;
 use crate::api::state::AppState;
 use crate::domain::access::Permission;
 use crate::domain::ids::ContainerId;
@@ -18,8 +19,8 @@ use crate::domain::units::UnixSeconds;
 use crate::panel::{PanelReport, PanelStatus};
 use crate::store::outbox::ParkedRow;
 
-pub(super) fn routes() -> Router<AppState> {
-    Router::new()
+pub(super) fn routes() -> Routes {
+    Routes::default()
         .route("/remote/config", get(config))
         .route("/remote/config/reload", post(reload))
         .route("/remote/status", get(status))

@@ -1,6 +1,5 @@
 //! What a container may use, what it does use, and what it used in the last hour.
 
-use axum::Router;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
@@ -10,6 +9,7 @@ use super::container_body::LimitsBody;
 use crate::api::auth::Auth;
 use crate::api::error::ApiError;
 use crate::api::extract::{Json, Path, Query};
+use crate::api::openapi::Routes;
 use crate::api::state::AppState;
 use crate::domain::access::Permission;
 use crate::domain::ids::ContainerId;
@@ -19,8 +19,8 @@ use crate::domain::stats::history::{KEPT_S, Point, Range, STEP_S};
 use crate::domain::units::UnixSeconds;
 use crate::supervisor::{ContainerHandle, Refusal, Request};
 
-pub(super) fn routes() -> Router<AppState> {
-    Router::new()
+pub(super) fn routes() -> Routes {
+    Routes::default()
         .route("/containers/{id}/resources", get(show).post(change))
         .route("/containers/{id}/stats", get(stats))
 }

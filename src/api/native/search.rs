@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
+use axum::Json as JsonAnswer;
 use axum::extract::State;
 use axum::routing::get;
-use axum::{Json as JsonAnswer, Router};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
@@ -14,6 +14,7 @@ use super::volumes::{entry_path, folder_path, reach};
 use crate::api::auth::Auth;
 use crate::api::error::ApiError;
 use crate::api::extract::{Path, Query};
+use crate::api::openapi::Routes;
 use crate::api::state::AppState;
 use crate::domain::access::Permission;
 use crate::domain::ids::VolumeId;
@@ -23,8 +24,8 @@ use crate::files::digest::Algorithm;
 use crate::files::search::{Bound, Hit, Match, Search};
 use crate::files::{Lane, Progress};
 
-pub(super) fn long_routes() -> Router<AppState> {
-    Router::new()
+pub(super) fn long_routes() -> Routes {
+    Routes::default()
         .route("/volumes/{id}/search", get(search))
         .route("/volumes/{id}/checksum", get(checksum))
 }

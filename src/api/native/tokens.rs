@@ -3,16 +3,17 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::routing::{delete, post};
-use axum::{Json, Router};
 use serde::{Deserialize, Serialize};
 
 use crate::access::TokenRequest;
 use crate::api::auth::Auth;
 use crate::api::error::ApiError;
 use crate::api::extract::{OptionalJson, Path};
+use crate::api::openapi::Routes;
 use crate::api::state::AppState;
 use crate::domain::access::{Permission, Scope, TokenId};
 use crate::domain::ids::ContainerId;
@@ -20,8 +21,8 @@ use crate::domain::spec::Problem;
 use crate::domain::units::{Span, UnixSeconds};
 use crate::store::tokens::TokenRow;
 
-pub(super) fn routes() -> Router<AppState> {
-    Router::new()
+pub(super) fn routes() -> Routes {
+    Routes::default()
         .route("/auth/tokens", post(issue).get(list))
         .route("/auth/tokens/{id}", delete(revoke))
 }

@@ -5,7 +5,6 @@
 //! the one that is there: a client that asks how far it has come is not sending any more, and what
 //! lightd still reads from is a dead connection. What had arrived by then is kept.
 
-use axum::Router;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::map_response;
@@ -21,6 +20,7 @@ use super::volumes::{Reached, folder_path, reach};
 use crate::api::auth::Auth;
 use crate::api::error::ApiError;
 use crate::api::extract::{Path, Query};
+use crate::api::openapi::Routes;
 use crate::api::state::AppState;
 use crate::domain::access::Permission;
 use crate::domain::ids::VolumeId;
@@ -46,8 +46,8 @@ const PIECE_TYPE: &str = "application/offset+octet-stream";
 /// The parts that one upload may be joined from.
 const MAX_PARTS: usize = 64;
 
-pub(super) fn long_routes() -> Router<AppState> {
-    Router::new()
+pub(super) fn long_routes() -> Routes {
+    Routes::default()
         .route("/volumes/{id}/tus", post(create).options(capabilities))
         .route(
             "/volumes/{id}/tus/{upload}",

@@ -9,12 +9,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 
+use axum::Json as JsonAnswer;
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
-use axum::{Json as JsonAnswer, Router};
 use bytes::Bytes;
 use futures_util::Stream;
 use multer::Multipart;
@@ -27,6 +27,7 @@ use super::volumes::{folder_path, reach};
 use crate::api::auth::Auth;
 use crate::api::error::ApiError;
 use crate::api::extract::{Path, Query};
+use crate::api::openapi::Routes;
 use crate::api::state::AppState;
 use crate::domain::access::Permission;
 use crate::domain::ids::VolumeId;
@@ -35,8 +36,8 @@ use crate::files::content::WriteMode;
 use crate::files::upload::{Stored, Uploaded};
 use crate::files::{FileError, Lane, Progress, Volume};
 
-pub(super) fn long_routes() -> Router<AppState> {
-    Router::new().route("/volumes/{id}/upload", post(upload))
+pub(super) fn long_routes() -> Routes {
+    Routes::default().route("/volumes/{id}/upload", post(upload))
 }
 
 const MAX_FILES: usize = 10_000;

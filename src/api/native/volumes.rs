@@ -3,15 +3,16 @@
 //! A folder without its row, which there is for a moment in a volume's beginning and end, is announced
 //! in the store before, and removed at the next start if this process does not come to it.
 
+use axum::Json as JsonAnswer;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::routing::{delete, get, post};
-use axum::{Json as JsonAnswer, Router};
 use serde::{Deserialize, Serialize};
 
 use crate::api::auth::Auth;
 use crate::api::error::ApiError;
 use crate::api::extract::{Json, OptionalJson, Path, Query};
+use crate::api::openapi::Routes;
 use crate::api::state::AppState;
 use crate::domain::access::{Permission, Resource, allows};
 use crate::domain::ids::{ContainerId, VolumeId};
@@ -24,8 +25,8 @@ use crate::files::{FileError, Lane, Volume};
 use crate::store::Read;
 use crate::store::volumes::VolumeRow;
 
-pub(super) fn routes() -> Router<AppState> {
-    Router::new()
+pub(super) fn routes() -> Routes {
+    Routes::default()
         .route("/volumes", post(create).get(list))
         .route("/volumes/{id}", get(show))
         .route("/volumes/{id}/quota", get(quota))
@@ -33,8 +34,10 @@ pub(super) fn routes() -> Router<AppState> {
 
 /// A volume may hold a million files, which take their time to go, and a file system its time to
 /// change.
-pub(super) fn long_routes() -> Router<AppState> {
-    Router::new().route("/volumes/{id}", delete(remove)).route("/volumes/{id}/resize", post(resize))
+pub(super) fn long_routes() -> Routes {
+    Routes::default()
+        .route("/volumes/{id}", delete(remove))
+        .route("/volumes/{id}/resize", post(resize))
 }
 
 /// A volume, and what its containers mean for it.

@@ -16,7 +16,6 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use axum::Router;
 use axum::extract::State;
 use axum::extract::ws::WebSocketUpgrade;
 use axum::extract::ws::rejection::WebSocketUpgradeRejection;
@@ -31,6 +30,7 @@ use self::session::Session;
 use super::auth::{Auth, StayingAuth};
 use super::error::ApiError;
 use super::extract::{Path, Query};
+use super::openapi::Routes;
 use super::state::AppState;
 use crate::config::Sockets as Caps;
 use crate::console::Mark;
@@ -45,8 +45,8 @@ const WRITE_BUFFER_BYTES: usize = 16 * 1024;
 /// What may wait in the write buffer: no more than one frame of console output can leave there.
 const WRITE_BUFFER_MAX_BYTES: usize = 4 * 1024 * 1024;
 
-pub(super) fn routes() -> Router<AppState> {
-    Router::new()
+pub(super) fn routes() -> Routes {
+    Routes::default()
         .route("/ws/{id}", any(connect))
         .route("/containers/{id}/events", get(events::stream))
 }
