@@ -9,8 +9,8 @@ use utoipa::openapi::RefOr;
 use utoipa::openapi::schema::Schema;
 use utoipa::{PartialSchema, ToSchema};
 
-use super::schemas::IpAddress;
-use crate::domain::ids::VolumeId;
+use super::schemas::{EndedBy, IpAddress};
+use crate::domain::ids::{RunId, VolumeId};
 use crate::domain::operation::{OperationId, OperationKind, OperationState, OperationView};
 use crate::domain::restart::RestartOnCrash;
 use crate::domain::spec::{HostPort, Limits, Protocol};
@@ -185,4 +185,53 @@ struct RestartRuleDouble {
     backoff_min_s: u32,
     #[schema(minimum = 0, maximum = 86_400, default = 60)]
     backoff_max_s: u32,
+}
+
+/// What is known of a run that crashed. One of an earlier version of lightd has what was known then.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "only its description is used")]
+pub(in crate::api) struct PostMortem {
+    /// The run's number, by which it is asked for.
+    n: RunId,
+    #[schema(required = false)]
+    run: RunId,
+    #[schema(required = false)]
+    at: UnixSeconds,
+    #[schema(required = false, example = 137)]
+    code: i64,
+    #[schema(example = "SIGKILL")]
+    signal: Option<String>,
+    #[schema(required = false)]
+    oom_killed: bool,
+    /// Who has seen that memory ran out.
+    #[schema(required = false)]
+    oom: OomDouble,
+    #[schema(required = false, value_type = EndedBy)]
+    ended_by: String,
+    /// Why it was not left to run.
+    reason: Option<String>,
+    started_at: Option<UnixSeconds>,
+    ready_at: Option<UnixSeconds>,
+    ready_after_ms: Option<u64>,
+    uptime_s: Option<u64>,
+    #[schema(required = false, example = "ubuntu:22.04")]
+    image: String,
+    #[schema(required = false)]
+    startup_command: String,
+    #[schema(required = false)]
+    limits: Limits,
+    /// The last lines; not in the list.
+    #[schema(required = false)]
+    lines: String,
+    /// The last minute; not in the list.
+    #[schema(required = false)]
+    stats: Vec<Point>,
+}
+
+#[derive(ToSchema)]
+#[schema(as = Oom)]
+#[expect(dead_code, reason = "only its description is used")]
+struct OomDouble {
+    engine: bool,
+    kernel: bool,
 }

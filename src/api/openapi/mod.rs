@@ -39,7 +39,7 @@ mod docs;
 mod example;
 mod finish;
 mod frame;
-mod mirrors;
+pub(in crate::api) mod mirrors;
 pub(in crate::api) mod params;
 pub(in crate::api) mod refusals;
 pub(in crate::api) mod schemas;

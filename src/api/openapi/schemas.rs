@@ -183,3 +183,9 @@ names!(InstallState, "InstallState", "How its install stands.", &["installing", 
 names!(DesiredState, "DesiredState", "What it was last asked to be.", &["running", "offline"]);
 names!(EntryKind, "EntryKind", "What an entry is.", &["file", "directory", "symlink", "other"]);
 names!(Enforced, "Enforced", "Who holds a volume to its size.", &["kernel", "soft", "none"]);
+names!(
+    EndedBy,
+    "EndedBy",
+    "Who ended a run: the workload itself, the stop's signal or command, the kill after its grace, a kill, or the engine.",
+    &["itself", "signal", "command", "grace", "kill", "engine"]
+);
