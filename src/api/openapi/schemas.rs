@@ -21,6 +21,7 @@ use crate::domain::quota::QuotaBackend;
 use crate::domain::spec::Protocol;
 use crate::domain::units::{Span, UnixSeconds};
 use crate::files::archive::ArchiveFormat;
+use crate::files::digest::Algorithm;
 
 /// A type's name in the document and its schema.
 macro_rules! schema {
@@ -189,3 +190,19 @@ names!(
     "Who ended a run: the workload itself, the stop's signal or command, the kill after its grace, a kill, or the engine.",
     &["itself", "signal", "command", "grace", "kill", "engine"]
 );
+names!(UploadStatus, "UploadStatus", "What became of a file.", &["created", "replaced", "failed"]);
+names!(SearchBound, "SearchBound", "What ended a search.", &["limit", "entries", "depth", "time"]);
+names!(
+    ChecksumAlgorithm,
+    "ChecksumAlgorithm",
+    "How a checksum is computed.",
+    &Algorithm::ALL.iter().map(|one| one.as_str()).collect::<Vec<_>>()
+);
+
+/// Bytes as they are.
+#[derive(Debug)]
+pub(in crate::api) enum Binary {}
+schema!(Binary, "Binary", {
+    let schema = ObjectBuilder::new().schema_type(Type::String);
+    schema.format(Some(SchemaFormat::KnownFormat(KnownFormat::Binary))).into()
+});
