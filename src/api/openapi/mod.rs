@@ -52,10 +52,12 @@ use axum::body::Bytes;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use serde_json::Value;
+use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::state::AppState;
+use crate::console::Mark;
 
 pub(super) use self::docs::routes as docs_routes;
 pub(super) use self::finish::Deadline;
@@ -64,7 +66,12 @@ pub(super) use self::finish::Deadline;
 pub(in crate::api) type Routes = OpenApiRouter<AppState>;
 
 pub(super) fn routes() -> Routes {
-    Routes::default().routes(routes!(document))
+    /// What only parameters name is not found by itself.
+    #[derive(OpenApi)]
+    #[openapi(components(schemas(Mark)))]
+    struct OfParameters;
+
+    Routes::with_openapi(OfParameters::openapi()).routes(routes!(document))
 }
 
 /// The whole document, out of the descriptions of the routes.

@@ -3,8 +3,6 @@
 //! A group is what one service may say, as `error.rs` maps it. [`refusals!`] makes a type of groups and codes
 //! that stands among the responses of a route; `finish` puts all codes of one status together.
 
-#![allow(dead_code, reason = "calls that use them are still to be described")]
-
 use std::collections::BTreeMap;
 
 use serde_json::json;
@@ -73,6 +71,16 @@ pub(in crate::api) const WORK: Codes = &[(409, &["cancelled"]), (429, &["too_man
 /// Reading an archive.
 pub(in crate::api) const ARCHIVE: Codes =
     &[(400, &["archive_limit", "archive_corrupt", "archive_unsupported"])];
+
+/// A piece of an upload that can go on after a break.
+pub(in crate::api) const UPLOAD: Codes = &[
+    (400, &["invalid", "incomplete_body"]),
+    (409, &["offset_mismatch"]),
+    (412, &["tus_version"]),
+    (413, &["too_large"]),
+    (423, &["upload_locked"]),
+    (460, &["checksum_mismatch"]),
+];
 
 /// `refusals!(Name: GROUP, GROUP; 409: "code", "code"; 404: "code");`
 macro_rules! refusals {

@@ -2,8 +2,6 @@
 //!
 //! Texts and numbers with a meaning of their own, and sets of names. Structs are in [`super::mirrors`].
 
-#![allow(dead_code, reason = "calls that use them are still to be described")]
-
 use std::borrow::Cow;
 
 use utoipa::openapi::RefOr;
@@ -206,3 +204,28 @@ schema!(Binary, "Binary", {
     let schema = ObjectBuilder::new().schema_type(Type::String);
     schema.format(Some(SchemaFormat::KnownFormat(KnownFormat::Binary))).into()
 });
+names!(
+    StateSignal,
+    "StateSignal",
+    "A state, as events name it; `exit` is of a run that has ended by itself.",
+    &[
+        "installing",
+        "ready",
+        "failed",
+        "starting",
+        "running",
+        "stopping",
+        "stopped",
+        "exit",
+        "paused",
+        "suspended",
+        "deleting",
+        "unknown"
+    ]
+);
+names!(
+    PanelState,
+    "PanelState",
+    "Whether the panel answers.",
+    &["disabled", "unknown", "reachable", "unreachable"]
+);
