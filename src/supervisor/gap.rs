@@ -316,15 +316,15 @@ fn join_stream(
 }
 
 /// A line of one stream as the engine's log has it, in one entry or, where it is long, in several.
-struct WholeLine<'a> {
-    text: Cow<'a, [u8]>,
+pub(super) struct WholeLine<'a> {
+    pub(super) text: Cow<'a, [u8]>,
     /// Of the last entry.
-    time_ms: i64,
+    pub(super) time_ms: i64,
     entries: Vec<usize>,
 }
 
 /// The last one may lack its end.
-fn whole_lines(log: &[LogLine], stream: Stream) -> Vec<WholeLine<'_>> {
+pub(super) fn whole_lines(log: &[LogLine], stream: Stream) -> Vec<WholeLine<'_>> {
     let mut lines: Vec<WholeLine<'_>> = Vec::new();
     for (index, entry) in log.iter().enumerate().filter(|(_, entry)| entry.stream == stream) {
         let time_ms = entry.at_nanos / NANOS_PER_MS;

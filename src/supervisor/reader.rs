@@ -8,7 +8,7 @@
 use std::time::Duration;
 
 use super::effects::Ctx;
-use super::gap::RunLog;
+use super::gap::{RunLog, whole_lines};
 use crate::console::{likeness, missing_part};
 use crate::domain::ids::RunId;
 use crate::domain::lifecycle::Fact;
@@ -20,9 +20,10 @@ use crate::util::chain::Chain;
 
 /// A line without an end is looked at for the start pattern after so long: it may be a prompt.
 const PROMPT_AFTER: Duration = Duration::from_millis(50);
-/// So long a line takes at most from the attach into the engine's log, and their clocks differ by less.
+/// So far the engine's log may lag behind its attach.
 const LOG_LAG: Duration = Duration::from_millis(100);
-const APART_MS: i64 = 2_000;
+/// So far back a line is looked for that has just ended: a long one is logged in pieces as it grows.
+const BACK_MS: i64 = 60_000;
 const NANOS_PER_MS: i64 = 1_000_000;
 
 pub(super) struct Reader<'a> {
@@ -141,7 +142,7 @@ impl Reader<'_> {
     async fn look_up_beginning(&mut self, stream: Stream) {
         let ended_ms = now_unix_ms();
         tokio::time::sleep(LOG_LAG).await;
-        let log = match self.ctx.log_since(self.docker_id, Some(ended_ms - APART_MS)).await {
+        let log = match self.ctx.log_since(self.docker_id, Some(ended_ms - BACK_MS)).await {
             Ok(log) => log.lines,
             Err(error) => {
                 let id = &self.ctx.snapshot.id;
@@ -152,20 +153,20 @@ impl Reader<'_> {
         let tail = self.ctx.shared.console.tail(self.run, stream).await;
         let Some(ours) = tail.lines.last() else { return };
         // The same line, or else one that it may be the end of; of several the nearest in time.
-        let of_it = log.iter().filter(|line| line.stream == stream).filter_map(|line| {
-            let likeness = likeness(&ours.text, &line.bytes)?;
-            Some((likeness, (line.at_nanos / NANOS_PER_MS).abs_diff(ended_ms), line))
+        let of_it = whole_lines(&log, stream).into_iter().filter_map(|line| {
+            let likeness = likeness(&ours.text, &line.text)?;
+            Some((likeness, line.time_ms.abs_diff(ended_ms), line))
         });
         let Some((.., whole)) = of_it.min_by_key(|(likeness, apart, _)| (*likeness, *apart)) else {
             return;
         };
-        if let Some(missing) = missing_part(&ours.text, &whole.bytes) {
+        if let Some(missing) = missing_part(&ours.text, &whole.text) {
             let missing = String::from_utf8_lossy(missing);
             let note = format!(
                 "[lightd] of the line before, this was printed while nobody read: {missing}"
             );
             self.ctx.shared.console.note(self.run, now_unix_ms(), &note);
-            self.look(stream, &whole.bytes, now_unix_ms()).await;
+            self.look(stream, &whole.text, now_unix_ms()).await;
         }
     }
 }
