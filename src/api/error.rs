@@ -30,6 +30,11 @@ impl From<AccessError> for ApiError {
                 Self::unauthorized("a token is needed: Authorization: Bearer lightd_…")
             }
             AccessError::BadToken => Self::unauthorized("the token is not valid"),
+            AccessError::TooManyAttempts { retry_after } => {
+                let message =
+                    "too many tokens from this address were not valid; wait before the next";
+                Self::too_many("too_many_attempts", message, retry_after)
+            }
             AccessError::BadTtl => Self::field("ttl", "must be between 1s and 365d"),
             AccessError::Store(error) => error.into(),
         }
@@ -156,6 +161,7 @@ impl From<StoreError> for ApiError {
             StoreError::NoSuchSnapshot(_) => Self::not_found(error.to_string()),
             StoreError::SnapshotExists(_) => conflict("snapshot_exists"),
             StoreError::TooManySnapshots { .. } => conflict("too_many_snapshots"),
+            StoreError::TooManyTokens { .. } => conflict("too_many_tokens"),
             StoreError::ContainerExists(_) => conflict("container_exists"),
             StoreError::VolumeInUse { .. } => conflict("volume_in_use"),
             StoreError::PortExists(_) => conflict("port_exists"),

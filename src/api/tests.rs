@@ -3,5 +3,6 @@
 
 mod idempotency;
 mod node;
+mod permissions;
 mod routes;
 mod sockets;

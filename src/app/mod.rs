@@ -8,18 +8,18 @@
 //! an engine that is away is a state, not a reason not to start. Shutting down goes the other way round
 //! and leaves workloads running.
 //!
-//! What a part needs of the configuration is in [`parts`], what runs all the time in [`tasks`].
+//! What a part needs of the configuration is in [`parts`], what runs all the time in [`tasks`], the
+//! certificate in [`tls`].
 
 mod parts;
 mod tasks;
+mod tls;
 
 use std::net::{SocketAddr, TcpListener};
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum_server::Handle;
-use axum_server::tls_rustls::RustlsConfig;
 use futures_util::FutureExt as _;
 use futures_util::future::Either;
 use tokio::sync::{Notify, Semaphore, broadcast};
@@ -28,6 +28,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use self::tasks::Levers;
+use self::tls::Certificate;
 use crate::access::Access;
 use crate::api::{self, AppState};
 use crate::config::Config;
@@ -95,7 +96,7 @@ pub(crate) async fn run(
     let app = App::build(Arc::clone(&live), &config, stop.child_token()).await?;
     let mut tasks = JoinSet::new();
     app.spawn_all(&mut tasks, telemetry, reload);
-    let mut server = std::pin::pin!(app.serve(listener, &config).await?);
+    let mut server = std::pin::pin!(app.serve(listener, &config, &mut tasks).await?);
     ready(address);
     let ended = tokio::select! {
         served = &mut server => Some(served),
@@ -192,6 +193,7 @@ impl App {
         tasks.spawn(tasks::expire_uploads(files, live, stop()));
         let (registry, live) = (Arc::clone(&state.supervisor), Arc::clone(&state.config));
         tasks.spawn(tasks::expire_consoles(registry, live, stop()));
+        tasks.spawn(tasks::expire_tokens(state.access.clone(), stop()));
     }
 
     /// The server, listening; the future ends when the handle shuts it down.
@@ -199,15 +201,18 @@ impl App {
         &self,
         listener: TcpListener,
         config: &Config,
+        tasks: &mut JoinSet<()>,
     ) -> Result<impl Future<Output = std::io::Result<()>> + use<>, AppError> {
         let service =
             api::router(self.state.clone()).into_make_service_with_connect_info::<SocketAddr>();
         let handle = self.handle.clone();
         let served: futures_util::future::BoxFuture<'static, _> = match &config.server.tls {
             Some(files) => {
-                let tls = load_tls(&files.cert, &files.key).await?;
-                let server =
-                    axum_server::from_tcp_rustls(listener, tls).map_err(AppError::Serve)?;
+                let certificate = Certificate::load(files.clone()).await.map_err(AppError::Tls)?;
+                let server = axum_server::from_tcp_rustls(listener, certificate.served())
+                    .map_err(AppError::Serve)?;
+                let reloaded = self.state.config.subscribe();
+                tasks.spawn(certificate.follow(reloaded, self.state.stop.clone()));
                 Box::pin(server.handle(handle).serve(service))
             }
             None => {
@@ -312,10 +317,6 @@ async fn stored_operations(store: &Store) -> Result<Operations, StoreError> {
         .boxed()
     };
     Ok(Operations::new(past, Arc::new(save)))
-}
-
-async fn load_tls(cert: &Path, key: &Path) -> Result<RustlsConfig, AppError> {
-    RustlsConfig::from_pem_file(cert, key).await.map_err(AppError::Tls)
 }
 
 /// Whether the host was started since lightd last ran on this store.

@@ -5,10 +5,11 @@
 
 use uuid::Uuid;
 
-use crate::access::AccessSettings;
+use crate::access::{AccessSettings, AttemptLimit, PreviousToken};
 use crate::config::{self, Config};
 use crate::console::ConsoleOptions;
 use crate::domain::spec::NodeCapacity;
+use crate::domain::units::UnixSeconds;
 use crate::engine::{EngineOptions, LogCap};
 use crate::files::{ArchiveLimits, FilesOptions, Owner};
 use crate::network::firewall::HostService;
@@ -109,7 +110,18 @@ pub(super) fn access(config: &Config) -> AccessSettings {
     AccessSettings {
         enabled: authorization.enabled,
         node_token: authorization.token.digest(),
+        previous: authorization.previous.as_ref().map(|previous| PreviousToken {
+            digest: previous.token.digest(),
+            until: UnixSeconds(previous.until.as_second()),
+        }),
         allowed_origins: authorization.allowed_origins.clone(),
+        allowed_ips: authorization.allowed_ips.clone(),
+        trusted_proxies: config.server.trusted_proxies.clone(),
+        failed_attempts: AttemptLimit {
+            burst: authorization.failed_attempts.burst,
+            per_minute: authorization.failed_attempts.per_minute,
+        },
+        max_tokens: authorization.max_tokens,
     }
 }
 

@@ -11,7 +11,7 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::parts;
-use crate::access::AccessSettings;
+use crate::access::{Access, AccessSettings};
 use crate::config::Config;
 use crate::config::live::Live;
 use crate::domain::lifecycle::Phase;
@@ -28,7 +28,7 @@ use crate::volumes::VolumeSettings;
 /// The rules and the bridge are set again so often: a reload of the host's firewall takes them away.
 const ISOLATION_EVERY: Duration = Duration::from_secs(300);
 const ISOLATION_AGAIN: Duration = Duration::from_secs(10);
-/// How often resumable uploads and consoles are looked through for what has expired, at most.
+/// How often resumable uploads, tokens and consoles are looked through for what has expired, at most.
 const EXPIRE_EVERY: Duration = Duration::from_secs(600);
 
 /// Reads the configuration again whenever it is asked to.
@@ -134,6 +134,17 @@ pub(super) async fn expire_uploads(files: Files, live: Arc<Live>, stop: Cancella
         let pause = (expire_after / 4).clamp(Duration::from_secs(1), EXPIRE_EVERY);
         if stop.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
             return;
+        }
+    }
+}
+
+/// Forgets issued tokens that have expired.
+pub(super) async fn expire_tokens(access: Access, stop: CancellationToken) {
+    while stop.run_until_cancelled(tokio::time::sleep(EXPIRE_EVERY)).await.is_some() {
+        match access.sweep().await {
+            Ok(0) => {}
+            Ok(tokens) => tracing::debug!(tokens, "expired tokens are forgotten"),
+            Err(error) => tracing::warn!(error = %Chain(&error), "expired tokens stay behind"),
         }
     }
 }

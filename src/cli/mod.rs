@@ -17,6 +17,7 @@ use std::error::Error;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -35,6 +36,10 @@ pub(crate) struct Cli {
     /// Print the node's token, or give the node a new one: random, or read from standard input
     #[arg(long, value_name = "ACTION")]
     pub(crate) token: Option<TokenAction>,
+
+    /// With --token reset or set: how long the token before it stays good, such as 10m (at most 7d)
+    #[arg(long, value_name = "TIME", requires = "token", value_parser = secrets::grace)]
+    pub(crate) grace: Option<Duration>,
 
     #[command(flatten)]
     pub(crate) serve: ServeArgs,
@@ -135,7 +140,7 @@ pub(crate) fn main() -> ExitCode {
     let out = &mut std::io::stdout();
     if let Some(action) = cli.token {
         return printed(
-            secrets::token(action, &source, secrets::ask_for_token, out),
+            secrets::token(action, cli.grace, &source, secrets::ask_for_token, out).map(tell_grace),
             SecretError::exit_code,
         );
     }
@@ -150,6 +155,13 @@ pub(crate) fn main() -> ExitCode {
         Some(Command::Console { id }) => ended(console::run(&source, &id), |_| 1),
         Some(Command::Ps) => printed(ps::run(&source, out), |_| 1),
         Some(Command::Doctor) => doctor::run(&source, out),
+    }
+}
+
+/// Beside the answer, which programs read.
+fn tell_grace(until: Option<jiff::Timestamp>) {
+    if let Some(until) = until {
+        eprintln!("The token before it is good until {until}");
     }
 }
 
@@ -215,6 +227,12 @@ mod tests {
         assert_eq!(parse("lightd --token what").unwrap().token, Some(TokenAction::What));
         assert_eq!(parse("lightd --token=set").unwrap().token, Some(TokenAction::Set));
         assert!(parse("lightd --token").is_err());
+        let grace = |line| parse(line).map(|cli| cli.grace.map(|grace| grace.as_secs()));
+        assert_eq!(grace("lightd --token reset --grace 10m").unwrap(), Some(600));
+        for bad in ["", "--grace 10m", "--token reset --grace 10", "--token set --grace 8d"] {
+            let refused = parse(&format!("lightd {bad}")).is_err();
+            assert_eq!(refused, !bad.is_empty(), "{bad}");
+        }
         let cli = parse("lightd admin-key reset --config x").unwrap();
         assert!(matches!(cli.command, Some(Command::AdminKey { action: AdminKeyAction::Reset })));
         assert_eq!(cli.config, Some("x".into()));

@@ -9,6 +9,7 @@
 //! daemon as it was, with every problem named. Each part of lightd gets its own small struct by value;
 //! only the composition root sees the whole. [`live::Live`] holds the present one and swaps it whole.
 
+mod authorization;
 pub(crate) mod edit;
 pub(crate) mod error;
 pub(crate) mod live;
@@ -28,6 +29,7 @@ use std::time::Duration;
 use ipnet::{IpNet, Ipv4Net};
 use url::Url;
 
+use self::authorization::{Authorization, PreviousToken};
 pub(crate) use self::error::ConfigError;
 pub(crate) use self::raw::{Firewall, LogFormat, LogLevel, OnExceeded};
 use self::supervision::Supervision;
@@ -62,6 +64,8 @@ pub(crate) struct Config {
 pub(crate) struct Server {
     pub(crate) address: SocketAddr,
     pub(crate) tls: Option<TlsFiles>,
+    /// Whose `X-Forwarded-For` is believed.
+    pub(crate) trusted_proxies: Vec<IpNet>,
     pub(crate) max_body_bytes: usize,
 }
 
@@ -69,15 +73,6 @@ pub(crate) struct Server {
 pub(crate) struct TlsFiles {
     pub(crate) cert: PathBuf,
     pub(crate) key: PathBuf,
-}
-
-#[derive(Clone, Debug)]
-pub(crate) struct Authorization {
-    pub(crate) enabled: bool,
-    /// Well-formed while authorization is enabled.
-    pub(crate) token: Secret,
-    /// As browsers send them: `https://panel.example`. Empty: no list.
-    pub(crate) allowed_origins: Vec<String>,
 }
 
 #[derive(Clone, Debug)]
@@ -226,11 +221,15 @@ impl Config {
         serde_json::to_value(&self.raw).expect("invariant: the configuration is JSON")
     }
 
-    /// This configuration with another node token.
-    fn with_token(&self, token: Secret) -> Self {
+    /// This configuration with another node token, and the one before it.
+    fn with_tokens(&self, token: Secret, previous: Option<PreviousToken>) -> Self {
         let mut changed = self.clone();
-        changed.raw.authorization.token = token.clone();
+        let raw = &mut changed.raw.authorization;
+        raw.token = token.clone();
+        raw.previous_token = previous.as_ref().map(|it| it.token.clone()).unwrap_or_default();
+        raw.previous_token_until = previous.as_ref().map(|it| it.until);
         changed.authorization.token = token;
+        changed.authorization.previous = previous;
         changed
     }
 }

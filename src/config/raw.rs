@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::authorization::RawAuthorization;
 pub(crate) use super::raw_streams::{Console, Sockets};
 use super::supervision::RawSupervision;
 use crate::domain::spec::Protocol;
@@ -20,7 +21,7 @@ use crate::util::secret::Secret;
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Raw {
     pub(crate) server: Server,
-    pub(crate) authorization: Authorization,
+    pub(crate) authorization: RawAuthorization,
     pub(crate) docker: Docker,
     pub(crate) storage: Storage,
     pub(crate) network: Network,
@@ -46,6 +47,8 @@ pub(crate) struct Server {
     pub(crate) host: String,
     pub(crate) port: u16,
     pub(crate) tls: Tls,
+    /// Networks of proxies whose `X-Forwarded-For` is believed.
+    pub(crate) trusted_proxies: Vec<String>,
     /// The largest request body that is read into memory; streamed uploads are not held to it.
     pub(crate) max_body_bytes: u64,
 }
@@ -56,15 +59,6 @@ pub(crate) struct Tls {
     pub(crate) enabled: bool,
     pub(crate) cert: PathBuf,
     pub(crate) key: PathBuf,
-}
-
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub(crate) struct Authorization {
-    pub(crate) enabled: bool,
-    pub(crate) token: Secret,
-    pub(crate) admin_key: Secret,
-    pub(crate) allowed_origins: Vec<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -272,18 +266,8 @@ impl Default for Server {
             host: "0.0.0.0".to_owned(),
             port: 8070,
             tls: Tls::default(),
+            trusted_proxies: Vec::new(),
             max_body_bytes: 16 * MIB,
-        }
-    }
-}
-
-impl Default for Authorization {
-    fn default() -> Self {
-        Self {
-            enabled: true,
-            token: Secret::default(),
-            admin_key: Secret::default(),
-            allowed_origins: Vec::new(),
         }
     }
 }

@@ -249,8 +249,8 @@ fn an_edit_keeps_order_and_everything_else() {
         &path,
         r#"{"z": [1, {"b": 1.5, "a": null}], "authorization": {"y": true, "token": "t"}}"#,
     );
-    edit::set_text(&path, "authorization", "token", TOKEN).unwrap();
-    edit::set_text(&path, "authorization", "admin_key", "k").unwrap();
+    edit::set(&path, "authorization", &[("token", TOKEN.into()), ("admin_key", "k".into())])
+        .unwrap();
     let text = std::fs::read_to_string(&path).unwrap();
     let compact: String = text.split_whitespace().collect();
     let want = r#"{"z":[1,{"b":1.5,"a":null}],"authorization":{"y":true,"token":"lightd_0123456789abcdef","admin_key":"k"}}"#;
@@ -258,7 +258,7 @@ fn an_edit_keeps_order_and_everything_else() {
     // Through a link, the file it points to is changed.
     let link = folder.path().join("link.json");
     std::os::unix::fs::symlink(&path, &link).unwrap();
-    edit::set_text(&link, "authorization", "token", "lightd_other").unwrap();
+    edit::set(&link, "authorization", &[("token", "lightd_other".into())]).unwrap();
     assert!(std::fs::symlink_metadata(&link).unwrap().is_symlink());
     assert!(std::fs::read_to_string(&path).unwrap().contains("lightd_other"));
 }

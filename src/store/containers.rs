@@ -160,9 +160,11 @@ impl Tx<'_> {
         found(changed, id)
     }
 
-    /// Deletes a container and frees its ports, kept ones included. The volume stays.
+    /// Deletes a container and frees its ports, kept ones included, and ends what was issued for
+    /// it. The volume stays.
     pub(crate) fn delete_container(&self, id: &ContainerId) -> Result<(), StoreError> {
         self.release_all_ports(id)?;
+        self.forget_container_in_tokens(id)?;
         let changed = self
             .connection
             .prepare_cached("DELETE FROM containers WHERE id = ?1")?

@@ -74,6 +74,10 @@ pub(crate) enum StoreError {
     #[error("No available ports in pool")]
     NoFreePort { wanted: usize, found: usize },
 
+    #[error(
+        "{most} tokens are in force, which is all this node takes; revoke some, or raise authorization.max_tokens"
+    )]
+    TooManyTokens { most: u64 },
     #[error("there is no such token")]
     NoSuchToken,
     #[error("there is no parked update {0}")]

@@ -15,7 +15,7 @@ mod contents;
 mod downloads;
 mod files;
 mod listing;
-mod operations;
+pub(super) mod operations;
 mod ports;
 mod post_mortems;
 mod power;

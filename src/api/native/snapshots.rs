@@ -128,7 +128,7 @@ async fn take(
     Path(id): Path<VolumeId>,
     Json(body): Json<TakeBody>,
 ) -> Result<(StatusCode, JsonAnswer<Told<StartedView>>), ApiError> {
-    let reached = reach(&auth, &state, id, Permission::FilesWrite).await?;
+    let reached = reach(&auth, &state, id, Permission::SnapshotsWrite).await?;
     if body.pause {
         auth.require_on(Permission::Power, Resource::Volume { used_by: &reached.used_by })?;
     }
@@ -156,7 +156,7 @@ async fn list(
     State(state): State<AppState>,
     Path(id): Path<VolumeId>,
 ) -> Result<JsonAnswer<ListView>, ApiError> {
-    reach(&auth, &state, id, Permission::FilesRead).await?;
+    reach(&auth, &state, id, Permission::SnapshotsRead).await?;
     let rows = state.store.read("list snapshots", move |rx| rx.snapshots(id)).await?;
     Ok(JsonAnswer(ListView { snapshots: rows.into_iter().map(SnapshotView::from).collect() }))
 }
@@ -172,7 +172,7 @@ async fn show(
     State(state): State<AppState>,
     Path((id, name)): Path<(VolumeId, String)>,
 ) -> Result<JsonAnswer<SnapshotView>, ApiError> {
-    reach(&auth, &state, id, Permission::FilesRead).await?;
+    reach(&auth, &state, id, Permission::SnapshotsRead).await?;
     let row = state.store.read("look up a snapshot", move |rx| rx.snapshot(id, &name)).await?;
     Ok(JsonAnswer(row.into()))
 }
@@ -192,7 +192,7 @@ async fn restore(
     State(state): State<AppState>,
     Path((id, name)): Path<(VolumeId, String)>,
 ) -> Result<(StatusCode, JsonAnswer<Told<StartedView>>), ApiError> {
-    reach(&auth, &state, id, Permission::FilesWrite).await?;
+    reach(&auth, &state, id, Permission::SnapshotsWrite).await?;
     let operation_id = state.volumes.restore_snapshot(&state.operations, id, name.clone()).await?;
     Ok(StartedView { operation_id, name }.told("The volume is being restored"))
 }
@@ -210,7 +210,7 @@ async fn remove(
     State(state): State<AppState>,
     Path((id, name)): Path<(VolumeId, String)>,
 ) -> Result<JsonAnswer<DeletedView>, ApiError> {
-    reach(&auth, &state, id, Permission::FilesWrite).await?;
+    reach(&auth, &state, id, Permission::SnapshotsWrite).await?;
     state.volumes.remove_snapshot(id, name.clone()).await?;
     Ok(JsonAnswer(DeletedView { message: "Snapshot deleted", name }))
 }

@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 
 use super::refusals::{self, CODES, Codes};
 use crate::api::idempotency::CREATES;
+use crate::api::permissions;
 
 /// How long calls may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +44,7 @@ pub(super) fn finish(part: &mut Value, deadline: Deadline) {
             take_key(call);
         }
         read_parameters(call);
+        name_permissions(call, method, path);
         let codes = codes_of(call, deadline, creates);
         shared.extend(tell_refusals(call, method, codes));
     }
@@ -54,6 +56,15 @@ fn name(call: &mut Value) {
     let area = call["tags"][0].as_str().unwrap_or_default();
     let name = format!("{area}_{}", call["operationId"].as_str().unwrap_or_default());
     call["operationId"] = name.into();
+}
+
+/// What a token must allow for the call: one of these.
+fn name_permissions(call: &mut Value, method: &str, path: &str) {
+    let wanted = permissions::of_route(&method.to_ascii_uppercase(), path).unwrap_or_default();
+    let names: Vec<&str> = wanted.iter().filter_map(|permission| permission.name()).collect();
+    if !names.is_empty() {
+        call["x-permissions"] = names.into();
+    }
 }
 
 /// A parameter can be left out, but has no `null`.
@@ -104,7 +115,7 @@ fn codes_of(call: &Value, deadline: Deadline, creates: bool) -> BTreeMap<u16, BT
             codes.entry(*status).or_default().extend(more.iter().map(|&code| code.to_owned()));
         }
     };
-    add(&[(403, &["origin"]), (500, &["internal"])]);
+    add(&[(403, &["origin", "address"]), (500, &["internal"])]);
     if wants(call, "token") {
         add(refusals::TOKEN);
         add(refusals::STORE);

@@ -75,7 +75,8 @@ fn security_schemes() -> Value {
             "type": "http", "scheme": "bearer",
             "description": format!(
                 "The node's own token (`lightd --token what`), or one that was issued. An issued one may be narrowed to \
-                 containers and to permissions: `{permissions}`; what it does not allow is 403 `scope`."
+                 containers and to permissions: `{permissions}`. A call wants any one of those that its `x-permissions` \
+                 names (none there, and a token wanted: only the node's own may); what is not allowed is 403 `scope`."
             ),
         },
         "vendor": {

@@ -16,7 +16,8 @@ pub(in crate::api) type Codes = &'static [(u16, &'static [&'static str])];
 pub(super) const CODES: &str = "x-codes";
 
 /// A token, and what it is for.
-pub(super) const TOKEN: Codes = &[(401, &["unauthorized"]), (403, &["scope"])];
+pub(super) const TOKEN: Codes =
+    &[(401, &["unauthorized"]), (403, &["scope"]), (429, &["too_many_attempts"])];
 /// The store, which every token is looked up in.
 pub(super) const STORE: Codes = &[(503, &["busy", "stopping"]), (507, &["insufficient_storage"])];
 pub(super) const JSON_BODY: Codes =

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
+use axum::extract::ConnectInfo;
 use axum::http::{Request, Response, StatusCode, header};
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
@@ -37,7 +38,7 @@ use crate::panel::Panel;
 use crate::store::Store;
 use crate::store::volumes::VolumeRow;
 use crate::supervisor::{Registry, Services as SupervisorServices, Settings, StartPace};
-use crate::util::secret::{Sealer, SecretDigest};
+use crate::util::secret::Sealer;
 use crate::volumes::{OnExceeded, VolumeSettings, Volumes};
 
 pub(super) const TOKEN: &str = "lightd_0123456789abcdef";
@@ -66,11 +67,7 @@ impl Node {
             created_at: UnixSeconds::now(),
         };
         store.write("test", move |tx| tx.insert_volume(&row)).await.unwrap();
-        let (access_settings, settings) = watch::channel(AccessSettings {
-            enabled: true,
-            node_token: SecretDigest::of(TOKEN),
-            allowed_origins: Vec::new(),
-        });
+        let (access_settings, settings) = watch::channel(AccessSettings::for_tests(TOKEN));
         let stop = CancellationToken::new();
         let supervisor = supervisor(folder.path(), &store, &stop);
         let state = AppState::new(Services {
@@ -113,6 +110,13 @@ impl Node {
     }
 
     pub(super) async fn send(&self, request: Request<Body>) -> Response<Body> {
+        self.send_from("127.0.0.1:9", request).await
+    }
+
+    /// As from a connection of this address.
+    pub(super) async fn send_from(&self, peer: &str, mut request: Request<Body>) -> Response<Body> {
+        let peer: SocketAddr = peer.parse().unwrap();
+        request.extensions_mut().insert(ConnectInfo(peer));
         self.router.clone().oneshot(request).await.unwrap()
     }
 
@@ -154,8 +158,8 @@ impl Node {
     pub(super) async fn listen(&mut self) -> SocketAddr {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let router = self.router.clone();
-        self.servers.spawn(async move { axum::serve(listener, router).await.unwrap() });
+        let service = self.router.clone().into_make_service_with_connect_info::<SocketAddr>();
+        self.servers.spawn(async move { axum::serve(listener, service).await.unwrap() });
         address
     }
 }

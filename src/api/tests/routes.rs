@@ -449,7 +449,8 @@ async fn a_panic_is_an_answer_that_tells_nothing() {
     let routes = axum::Router::new()
         .route("/boom", axum::routing::get(async || -> &'static str { panic!("secret detail") }));
     let routes = crate::api::with_layers(routes, &node.state).with_state(node.state.clone());
-    let request = Request::builder().uri("/boom").body(Body::empty()).unwrap();
+    let peer = axum::extract::ConnectInfo(std::net::SocketAddr::from(([127, 0, 0, 1], 9)));
+    let request = Request::builder().uri("/boom").extension(peer).body(Body::empty()).unwrap();
     let response = tower::ServiceExt::oneshot(routes, request).await.unwrap();
     assert!(response.headers().contains_key(crate::api::layers::REQUEST_ID));
     let (status, body) = answer(response).await;

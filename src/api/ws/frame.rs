@@ -12,6 +12,7 @@ use crate::domain::event::StateEvent;
 use crate::domain::lifecycle::LastExit;
 use crate::domain::stats::Sample;
 use crate::files::operation::OperationView;
+use crate::util::serde_words::without_text;
 
 const REQUEST_ID_MAX_BYTES: usize = 128;
 
@@ -190,7 +191,11 @@ impl Inbound {
     pub(super) fn parse(text: &str) -> Result<Self, BadFrame> {
         let bad = |code, message: String| BadFrame { code, message };
         let frame: serde_json::Map<String, serde_json::Value> = serde_json::from_str(text)
-            .map_err(|error| bad("invalid_json", format!("a frame is one JSON object: {error}")))?;
+            .map_err(|error| {
+                bad("invalid_json", {
+                    format!("a frame is one JSON object: {}", without_text(&error.to_string()))
+                })
+            })?;
         let event = frame.get("event").and_then(|event| event.as_str()).unwrap_or_default();
         let known: fn(serde_json::Value) -> Result<Self, serde_json::Error> = match event {
             "send_command" => |frame| serde_json::from_value(frame).map(SendCommand::into),
@@ -203,7 +208,8 @@ impl Inbound {
             }
         };
         let event = event.to_owned();
-        known(frame.into()).map_err(|error| bad("invalid", format!("{event}: {error}")))
+        let told = |error: serde_json::Error| without_text(&error.to_string());
+        known(frame.into()).map_err(|error| bad("invalid", format!("{event}: {}", told(error))))
     }
 }
 
