@@ -29,6 +29,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 
 use self::error::ApiError;
 pub(crate) use self::idempotency::Idempotency;
+pub(crate) use self::native::SyncState;
 pub(crate) use self::state::{AppState, Services};
 pub(crate) use self::ws::Sockets;
 

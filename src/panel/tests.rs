@@ -9,6 +9,7 @@ use tokio::task::JoinSet;
 
 use super::*;
 use crate::domain::panel_update::PanelUpdate;
+use crate::store::outbox::OutboxEntry;
 use crate::store::testing::{id, open};
 
 /// An update as the stub saw it.
@@ -105,6 +106,7 @@ impl Fixture {
         let present = PanelSettings {
             url: url.parse().unwrap(),
             token: Secret::new("panel-token"),
+            signing_secret: Secret::default(),
             health_interval: Duration::from_millis(100),
         };
         let (settings, receiver) = watch::channel(Some(present.clone()));
@@ -127,6 +129,10 @@ impl Fixture {
             updates.iter().try_for_each(|update| tx.enqueue_update(&server, update, now))
         };
         self.store.write("enqueue", enqueue).await.unwrap();
+    }
+
+    async fn entry(&self, sequence: i64) -> OutboxEntry {
+        self.store.read("look", move |rx| rx.outbox_entry(sequence)).await.unwrap()
     }
 
     async fn wait_for_state(&self, state: PanelState) {
@@ -193,10 +199,9 @@ async fn what_is_refused_is_parked_and_can_be_tried_again() {
     let seen = it.stub.wait_for(2).await;
     assert_eq!(numbers(&seen, "a"), ["1", "2"]);
     it.wait_for_depth(0, 1).await;
-    let parked = it.store.read("parked", |rx| rx.parked(9)).await.unwrap();
-    assert_eq!(parked[0].reason, "422: no such server");
-    let sequence = parked[0].row.sequence;
-    it.store.write("unpark", move |tx| tx.unpark(sequence)).await.unwrap();
+    let entry = it.entry(1).await;
+    assert_eq!(entry.parked.unwrap().reason, "422: no such server");
+    it.store.write("retry", |tx| tx.retry_update(1)).await.unwrap();
     let seen = it.stub.wait_for(3).await;
     assert_eq!(numbers(&seen, "a"), ["1", "2", "1"]);
 }
@@ -218,9 +223,10 @@ async fn a_stuck_server_does_not_stall_the_others() {
         assert_eq!(numbers(&seen, server), ["1", "2"]);
     }
     it.wait_for_depth(2, 0).await;
-    let heads = it.store.read("heads", |rx| rx.outbox_heads(9)).await.unwrap();
-    let wait = heads[0].next_attempt_at.0 - UnixSeconds::now().0;
-    assert!((590..=600).contains(&wait), "{wait}");
+    let entry = it.entry(1).await;
+    let wait = entry.due_at.unwrap().0 - UnixSeconds::now().0;
+    assert!((590..=660).contains(&wait), "{wait}");
+    assert_eq!(entry.last_error.as_deref(), Some("the panel answers 429"));
 }
 
 #[tokio::test]

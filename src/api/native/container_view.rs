@@ -142,7 +142,7 @@ impl<'a> From<&'a LastExit> for ExitView<'a> {
 
 /// The restarts after crashes.
 #[derive(Debug, Serialize)]
-struct RestartsView {
+pub(super) struct RestartsView {
     count: u32,
     next_at: Option<UnixSeconds>,
     gave_up: bool,
@@ -183,7 +183,7 @@ struct PortView {
     container_port: u16,
 }
 
-fn ports<S: Serializer>(bindings: &[PortBinding], to: S) -> Result<S::Ok, S::Error> {
+pub(super) fn ports<S: Serializer>(bindings: &[PortBinding], to: S) -> Result<S::Ok, S::Error> {
     let mut list = to.serialize_seq(Some(bindings.len()))?;
     for PortBinding { host, container_port } in bindings {
         list.serialize_element(&PortView {

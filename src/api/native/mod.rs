@@ -16,6 +16,7 @@ mod downloads;
 mod files;
 mod listing;
 mod operations;
+mod outbox;
 mod ports;
 mod post_mortems;
 mod power;
@@ -25,6 +26,7 @@ mod remote;
 mod resources;
 mod search;
 mod snapshots;
+mod sync;
 mod tokens;
 mod tus;
 mod tus_headers;
@@ -33,6 +35,7 @@ mod volumes;
 
 use axum::Router;
 
+pub(crate) use self::sync::SyncState;
 use super::state::AppState;
 
 /// Calls that answer within the common deadline.
@@ -47,6 +50,8 @@ pub(super) fn quick_routes() -> Router<AppState> {
         .merge(console::routes())
         .merge(resources::routes())
         .merge(remote::routes())
+        .merge(outbox::routes())
+        .merge(sync::routes())
         .merge(volumes::routes())
         .merge(snapshots::routes())
         .merge(files::routes())

@@ -6,25 +6,19 @@ use axum::extract::State;
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde::Serialize;
-use uuid::Uuid;
 
 use crate::api::auth::Auth;
 use crate::api::error::ApiError;
-use crate::api::extract::Path;
 use crate::api::state::AppState;
 use crate::domain::access::Permission;
-use crate::domain::ids::ContainerId;
 use crate::domain::units::UnixSeconds;
-use crate::panel::{PanelReport, PanelStatus};
-use crate::store::outbox::ParkedRow;
+use crate::panel::{PanelReport, PanelState};
 
 pub(super) fn routes() -> Router<AppState> {
     Router::new()
         .route("/remote/config", get(config))
         .route("/remote/config/reload", post(reload))
         .route("/remote/status", get(status))
-        .route("/remote/outbox", get(parked))
-        .route("/remote/outbox/{sequence}/retry", post(retry))
 }
 
 /// The configuration with its secrets masked.
@@ -59,8 +53,15 @@ async fn reload(auth: Auth, State(state): State<AppState>) -> Result<Json<Reload
 /// How the link to the panel does.
 #[derive(Debug, Serialize)]
 struct StatusView {
-    #[serde(flatten)]
-    status: PanelStatus,
+    state: PanelState,
+    /// Since when it is so.
+    since: UnixSeconds,
+    /// Why the panel is out of reach.
+    error: Option<String>,
+    /// When it was last asked for its health.
+    checked_at: Option<UnixSeconds>,
+    /// When it last took an update, since lightd runs.
+    delivered_at: Option<UnixSeconds>,
     outbox: OutboxView,
 }
 
@@ -69,62 +70,26 @@ struct OutboxView {
     waiting: u64,
     /// Refused by the panel for good.
     parked: u64,
+    /// When the oldest that waits was written.
     oldest_at: Option<UnixSeconds>,
+    /// When the next attempt is due.
+    next_attempt_at: Option<UnixSeconds>,
 }
 
 async fn status(auth: Auth, State(state): State<AppState>) -> Result<Json<StatusView>, ApiError> {
     auth.require(Permission::Node)?;
     let PanelReport { status, outbox } = state.panel.report().await?;
-    let outbox =
-        OutboxView { waiting: outbox.waiting, parked: outbox.parked, oldest_at: outbox.oldest_at };
-    Ok(Json(StatusView { status, outbox }))
-}
-
-/// An update that the panel has refused for good.
-#[derive(Debug, Serialize)]
-struct ParkedView {
-    sequence: i64,
-    server: ContainerId,
-    delivery: Uuid,
-    body: serde_json::Value,
-    reason: String,
-    created_at: UnixSeconds,
-}
-
-#[derive(Debug, Serialize)]
-struct ParkedList {
-    parked: Vec<ParkedView>,
-}
-
-/// The newest first; so many at most.
-const PARKED_SHOWN: u32 = 200;
-
-async fn parked(auth: Auth, State(state): State<AppState>) -> Result<Json<ParkedList>, ApiError> {
-    auth.require(Permission::Node)?;
-    let rows = state.store.read("list parked updates", |read| read.parked(PARKED_SHOWN)).await?;
-    let view = |parked: ParkedRow| ParkedView {
-        sequence: parked.row.sequence,
-        server: parked.row.server,
-        delivery: parked.row.delivery,
-        body: serde_json::from_str(&parked.row.body_json).unwrap_or_default(),
-        reason: parked.reason,
-        created_at: parked.created_at,
-    };
-    Ok(Json(ParkedList { parked: rows.into_iter().map(view).collect() }))
-}
-
-#[derive(Debug, Serialize)]
-struct RetriedView {
-    message: &'static str,
-    sequence: i64,
-}
-
-async fn retry(
-    auth: Auth,
-    State(state): State<AppState>,
-    Path(sequence): Path<i64>,
-) -> Result<Json<RetriedView>, ApiError> {
-    auth.require(Permission::Node)?;
-    state.store.write("retry a parked update", move |tx| tx.unpark(sequence)).await?;
-    Ok(Json(RetriedView { message: "Update will be sent again", sequence }))
+    Ok(Json(StatusView {
+        state: status.state,
+        since: status.since,
+        error: status.error,
+        checked_at: status.checked_at,
+        delivered_at: status.delivered_at,
+        outbox: OutboxView {
+            waiting: outbox.waiting,
+            parked: outbox.parked,
+            oldest_at: outbox.oldest_at,
+            next_attempt_at: outbox.next_attempt_at,
+        },
+    }))
 }
