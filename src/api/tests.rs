@@ -5,3 +5,4 @@ mod idempotency;
 mod node;
 mod routes;
 mod sockets;
+mod sync;

@@ -35,9 +35,9 @@ use crate::store::{Store, StoreError};
 use crate::util::chain::Chain;
 
 /// How much is read at once; with updates of at most 16 KiB it bounds the memory that a backlog takes.
-const HOW_MUCH: HowMany = HowMany { servers: 64, rows_each: 64 };
+const HOW_MUCH: HowMany = HowMany { servers: 32, rows_each: 32 };
 /// With fewer servers in the queue the next are read.
-const LOW: usize = 16;
+const LOW: usize = 8;
 /// Attempts that are noted in one transaction.
 const NOTED_AT_ONCE: usize = 256;
 /// How long the store is left alone after it failed.

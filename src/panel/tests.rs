@@ -29,6 +29,8 @@ struct Stub {
     seen: Mutex<Vec<Seen>>,
     answers: Mutex<VecDeque<Answer>>,
     healthy: Mutex<StatusCode>,
+    /// Updates of this server are answered once it is not held any more.
+    held: watch::Sender<Option<&'static str>>,
     changed: watch::Sender<usize>,
 }
 
@@ -69,8 +71,10 @@ async fn update(State(stub): State<Arc<Stub>>, headers: HeaderMap, body: String)
         let at = answers.iter().position(|answer| answer(&seen).is_some());
         at.and_then(|at| answers.remove(at)).and_then(|answer| answer(&seen))
     };
+    let server = seen.server.clone();
     stub.seen.lock().unwrap().push(seen);
     stub.changed.send_modify(|count| *count += 1);
+    stub.held.subscribe().wait_for(|held| *held != Some(server.as_str())).await.unwrap();
     scripted.unwrap_or_else(|| StatusCode::OK.into_response())
 }
 
@@ -92,6 +96,7 @@ impl Fixture {
             seen: Mutex::default(),
             answers: Mutex::default(),
             healthy: Mutex::new(StatusCode::OK),
+            held: watch::channel(None).0,
             changed: watch::channel(0).0,
         });
         let health = |State(stub): State<Arc<Stub>>| async move { *stub.healthy.lock().unwrap() };
@@ -276,4 +281,71 @@ async fn settings_change_under_a_running_link() {
     let seen = it.stub.wait_for(1).await;
     assert_eq!(seen[0].authorization, "Bearer another");
     it.cancel.cancel();
+}
+
+#[tokio::test]
+async fn a_panel_that_hangs_on_one_server_is_told_of_the_others() {
+    let it = Fixture::new().await;
+    it.stub.held.send_replace(Some("a"));
+    for server in ["a", "b", "c", "d"] {
+        it.enqueue(server, &[PanelUpdate::Installing, PanelUpdate::Ready]).await;
+    }
+    let seen = it.stub.wait_for(7).await;
+    assert_eq!(numbers(&seen, "a"), ["1"]);
+    for server in ["b", "c", "d"] {
+        assert_eq!(numbers(&seen, server), ["1", "2"]);
+    }
+    it.stub.held.send_replace(None);
+    it.wait_for_depth(0, 0).await;
+    assert_eq!(numbers(&it.stub.seen(), "a"), ["1", "2"], "what took long is not sent twice");
+}
+
+#[tokio::test]
+async fn what_is_under_way_ends_under_the_old_settings() {
+    let it = Fixture::new().await;
+    it.stub.held.send_replace(Some("a"));
+    it.enqueue("a", &[PanelUpdate::Installing, PanelUpdate::Ready]).await;
+    it.stub.wait_for(1).await;
+    let mut other = it.present.clone();
+    other.token = Secret::new("another");
+    it.settings.send_replace(Some(other));
+    it.stub.held.send_replace(None);
+    it.wait_for_depth(0, 0).await;
+    let seen = it.stub.seen();
+    assert_eq!(numbers(&seen, "a"), ["1", "2"], "in order, and none twice");
+    let tokens: Vec<&str> = seen.iter().map(|seen| seen.authorization.as_str()).collect();
+    assert_eq!(tokens, ["Bearer panel-token", "Bearer another"]);
+}
+
+#[tokio::test]
+async fn a_stop_waits_a_moment_for_what_is_under_way() {
+    let it = Fixture::new().await;
+    it.stub.held.send_replace(Some("a"));
+    it.enqueue("a", &[PanelUpdate::Installing, PanelUpdate::Ready]).await;
+    it.stub.wait_for(1).await;
+    it.cancel.cancel();
+    it.stub.held.send_replace(None);
+    it.panel.ended().await;
+    assert_eq!(it.panel.report().await.unwrap().outbox.waiting, 1, "the first is noted");
+    assert_eq!(it.stub.seen().len(), 1);
+}
+
+#[tokio::test]
+async fn a_large_backlog_goes_out_in_order_and_none_twice() {
+    let it = Fixture::new().await;
+    it.settings.send_replace(None);
+    it.wait_for_state(PanelState::Disabled).await;
+    for server in 0..70 {
+        it.enqueue(&format!("s{server}"), &vec![PanelUpdate::Ready; 9]).await;
+    }
+    it.enqueue("long", &vec![PanelUpdate::Ready; 200]).await;
+    it.settings.send_replace(Some(it.present.clone()));
+    it.wait_for_depth(0, 0).await;
+    let seen = it.stub.seen();
+    assert_eq!(seen.len(), 70 * 9 + 200);
+    let all: Vec<String> = (1..=200).map(|n| n.to_string()).collect();
+    assert_eq!(numbers(&seen, "long"), all);
+    for server in 0..70 {
+        assert_eq!(numbers(&seen, &format!("s{server}")), all[..9]);
+    }
 }

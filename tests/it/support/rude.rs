@@ -50,6 +50,7 @@ impl Manners {
 pub(crate) struct Heard {
     pub(crate) path: String,
     pub(crate) head: String,
+    pub(crate) text: String,
     pub(crate) body: Value,
     pub(crate) manners: Manners,
 }
@@ -145,8 +146,9 @@ async fn serve(stream: TcpStream, state: &Mutex<State>) -> std::io::Result<()> {
         let manners = {
             let mut state = lock(state);
             let manners = state.manners;
+            let text = String::from_utf8_lossy(&body).into_owned();
             let body = serde_json::from_slice(&body).unwrap_or_default();
-            state.heard.push(Heard { path, head, body, manners });
+            state.heard.push(Heard { path, head, text, body, manners });
             manners
         };
         let goes_on = answer(stream.get_mut(), manners).await?;
