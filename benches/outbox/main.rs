@@ -31,7 +31,7 @@ use client::{Connection, Lightd, Result, between};
 use fleet::Fleet;
 use receiver::Receiver;
 
-const UPDATES: usize = 10_000;
+const UPDATES: u32 = 10_000;
 const CREATES: usize = 100;
 const ROUNDS: usize = 6;
 
@@ -69,19 +69,19 @@ fn settings(folder: &Path, receiver: &Receiver, is_enabled: bool) -> String {
 }
 
 /// A backlog of so many servers, from the first delivery to the last.
-fn drain(servers: usize) -> Result<()> {
+fn drain(servers: u32) -> Result<()> {
     let folder = tempfile::tempdir()?;
     let receiver = Receiver::start()?;
     // Makes the store.
     drop(Lightd::start(folder.path(), &settings(folder.path(), &receiver, false))?);
     fill(&folder.path().join("data/lightd.db"), servers, UPDATES / servers)?;
     let lightd = Lightd::start(folder.path(), &settings(folder.path(), &receiver, true))?;
-    receiver.wait_for(UPDATES, Duration::from_secs(120))?;
+    receiver.wait_for(UPDATES as usize, Duration::from_secs(120))?;
     let took = receiver.from_first_to_last();
     let cpu = lightd.cpu()?;
     println!(
         "{servers:>6} servers: {:.0} updates/s over {} connection(s); lightd's CPU {:.2} s in all, {} KiB resident",
-        UPDATES as f64 / took.as_secs_f64(),
+        f64::from(UPDATES) / took.as_secs_f64(),
         receiver.update_connections(),
         cpu,
         lightd.resident_kib()?,
@@ -90,7 +90,7 @@ fn drain(servers: usize) -> Result<()> {
 }
 
 /// Writes updates into a store that no lightd has open.
-fn fill(path: &Path, servers: usize, each: usize) -> Result<()> {
+fn fill(path: &Path, servers: u32, each: u32) -> Result<()> {
     let mut store = rusqlite::Connection::open(path)?;
     let rows = store.transaction()?;
     for server in 0..servers {

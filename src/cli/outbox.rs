@@ -223,7 +223,8 @@ fn row(update: &Value) -> [String; 8] {
 }
 
 fn print_update(update: &Value, out: &mut dyn Write) -> Result<(), OutboxError> {
-    for name in ["sequence", "server", "server_sequence", "delivery", "state", "attempts", "error"] {
+    for name in ["sequence", "server", "server_sequence", "delivery", "state", "attempts", "error"]
+    {
         let value = &update[name];
         let shown = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
         writeln!(out, "{name:<16} {shown}")?;

@@ -27,7 +27,6 @@ use tokio_util::sync::CancellationToken;
 use super::PanelStatus;
 use super::client::Client;
 use super::lane::{Batch, Lane, Queue};
-use super::pace;
 use crate::domain::ids::ContainerId;
 use crate::domain::units::{UnixSeconds, now_unix_ms};
 use crate::store::outbox::{Attempts, Due, Fate, HowMany};
@@ -67,6 +66,7 @@ pub(super) async fn drain(
         places,
         is_more: true,
         next_due_ms: None,
+        clock: Clock { looked_at: Instant::now(), was_ms: now_unix_ms() },
     };
     drain.run(stop).await;
 }
@@ -86,6 +86,7 @@ struct Drain<'a> {
     /// Something may be due that is not read.
     is_more: bool,
     next_due_ms: Option<i64>,
+    clock: Clock,
 }
 
 impl Drain<'_> {
@@ -126,9 +127,8 @@ impl Drain<'_> {
 
     async fn read(&mut self) {
         let (busy, now_ms) = (self.busy.clone(), now_unix_ms());
-        let look = self.store.read("look at the outbox", move |rx| {
-            rx.outbox_due(now_ms, &busy, HOW_MUCH)
-        });
+        let look =
+            self.store.read("look at the outbox", move |rx| rx.outbox_due(now_ms, &busy, HOW_MUCH));
         let due = match look.await {
             Ok(due) => due,
             Err(why) => {
@@ -140,7 +140,7 @@ impl Drain<'_> {
         let Due { batches, is_more, next_due_ms } = due;
         self.is_more = is_more;
         self.next_due_ms = next_due_ms;
-        if next_due_ms.is_some_and(|due_ms| due_ms - now_ms > clock_was_set_back_ms()) {
+        if self.clock.was_set_back(now_ms) {
             hurry(self.store).await;
         }
         let read_at = Instant::now();
@@ -219,8 +219,21 @@ pub(super) async fn hurry(store: &Store) {
     }
 }
 
-fn clock_was_set_back_ms() -> i64 {
-    i64::try_from(pace::LONGEST.as_millis()).unwrap_or(i64::MAX)
+/// What is due stands in the store by the time of day. When that is set back, so is all that was due.
+struct Clock {
+    looked_at: Instant,
+    was_ms: i64,
+}
+
+impl Clock {
+    const TOLERANCE_MS: i64 = 1000;
+
+    fn was_set_back(&mut self, now_ms: i64) -> bool {
+        let passed_ms = i64::try_from(self.looked_at.elapsed().as_millis()).unwrap_or(i64::MAX);
+        let expected_ms = self.was_ms.saturating_add(passed_ms);
+        *self = Self { looked_at: Instant::now(), was_ms: now_ms };
+        now_ms < expected_ms - Self::TOLERANCE_MS
+    }
 }
 
 async fn until(due_ms: Option<i64>) {
@@ -265,5 +278,21 @@ impl Places {
             self.open += 1;
         }
         self.seen = answers;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_clock_that_was_set_back_is_noticed_once() {
+        let mut clock = Clock { looked_at: Instant::now(), was_ms: 1_000_000 };
+        tokio::time::advance(Duration::from_secs(60)).await;
+        assert!(!clock.was_set_back(1_060_000));
+        tokio::time::advance(Duration::from_secs(60)).await;
+        assert!(clock.was_set_back(1_090_000), "half a minute was taken back");
+        assert!(!clock.was_set_back(1_090_000));
+        assert!(!clock.was_set_back(9_000_000), "forward is what a suspended host does");
     }
 }

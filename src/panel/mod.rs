@@ -51,7 +51,9 @@ pub(crate) enum PanelError {
     BrokeOff(#[source] reqwest::Error),
     #[error("the panel answers {0}")]
     Status(u16),
-    #[error("the panel answers {0}; redirects are not followed, remote.url must be the final address")]
+    #[error(
+        "the panel answers {0}; redirects are not followed, remote.url must be the final address"
+    )]
     Redirect(u16),
     #[error("the panel answers with a web page")]
     WebPage,
@@ -164,13 +166,17 @@ impl Panel {
         Ok(PanelReport { status: self.status.borrow().clone(), outbox })
     }
 
+    fn publish(&self, state: PanelState, error: Option<String>) {
+        health::publish(&self.status, state, UnixSeconds::now(), error);
+    }
+
     /// Runs with one set of settings.
     async fn serve(&self, settings: Option<PanelSettings>, until: &CancellationToken) {
         let Some(settings) = settings else {
-            health::publish(&self.status, PanelState::Disabled, None);
+            self.publish(PanelState::Disabled, None);
             return until.cancelled().await;
         };
-        health::publish(&self.status, PanelState::Unknown, None);
+        self.publish(PanelState::Unknown, None);
         match Client::new(&settings, self.store.node_id()) {
             Ok(client) => {
                 let interval = settings.health_interval;
@@ -182,7 +188,7 @@ impl Panel {
             }
             Err(why) => {
                 tracing::error!(error = %Chain(&why), "the panel is told nothing");
-                health::publish(&self.status, PanelState::Unreachable, Some(Chain(&why).to_string()));
+                self.publish(PanelState::Unreachable, Some(Chain(&why).to_string()));
                 until.cancelled().await;
             }
         }

@@ -10,17 +10,11 @@ use crate::util::backoff::Backoff;
 const BACKOFF: Backoff =
     Backoff { first: Duration::from_secs(1), longest: Duration::from_secs(300) };
 /// The longest that a panel may ask us to wait.
-pub(super) const ASKED_MAX: Duration = Duration::from_secs(3600);
-/// No pause is longer: one that ends later stands there because the clock was set back.
-pub(super) const LONGEST: Duration = Duration::from_secs(3600 + 360);
+const ASKED_MAX: Duration = Duration::from_secs(3600);
 
 /// How long an update waits that has failed so often. A `Retry-After` is kept, and a little more is waited
 /// than it says: the panel has told everybody the same.
-pub(super) fn pause_before_retry(
-    failures: u32,
-    asked: Option<Duration>,
-    chance: f64,
-) -> Duration {
+pub(super) fn pause_before_retry(failures: u32, asked: Option<Duration>, chance: f64) -> Duration {
     match asked.map(|asked| asked.min(ASKED_MAX)) {
         Some(asked) => asked + (asked / 10).max(Duration::from_secs(1)).mul_f64(chance),
         None => BACKOFF.delay_by(failures, chance),
@@ -58,7 +52,7 @@ mod tests {
         assert_eq!(pause(seconds(600), 0.0), seconds(600));
         assert_eq!(pause(seconds(600), 1.0), seconds(660));
         assert_eq!(pause(seconds(0), 1.0), seconds(1));
-        assert_eq!(pause(seconds(999_999), 1.0), LONGEST);
+        assert_eq!(pause(seconds(999_999), 1.0), seconds(3600 + 360));
     }
 
     #[test]

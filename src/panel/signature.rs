@@ -30,7 +30,8 @@ mod tests {
     fn a_signature_is_what_others_compute() {
         let secret = Secret::new("whsec_0123456789abcdef");
         let body = r#"{"event":"update","server":"a","status":"ready"}"#;
-        let expected = "t=1800000000,v1=0d93f76b36259e5bcc91bdcf9ddd41382d90c6e2505aa3576e049c4cbb4460f2";
+        let expected =
+            "t=1800000000,v1=0d93f76b36259e5bcc91bdcf9ddd41382d90c6e2505aa3576e049c4cbb4460f2";
         assert_eq!(signature(&secret, UnixSeconds(1_800_000_000), body), expected);
         assert_ne!(signature(&secret, UnixSeconds(1_800_000_001), body), expected);
     }

@@ -259,10 +259,15 @@ async fn a_panel_that_comes_back_is_told_at_once() {
     it.enqueue("a", &[PanelUpdate::Ready]).await;
     it.stub.wait_for(1).await;
     it.wait_for_depth(1, 0).await;
-    // A daemon that is started again finds it.
+    let since = it.panel.status.borrow().since;
+    // A daemon that is started again finds it, and knows since when the panel is away.
     it.cancel.cancel();
+    it.panel.ended().await;
     it.cancel = CancellationToken::new();
+    it.panel = Arc::new(Panel::new(it.store.clone(), it.settings.subscribe()));
     it.start();
+    it.wait_for_state(PanelState::Unreachable).await;
+    assert_eq!(it.panel.status.borrow().since, since);
     *it.stub.healthy.lock().unwrap() = StatusCode::OK;
     it.stub.wait_for(2).await;
     it.wait_for_depth(0, 0).await;

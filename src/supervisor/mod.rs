@@ -115,10 +115,8 @@ impl Snapshot {
     /// A container exactly as a transaction of the store sees it, which what it publishes may be a moment
     /// behind. `live` is what it had published before that transaction began.
     pub(crate) fn of_row(row: ContainerRow, live: Option<&Self>) -> Result<Self, StoreError> {
-        record::Record::shown(row, live).map_err(|why| StoreError::Decode {
-            what: "container's state",
-            source: why.into(),
-        })
+        record::Record::shown(row, live)
+            .map_err(|why| StoreError::Decode { what: "container's state", source: why.into() })
     }
 
     /// The state as the wire names it.

@@ -31,12 +31,13 @@ async fn nothing_waits(daemon: &Daemon) {
 }
 
 /// Writes updates as a daemon would have, while none runs.
-fn fill_outbox(daemon: &Daemon, servers: usize, each: usize) {
+fn fill_outbox(daemon: &Daemon, servers: u32, each: u32) {
     let path = daemon.data_path().join("lightd.db");
     let mut store = rusqlite::Connection::open(path).expect("a store");
     let rows = store.transaction().expect("a transaction");
     for server in 0..servers {
-        let insert = "INSERT INTO outbox_servers (server, last_sequence, due_ms) VALUES (?1, ?2, 0)";
+        let insert =
+            "INSERT INTO outbox_servers (server, last_sequence, due_ms) VALUES (?1, ?2, 0)";
         rows.execute(insert, (format!("s{server}"), each)).expect("a row");
     }
     for n in 1..=each {
@@ -65,7 +66,11 @@ async fn whatever_the_panel_does_nothing_is_lost_and_nothing_waits_for_it() {
         assert!(began.elapsed() < Duration::from_secs(20), "{manners:?}: {:?}", began.elapsed());
         eventually(&format!("{manners:?} was tried"), SOON, async || {
             let heard = panel.updates();
-            if heard.iter().any(|heard| heard.manners == manners) { Ok(()) } else { Err(heard.len()) }
+            if heard.iter().any(|heard| heard.manners == manners) {
+                Ok(())
+            } else {
+                Err(heard.len())
+            }
         })
         .await;
         let shown = eventually("it is kept, with a reason", SOON, async || {
@@ -117,8 +122,9 @@ async fn an_answer_without_end_takes_neither_memory_nor_time() {
 
 #[tokio::test]
 async fn a_kill_in_the_middle_of_a_backlog_loses_none_and_keeps_the_order() {
-    const SERVERS: usize = 40;
-    const EACH: usize = 75;
+    const SERVERS: u32 = 40;
+    const EACH: u32 = 75;
+    const ALL: usize = (SERVERS * EACH) as usize;
     let panel = RudePanel::start().await;
     let mut daemon = Daemon::start_with(|config| config["remote"] = panel.config()).await;
     daemon.terminate().await;
@@ -127,7 +133,7 @@ async fn a_kill_in_the_middle_of_a_backlog_loses_none_and_keeps_the_order() {
         daemon.spawn();
         eventually("a part of the backlog", SOON, async || {
             let seen = panel.update_count();
-            if seen > n * SERVERS * EACH / 3 { Ok(()) } else { Err(seen) }
+            if seen > n * ALL / 3 { Ok(()) } else { Err(seen) }
         })
         .await;
         daemon.kill9().await;
@@ -147,7 +153,7 @@ async fn a_kill_in_the_middle_of_a_backlog_loses_none_and_keeps_the_order() {
         let first = deliveries.entry((server, number)).or_insert_with(|| delivery.clone());
         assert_eq!(*first, delivery, "a repeat has another id");
     }
-    assert_eq!(deliveries.len(), SERVERS * EACH, "all of them came");
+    assert_eq!(deliveries.len(), ALL, "all of them came");
     let repeats = heard.len() - deliveries.len();
     assert!(repeats < 2 * 600, "{repeats} repeats");
     daemon.close().await;
@@ -251,7 +257,10 @@ async fn an_operator_looks_at_the_outbox_and_empties_it_in_the_shell() {
     .await;
     let text = out(&daemon.cli(&["outbox"]));
     let line = text.lines().find(|line| line.contains(&id)).unwrap_or_else(|| panic!("{text}"));
-    assert!(line.contains("parked") && line.contains("installing") && line.contains("422"), "{line}");
+    assert!(
+        line.contains("parked") && line.contains("installing") && line.contains("422"),
+        "{line}"
+    );
     let listed = out(&daemon.cli(&["outbox", "list", "--server", &id, "--json"]));
     let listed: Value = serde_json::from_str(&listed).expect("JSON");
     assert_eq!(listed["updates"].as_array().map(Vec::len), Some(2), "{listed}");

@@ -36,7 +36,8 @@ async fn one_answer_has_all_that_a_panel_must_know() {
     let spec = daemon.spec(&failed, json!({"install_script": "exit 3"})).await;
     daemon.client().post("/containers", spec).await.is(201);
     daemon.install_state(&failed, "failed").await;
-    let volume = daemon.client().get(&format!("/containers/{up}")).await.is(200)["volume_id"].clone();
+    let volume =
+        daemon.client().get(&format!("/containers/{up}")).await.is(200)["volume_id"].clone();
     let volume = volume.as_str().expect("an id");
     let file = json!({"path": "a", "content": "x".repeat(100_000)});
     daemon.client().post(&format!("/volumes/{volume}/files"), file).await.is(201);
@@ -48,9 +49,21 @@ async fn one_answer_has_all_that_a_panel_must_know() {
     assert_eq!(seen["engine"]["state"], "reachable");
     let found = find(&seen["containers"], "internal_id", &up);
     let shown = daemon.client().get(&format!("/containers/{up}")).await.is(200);
-    for field in ["state", "desired_state", "install_state", "container_id", "ports", "volume_id",
-        "limits", "image", "started_at", "ready_at", "last_exit", "restarts", "generation"]
-    {
+    for field in [
+        "state",
+        "desired_state",
+        "install_state",
+        "container_id",
+        "ports",
+        "volume_id",
+        "limits",
+        "image",
+        "started_at",
+        "ready_at",
+        "last_exit",
+        "restarts",
+        "generation",
+    ] {
         assert_eq!(found[field], shown[field], "{field}");
     }
     assert_eq!((&found["state"], &found["ports"][0]["port"]), (&json!("running"), &json!(port)));
@@ -63,7 +76,10 @@ async fn one_answer_has_all_that_a_panel_must_know() {
     assert!(held["used"].as_u64() >= Some(100_000) && held["size"].is_null(), "{held}");
     assert!(seen["outbox"]["waiting"].is_u64() && seen["outbox"]["parked"] == 0, "{seen}");
     let update = panel.calls().into_iter().find(|call| call.path == "/api/update");
-    assert_eq!(update.expect("an update").headers["x-lightd-node"], node["id"].as_str().expect("one"));
+    assert_eq!(
+        update.expect("an update").headers["x-lightd-node"],
+        node["id"].as_str().expect("one")
+    );
 
     door.shut();
     daemon.state(&up, "unknown").await;
@@ -263,7 +279,8 @@ async fn the_readmes_panel_makes_a_server_hears_of_it_and_lets_a_browser_in() {
     // What is not signed by the node is nobody's word; what is, only once.
     let update = format!("http://127.0.0.1:{port}/api/update");
     let forged = json!({"event": "update", "server": mine, "error": "failed", "data": "forged"});
-    let forged = reqwest::Client::new().post(&update).header("X-Lightd-Sequence", "99").json(&forged);
+    let forged =
+        reqwest::Client::new().post(&update).header("X-Lightd-Sequence", "99").json(&forged);
     assert_eq!(forged.send().await.expect("an answer").status(), 401);
     assert_eq!(ask("/").await[&mine]["sequence"], 2);
 

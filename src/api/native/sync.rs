@@ -187,23 +187,15 @@ async fn snapshot(
 ) -> Result<Response, ApiError> {
     auth.require(Permission::Node)?;
     auth.require(Permission::ContainersRead)?;
-    let _turn = state.sync.turn.acquire().await.map_err(ApiError::internal)?;
-    let engine = json(&EngineView::from(&*state.engine_health.borrow()));
-    let live = live_snapshots(&state);
-    let used = used_bytes(&state).await?;
-    let read = move |rx: &Read<'_>| Stored::read(rx, &live, &used);
-    let stored = state.store.read("take a snapshot", read).await?;
-    let members = [
-        ("engine", engine),
-        ("outbox", stored.outbox),
-        ("volumes", stored.volumes),
-        ("containers", stored.containers),
-    ];
+    let members = {
+        let _turn = state.sync.turn.acquire().await.map_err(ApiError::internal)?;
+        read_members(&state).await?
+    };
     let etag = etag_of(&state, &members);
-    let known = headers.get(header::IF_NONE_MATCH);
     let tag = HeaderValue::try_from(format!("W/\"{etag}\"")).map_err(ApiError::internal)?;
     let cache = HeaderValue::from_static("private, no-cache");
     let head = [(header::ETAG, tag), (header::CACHE_CONTROL, cache)];
+    let known = headers.get(header::IF_NONE_MATCH);
     if known.is_some_and(|known| Tags::read(known).hold_weakly(&etag)) {
         return Ok((StatusCode::NOT_MODIFIED, head).into_response());
     }
@@ -217,6 +209,23 @@ async fn snapshot(
     let json_type = HeaderValue::from_static("application/json");
     let body = object([("node", node)].into_iter().chain(members));
     Ok((head, [(header::CONTENT_TYPE, json_type)], body).into_response())
+}
+
+type Members = [(&'static str, Vec<u8>); 4];
+
+/// All but the node itself, as JSON. What is not stored comes first, so that it is never newer.
+async fn read_members(state: &AppState) -> Result<Members, ApiError> {
+    let engine = json(&EngineView::from(&*state.engine_health.borrow()));
+    let live = live_snapshots(state);
+    let used = used_bytes(state).await?;
+    let read = move |rx: &Read<'_>| Stored::read(rx, &live, &used);
+    let stored = state.store.read("take a snapshot", read).await?;
+    Ok([
+        ("engine", engine),
+        ("outbox", stored.outbox),
+        ("volumes", stored.volumes),
+        ("containers", stored.containers),
+    ])
 }
 
 /// What the owners have published.
@@ -316,7 +325,7 @@ fn json(value: &impl Serialize) -> Vec<u8> {
 }
 
 /// Another one when anything is different but the time.
-fn etag_of(state: &AppState, members: &[(&'static str, Vec<u8>)]) -> String {
+fn etag_of(state: &AppState, members: &Members) -> String {
     let mut hash = Sha256::new_with_prefix(state.sync.boot_id);
     for (_, value) in members {
         hash.update(value);

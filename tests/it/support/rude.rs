@@ -70,7 +70,6 @@ impl Heard {
 struct State {
     manners: Manners,
     heard: Vec<Heard>,
-    connections: usize,
 }
 
 /// Lives in the test's own runtime and ends with it.
@@ -83,7 +82,7 @@ pub(crate) struct RudePanel {
 
 impl RudePanel {
     pub(crate) async fn start() -> Self {
-        let state = State { manners: Manners::Well, heard: Vec::new(), connections: 0 };
+        let state = State { manners: Manners::Well, heard: Vec::new() };
         let state = Arc::new(Mutex::new(state));
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a listener");
         let port = listener.local_addr().expect("an address").port();
@@ -102,10 +101,6 @@ impl RudePanel {
 
     pub(crate) fn set_manners(&self, manners: Manners) {
         lock(&self.state).manners = manners;
-    }
-
-    pub(crate) fn connections(&self) -> usize {
-        lock(&self.state).connections
     }
 
     pub(crate) fn heard(&self) -> Vec<Heard> {
@@ -131,7 +126,6 @@ async fn accept(listener: TcpListener, state: Arc<Mutex<State>>) {
     let mut connections = JoinSet::new();
     loop {
         let (stream, _) = listener.accept().await.expect("a connection");
-        lock(&state).connections += 1;
         let state = Arc::clone(&state);
         // One that ends early ends itself only.
         connections.spawn(async move { serve(stream, &state).await.ok() });
