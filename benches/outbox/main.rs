@@ -17,12 +17,7 @@ mod fleet;
 #[allow(dead_code, reason = "the fleet needs a part of it")]
 mod pace;
 mod receiver;
-/// As in the program, for what is taken from there.
-mod util {
-    #[path = "../../../src/util/backoff.rs"]
-    #[allow(dead_code, reason = "the fleet needs a part of it")]
-    pub(crate) mod backoff;
-}
+mod util;
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -51,7 +46,9 @@ fn main() -> Result<()> {
         enqueue()?;
     }
     if is_wanted("fleet") {
-        println!("\n== fleet: 5,000 lightds and a panel that is back after an hour, in simulated time");
+        println!(
+            "\n== fleet: 5,000 lightds and a panel that is back after an hour, in simulated time"
+        );
         simulate();
     }
     Ok(())
