@@ -12,9 +12,10 @@
 #[path = "../client/mod.rs"]
 mod client;
 #[path = "../../src/panel/fleet.rs"]
+#[allow(dead_code, unused_imports, reason = "its tests run with the program's")]
 mod fleet;
 #[path = "../../src/panel/pace.rs"]
-#[allow(dead_code, reason = "the fleet needs a part of it")]
+#[allow(dead_code, unused_imports, reason = "the fleet needs a part of it")]
 mod pace;
 mod receiver;
 mod util;

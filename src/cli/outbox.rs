@@ -209,7 +209,7 @@ fn print_list(seen: &Value, out: &mut dyn Write) -> Result<(), OutboxError> {
 
 fn row(update: &Value) -> [String; 8] {
     let body = &update["body"];
-    let said = body["status"].as_str().or(body["error"].as_str()).unwrap_or("-");
+    let said = body["status"].as_str().or_else(|| body["error"].as_str()).unwrap_or("-");
     [
         update["sequence"].to_string(),
         text(&update["server"]).to_owned(),

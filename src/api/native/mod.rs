@@ -33,14 +33,13 @@ mod tus_headers;
 mod uploads;
 mod volumes;
 
-use axum::Router;
-
+pub(in crate::api) use self::containers::STATES;
 pub(crate) use self::sync::SyncState;
-use super::state::AppState;
+use super::openapi::Routes;
 
 /// Calls that answer within the common deadline.
-pub(super) fn quick_routes() -> Router<AppState> {
-    Router::new()
+pub(super) fn quick_routes() -> Routes {
+    Routes::default()
         .merge(public::routes())
         .merge(tokens::routes())
         .merge(ports::routes())
@@ -61,8 +60,8 @@ pub(super) fn quick_routes() -> Router<AppState> {
 }
 
 /// Calls that bring their own deadline, or stream.
-pub(super) fn long_routes() -> Router<AppState> {
-    Router::new()
+pub(super) fn long_routes() -> Routes {
+    Routes::default()
         .merge(console::long_routes())
         .merge(volumes::long_routes())
         .merge(snapshots::long_routes())

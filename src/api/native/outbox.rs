@@ -3,52 +3,62 @@
 //! What is changed here the panel's link finds in the store. An update that is being sent at that moment may
 //! still arrive.
 
+use axum::Json;
 use axum::extract::State;
-use axum::routing::{get, post};
-use axum::{Json, Router};
 use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+use utoipa_axum::routes;
 use uuid::Uuid;
 
 use crate::api::auth::Auth;
 use crate::api::error::ApiError;
 use crate::api::extract::{Path, Query};
+use crate::api::openapi::Routes;
+use crate::api::openapi::refusals::refusals;
 use crate::api::state::AppState;
 use crate::domain::access::Permission;
 use crate::domain::ids::ContainerId;
 use crate::domain::units::UnixSeconds;
 use crate::store::outbox::{OutboxEntry, OutboxFilter};
 
-pub(super) fn routes() -> Router<AppState> {
-    Router::new()
-        .route("/remote/outbox", get(list).delete(drop_parked))
-        .route("/remote/outbox/retry", post(retry_all))
-        .route("/remote/outbox/{sequence}", get(show).delete(drop_one))
-        .route("/remote/outbox/{sequence}/retry", post(retry))
+pub(super) fn routes() -> Routes {
+    Routes::default()
+        .routes(routes!(list_updates, drop_parked))
+        .routes(routes!(retry_updates))
+        .routes(routes!(show_update, drop_update))
+        .routes(routes!(retry_update))
 }
 
 const LIST_MAX: usize = 1000;
 const LIST_DEFAULT: usize = 200;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// `waiting` to be sent, now or later, or `parked`: refused by the panel for good.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 enum UpdateState {
-    /// To be sent, now or later.
     Waiting,
-    /// Refused by the panel for good.
     Parked,
 }
 
-/// Which updates are listed.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 struct ListQuery {
+    /// Only those in this state.
+    #[param(value_type = Option<UpdateState>)]
     state: Option<String>,
+    /// Only those of this server.
+    #[param(value_type = Option<ContainerId>)]
     server: Option<String>,
+    /// So many at most; 200 if it is left out.
+    #[param(minimum = 1, maximum = 1000)]
     limit: Option<usize>,
+    /// The `next_cursor` of the page before.
     cursor: Option<String>,
 }
 
 /// An update that the panel has not taken.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = PanelUpdate)]
 struct UpdateView {
     /// Its place in the outbox, and its name in these calls.
     sequence: i64,
@@ -59,14 +69,18 @@ struct UpdateView {
     delivery: Uuid,
     state: UpdateState,
     /// What is sent.
+    #[schema(value_type = Object, example = json!({"event": "update", "server": "server-001", "status": "ready"}))]
     body: serde_json::Value,
     created_at: UnixSeconds,
     /// How often it was tried in vain.
     attempts: u32,
     /// Why the latest attempt failed, or why the panel refused it.
+    #[schema(required, example = "the panel answers 503")]
     error: Option<String>,
-    /// When the first that waits of its server is sent.
+    /// When the first that waits of its server is sent; `null` for now, and for parked ones.
+    #[schema(required)]
     next_attempt_at: Option<UnixSeconds>,
+    #[schema(required)]
     parked_at: Option<UnixSeconds>,
 }
 
@@ -92,15 +106,24 @@ impl From<OutboxEntry> for UpdateView {
     }
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = PanelUpdates)]
 struct ListView {
     updates: Vec<UpdateView>,
     /// Give it as `cursor` for what follows; `null` at the end.
+    #[schema(required)]
     next_cursor: Option<String>,
 }
 
-/// Updates in the order in which they were written.
-async fn list(
+refusals!(ListRefusals: ; 400: "invalid_cursor");
+
+/// Lists the updates that the panel has not taken, in the order in which they were written.
+#[utoipa::path(
+    get, path = "/remote/outbox", tag = "remote",
+    params(ListQuery),
+    responses((status = 200, description = "A page of them", body = ListView), ListRefusals),
+)]
+async fn list_updates(
     auth: Auth,
     State(state): State<AppState>,
     Query(query): Query<ListQuery>,
@@ -143,7 +166,15 @@ fn read_cursor(cursor: &str) -> Result<i64, ApiError> {
     cursor.parse().map_err(|_| ApiError::malformed("invalid_cursor", message))
 }
 
-async fn show(
+refusals!(NamedRefusals: ; 404: "not_found");
+
+/// Shows an update that the panel has not taken.
+#[utoipa::path(
+    get, path = "/remote/outbox/{sequence}", tag = "remote",
+    params(("sequence" = i64, Path, description = "Of the update")),
+    responses((status = 200, description = "The update", body = UpdateView), NamedRefusals),
+)]
+async fn show_update(
     auth: Auth,
     State(state): State<AppState>,
     Path(sequence): Path<i64>,
@@ -153,14 +184,24 @@ async fn show(
     Ok(Json(look.await?.into()))
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = UpdateChanged)]
 struct OneView {
+    #[schema(example = "Update will be sent again")]
     message: &'static str,
     sequence: i64,
 }
 
-/// Sends an update as soon as it can be: a parked one before those of its server that were written later.
-async fn retry(
+/// Sends an update as soon as it can be.
+///
+/// A parked one comes back in its place: before those of its server that were written later. Of one that waits the first of its
+/// server is sent.
+#[utoipa::path(
+    post, path = "/remote/outbox/{sequence}/retry", tag = "remote",
+    params(("sequence" = i64, Path, description = "Of the update")),
+    responses((status = 200, description = "It waits to be sent", body = OneView), NamedRefusals),
+)]
+async fn retry_update(
     auth: Auth,
     State(state): State<AppState>,
     Path(sequence): Path<i64>,
@@ -171,20 +212,29 @@ async fn retry(
     Ok(Json(OneView { message: "Update will be sent again", sequence }))
 }
 
-/// Which server's updates are meant; without it all.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 struct RetryQuery {
+    /// Only those of this server.
+    #[param(value_type = Option<ContainerId>)]
     server: Option<String>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = UpdatesRetried)]
 struct RetriedView {
+    #[schema(example = "Updates will be sent again")]
     message: &'static str,
     retried: u64,
 }
 
 /// Sends all updates as soon as it can be, parked ones as well.
-async fn retry_all(
+#[utoipa::path(
+    post, path = "/remote/outbox/retry", tag = "remote",
+    params(RetryQuery),
+    responses((status = 200, description = "They wait to be sent", body = RetriedView)),
+)]
+async fn retry_updates(
     auth: Auth,
     State(state): State<AppState>,
     Query(query): Query<RetryQuery>,
@@ -198,7 +248,12 @@ async fn retry_all(
 }
 
 /// Forgets an update, parked or not: the panel will not hear of it.
-async fn drop_one(
+#[utoipa::path(
+    delete, path = "/remote/outbox/{sequence}", tag = "remote",
+    params(("sequence" = i64, Path, description = "Of the update")),
+    responses((status = 200, description = "It is gone", body = OneView), NamedRefusals),
+)]
+async fn drop_update(
     auth: Auth,
     State(state): State<AppState>,
     Path(sequence): Path<i64>,
@@ -209,20 +264,31 @@ async fn drop_one(
     Ok(Json(OneView { message: "Update dropped", sequence }))
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 struct DropQuery {
     /// Must be `parked`: what waits can be dropped one by one.
+    #[param(required = true, value_type = UpdateState)]
     state: Option<String>,
+    /// Only those of this server.
+    #[param(value_type = Option<ContainerId>)]
     server: Option<String>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = UpdatesDropped)]
 struct DroppedView {
+    #[schema(example = "Parked updates dropped")]
     message: &'static str,
     dropped: u64,
 }
 
 /// Forgets what is parked.
+#[utoipa::path(
+    delete, path = "/remote/outbox", tag = "remote",
+    params(DropQuery),
+    responses((status = 200, description = "They are gone", body = DroppedView)),
+)]
 async fn drop_parked(
     auth: Auth,
     State(state): State<AppState>,

@@ -11,21 +11,23 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
 use futures_util::StreamExt as _;
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::Semaphore;
+use utoipa::ToSchema;
+use utoipa_axum::routes;
 use uuid::Uuid;
 
-use super::container_view::{ExitView, RestartsView, ports};
+use super::container_view::{ExitView, PortView, RestartsView, ports};
 use super::content_headers::Tags;
 use crate::api::auth::Auth;
 use crate::api::error::ApiError;
+use crate::api::openapi::Routes;
+use crate::api::openapi::schemas::{ContainerState, DesiredState, InstallState};
 use crate::api::state::AppState;
 use crate::domain::access::Permission;
 use crate::domain::ids::{ContainerId, VolumeId};
@@ -38,8 +40,8 @@ use crate::store::volumes::VolumeRow;
 use crate::store::{Read, StoreError};
 use crate::supervisor::Snapshot;
 
-pub(super) fn routes() -> Router<AppState> {
-    Router::new().route("/sync/snapshot", get(snapshot))
+pub(super) fn routes() -> Routes {
+    Routes::default().routes(routes!(snapshot))
 }
 
 /// How long volumes are counted for one answer; the others are told as they were last counted.
@@ -61,7 +63,8 @@ impl Default for SyncState {
 }
 
 /// Which lightd this is, and when it was asked.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = NodeIdentity)]
 struct NodeView {
     /// As in the header `X-Lightd-Node`.
     id: Uuid,
@@ -74,10 +77,14 @@ struct NodeView {
 }
 
 /// Whether the container engine answers.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = NodeEngine)]
 struct EngineView {
+    /// `reachable` or `unreachable`.
+    #[schema(example = "reachable")]
     state: &'static str,
     since: UnixSeconds,
+    #[schema(required)]
     version: Option<String>,
 }
 
@@ -95,10 +102,12 @@ impl From<&Health> for EngineView {
 }
 
 /// What the panel has not taken yet.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = NodeOutbox)]
 struct OutboxView {
     waiting: u64,
     parked: u64,
+    #[schema(required)]
     oldest_at: Option<UnixSeconds>,
 }
 
@@ -108,13 +117,17 @@ impl From<OutboxDepth> for OutboxView {
     }
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = NodeVolume)]
 struct VolumeView {
     id: VolumeId,
+    #[schema(required)]
     name: Option<String>,
     /// In bytes; `null` for no limit.
+    #[schema(required)]
     size: Option<u64>,
     /// In bytes; `null` where it was not counted yet.
+    #[schema(required)]
     used: Option<u64>,
     created_at: UnixSeconds,
     /// The containers that use it.
@@ -122,28 +135,40 @@ struct VolumeView {
 }
 
 /// What a panel has to know of a container that it has specified itself.
-#[derive(Debug, Serialize)]
-struct ContainerState<'a> {
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = NodeContainer)]
+struct SeenContainer<'a> {
     internal_id: &'a ContainerId,
+    #[schema(required)]
     container_id: Option<&'a str>,
+    #[schema(value_type = ContainerState)]
     state: &'static str,
+    #[schema(value_type = DesiredState)]
     desired_state: &'static str,
+    #[schema(value_type = InstallState)]
     install_state: &'static str,
+    #[schema(required)]
     install_error: Option<&'a str>,
+    #[schema(required)]
     start_error: Option<&'a str>,
     /// Of the latest run that has ended.
+    #[schema(required)]
     last_exit: Option<ExitView<'a>>,
     restarts: RestartsView,
     restart_needed: bool,
     image: &'a str,
     volume_id: VolumeId,
     #[serde(serialize_with = "ports")]
+    #[schema(value_type = Vec<PortView>)]
     ports: &'a [PortBinding],
     limits: &'a Limits,
+    #[schema(required)]
     started_at: Option<UnixSeconds>,
+    #[schema(required)]
     ready_at: Option<UnixSeconds>,
     created_at: UnixSeconds,
     updated_at: UnixSeconds,
+    #[schema(required)]
     unknown_since: Option<UnixSeconds>,
     /// Grows with every change while `boot_id` is the same.
     generation: u64,
@@ -151,7 +176,7 @@ struct ContainerState<'a> {
     last_sequence: i64,
 }
 
-impl<'a> ContainerState<'a> {
+impl<'a> SeenContainer<'a> {
     fn new(snapshot: &'a Snapshot, last_sequence: i64) -> Self {
         let spec = &*snapshot.spec;
         Self {
@@ -180,6 +205,33 @@ impl<'a> ContainerState<'a> {
     }
 }
 
+/// How the whole answer looks. It is written from its parts, so none of these is made.
+#[derive(ToSchema)]
+#[schema(as = NodeSnapshot)]
+#[expect(dead_code, reason = "only its description is used")]
+struct SnapshotView<'a> {
+    node: NodeView,
+    engine: EngineView,
+    outbox: OutboxView,
+    /// The oldest first.
+    volumes: Vec<VolumeView>,
+    /// By name.
+    containers: Vec<SeenContainer<'a>>,
+}
+
+/// Shows the whole node in one answer, for a panel that was away.
+///
+/// Each container's state goes together with `last_sequence`: an update whose `X-Lightd-Sequence` is no higher is older than
+/// what is shown here. It wants the permissions `node` and `containers.read`, for all containers.
+#[utoipa::path(
+    get, path = "/sync/snapshot", tag = "remote",
+    params(("If-None-Match" = Option<String>, Header, description = "Tags: 304 if nothing but the time is different")),
+    responses(
+        (status = 200, description = "Everything", body = SnapshotView,
+         headers(("ETag" = String, description = "Of all but the time"))),
+        (status = 304, description = "It is what the caller has", headers(("ETag" = String, description = "Of all but the time"))),
+    ),
+)]
 async fn snapshot(
     auth: Auth,
     State(state): State<AppState>,
@@ -276,7 +328,7 @@ impl Stored {
             let last_sequence = sequences.get(&row.id).copied().unwrap_or(0);
             let live = live.get(&row.id).map(|live| &**live);
             let snapshot = Snapshot::of_row(row, live)?;
-            containers.push(&ContainerState::new(&snapshot, last_sequence));
+            containers.push(&SeenContainer::new(&snapshot, last_sequence));
             Ok(())
         })?;
         let mut volumes = List::default();
