@@ -75,7 +75,7 @@ fn drain(servers: u32) -> Result<()> {
     fill(&folder.path().join("data/lightd.db"), servers, UPDATES / servers)?;
     let lightd = Lightd::start(folder.path(), &settings(folder.path(), &receiver, true))?;
     receiver.wait_for(UPDATES as usize, Duration::from_secs(120))?;
-    let took = receiver.from_first_to_last();
+    let took = receiver.took();
     let cpu = lightd.cpu()?;
     println!(
         "{servers:>6} servers: {:.0} updates/s over {} connection(s); lightd's CPU {:.2} s in all, {} KiB resident",

@@ -55,7 +55,8 @@ impl Receiver {
         }
     }
 
-    pub(crate) fn from_first_to_last(&self) -> Duration {
+    /// From the first update to the last.
+    pub(crate) fn took(&self) -> Duration {
         let heard = lock(&self.heard);
         heard.first.zip(heard.last).map_or(Duration::ZERO, |(first, last)| last - first)
     }

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use crate::support::SOON;
+use crate::support::numbers::free_port;
 use crate::support::panel::Panel;
 use crate::support::process::Daemon;
 use crate::support::rude::{Manners, RudePanel};
@@ -99,6 +100,39 @@ async fn whatever_the_panel_does_nothing_is_lost_and_nothing_waits_for_it() {
     }
     let elsewhere = panel.heard().into_iter().filter(|heard| !heard.path.starts_with("/api/"));
     assert_eq!(elsewhere.count(), 0, "a redirect was followed, with the token");
+    daemon.close().await;
+}
+
+#[tokio::test]
+async fn lightd_boots_and_works_while_there_is_no_panel_and_tells_it_all_later() {
+    let port = free_port();
+    let mut daemon = Daemon::start_with(|config| {
+        config["remote"] = json!({
+            "enabled": true, "url": format!("http://127.0.0.1:{port}/api"),
+            "token": "lightd_panel_token_0000", "health_interval": "1s",
+        });
+    })
+    .await;
+    let id = daemon.id("alone");
+    daemon.run(&id, json!({})).await;
+    let away = async |daemon: &Daemon| {
+        eventually("the panel is known to be away", SOON, async || {
+            let status = daemon.client().get("/remote/status").await.is(200);
+            if status["state"] == "unreachable" { Ok(status) } else { Err(status) }
+        })
+        .await
+    };
+    let before = away(&daemon).await;
+    daemon.restart().await;
+    let after = away(&daemon).await;
+    assert_eq!(after["since"], before["since"], "a restart does not shorten an outage");
+    assert_eq!(after["outbox"]["waiting"], 2);
+    let text = out(&daemon.cli(&["outbox"]));
+    assert!(text.starts_with("The panel is unreachable since 20"), "{text}");
+    let panel = RudePanel::start_at(port).await;
+    nothing_waits(&daemon).await;
+    let taken: Vec<Value> = panel.updates().into_iter().map(|heard| heard.body).collect();
+    assert_eq!(taken, [told(&id, "installing"), told(&id, "ready")]);
     daemon.close().await;
 }
 

@@ -82,9 +82,13 @@ pub(crate) struct RudePanel {
 
 impl RudePanel {
     pub(crate) async fn start() -> Self {
+        Self::start_at(0).await
+    }
+
+    pub(crate) async fn start_at(port: u16) -> Self {
         let state = State { manners: Manners::Well, heard: Vec::new() };
         let state = Arc::new(Mutex::new(state));
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a listener");
+        let listener = TcpListener::bind(("127.0.0.1", port)).await.expect("a listener");
         let port = listener.local_addr().expect("an address").port();
         let mut server = JoinSet::new();
         server.spawn(accept(listener, Arc::clone(&state)));
