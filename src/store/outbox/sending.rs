@@ -114,8 +114,10 @@ impl Tx<'_> {
                     Fate::Delivered => self.delete_update(*sequence)?,
                     Fate::Refused { reason } => self.park(*sequence, reason, now_ms)?,
                     Fate::Later { error, due_ms: later_ms } => {
-                        self.note_failure(*sequence, error)?;
-                        due_ms = *later_ms;
+                        // What was dropped meanwhile holds up nothing.
+                        if self.note_failure(*sequence, error)? {
+                            due_ms = *later_ms;
+                        }
                     }
                 }
             }
@@ -136,13 +138,15 @@ impl Tx<'_> {
         Ok(())
     }
 
-    fn note_failure(&self, sequence: i64, error: &str) -> Result<(), StoreError> {
-        self.connection
+    /// False where there is no such update any more.
+    fn note_failure(&self, sequence: i64, error: &str) -> Result<bool, StoreError> {
+        let changed = self
+            .connection
             .prepare_cached(
                 "UPDATE outbox SET attempts = attempts + 1, last_error = ?2 WHERE sequence = ?1",
             )?
             .execute((sequence, error))?;
-        Ok(())
+        Ok(changed > 0)
     }
 
     fn park(&self, sequence: i64, reason: &str, now_ms: i64) -> Result<(), StoreError> {

@@ -128,6 +128,8 @@ async fn what_is_dropped_is_gone_and_holds_up_nothing() {
     note(&store, "b", vec![(3, refused())]).await;
     store.write("drop", |tx| tx.drop_update(1)).await.unwrap();
     assert_eq!(due(&store, NOW_MS, &[]).await, (vec![("a".to_owned(), vec![2])], None));
+    note(&store, "a", vec![(1, failed(600))]).await;
+    assert_eq!(due(&store, NOW_MS, &[]).await.0.len(), 1, "nor does what was under way then");
     store.write("drop", |tx| tx.drop_update(2)).await.unwrap();
     assert_eq!(due(&store, NOW_MS, &[]).await, (vec![], None), "nothing waits, so nothing is due");
     assert_eq!(store.write("drop", |tx| tx.drop_parked(Some(&id("a")))).await.unwrap(), 0);
