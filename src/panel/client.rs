@@ -77,7 +77,7 @@ impl Client {
         let response = self.send(self.http.get(format!("{}/health", self.base))).await?;
         let status = response.status();
         let body = take_in(response).await;
-        judge_health(status, &body.beginning)
+        judge_health(status, body)
     }
 
     pub(super) async fn deliver(&self, row: &OutboxRow) -> Outcome {
@@ -154,17 +154,20 @@ fn judge(status: StatusCode, asked: Option<Duration>, body: Body) -> Outcome {
 }
 
 /// Well is who says so with a 2xx, and with no other status in a JSON body.
-fn judge_health(status: StatusCode, body: &[u8]) -> Result<(), PanelError> {
+fn judge_health(status: StatusCode, body: Body) -> Result<(), PanelError> {
     if status.is_redirection() {
         return Err(PanelError::Redirect(status.as_u16()));
     }
     if !status.is_success() {
         return Err(PanelError::Status(status.as_u16()));
     }
-    if is_web_page(body) {
+    if let Some(why) = body.broke_off {
+        return Err(PanelError::BrokeOff(why.without_url()));
+    }
+    if is_web_page(&body.beginning) {
         return Err(PanelError::WebPage);
     }
-    let said = serde_json::from_slice::<serde_json::Value>(body).unwrap_or_default();
+    let said = serde_json::from_slice::<serde_json::Value>(&body.beginning).unwrap_or_default();
     match said["status"].as_u64() {
         Some(said) if !(200..300).contains(&said) => Err(PanelError::Unwell(said)),
         _ => Ok(()),
@@ -243,7 +246,8 @@ mod tests {
     #[test]
     fn a_panel_is_well_that_says_so() {
         let judged = |status: u16, body: &str| {
-            judge_health(StatusCode::from_u16(status).unwrap(), body.as_bytes()).is_ok()
+            let body = Body { beginning: body.as_bytes().to_vec(), broke_off: None };
+            judge_health(StatusCode::from_u16(status).unwrap(), body).is_ok()
         };
         assert!(judged(200, r#"{"status": 200, "endpoint": "active"}"#));
         assert!(judged(204, "") && judged(200, "fine") && judged(200, r#"{"status": "ok"}"#));

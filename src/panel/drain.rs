@@ -113,10 +113,13 @@ impl Drain<'_> {
     /// Waits for the requests that are under way and notes what became of them.
     async fn end(mut self) {
         self.queue.clear();
-        while let Some(lane) = self.lanes.join_next().await {
-            self.lane_ended(lane).await;
-        }
         let mut ended = Vec::new();
+        while !self.lanes.is_empty() {
+            tokio::select! {
+                _ = self.attempts.recv_many(&mut ended, NOTED_AT_ONCE) => {}
+                Some(lane) = self.lanes.join_next() => self.lane_ended(lane).await,
+            }
+        }
         while let Ok(attempts) = self.attempts.try_recv() {
             ended.push(attempts);
         }

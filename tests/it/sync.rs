@@ -253,7 +253,6 @@ async fn the_readmes_panel_makes_a_server_hears_of_it_and_lets_a_browser_in() {
     let knows = format!(r#"{{"{mine}": {{"sequence": 2, "status": "ready"}}}}"#);
     assert!(said.contains("Configuration reloaded") && said.contains(&knows), "{said}");
 
-    let example = Example::start(&daemon);
     let ask = async |path: &str| -> Value {
         let answer = reqwest::get(format!("http://127.0.0.1:{port}{path}")).await;
         match answer {
@@ -263,6 +262,7 @@ async fn the_readmes_panel_makes_a_server_hears_of_it_and_lets_a_browser_in() {
     };
     // It has started its server, because it was told that it is ready; started again, it makes no other.
     daemon.state(&mine, "running").await;
+    let example = Example::start(&daemon);
     eventually("the panel runs again, and knows", SOON, async || {
         let seen = ask("/").await;
         if seen[&mine]["status"] == "running" { Ok(()) } else { Err(seen) }
