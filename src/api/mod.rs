@@ -34,6 +34,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 
 use self::error::ApiError;
 pub(crate) use self::idempotency::Idempotency;
+pub(crate) use self::native::SyncState;
 pub(crate) use self::openapi::text as openapi_text;
 use self::openapi::{Deadline, Routes};
 pub(crate) use self::state::{AppState, Services};

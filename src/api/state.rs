@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::extract::BodyLimit;
 use super::idempotency::Idempotency;
+use super::native::SyncState;
 use super::ws::Sockets;
 use crate::access::Access;
 use crate::config::live::Live;
@@ -38,6 +39,7 @@ pub(crate) struct Services {
     pub(crate) sockets: Sockets,
     pub(crate) fetcher: Fetcher,
     pub(crate) idempotency: Idempotency,
+    pub(crate) sync: SyncState,
     pub(crate) began: Instant,
     /// Ends every socket.
     pub(crate) stop: CancellationToken,

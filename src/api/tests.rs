@@ -6,3 +6,4 @@ mod node;
 mod permissions;
 mod routes;
 mod sockets;
+mod sync;

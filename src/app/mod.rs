@@ -158,6 +158,7 @@ impl App {
             sockets: api::Sockets::default(),
             fetcher: Fetcher::default(),
             idempotency: api::Idempotency::default(),
+            sync: api::SyncState::default(),
             began: Instant::now(),
             stop,
             supervisor: registry,
@@ -240,6 +241,7 @@ impl App {
                 self.state.operations.shutdown(),
                 self.state.volumes.shutdown(),
                 self.state.idempotency.drained(),
+                self.state.panel.ended(),
                 self.state.supervisor.wind_down(OWNERS_END)
             )
         };

@@ -70,6 +70,7 @@ pub(super) fn panel(config: &Config) -> Option<PanelSettings> {
     Some(PanelSettings {
         url: panel.url.clone(),
         token: panel.token.clone(),
+        signing_secret: panel.signing_secret.clone(),
         health_interval: panel.health_interval,
     })
 }

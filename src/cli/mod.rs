@@ -9,6 +9,7 @@ pub(crate) mod completions;
 mod console;
 mod doctor;
 mod openapi;
+mod outbox;
 mod ps;
 pub(crate) mod secrets;
 mod serve;
@@ -107,6 +108,8 @@ pub(crate) enum Command {
     },
     /// List this node's servers
     Ps,
+    /// Look at the updates that the panel has not taken, send them again, drop them
+    Outbox(outbox::OutboxArgs),
     /// Print a shell's completion script: lightd completions bash > /etc/bash_completion.d/lightd
     Completions { shell: clap_complete::Shell },
     /// Check the configuration and print what counts, with secrets masked
@@ -153,6 +156,7 @@ pub(crate) fn main() -> ExitCode {
             printed(secrets::admin_key(action, &source, out), SecretError::exit_code)
         }
         Some(Command::Console { id }) => ended(console::run(&source, &id), |_| 1),
+        Some(Command::Outbox(args)) => printed(outbox::run(&source, &args, out), |_| 1),
         Some(Command::Ps) => printed(ps::run(&source, out), |_| 1),
         Some(Command::Doctor) => doctor::run(&source, out),
     }
@@ -241,5 +245,11 @@ mod tests {
             Some(Command::Console { .. })
         ));
         assert!(parse("lightd nonsense").is_err());
+        for line in ["", " list --state parked", " show 3 --json", " retry 1 2", " retry --all"] {
+            parse(&format!("lightd outbox{line}")).unwrap();
+        }
+        for line in [" retry", " drop", " drop 1 --parked", " show", " show x", " list --state x"] {
+            assert!(parse(&format!("lightd outbox{line}")).is_err(), "{line}");
+        }
     }
 }

@@ -206,6 +206,8 @@ pub(crate) struct Remote {
 pub(crate) struct RemotePanel {
     pub(crate) url: Url,
     pub(crate) token: Secret,
+    /// Empty: updates are not signed.
+    pub(crate) signing_secret: Secret,
     pub(crate) health_interval: Duration,
 }
 

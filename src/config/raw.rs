@@ -206,6 +206,8 @@ pub(crate) struct Remote {
     pub(crate) enabled: bool,
     pub(crate) url: String,
     pub(crate) token: Secret,
+    /// What updates are signed with; empty: they are not.
+    pub(crate) signing_secret: Secret,
     pub(crate) power_events: bool,
     pub(crate) health_interval: Span,
 }
@@ -353,6 +355,7 @@ impl Default for Remote {
             enabled: false,
             url: String::new(),
             token: Secret::default(),
+            signing_secret: Secret::default(),
             power_events: false,
             health_interval: Span(Duration::from_secs(30)),
         }

@@ -92,6 +92,7 @@ fn differences(a: &Config, b: &Config) -> Vec<String> {
         ),
         ("authorization.admin_key", a.authorization.admin_key != b.authorization.admin_key),
         ("remote.token", a.remote.token != b.remote.token),
+        ("remote.signing_secret", a.remote.signing_secret != b.remote.signing_secret),
     ] {
         if differs && !changed.iter().any(|known| known == key) {
             changed.push(key.to_owned());

@@ -230,16 +230,20 @@ fn a_copy_of_the_example_gets_its_token_at_the_first_start() {
 fn secrets_are_masked_where_the_configuration_is_shown() {
     let config = load(json!({
         "authorization": {"token": TOKEN, "admin_key": "a".repeat(30)},
-        "remote": {"enabled": true, "url": "https://p.example/api", "token": "secret-of-panel"},
+        "remote": {"enabled": true, "url": "https://p.example/api", "token": "secret-of-panel",
+            "signing_secret": "secret-of-signatures"},
     }))
     .unwrap();
     let shown = config.masked();
     assert_eq!(shown.pointer("/authorization/token"), Some(&json!("***")));
     assert_eq!(shown.pointer("/authorization/admin_key"), Some(&json!("***")));
     assert_eq!(shown.pointer("/remote/token"), Some(&json!("***")));
+    assert_eq!(shown.pointer("/remote/signing_secret"), Some(&json!("***")));
     assert_eq!(shown.pointer("/remote/url"), Some(&json!("https://p.example/api")));
     let printed = format!("{config:?}");
-    assert!(!printed.contains(TOKEN) && !printed.contains("secret-of-panel"));
+    for secret in [TOKEN, "secret-of-panel", "secret-of-signatures"] {
+        assert!(!printed.contains(secret), "{printed}");
+    }
 }
 
 #[test]

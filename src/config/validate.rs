@@ -268,6 +268,9 @@ fn quota(raw: &raw::Quota) -> Quota {
     Quota { backend, on_exceeded: raw.on_exceeded }
 }
 
+/// A shorter one could be guessed from what it has signed.
+const SIGNING_SECRET_MIN_BYTES: usize = 16;
+
 fn remote(raw: &raw::Remote, check: &mut Check<'_>) -> Remote {
     let health_interval = check.span("remote.health_interval", raw.health_interval.0, "1s", "1h");
     if !raw.enabled {
@@ -281,7 +284,17 @@ fn remote(raw: &raw::Remote, check: &mut Check<'_>) -> Remote {
     if token.is_empty() || !is_header_text(token.expose()) {
         check.say("remote.token", "must be set, in plain characters, while remote.enabled is true");
     }
-    let panel = url.ok().map(|url| RemotePanel { url, token: token.clone(), health_interval });
+    let signing_secret = raw.signing_secret.clone();
+    if !signing_secret.is_empty() && signing_secret.expose().len() < SIGNING_SECRET_MIN_BYTES {
+        let message = format!("must have at least {SIGNING_SECRET_MIN_BYTES} characters, or none");
+        check.say("remote.signing_secret", message);
+    }
+    let panel = url.ok().map(|url| RemotePanel {
+        url,
+        token: token.clone(),
+        signing_secret,
+        health_interval,
+    });
     Remote { panel, power_events: raw.power_events }
 }
 

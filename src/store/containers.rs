@@ -196,19 +196,32 @@ impl Read<'_> {
         &self,
         filter: &ContainerFilter,
     ) -> Result<Vec<ContainerRow>, StoreError> {
+        let mut found = Vec::new();
+        self.each_container(filter, |container| {
+            found.push(container);
+            Ok(())
+        })?;
+        Ok(found)
+    }
+
+    /// As [`Read::containers`], handed on one by one.
+    pub(crate) fn each_container(
+        &self,
+        filter: &ContainerFilter,
+        mut take: impl FnMut(ContainerRow) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
         let mut statement = self.connection.prepare_cached(&format!(
             "{COLUMNS} WHERE (?1 IS NULL OR phase = ?1) AND id > ?2 ORDER BY id LIMIT ?3"
         ))?;
         let after = filter.after.as_ref().map_or("", ContainerId::as_str);
         let limit = filter.limit.map_or(-1, i64::from);
         let mut rows = statement.query((&filter.phase, after, limit))?;
-        let mut found = Vec::new();
         while let Some(row) = rows.next()? {
             let mut container = container_of(row)?;
             container.ports = self.ports_of(&container.id)?;
-            found.push(container);
+            take(container)?;
         }
-        Ok(found)
+        Ok(())
     }
 }
 

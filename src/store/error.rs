@@ -80,7 +80,7 @@ pub(crate) enum StoreError {
     TooManyTokens { most: u64 },
     #[error("there is no such token")]
     NoSuchToken,
-    #[error("there is no parked update {0}")]
+    #[error("there is no update {0} in the outbox")]
     NoSuchUpdate(i64),
 }
 

@@ -7,7 +7,7 @@ use super::testing::*;
 use super::volumes::VolumeRow;
 use super::*;
 use crate::domain::ids::VolumeId;
-use crate::domain::panel_update::{PanelUpdate, PowerState};
+use crate::domain::panel_update::PanelUpdate;
 use crate::domain::spec::{HostPort, PortBinding, Protocol};
 use crate::domain::units::UnixSeconds;
 
@@ -178,7 +178,7 @@ async fn a_container_comes_back_as_it_was_stored() {
     let row = store.read("get", |rx| rx.container(&id("a"))).await.unwrap();
     assert_eq!((row.spec, row.state), saved);
     assert_eq!((row.created_at, row.updated_at), (NOW, later(2)));
-    assert_eq!(store.read("heads", |rx| rx.outbox_heads(9)).await.unwrap().len(), 1);
+    assert_eq!(store.read("depth", |rx| rx.outbox_depth()).await.unwrap().waiting, 1);
     let filter = ContainerFilter { phase: Some("running".to_owned()), ..Default::default() };
     assert_eq!(store.read("list", move |rx| rx.containers(&filter)).await.unwrap().len(), 1);
     let filter = ContainerFilter { after: Some(id("a")), ..Default::default() };
@@ -409,63 +409,6 @@ async fn the_host_is_asked_before_a_port_is_chosen() {
     let new = new_container("b", volume, &[any()]);
     let insert = move |tx: &Tx<'_>| tx.insert_container(&new, NOW, only_7003);
     assert!(matches!(store.write("insert", insert).await, Err(StoreError::NoFreePort { .. })));
-}
-
-#[tokio::test]
-async fn updates_are_numbered_per_server_for_ever() {
-    let (_folder, store) = open();
-    let (a, b) = (id("a"), id("b"));
-    store
-        .write("enqueue", move |tx| {
-            tx.enqueue_update(&a, &PanelUpdate::Installing, NOW)?;
-            tx.enqueue_update(&b, &PanelUpdate::Installing, NOW)?;
-            tx.enqueue_update(&a, &PanelUpdate::Ready, NOW)
-        })
-        .await
-        .unwrap();
-    let heads = store.read("heads", |rx| rx.outbox_heads(9)).await.unwrap();
-    let numbers: Vec<(&str, i64)> =
-        heads.iter().map(|row| (row.server.as_str(), row.server_sequence)).collect();
-    assert_eq!(numbers, [("a", 1), ("b", 1)]);
-    let first = heads[0].sequence;
-    store
-        .write("deliver", move |tx| {
-            tx.delivered(first)?;
-            tx.park(first + 1, "404")?;
-            tx.park(first + 2, "404")?;
-            tx.enqueue_update(&id("a"), &PanelUpdate::Power(PowerState::Running), NOW)
-        })
-        .await
-        .unwrap();
-    let heads = store.read("heads", |rx| rx.outbox_heads(9)).await.unwrap();
-    assert_eq!(heads.len(), 1);
-    assert_eq!(heads[0].server_sequence, 3);
-    let depth = store.read("depth", |rx| rx.outbox_depth()).await.unwrap();
-    assert_eq!((depth.waiting, depth.parked), (1, 2));
-    store.write("unpark", move |tx| tx.unpark(first + 2)).await.unwrap();
-    let heads = store.read("heads", |rx| rx.outbox_heads(9)).await.unwrap();
-    assert_eq!(heads[0].server_sequence, 2, "back in its old place");
-    let parked = store.read("parked", |rx| rx.parked(9)).await.unwrap();
-    assert_eq!(parked.len(), 1);
-}
-
-#[tokio::test]
-async fn power_states_are_thinned_out_and_results_are_not() {
-    let (_folder, store) = open();
-    store
-        .write("enqueue", move |tx| {
-            tx.enqueue_update(&id("a"), &PanelUpdate::Installing, NOW)?;
-            for _ in 0..300 {
-                tx.enqueue_update(&id("a"), &PanelUpdate::Power(PowerState::Running), NOW)?;
-            }
-            Ok(())
-        })
-        .await
-        .unwrap();
-    let depth = store.read("depth", |rx| rx.outbox_depth()).await.unwrap();
-    assert_eq!(depth.waiting, 257);
-    let heads = store.read("heads", |rx| rx.outbox_heads(9)).await.unwrap();
-    assert_eq!(heads[0].server_sequence, 1);
 }
 
 #[tokio::test]

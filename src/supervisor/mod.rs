@@ -54,6 +54,7 @@ use crate::engine::{EngineError, ExecRequest, ExecResult};
 use crate::files::claims::Work;
 use crate::store::StoreError;
 use crate::store::bindings::PortRequest;
+use crate::store::containers::ContainerRow;
 
 pub(crate) use pace::StartPace;
 pub(crate) use registry::{CreateContainer, CreateError, Registry};
@@ -110,6 +111,13 @@ impl Snapshot {
     /// How the latest run ended, if it has.
     pub(crate) fn exit(&self) -> Option<Exit> {
         self.last_exit.as_ref().filter(|last| last.run == self.run).map(|last| last.exit)
+    }
+
+    /// A container exactly as a transaction of the store sees it, which what it publishes may be a moment
+    /// behind. `live` is what it had published before that transaction began.
+    pub(crate) fn of_row(row: ContainerRow, live: Option<&Self>) -> Result<Self, StoreError> {
+        record::Record::shown(row, live)
+            .map_err(|why| StoreError::Decode { what: "container's state", source: why.into() })
     }
 
     /// The state as the wire names it.

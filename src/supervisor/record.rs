@@ -106,6 +106,19 @@ impl Record {
         })
     }
 
+    /// A container as its row says, with what `live` knew beside it a moment before.
+    pub(super) fn shown(
+        row: ContainerRow,
+        live: Option<&Snapshot>,
+    ) -> Result<Snapshot, serde_json::Error> {
+        let unknown_since = live.and_then(|live| live.unknown_since);
+        // The first that an owner publishes; it may not have come to it.
+        let generation = live.map_or(1, |live| live.generation);
+        let mut shown = Self::from_row(row)?.snapshot(generation, unknown_since, false);
+        shown.restarts.next_at = live.and_then(|live| live.restarts.next_at);
+        Ok(shown)
+    }
+
     fn state(&self) -> ContainerState {
         let stored = Stored {
             machine: &self.machine,

@@ -16,6 +16,7 @@ mod downloads;
 mod files;
 mod listing;
 pub(super) mod operations;
+mod outbox;
 mod ports;
 mod post_mortems;
 mod power;
@@ -25,6 +26,7 @@ mod remote;
 mod resources;
 mod search;
 mod snapshots;
+mod sync;
 mod tokens;
 mod tus;
 mod tus_headers;
@@ -32,6 +34,7 @@ mod uploads;
 mod volumes;
 
 pub(in crate::api) use self::containers::STATES;
+pub(crate) use self::sync::SyncState;
 use super::openapi::Routes;
 
 /// Calls that answer within the common deadline.
@@ -46,6 +49,8 @@ pub(super) fn quick_routes() -> Routes {
         .merge(console::routes())
         .merge(resources::routes())
         .merge(remote::routes())
+        .merge(outbox::routes())
+        .merge(sync::routes())
         .merge(volumes::routes())
         .merge(snapshots::routes())
         .merge(files::routes())

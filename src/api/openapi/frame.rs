@@ -43,7 +43,7 @@ const TAGS: &[(&str, &str)] = &[
     ("archives", "Archives in a volume, and folders as archives."),
     ("operations", "Work that goes on in the background."),
     ("network", "The pool of ports."),
-    ("remote", "The configuration, and the link to the panel."),
+    ("remote", "The configuration, the link to the panel, and the whole node in one answer."),
 ];
 
 /// The document without calls.

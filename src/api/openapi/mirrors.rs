@@ -9,7 +9,7 @@ use utoipa::openapi::RefOr;
 use utoipa::openapi::schema::Schema;
 use utoipa::{PartialSchema, ToSchema};
 
-use super::schemas::{EndedBy, IpAddress, PanelState};
+use super::schemas::{EndedBy, IpAddress};
 use crate::domain::ids::{RunId, VolumeId};
 use crate::domain::operation::{OperationId, OperationKind, OperationState, OperationView};
 use crate::domain::restart::RestartOnCrash;
@@ -234,16 +234,4 @@ pub(in crate::api) struct PostMortem {
 struct OomDouble {
     engine: bool,
     kernel: bool,
-}
-
-/// Whether the panel answers, and since when it is so.
-#[derive(ToSchema)]
-#[expect(dead_code, reason = "only its description is used")]
-pub(in crate::api) struct PanelStatus {
-    #[schema(value_type = PanelState)]
-    state: String,
-    since: UnixSeconds,
-    /// Why it is out of reach.
-    #[schema(required)]
-    error: Option<String>,
 }

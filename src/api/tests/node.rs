@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
 use crate::access::{Access, AccessSettings};
-use crate::api::{AppState, Idempotency, Services, Sockets};
+use crate::api::{AppState, Idempotency, Services, Sockets, SyncState};
 use crate::config::live::Live;
 use crate::config::source::{Overrides, Source};
 use crate::console::ConsoleOptions;
@@ -92,6 +92,7 @@ impl Node {
             sockets: Sockets::default(),
             fetcher: Fetcher::default(),
             idempotency: Idempotency::default(),
+            sync: SyncState::default(),
             began: Instant::now(),
             stop,
             supervisor,

@@ -77,7 +77,12 @@ const PROTECTED: &[(&str, &str)] = &[
     ("POST", "/remote/config/reload"),
     ("GET", "/remote/status"),
     ("GET", "/remote/outbox"),
+    ("DELETE", "/remote/outbox"),
+    ("POST", "/remote/outbox/retry"),
+    ("GET", "/remote/outbox/1"),
+    ("DELETE", "/remote/outbox/1"),
     ("POST", "/remote/outbox/1/retry"),
+    ("GET", "/sync/snapshot"),
 ];
 
 fn request(method: &str, uri: &str, headers: &[(header::HeaderName, &str)]) -> Request<Body> {

@@ -8,6 +8,7 @@ pub(crate) mod guest;
 pub(crate) mod numbers;
 pub(crate) mod panel;
 pub(crate) mod process;
+pub(crate) mod rude;
 pub(crate) mod sse;
 pub(crate) mod wait;
 pub(crate) mod ws;
