@@ -142,7 +142,8 @@ async fn once(state: &AppState, request: Request, next: Next) -> Result<Response
     answer.await.map_err(|_| ApiError::internal("a request with a key ended without an answer"))
 }
 
-fn principal(auth: &Auth) -> String {
+/// The name under which the store knows a caller.
+pub(super) fn principal(auth: &Auth) -> String {
     match auth.principal() {
         Principal::Node => "node".to_owned(),
         Principal::Anonymous => "anonymous".to_owned(),

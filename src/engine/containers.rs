@@ -21,10 +21,10 @@ use super::op::{self, Op};
 use super::request::{CreateRequest, Created};
 use super::{Engine, Fault, container_target, convert, images, labels};
 use crate::domain::observed::{Exit, Observed, ObservedStatus};
-use crate::domain::spec::Limits;
+use crate::domain::spec::{HostPort, Limits};
 use crate::domain::units::now_unix_ms;
 
-/// One of our containers, as the engine lists it.
+/// A container of ours, or named like one, as the engine lists it.
 #[derive(Clone, Debug)]
 pub(crate) struct Ours {
     pub(crate) docker_id: String,
@@ -278,23 +278,43 @@ impl Engine {
 
     /// All containers with this node's label, running or not.
     pub(crate) async fn list_ours(&self) -> Result<Vec<Ours>, EngineError> {
-        let options = ListContainersOptionsBuilder::new()
-            .all(true)
-            .filters(&labels::filter(labels::NODE, self.node()))
-            .build();
+        self.list_containers(labels::filter(labels::NODE, self.node())).await
+    }
+
+    /// All containers, running or not, that are named as lightd's are and that no lightd of this kind has
+    /// made: none has put its label on them.
+    pub(crate) async fn list_of_others(&self) -> Result<Vec<Ours>, EngineError> {
+        let named = HashMap::from([("name".to_owned(), vec!["^/?lightd-".to_owned()])]);
+        let mut found = self.list_containers(named).await?;
+        found.retain(|found| !found.labels.contains_key(labels::NODE));
+        Ok(found)
+    }
+
+    async fn list_containers(
+        &self,
+        filters: HashMap<String, Vec<String>>,
+    ) -> Result<Vec<Ours>, EngineError> {
+        let options = ListContainersOptionsBuilder::new().all(true).filters(&filters).build();
         let found = self
             .call(op::LIST, "containers", |docker| async move {
                 docker.list_containers(Some(options)).await
             })
             .await?;
-        let ours = found.into_iter().filter_map(|found| {
+        let listed = found.into_iter().filter_map(|found| {
             Some(Ours {
                 docker_id: found.id?,
                 name: without_slash(found.names.unwrap_or_default().into_iter().next()?),
                 labels: found.labels.unwrap_or_default(),
             })
         });
-        Ok(ours.collect())
+        Ok(listed.collect())
+    }
+
+    /// The ports of the host that a container publishes, also while it does not run; none if it is not
+    /// there.
+    pub(crate) async fn published_ports(&self, id: &str) -> Result<Vec<HostPort>, EngineError> {
+        let found = self.look_at(op::INSPECT, id, None).await?;
+        Ok(found.as_ref().map(convert::published).unwrap_or_default())
     }
 
     /// Where the container's root file system differs from its image. Mount points are always among

@@ -19,7 +19,9 @@
 pub(crate) mod bindings;
 pub(crate) mod containers;
 pub(crate) mod error;
+pub(crate) mod free_ports;
 pub(crate) mod idempotency;
+pub(crate) mod leases;
 mod meta;
 mod migrate;
 mod operations;
@@ -252,6 +254,8 @@ fn node_id(connection: &Connection) -> Result<Uuid, StoreError> {
     }
 }
 
+#[cfg(test)]
+mod port_tests;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]

@@ -25,7 +25,7 @@ use super::{ContainerHandle, Snapshot};
 use crate::domain::ids::ContainerId;
 use crate::domain::lifecycle::{Interruption, Phase};
 use crate::domain::observed::Observed;
-use crate::engine::{EngineError, Hint, Ours, labels};
+use crate::engine::{EngineError, Hint, Ours};
 use crate::network::isolation::IsolationError;
 use crate::store::StoreError;
 use crate::store::containers::ContainerFilter;
@@ -170,14 +170,15 @@ impl Registry {
         }
         let ours = self.services().engine.list_ours().await.map_err(BootError::Engine)?;
         let mut all: HashMap<ContainerId, Found> = HashMap::new();
+        let mut strangers = Vec::new();
         for found in ours {
-            let id = found.labels.get(labels::CONTAINER).and_then(|id| ContainerId::parse(id).ok());
-            let Some(id) = id.filter(|id| self.get(id).is_some()) else {
+            let Some(id) = self.row_of(&found) else {
                 tracing::warn!(
                     docker.id = found.docker_id,
                     docker.name = found.name,
                     "a container in the engine belongs to no row; it is left alone"
                 );
+                strangers.push(found);
                 continue;
             };
             // By its id as well: somebody may have renamed it.
@@ -192,7 +193,19 @@ impl Registry {
                 of_row.others.push(found);
             }
         }
+        self.keep_ports_of(&strangers).await;
         Ok(all)
+    }
+
+    /// What containers publish that are left alone is nobody else's to publish.
+    async fn keep_ports_of(&self, strangers: &[Ours]) {
+        match self.import_ports_of(strangers).await {
+            Ok(ports) if ports.is_empty() => {}
+            Ok(ports) => tracing::info!(?ports, "their ports are kept from being handed out"),
+            Err(error) => {
+                tracing::warn!(error = %Chain(&error), "the ports of containers without a row are not known");
+            }
+        }
     }
 
     /// Tells the owners of these containers what there is of them. Those that could not be looked at

@@ -223,6 +223,7 @@ impl Owner {
             }
             Report::PutBack { docker_id } => {
                 self.record.docker_id = docker_id;
+                self.record.restart_needed |= self.record.previous_restart_needed;
                 self.save_and_publish().await;
             }
             Report::Installed { own_image } => {
@@ -292,14 +293,14 @@ impl Owner {
         effects: &[Effect],
         change: Option<Change>,
     ) -> Result<(), StoreError> {
-        let now = UnixSeconds::now();
-        self.record.updated_at = now;
+        let terms = self.services.port_terms();
+        self.record.updated_at = terms.now;
         if effects.iter().any(|effect| matches!(effect, Effect::Start { .. })) {
             self.record.begun_at_ms = Some(now_unix_ms());
         }
         let mut with = self.owed.clone();
         with.extend(self.with(effects, change));
-        self.record.save(&self.services.store, with, now).await?;
+        self.record.save(&self.services.store, with, terms).await?;
         self.owed = With::default();
         self.unsaved = false;
         Ok(())

@@ -9,15 +9,19 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Deserializer};
+use uuid::Uuid;
 
+use crate::api::auth::Auth;
 use crate::api::error::ApiError;
+use crate::api::idempotency::principal;
 use crate::domain::ids::{ContainerId, VolumeId};
 use crate::domain::restart::RestartOnCrash;
 use crate::domain::spec::{
     ContainerSpec, Limits, Mount, Problem, Protocol, SpecPatch, StopHow, StopPolicy,
 };
 use crate::engine::RegistryAuth;
-use crate::store::bindings::PortRequest;
+use crate::store::bindings::{PortRequest, PortsWanted};
+use crate::store::leases::Claim;
 
 /// `POST /containers`. What is required is an `Option` too, so that all that is missing is told at
 /// once.
@@ -34,6 +38,8 @@ pub(super) struct CreateBody {
     /// Seconds.
     start_timeout: Option<u64>,
     ports: Option<Vec<PortBody>>,
+    /// What `POST /network/ports/allocate` has handed out, to take the ports of.
+    lease_id: Option<Uuid>,
     limits: Option<Limits>,
     /// Container path to host path.
     mount: Option<BTreeMap<String, PathBuf>>,
@@ -92,6 +98,7 @@ pub(super) struct Creation {
     pub(super) id: ContainerId,
     pub(super) spec: ContainerSpec,
     pub(super) ports: Vec<PortBody>,
+    pub(super) lease: Option<Uuid>,
     pub(super) registry_auth: Option<RegistryAuthBody>,
 }
 
@@ -128,7 +135,7 @@ impl CreateBody {
             tty: self.tty.unwrap_or(true),
             read_only: self.read_only.unwrap_or(true),
         };
-        Ok(Creation { id, spec, ports, registry_auth: self.registry_auth })
+        Ok(Creation { id, spec, ports, lease: self.lease_id, registry_auth: self.registry_auth })
     }
 
     /// What has to be there, and the two names in it.
@@ -169,6 +176,12 @@ pub(super) fn check_ports(ports: &[PortBody], problems: &mut Vec<Problem>) {
             }
         }
     }
+}
+
+/// What is asked of the pool, by somebody who may use a lease's ports.
+pub(super) fn wanted(auth: &Auth, ports: Vec<PortBody>, lease: Option<Uuid>) -> PortsWanted {
+    let claim = Claim { holder: Some(principal(auth)), lease };
+    PortsWanted { ports: ports.into_iter().map(PortBody::into).collect(), claim }
 }
 
 impl From<PortBody> for PortRequest {
@@ -348,7 +361,7 @@ mod tests {
 
     #[test]
     fn the_documents_example_is_read_with_hard_defaults() {
-        let Creation { id, spec, ports, registry_auth } = read(full()).unwrap();
+        let Creation { id, spec, ports, registry_auth, .. } = read(full()).unwrap();
         assert_eq!(id.as_str(), "server-001");
         assert_eq!(spec.limits.memory, Some(536_870_912));
         assert_eq!(spec.limits.cpu, Some(1.0));

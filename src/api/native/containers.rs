@@ -9,7 +9,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use serde::{Deserialize, Serialize};
 
-use super::container_body::{CreateBody, Creation, PatchBody, PortBody};
+use super::container_body::{CreateBody, Creation, PatchBody, wanted};
 use super::container_view::ContainerView;
 use crate::api::auth::Auth;
 use crate::api::error::ApiError;
@@ -39,11 +39,11 @@ async fn create(
     Json(body): Json<CreateBody>,
 ) -> Result<(StatusCode, axum::Json<CreatedView>), ApiError> {
     auth.require(Permission::ContainersWrite)?;
-    let Creation { id, spec, ports, registry_auth } = body.read()?;
+    let Creation { id, spec, ports, lease, registry_auth } = body.read()?;
     let new = CreateContainer {
         id: id.clone(),
         spec,
-        ports: ports.into_iter().map(PortBody::into).collect(),
+        ports: wanted(&auth, ports, lease),
         registry_auth: registry_auth.map(Into::into),
     };
     state.supervisor.create(new).await?;

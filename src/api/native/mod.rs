@@ -14,6 +14,7 @@ mod content_headers;
 mod contents;
 mod downloads;
 mod files;
+mod leases;
 mod listing;
 mod operations;
 mod ports;
@@ -41,6 +42,7 @@ pub(super) fn quick_routes() -> Router<AppState> {
         .merge(public::routes())
         .merge(tokens::routes())
         .merge(ports::routes())
+        .merge(leases::routes())
         .merge(containers::routes())
         .merge(power::routes())
         .merge(post_mortems::routes())

@@ -9,24 +9,29 @@ use axum::{Json as JsonAnswer, Router};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::container_body::optional_protocol;
+use super::container_body::{non_empty, optional_protocol};
+use super::volumes::page_limit;
 use crate::api::auth::Auth;
 use crate::api::error::ApiError;
-use crate::api::extract::{Json, OptionalJson, Path, Query};
+use crate::api::extract::{Json, Path, Query};
+use crate::api::idempotency::principal;
 use crate::api::state::AppState;
 use crate::domain::access::Permission;
 use crate::domain::ids::ContainerId;
 use crate::domain::spec::{HostPort, Protocol};
-use crate::domain::units::{Span, UnixSeconds};
-use crate::network::pool::PortRange;
-use crate::store::ports::{NotDeleted, PoolPort, PortFilter};
+use crate::domain::units::UnixSeconds;
+use crate::network::pool::{PortRange, Shown};
+use crate::store::free_ports::Among;
+use crate::store::leases::Claim;
+use crate::store::ports::{Imported, Mark, NotDeleted, PortFilter};
+use crate::supervisor::ImportedPort;
 
 pub(super) fn routes() -> Router<AppState> {
     Router::new()
         .route("/network/ports", post(add).get(list))
         .route("/network/ports/random", get(random))
         .route("/network/ports/bulk-delete", post(delete_many))
-        .route("/network/ports/allocate", post(allocate))
+        .route("/network/ports/import", post(import))
         .route("/network/ports/{ip}/{port}", get(show).delete(delete))
         .route("/network/ports/{ip}/{port}/use", put(mark))
 }
@@ -93,19 +98,45 @@ struct PortView {
     protocol: Protocol,
     in_use: bool,
     container: Option<ContainerId>,
+    /// lightd itself, or a process that is no server of lightd's, has it.
+    held_by_host: bool,
     /// Until when it is held for whoever it was allocated to.
     leased_until: Option<UnixSeconds>,
+    /// Until when it rests since a server has let go of it.
+    quarantined_until: Option<UnixSeconds>,
+    /// What it is marked for.
+    note: Option<String>,
 }
 
-impl From<PoolPort> for PortView {
-    fn from(port: PoolPort) -> Self {
+impl From<Shown> for PortView {
+    fn from(Shown { entry, held_by_host }: Shown) -> Self {
         Self {
-            ip: port.host.ip,
-            port: port.host.port,
-            protocol: port.host.protocol,
-            in_use: port.in_use(),
-            container: port.container,
-            leased_until: port.leased_until,
+            ip: entry.host.ip,
+            port: entry.host.port,
+            protocol: entry.host.protocol,
+            in_use: entry.in_use(),
+            held_by_host,
+            leased_until: entry.lease.map(|lease| lease.until),
+            quarantined_until: entry.quarantine.map(|rest| rest.until),
+            container: entry.container,
+            note: entry.note,
+        }
+    }
+}
+
+impl PortView {
+    /// One that nobody has.
+    fn free(host: HostPort) -> Self {
+        Self {
+            ip: host.ip,
+            port: host.port,
+            protocol: host.protocol,
+            in_use: false,
+            container: None,
+            held_by_host: false,
+            leased_until: None,
+            quarantined_until: None,
+            note: None,
         }
     }
 }
@@ -116,11 +147,16 @@ struct ListQuery {
     ip: Option<IpAddr>,
     #[serde(default, deserialize_with = "optional_protocol")]
     protocol: Option<Protocol>,
+    container: Option<ContainerId>,
+    limit: Option<usize>,
+    cursor: Option<String>,
 }
 
 #[derive(Debug, Serialize)]
 struct ListView {
     ports: Vec<PortView>,
+    /// Give it as `cursor` for what follows; `null` at the end.
+    next_cursor: Option<String>,
 }
 
 async fn list(
@@ -129,9 +165,39 @@ async fn list(
     Query(query): Query<ListQuery>,
 ) -> Result<JsonAnswer<ListView>, ApiError> {
     auth.require(Permission::NetworkRead)?;
-    let filter = PortFilter { in_use: query.in_use, ip: query.ip, protocol: query.protocol };
-    let found = state.ports.list(filter).await?;
-    Ok(JsonAnswer(ListView { ports: found.into_iter().map(PortView::from).collect() }))
+    let limit = page_limit(query.limit, PAGE_MAX)?;
+    let filter = PortFilter {
+        in_use: query.in_use,
+        ip: query.ip,
+        protocol: query.protocol,
+        container: query.container,
+        after: query.cursor.as_deref().map(after).transpose()?,
+        // One more tells whether something follows.
+        limit: Some(limit + 1),
+    };
+    let mut found = state.ports.list(filter).await?;
+    let is_more = found.len() > limit;
+    found.truncate(limit);
+    let next_cursor = found.last().filter(|_| is_more).map(|last| cursor(last.entry.host));
+    Ok(JsonAnswer(ListView { ports: found.into_iter().map(PortView::from).collect(), next_cursor }))
+}
+
+/// As many as one call adds.
+const PAGE_MAX: usize = 10_000;
+
+/// The place behind an entry.
+fn cursor(port: HostPort) -> String {
+    format!("{}-{}-{}", port.ip, port.port, port.protocol.as_str())
+}
+
+fn after(cursor: &str) -> Result<HostPort, ApiError> {
+    let read = || {
+        let mut parts = cursor.split('-');
+        let (ip, port, protocol) = (parts.next()?, parts.next()?, parts.next()?);
+        let protocol = Protocol::parse(protocol)?;
+        Some(HostPort { ip: ip.parse().ok()?, port: port.parse().ok()?, protocol })
+    };
+    read().ok_or_else(|| ApiError::malformed("invalid_cursor", "the cursor is of no earlier page"))
 }
 
 /// `?protocol=`, `tcp` if left out.
@@ -143,11 +209,8 @@ struct ProtocolQuery {
 
 impl ProtocolQuery {
     fn on(self, (ip, port): (IpAddr, u16)) -> HostPort {
-        HostPort { ip: ip.to_canonical(), port, protocol: self.or_tcp() }
-    }
-
-    fn or_tcp(self) -> Protocol {
-        self.protocol.unwrap_or(Protocol::Tcp)
+        let protocol = self.protocol.unwrap_or(Protocol::Tcp);
+        HostPort { ip: ip.to_canonical(), port, protocol }
     }
 }
 
@@ -161,21 +224,32 @@ async fn show(
     Ok(JsonAnswer(state.ports.get(protocol.on(address)).await?.into()))
 }
 
+#[derive(Debug, Deserialize)]
+struct RandomQuery {
+    ip: Option<IpAddr>,
+    #[serde(default, deserialize_with = "optional_protocol")]
+    protocol: Option<Protocol>,
+}
+
 async fn random(
     auth: Auth,
     State(state): State<AppState>,
-    Query(protocol): Query<ProtocolQuery>,
+    Query(query): Query<RandomQuery>,
 ) -> Result<JsonAnswer<PortView>, ApiError> {
     auth.require(Permission::NetworkRead)?;
-    let host = state.ports.random(protocol.or_tcp()).await?;
-    let free = PoolPort { host, marked: false, container: None, leased_until: None };
-    Ok(JsonAnswer(free.into()))
+    let protocol = query.protocol.unwrap_or(Protocol::Tcp);
+    let host = state.ports.random(Among { protocol, ip: query.ip }).await?;
+    Ok(JsonAnswer(PortView::free(host)))
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct MarkBody {
     in_use: bool,
+    /// What it is marked for, to be shown.
+    note: Option<String>,
+    /// To mark a port that was handed out under it.
+    lease_id: Option<Uuid>,
 }
 
 #[derive(Debug, Serialize)]
@@ -185,6 +259,7 @@ struct MarkedView {
     port: u16,
     protocol: Protocol,
     in_use: bool,
+    note: Option<String>,
 }
 
 async fn mark(
@@ -195,15 +270,23 @@ async fn mark(
     Json(body): Json<MarkBody>,
 ) -> Result<JsonAnswer<MarkedView>, ApiError> {
     auth.require(Permission::NetworkWrite)?;
-    let found = state.ports.mark(protocol.on(address), body.in_use).await?;
+    if body.note.as_ref().is_some_and(|note| note.chars().count() > NOTE_MAX) {
+        return Err(ApiError::field("note", format!("must have at most {NOTE_MAX} characters")));
+    }
+    let claim = Claim { holder: Some(principal(&auth)), lease: body.lease_id };
+    let mark = Mark { in_use: body.in_use, note: non_empty(body.note), claim };
+    let found = state.ports.mark(protocol.on(address), mark).await?;
     Ok(JsonAnswer(MarkedView {
         message: if body.in_use { "Port marked as in use" } else { "Port marked as free" },
         ip: found.host.ip,
         port: found.host.port,
         protocol: found.host.protocol,
         in_use: found.in_use(),
+        note: found.note,
     }))
 }
+
+const NOTE_MAX: usize = 255;
 
 #[derive(Debug, Serialize)]
 struct DeletedView {
@@ -290,36 +373,38 @@ async fn delete_many(
     }))
 }
 
-#[derive(Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-struct AllocateBody {
-    count: Option<usize>,
-    #[serde(deserialize_with = "optional_protocol")]
-    protocol: Option<Protocol>,
-    contiguous: bool,
-    reserve: Option<Span>,
+#[derive(Debug, Serialize)]
+struct ImportView {
+    message: String,
+    ports: Vec<ImportedView>,
 }
-
-/// Long enough to create a container with what was handed out.
-const RESERVE_DEFAULT: Span = Span(std::time::Duration::from_secs(30));
 
 #[derive(Debug, Serialize)]
-struct LeaseView {
-    ports: Vec<HostPort>,
-    lease_id: Uuid,
-    expires_at: UnixSeconds,
+struct ImportedView {
+    #[serde(flatten)]
+    port: HostPort,
+    /// The name of the Docker container that publishes it.
+    published_by: String,
+    /// `added` to the pool and marked, `marked`, or `known`: kept from others already.
+    outcome: &'static str,
 }
 
-async fn allocate(
+async fn import(
     auth: Auth,
     State(state): State<AppState>,
-    OptionalJson(body): OptionalJson<AllocateBody>,
-) -> Result<(StatusCode, JsonAnswer<LeaseView>), ApiError> {
+) -> Result<JsonAnswer<ImportView>, ApiError> {
     auth.require(Permission::NetworkWrite)?;
-    let protocol = body.protocol.unwrap_or(Protocol::Tcp);
-    let reserve = body.reserve.unwrap_or(RESERVE_DEFAULT).0;
-    let count = body.count.unwrap_or(1);
-    let lease = state.ports.allocate(count, protocol, body.contiguous, reserve).await?;
-    let view = LeaseView { ports: lease.ports, lease_id: lease.id, expires_at: lease.expires_at };
-    Ok((StatusCode::CREATED, JsonAnswer(view)))
+    let found = state.supervisor.import_ports().await?;
+    let news = found.iter().filter(|found| found.outcome != Imported::Known).count();
+    let view = |found: ImportedPort| ImportedView {
+        port: found.port,
+        published_by: found.by,
+        outcome: match found.outcome {
+            Imported::Added => "added",
+            Imported::Marked => "marked",
+            Imported::Known => "known",
+        },
+    };
+    let message = format!("{news} ports imported");
+    Ok(JsonAnswer(ImportView { message, ports: found.into_iter().map(view).collect() }))
 }

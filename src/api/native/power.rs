@@ -8,8 +8,9 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::routing::{MethodRouter, post};
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
-use super::container_body::{PortBody, check_ports, non_empty};
+use super::container_body::{PortBody, check_ports, non_empty, wanted};
 use crate::api::auth::Auth;
 use crate::api::error::ApiError;
 use crate::api::extract::{Json, OptionalJson, Path};
@@ -85,7 +86,7 @@ async fn rebind(
     if !problems.is_empty() {
         return Err(ApiError::invalid(problems));
     }
-    let ports = body.ports.into_iter().map(PortBody::into).collect();
+    let ports = wanted(&auth, body.ports, body.lease_id);
     ask(&handle, Request::Rebind { ports }, message_of(Command::Rebind)).await
 }
 
@@ -93,6 +94,8 @@ async fn rebind(
 #[serde(deny_unknown_fields)]
 struct RebindBody {
     ports: Vec<PortBody>,
+    /// What `POST /network/ports/allocate` has handed out, to take the ports of.
+    lease_id: Option<Uuid>,
 }
 
 async fn ask(
