@@ -79,7 +79,7 @@ impl Owner {
     /// Removes what a crash left of an install that has ended, or of a rebind that was finished.
     fn drop_leftovers(&mut self, others: Vec<Ours>) {
         let installing = matches!(self.record.machine.phase(), Phase::Installing { .. });
-        let rebinding = self.record.previous_ports.is_some() && self.record.rebind_is_open();
+        let rebinding = self.record.needs_what_is_aside();
         for other in others {
             let left = (other.name == install_name(&self.record.id) && !installing)
                 || (other.name == aside_name(&self.record.id) && !rebinding);

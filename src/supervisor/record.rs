@@ -242,7 +242,14 @@ impl Record {
         events.iter().filter_map(update).collect()
     }
 
-    /// Whether the Docker container of before a rebind may still be needed.
+    /// Whether the Docker container that a rebind has set aside is still needed. On the way back its ports
+    /// are the container's again already.
+    pub(super) fn needs_what_is_aside(&self) -> bool {
+        matches!(self.machine.phase(), Phase::Rebinding { .. })
+            || (self.previous_ports.is_some() && self.rebind_is_open())
+    }
+
+    /// Whether a rebind may still have to be undone.
     pub(super) fn rebind_is_open(&self) -> bool {
         matches!(
             self.machine.phase(),

@@ -45,7 +45,10 @@ CREATE INDEX ports_by_number ON ports (port, protocol);
 CREATE INDEX ports_by_container ON ports (container) WHERE container IS NOT NULL;
 CREATE INDEX ports_by_lease ON ports (lease_id) WHERE lease_id IS NOT NULL;
 CREATE INDEX ports_by_quarantine ON ports (quarantined_until) WHERE quarantined_until IS NOT NULL;
-CREATE INDEX ports_free ON ports (protocol, shuffle)
+-- What the condition names stands in them too: otherwise each entry would be looked up to see it.
+CREATE INDEX ports_free ON ports
+    (protocol, shuffle, marked_in_use, container, lease_id, quarantined_until)
     WHERE marked_in_use = 0 AND container IS NULL AND lease_id IS NULL AND quarantined_until IS NULL;
-CREATE INDEX ports_free_in_order ON ports (protocol, ip, port)
+CREATE INDEX ports_free_in_order ON ports
+    (protocol, ip, port, marked_in_use, container, lease_id, quarantined_until)
     WHERE marked_in_use = 0 AND container IS NULL AND lease_id IS NULL AND quarantined_until IS NULL;
