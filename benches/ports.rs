@@ -247,7 +247,7 @@ impl Plain {
         Ok(())
     }
 
-    fn take_many(&mut self, count: usize) -> Result<()> {
+    fn take_many(&mut self, count: u32) -> Result<()> {
         self.sqlite.execute(
             "UPDATE ports SET taken = 1 WHERE (ip, port, protocol) IN
                 (SELECT ip, port, protocol FROM ports WHERE taken = 0 ORDER BY random() LIMIT ?1)",

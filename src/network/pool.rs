@@ -18,7 +18,8 @@ use crate::domain::spec::{HostPort, Protocol};
 use crate::domain::units::UnixSeconds;
 use crate::store::free_ports::Among;
 use crate::store::leases::{Lease, LeaseRequest};
-use crate::store::ports::{BulkDeleted, Mark, PoolPort, PortFilter, PortTerms};
+use crate::store::port_terms::PortTerms;
+use crate::store::ports::{BulkDeleted, Mark, PoolPort, PortFilter};
 use crate::store::{Store, StoreError, Tx};
 
 /// The most ports that one call adds.

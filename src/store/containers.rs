@@ -8,7 +8,7 @@ use rusqlite::{OptionalExtension, Row};
 
 use super::bindings::PortsWanted;
 use super::error::StoreError;
-use super::ports::PortTerms;
+use super::port_terms::PortTerms;
 use super::volumes::container_id;
 use super::{Read, Tx, from_sql, to_sql};
 use crate::domain::ids::{ContainerId, RunId};

@@ -12,7 +12,8 @@ use rusqlite::{CachedStatement, Params};
 
 use super::Tx;
 use super::error::StoreError;
-use super::ports::{PortTerms, ip_of, text};
+use super::port_terms::PortTerms;
+use super::ports::{ip_of, text};
 use crate::domain::spec::{HostPort, Protocol};
 
 /// Which ports may be chosen.

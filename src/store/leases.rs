@@ -11,7 +11,8 @@ use uuid::Uuid;
 
 use super::error::StoreError;
 use super::free_ports::Among;
-use super::ports::{Leased, PortTerms, host_port_of, key, lease_id, text};
+use super::port_terms::PortTerms;
+use super::ports::{Leased, host_port_of, key, lease_id, text};
 use super::{Read, Tx};
 use crate::domain::spec::{HostPort, Protocol};
 use crate::domain::units::UnixSeconds;

@@ -26,6 +26,7 @@ mod meta;
 mod migrate;
 mod operations;
 pub(crate) mod outbox;
+pub(crate) mod port_terms;
 pub(crate) mod ports;
 pub(crate) mod snapshots;
 pub(crate) mod tokens;

@@ -6,7 +6,8 @@ use uuid::Uuid;
 
 use super::bindings::{PortRequest, PortsWanted};
 use super::leases::{Claim, Lease, LeaseRequest};
-use super::ports::{Imported, Mark, PoolPort, PortFilter, PortTerms};
+use super::port_terms::PortTerms;
+use super::ports::{Imported, Mark, PoolPort, PortFilter};
 use super::testing::*;
 use super::*;
 use crate::domain::ids::VolumeId;

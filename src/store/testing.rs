@@ -9,7 +9,7 @@ use tempfile::TempDir;
 use super::Store;
 use super::bindings::PortRequest;
 use super::containers::{ContainerState, NewContainer};
-use super::ports::PortTerms;
+use super::port_terms::PortTerms;
 use super::volumes::VolumeRow;
 use crate::domain::ids::{ContainerId, RunId, VolumeId};
 use crate::domain::spec::{ContainerSpec, HostPort, Protocol};

@@ -25,6 +25,7 @@ use super::{ContainerHandle, Snapshot};
 use crate::domain::ids::ContainerId;
 use crate::domain::lifecycle::{Interruption, Phase};
 use crate::domain::observed::Observed;
+use crate::domain::spec::HostPort;
 use crate::engine::{EngineError, Hint, Ours};
 use crate::network::isolation::IsolationError;
 use crate::store::StoreError;
@@ -221,7 +222,10 @@ impl Registry {
             let Found { workload, others } = found.get(handle.id()).cloned().unwrap_or_default();
             match self.see(workload.as_deref()).await {
                 Ok(seen) => {
-                    let look = BootLook { seen, others, interruption, rest_is_read: false };
+                    let (seen, published) = seen.unzip();
+                    let published = published.unwrap_or_default();
+                    let look =
+                        BootLook { seen, published, others, interruption, rest_is_read: false };
                     self.tell_boot(handle.id(), look);
                     found.remove(handle.id());
                 }
@@ -267,10 +271,13 @@ impl Registry {
         self.set_taken_up();
     }
 
-    async fn see(&self, workload: Option<&str>) -> Result<Option<Observed>, EngineError> {
+    async fn see(
+        &self,
+        workload: Option<&str>,
+    ) -> Result<Option<(Observed, Vec<HostPort>)>, EngineError> {
         let Some(docker_id) = workload else { return Ok(None) };
         let services = self.services();
-        services.insist(|| services.engine.inspect(docker_id)).await
+        services.insist(|| services.engine.inspect_published(docker_id)).await
     }
 
     /// Removes images of earlier installs whose removal was cut off: no container is made from them.

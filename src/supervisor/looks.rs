@@ -13,6 +13,7 @@ use super::workload::{aside_name, install_name, policy};
 use crate::domain::ids::RunId;
 use crate::domain::lifecycle::{Effect, Fact, Phase};
 use crate::domain::observed::{Observed, ObservedStatus};
+use crate::domain::spec::HostPort;
 use crate::engine::{EngineError, Health, Ours};
 use crate::util::chain::Chain;
 
@@ -48,6 +49,7 @@ impl Owner {
         let (policy, now) = (policy(&self.record.spec), self.services.uptime());
         if let Some(seen) = &look.seen {
             self.record.docker_id = Some(seen.docker_id.clone());
+            self.compare_ports(&look.published);
         }
         self.drop_leftovers(look.others);
         let machine = &mut self.record.machine;
@@ -67,6 +69,19 @@ impl Owner {
         }
         self.settle(&before, effects).await;
         self.publish();
+    }
+
+    /// A Docker container on other ports than the row's is one of a later time, and the store an earlier one
+    /// that was put back. The row counts: the next start makes the container anew.
+    fn compare_ports(&mut self, published: &[HostPort]) {
+        let is_moving = self.record.needs_what_is_aside() || self.record.previous_ports.is_some();
+        let mut bound: Vec<_> = self.record.ports.iter().map(|binding| binding.host).collect();
+        bound.sort_unstable();
+        if !is_moving && bound != published {
+            tracing::warn!(container.id = %self.record.id, ?bound, ?published, "it publishes other ports than were stored; its next start makes it anew");
+            self.record.restart_needed = true;
+            self.unsaved = true;
+        }
     }
 
     /// The latest run, if it has ended and nobody has told of it yet.

@@ -17,7 +17,7 @@ use crate::domain::spec::{ContainerSpec, PortBinding};
 use crate::domain::units::UnixSeconds;
 use crate::store::bindings::{PortRequest, PortsWanted};
 use crate::store::containers::{ContainerRow, ContainerState};
-use crate::store::ports::PortTerms;
+use crate::store::port_terms::PortTerms;
 use crate::store::{Store, StoreError, Tx};
 
 /// What the owner task knows of its container and keeps in the store.

@@ -20,7 +20,7 @@ use crate::files::{Files, Owner};
 use crate::network::isolation::{Isolation, IsolationStatus};
 use crate::network::pool::PortPolicy;
 use crate::store::Store;
-use crate::store::ports::PortTerms;
+use crate::store::port_terms::PortTerms;
 use crate::util::backoff::Backoff;
 use crate::util::secret::Sealer;
 

@@ -23,7 +23,7 @@ use super::{Msg, Refusal, Reply, Shared, Snapshot};
 use crate::domain::ids::RunId;
 use crate::domain::lifecycle::{Effect, Fact, Interruption, Machine, Phase};
 use crate::domain::observed::Observed;
-use crate::domain::spec::Limits;
+use crate::domain::spec::{HostPort, Limits};
 use crate::domain::units::{UnixSeconds, now_unix_ms};
 use crate::engine::{EngineError, Ours};
 use crate::store::StoreError;
@@ -70,6 +70,8 @@ pub(super) enum Report {
 #[derive(Clone, Debug)]
 pub(super) struct BootLook {
     pub(super) seen: Option<Observed>,
+    /// The ports of the host that it publishes.
+    pub(super) published: Vec<HostPort>,
     /// Docker containers of ours that are not the workload's: an install's, or one set aside.
     pub(super) others: Vec<Ours>,
     pub(super) interruption: Interruption,

@@ -2,6 +2,7 @@
 //! acknowledged stands, and row, pool and engine agree. And what others publish stays theirs.
 
 use std::collections::{BTreeSet, HashMap};
+use std::io::Write as _;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -307,5 +308,39 @@ async fn what_containers_of_a_lost_store_publish_is_kept_for_them_at_the_start()
     .await;
     client.get("/network/ports/random").await.refused(404, "not_found");
     drop(lost);
+    daemon.close().await;
+}
+
+#[tokio::test]
+async fn a_store_of_before_a_rebind_is_followed_from_the_next_start_on() {
+    let mut daemon = Daemon::start().await;
+    let (client, ports, id) = (daemon.client(), free_ports(2), daemon.id("older"));
+    for port in &ports {
+        add(&client, *port, "tcp").await;
+    }
+    daemon.run(&id, json!({"ports": [{"port": ports[0]}]})).await;
+    daemon.terminate().await;
+    let store = daemon.data_path().join("lightd.db");
+    let kept = std::fs::read(&store).expect("the store");
+    daemon.launch().await;
+    let body = json!({"ports": [{"port": ports[1]}]});
+    client.post(&format!("/containers/{id}/rebind-network"), body).await.is(202);
+    let moved =
+        |shown: &Value| shown["state"] == "running" && shown["ports"][0]["port"] == ports[1];
+    daemon.shown(&id, "it runs on its other port", moved).await;
+    daemon.terminate().await;
+    std::fs::File::create(&store).and_then(|mut file| file.write_all(&kept)).expect("a write");
+    daemon.launch().await;
+    let adopted = |shown: &Value| shown["state"] == "running" && shown["restart_needed"] == true;
+    daemon.shown(&id, "it runs on, and is to be made anew", adopted).await;
+    let other = format!("/network/ports/127.0.0.1/{}", ports[1]);
+    assert_eq!(client.get(&other).await.is(200)["held_by_host"], true);
+    daemon.power(&id, "restart").await;
+    eventually("row, pool and engine agree", SOON, async || {
+        agree(&daemon, &[(&id, Some("running"))]).await
+    })
+    .await;
+    let shown = client.get(&other).await.is(200);
+    assert_eq!((&shown["held_by_host"], &shown["in_use"]), (&json!(false), &json!(false)));
     daemon.close().await;
 }

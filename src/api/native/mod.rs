@@ -17,6 +17,7 @@ mod files;
 mod leases;
 mod listing;
 mod operations;
+mod port_imports;
 mod ports;
 mod post_mortems;
 mod power;
@@ -43,6 +44,7 @@ pub(super) fn quick_routes() -> Router<AppState> {
         .merge(tokens::routes())
         .merge(ports::routes())
         .merge(leases::routes())
+        .merge(port_imports::routes())
         .merge(containers::routes())
         .merge(power::routes())
         .merge(post_mortems::routes())

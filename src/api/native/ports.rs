@@ -23,15 +23,13 @@ use crate::domain::units::UnixSeconds;
 use crate::network::pool::{PortRange, Shown};
 use crate::store::free_ports::Among;
 use crate::store::leases::Claim;
-use crate::store::ports::{Imported, Mark, NotDeleted, PortFilter};
-use crate::supervisor::ImportedPort;
+use crate::store::ports::{Mark, NotDeleted, PortFilter};
 
 pub(super) fn routes() -> Router<AppState> {
     Router::new()
         .route("/network/ports", post(add).get(list))
         .route("/network/ports/random", get(random))
         .route("/network/ports/bulk-delete", post(delete_many))
-        .route("/network/ports/import", post(import))
         .route("/network/ports/{ip}/{port}", get(show).delete(delete))
         .route("/network/ports/{ip}/{port}/use", put(mark))
 }
@@ -371,40 +369,4 @@ async fn delete_many(
         deleted_count: outcome.deleted,
         kept: outcome.kept.into_iter().map(KeptView::from).collect(),
     }))
-}
-
-#[derive(Debug, Serialize)]
-struct ImportView {
-    message: String,
-    ports: Vec<ImportedView>,
-}
-
-#[derive(Debug, Serialize)]
-struct ImportedView {
-    #[serde(flatten)]
-    port: HostPort,
-    /// The name of the Docker container that publishes it.
-    published_by: String,
-    /// `added` to the pool and marked, `marked`, or `known`: kept from others already.
-    outcome: &'static str,
-}
-
-async fn import(
-    auth: Auth,
-    State(state): State<AppState>,
-) -> Result<JsonAnswer<ImportView>, ApiError> {
-    auth.require(Permission::NetworkWrite)?;
-    let found = state.supervisor.import_ports().await?;
-    let news = found.iter().filter(|found| found.outcome != Imported::Known).count();
-    let view = |found: ImportedPort| ImportedView {
-        port: found.port,
-        published_by: found.by,
-        outcome: match found.outcome {
-            Imported::Added => "added",
-            Imported::Marked => "marked",
-            Imported::Known => "known",
-        },
-    };
-    let message = format!("{news} ports imported");
-    Ok(JsonAnswer(ImportView { message, ports: found.into_iter().map(view).collect() }))
 }
