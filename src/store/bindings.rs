@@ -88,7 +88,7 @@ impl Tx<'_> {
         self.connection
             .prepare_cached(
                 "UPDATE ports SET container = NULL, container_port = NULL,
-                    quarantined_until = ?2, released_by = ?1
+                    quarantined_until = ?2, released_by = iif(?2 IS NULL, NULL, ?1)
                  WHERE container = ?1 AND position IS NULL",
             )?
             .execute((container.as_str(), rest_until.map(|until| until.0)))?;

@@ -1,5 +1,5 @@
-//! On which terms ports change hands. Made by whoever knows the configuration and the host
-//! ([`crate::network::pool`]), and given to each transaction that takes or frees ports.
+//! On which terms ports change hands. Made by the pool's policy, which knows the configuration and the
+//! host, and given to each transaction that takes or frees ports.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
