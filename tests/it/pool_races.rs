@@ -323,6 +323,7 @@ async fn a_store_of_before_a_rebind_is_followed_from_the_next_start_on() {
     let store = daemon.data_path().join("lightd.db");
     let kept = std::fs::read(&store).expect("the store");
     daemon.launch().await;
+    daemon.state(&id, "running").await;
     let body = json!({"ports": [{"port": ports[1]}]});
     client.post(&format!("/containers/{id}/rebind-network"), body).await.is(202);
     let moved =
