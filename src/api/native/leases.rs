@@ -2,11 +2,12 @@
 
 use std::net::IpAddr;
 
+use axum::Json as JsonAnswer;
 use axum::extract::State;
 use axum::http::StatusCode;
-use axum::routing::{get, post};
-use axum::{Json as JsonAnswer, Router};
 use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+use utoipa_axum::routes;
 use uuid::Uuid;
 
 use super::container_body::optional_protocol;
@@ -15,6 +16,10 @@ use crate::api::auth::Auth;
 use crate::api::error::ApiError;
 use crate::api::extract::{OptionalJson, Path, Query};
 use crate::api::idempotency::principal;
+use crate::api::openapi::Routes;
+use crate::api::openapi::params::LeasePath;
+use crate::api::openapi::refusals::refusals;
+use crate::api::openapi::schemas::IpAddress;
 use crate::api::state::AppState;
 use crate::domain::access::{Permission, Principal};
 use crate::domain::spec::{HostPort, Protocol};
@@ -23,27 +28,29 @@ use crate::network::pool::Allocation;
 use crate::store::free_ports::Among;
 use crate::store::leases::Lease;
 
-pub(super) fn routes() -> Router<AppState> {
-    Router::new()
-        .route("/network/ports/allocate", post(allocate))
-        .route("/network/leases", get(list))
-        .route("/network/leases/{id}", get(show).delete(end))
-        .route("/network/leases/{id}/renew", post(renew))
+pub(super) fn routes() -> Routes {
+    Routes::default()
+        .routes(routes!(allocate))
+        .routes(routes!(list))
+        .routes(routes!(show, end))
+        .routes(routes!(renew))
 }
 
-/// `POST /network/ports/allocate`.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[schema(as = AllocatePorts, example = json!({"count": 3, "protocol": "tcp", "contiguous": true, "reserve": "30s"}))]
 #[serde(default, deny_unknown_fields)]
 struct AllocateBody {
-    /// 1 if left out.
+    /// 1 if it is left out.
+    #[schema(minimum = 1, maximum = 1000)]
     count: Option<usize>,
     #[serde(deserialize_with = "optional_protocol")]
     protocol: Option<Protocol>,
     /// Of this address only.
+    #[schema(value_type = Option<IpAddress>)]
     ip: Option<IpAddr>,
     /// Of one address and with following numbers.
     contiguous: bool,
-    /// How long they are held: `30s` if left out.
+    /// How long they are held, at most an hour; 30 seconds if it is left out.
     reserve: Option<Span>,
     /// A lease to add them to, and to keep for so long from now on.
     lease_id: Option<Uuid>,
@@ -53,7 +60,8 @@ struct AllocateBody {
 const RESERVE_DEFAULT: Span = Span(std::time::Duration::from_secs(30));
 
 /// A lease, and its ports that no container has bound yet.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = PortLease)]
 struct LeaseView {
     ports: Vec<HostPort>,
     lease_id: Uuid,
@@ -72,6 +80,17 @@ impl From<Lease> for LeaseView {
     }
 }
 
+refusals!(LeaseRefusals: ; 404: "not_found");
+
+/// Hands out free ports and holds them for a while.
+///
+/// Whoever shows `lease_id`, or comes with the same token, may give them to a container; nobody else is
+/// given them. With a `lease_id` they are added to that lease, which then lasts for `reserve` from now on.
+#[utoipa::path(
+    post, path = "/network/ports/allocate", tag = "network",
+    request_body = Option<AllocateBody>,
+    responses((status = 201, description = "Those that are held now", body = LeaseView), LeaseRefusals),
+)]
 async fn allocate(
     auth: Auth,
     State(state): State<AppState>,
@@ -90,22 +109,35 @@ async fn allocate(
     Ok((StatusCode::CREATED, JsonAnswer(lease.into())))
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 struct ListQuery {
+    /// So many at most; 1000 if it is left out.
+    #[param(minimum = 1, maximum = 10_000)]
     limit: Option<usize>,
+    /// The `next_cursor` of the page before.
     cursor: Option<Uuid>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = PortLeaseList)]
 struct ListView {
     leases: Vec<LeaseView>,
     /// Give it as `cursor` for what follows; `null` at the end.
+    #[schema(required)]
     next_cursor: Option<Uuid>,
 }
 
 const PAGE_MAX: usize = 1000;
 
-/// The caller's own: an id is as good as the ports. The node's token sees all.
+/// Lists the leases that were made with this token.
+///
+/// A lease's id is as good as its ports. The node's own token sees all.
+#[utoipa::path(
+    get, path = "/network/leases", tag = "network",
+    params(ListQuery),
+    responses((status = 200, description = "The leases, the oldest first", body = ListView)),
+)]
 async fn list(
     auth: Auth,
     State(state): State<AppState>,
@@ -127,6 +159,12 @@ async fn list(
     }))
 }
 
+/// Shows a lease, and its ports that no container has yet.
+#[utoipa::path(
+    get, path = "/network/leases/{id}", tag = "network",
+    params(LeasePath),
+    responses((status = 200, description = "The lease", body = LeaseView), LeaseRefusals),
+)]
 async fn show(
     auth: Auth,
     State(state): State<AppState>,
@@ -136,13 +174,20 @@ async fn show(
     Ok(JsonAnswer(state.ports.lease(id).await?.into()))
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[schema(as = RenewLease)]
 #[serde(default, deny_unknown_fields)]
 struct RenewBody {
-    /// How long it is kept from now on: `30s` if left out.
+    /// How long it is kept from now on, at most an hour; 30 seconds if it is left out.
     reserve: Option<Span>,
 }
 
+/// Keeps a lease for longer.
+#[utoipa::path(
+    post, path = "/network/leases/{id}/renew", tag = "network",
+    params(LeasePath), request_body = Option<RenewBody>,
+    responses((status = 200, description = "It lasts so long from now on", body = LeaseView), LeaseRefusals),
+)]
 async fn renew(
     auth: Auth,
     State(state): State<AppState>,
@@ -154,13 +199,23 @@ async fn renew(
     Ok(JsonAnswer(state.ports.renew(id, reserve).await?.into()))
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = PortLeaseEnded)]
 struct EndedView {
+    #[schema(example = "Lease ended")]
     message: &'static str,
     lease_id: Uuid,
+    /// So many ports are free again.
+    #[schema(example = 3)]
     released_count: usize,
 }
 
+/// Ends a lease; its ports are free again.
+#[utoipa::path(
+    delete, path = "/network/leases/{id}", tag = "network",
+    params(LeasePath),
+    responses((status = 200, description = "It has ended", body = EndedView), LeaseRefusals),
+)]
 async fn end(
     auth: Auth,
     State(state): State<AppState>,

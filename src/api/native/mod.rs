@@ -17,8 +17,8 @@ mod files;
 mod leases;
 mod listing;
 mod operations;
-mod port_imports;
 mod ports;
+mod ports_in_bulk;
 mod post_mortems;
 mod power;
 mod public;
@@ -33,18 +33,17 @@ mod tus_headers;
 mod uploads;
 mod volumes;
 
-use axum::Router;
-
-use super::state::AppState;
+pub(in crate::api) use self::containers::STATES;
+use super::openapi::Routes;
 
 /// Calls that answer within the common deadline.
-pub(super) fn quick_routes() -> Router<AppState> {
-    Router::new()
+pub(super) fn quick_routes() -> Routes {
+    Routes::default()
         .merge(public::routes())
         .merge(tokens::routes())
         .merge(ports::routes())
         .merge(leases::routes())
-        .merge(port_imports::routes())
+        .merge(ports_in_bulk::routes())
         .merge(containers::routes())
         .merge(power::routes())
         .merge(post_mortems::routes())
@@ -60,8 +59,8 @@ pub(super) fn quick_routes() -> Router<AppState> {
 }
 
 /// Calls that bring their own deadline, or stream.
-pub(super) fn long_routes() -> Router<AppState> {
-    Router::new()
+pub(super) fn long_routes() -> Routes {
+    Routes::default()
         .merge(console::long_routes())
         .merge(volumes::long_routes())
         .merge(snapshots::long_routes())

@@ -2,11 +2,12 @@
 
 use std::net::IpAddr;
 
+use axum::Json as JsonAnswer;
 use axum::extract::State;
 use axum::http::StatusCode;
-use axum::routing::{get, post, put};
-use axum::{Json as JsonAnswer, Router};
 use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+use utoipa_axum::routes;
 use uuid::Uuid;
 
 use super::container_body::{non_empty, optional_protocol};
@@ -15,6 +16,10 @@ use crate::api::auth::Auth;
 use crate::api::error::ApiError;
 use crate::api::extract::{Json, Path, Query};
 use crate::api::idempotency::principal;
+use crate::api::openapi::Routes;
+use crate::api::openapi::params::PortPath;
+use crate::api::openapi::refusals::refusals;
+use crate::api::openapi::schemas::IpAddress;
 use crate::api::state::AppState;
 use crate::domain::access::Permission;
 use crate::domain::ids::ContainerId;
@@ -23,32 +28,39 @@ use crate::domain::units::UnixSeconds;
 use crate::network::pool::{PortRange, Shown};
 use crate::store::free_ports::Among;
 use crate::store::leases::Claim;
-use crate::store::ports::{Mark, NotDeleted, PortFilter};
+use crate::store::ports::{Mark, PortFilter};
 
-pub(super) fn routes() -> Router<AppState> {
-    Router::new()
-        .route("/network/ports", post(add).get(list))
-        .route("/network/ports/random", get(random))
-        .route("/network/ports/bulk-delete", post(delete_many))
-        .route("/network/ports/{ip}/{port}", get(show).delete(delete))
-        .route("/network/ports/{ip}/{port}/use", put(mark))
+pub(super) fn routes() -> Routes {
+    Routes::default()
+        .routes(routes!(add, list))
+        .routes(routes!(random))
+        .routes(routes!(show, delete))
+        .routes(routes!(mark))
 }
 
 /// One port, or a range of them.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
+#[schema(as = AddPorts, example = json!({"ip": "0.0.0.0", "port": 25565, "protocol": "tcp"}))]
 #[serde(deny_unknown_fields)]
 struct AddBody {
+    #[schema(value_type = IpAddress)]
     ip: IpAddr,
+    /// This one; or all from `from` to `to`.
+    #[schema(minimum = 1)]
     port: Option<u16>,
+    #[schema(minimum = 1)]
     from: Option<u16>,
     to: Option<u16>,
     #[serde(default, deserialize_with = "optional_protocol")]
     protocol: Option<Protocol>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = PortsAdded)]
 struct AddedView {
+    #[schema(example = "Port added")]
     message: &'static str,
+    #[schema(value_type = IpAddress)]
     ip: IpAddr,
     #[serde(skip_serializing_if = "Option::is_none")]
     port: Option<u16>,
@@ -57,9 +69,18 @@ struct AddedView {
     #[serde(skip_serializing_if = "Option::is_none")]
     to: Option<u16>,
     protocol: Protocol,
+    #[schema(example = 1)]
     added: usize,
 }
 
+refusals!(AddRefusals: ; 409: "port_exists", "port_overlaps", "own_port");
+
+/// Puts a port, or a range of them, into the pool.
+#[utoipa::path(
+    post, path = "/network/ports", tag = "network",
+    request_body = AddBody,
+    responses((status = 201, description = "In the pool, all of them", body = AddedView), AddRefusals),
+)]
 async fn add(
     auth: Auth,
     State(state): State<AppState>,
@@ -89,20 +110,29 @@ async fn add(
 }
 
 /// A port of the pool.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Port)]
 struct PortView {
+    #[schema(value_type = IpAddress)]
     ip: IpAddr,
+    #[schema(example = 25565)]
     port: u16,
     protocol: Protocol,
+    /// It is marked, a container's, leased or resting.
     in_use: bool,
+    /// Whose it is.
+    #[schema(required)]
     container: Option<ContainerId>,
     /// lightd itself, or a process that is no server of lightd's, has it.
     held_by_host: bool,
     /// Until when it is held for whoever it was allocated to.
+    #[schema(required)]
     leased_until: Option<UnixSeconds>,
     /// Until when it rests since a server has let go of it.
+    #[schema(required)]
     quarantined_until: Option<UnixSeconds>,
     /// What it is marked for.
+    #[schema(required)]
     note: Option<String>,
 }
 
@@ -139,24 +169,42 @@ impl PortView {
     }
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 struct ListQuery {
+    /// Only those that are, or are not.
     in_use: Option<bool>,
+    /// Only those of this address.
+    #[param(value_type = Option<IpAddress>)]
     ip: Option<IpAddr>,
     #[serde(default, deserialize_with = "optional_protocol")]
     protocol: Option<Protocol>,
+    /// Only those of this container.
     container: Option<ContainerId>,
+    /// So many at most; 10,000 if it is left out.
+    #[param(minimum = 1, maximum = 10_000)]
     limit: Option<usize>,
+    /// The `next_cursor` of the page before.
     cursor: Option<String>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = PortList)]
 struct ListView {
     ports: Vec<PortView>,
     /// Give it as `cursor` for what follows; `null` at the end.
+    #[schema(required)]
     next_cursor: Option<String>,
 }
 
+refusals!(ListRefusals: ; 400: "invalid_cursor");
+
+/// Lists the pool, by address, number and protocol.
+#[utoipa::path(
+    get, path = "/network/ports", tag = "network",
+    params(ListQuery),
+    responses((status = 200, description = "What is in it", body = ListView), ListRefusals),
+)]
 async fn list(
     auth: Auth,
     State(state): State<AppState>,
@@ -199,7 +247,8 @@ fn after(cursor: &str) -> Result<HostPort, ApiError> {
 }
 
 /// `?protocol=`, `tcp` if left out.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 struct ProtocolQuery {
     #[serde(default, deserialize_with = "optional_protocol")]
     protocol: Option<Protocol>,
@@ -212,6 +261,14 @@ impl ProtocolQuery {
     }
 }
 
+refusals!(NamedRefusals: ; 404: "not_found");
+
+/// Shows a port of the pool.
+#[utoipa::path(
+    get, path = "/network/ports/{ip}/{port}", tag = "network",
+    params(PortPath, ProtocolQuery),
+    responses((status = 200, description = "The port", body = PortView), NamedRefusals),
+)]
 async fn show(
     auth: Auth,
     State(state): State<AppState>,
@@ -222,13 +279,22 @@ async fn show(
     Ok(JsonAnswer(state.ports.get(protocol.on(address)).await?.into()))
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 struct RandomQuery {
+    /// One of this address.
+    #[param(value_type = Option<IpAddress>)]
     ip: Option<IpAddr>,
     #[serde(default, deserialize_with = "optional_protocol")]
     protocol: Option<Protocol>,
 }
 
+/// Names a port that is free. It is not held: see `allocate`.
+#[utoipa::path(
+    get, path = "/network/ports/random", tag = "network",
+    params(RandomQuery),
+    responses((status = 200, description = "One that is free", body = PortView), NamedRefusals),
+)]
 async fn random(
     auth: Auth,
     State(state): State<AppState>,
@@ -240,26 +306,44 @@ async fn random(
     Ok(JsonAnswer(PortView::free(host)))
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
+#[schema(as = MarkPort)]
 #[serde(deny_unknown_fields)]
 struct MarkBody {
     in_use: bool,
     /// What it is marked for, to be shown.
+    #[schema(max_length = 255, example = "nginx")]
     note: Option<String>,
     /// To mark a port that was handed out under it.
     lease_id: Option<Uuid>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = PortMarked)]
 struct MarkedView {
+    #[schema(example = "Port marked as in use")]
     message: &'static str,
+    #[schema(value_type = IpAddress)]
     ip: IpAddr,
+    #[schema(example = 25565)]
     port: u16,
     protocol: Protocol,
     in_use: bool,
+    #[schema(required)]
     note: Option<String>,
 }
 
+refusals!(MarkRefusals: ; 404: "not_found"; 409: "port_in_use", "port_reserved");
+refusals!(TakenRefusals: ; 404: "not_found"; 409: "port_in_use", "port_reserved", "port_quarantined");
+
+/// Marks a port as in use by something else, or as free again.
+///
+/// Freeing takes mark, lease and quarantine away.
+#[utoipa::path(
+    put, path = "/network/ports/{ip}/{port}/use", tag = "network",
+    params(PortPath, ProtocolQuery), request_body = MarkBody,
+    responses((status = 200, description = "It is marked", body = MarkedView), MarkRefusals),
+)]
 async fn mark(
     auth: Auth,
     State(state): State<AppState>,
@@ -286,11 +370,19 @@ async fn mark(
 
 const NOTE_MAX: usize = 255;
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = PortDeleted)]
 struct DeletedView {
+    #[schema(example = "Port deleted")]
     message: &'static str,
 }
 
+/// Takes a port out of the pool.
+#[utoipa::path(
+    delete, path = "/network/ports/{ip}/{port}", tag = "network",
+    params(PortPath, ProtocolQuery),
+    responses((status = 200, description = "It is out", body = DeletedView), TakenRefusals),
+)]
 async fn delete(
     auth: Auth,
     State(state): State<AppState>,
@@ -300,73 +392,4 @@ async fn delete(
     auth.require(Permission::NetworkWrite)?;
     state.ports.delete(protocol.on(address)).await?;
     Ok(JsonAnswer(DeletedView { message: "Port deleted" }))
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct BulkDeleteBody {
-    ports: Vec<PortName>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct PortName {
-    ip: IpAddr,
-    port: u16,
-    #[serde(default, deserialize_with = "optional_protocol")]
-    protocol: Option<Protocol>,
-}
-
-impl From<PortName> for HostPort {
-    fn from(name: PortName) -> Self {
-        let protocol = name.protocol.unwrap_or(Protocol::Tcp);
-        Self { ip: name.ip.to_canonical(), port: name.port, protocol }
-    }
-}
-
-#[derive(Debug, Serialize)]
-struct BulkDeletedView {
-    message: &'static str,
-    deleted_count: usize,
-    /// What was not deleted, and why.
-    kept: Vec<KeptView>,
-}
-
-#[derive(Debug, Serialize)]
-struct KeptView {
-    ip: IpAddr,
-    port: u16,
-    protocol: Protocol,
-    code: &'static str,
-}
-
-impl From<(HostPort, NotDeleted)> for KeptView {
-    fn from((host, why): (HostPort, NotDeleted)) -> Self {
-        let code = match why {
-            NotDeleted::NotInPool => "not_found",
-            NotDeleted::InUse => "port_in_use",
-        };
-        Self { ip: host.ip, port: host.port, protocol: host.protocol, code }
-    }
-}
-
-/// As many as one call adds.
-const BULK_MAX: usize = 10_000;
-
-async fn delete_many(
-    auth: Auth,
-    State(state): State<AppState>,
-    Json(body): Json<BulkDeleteBody>,
-) -> Result<JsonAnswer<BulkDeletedView>, ApiError> {
-    auth.require(Permission::NetworkWrite)?;
-    if body.ports.len() > BULK_MAX {
-        return Err(ApiError::field("ports", format!("must not be more than {BULK_MAX}")));
-    }
-    let ports = body.ports.into_iter().map(HostPort::from).collect();
-    let outcome = state.ports.delete_many(ports).await?;
-    Ok(JsonAnswer(BulkDeletedView {
-        message: "Ports deleted",
-        deleted_count: outcome.deleted,
-        kept: outcome.kept.into_iter().map(KeptView::from).collect(),
-    }))
 }
