@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{BufReader, Read as _};
+use std::io::{BufReader, ErrorKind, Read as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 
 use crate::domain::spec::{HostPort, Protocol};
@@ -31,10 +31,13 @@ const LISTENS: &str = "0A";
 /// option would let us share what another process has.
 pub(crate) fn is_bindable(port: HostPort) -> bool {
     let address = SocketAddr::new(port.ip, port.port);
-    match port.protocol {
-        Protocol::Tcp => TcpListener::bind(address).is_ok(),
-        Protocol::Udp => UdpSocket::bind(address).is_ok(),
-    }
+    let tried = match port.protocol {
+        Protocol::Tcp => TcpListener::bind(address).map(drop),
+        Protocol::Udp => UdpSocket::bind(address).map(drop),
+    };
+    // For want of a handle, or of the right to open a low port, nothing is known against it.
+    let speaks_against_it = [ErrorKind::AddrInUse, ErrorKind::AddrNotAvailable];
+    !tried.is_err_and(|error| speaks_against_it.contains(&error.kind()))
 }
 
 /// Whether this host has the address, wildcards included. Found out by binding to it; group and
