@@ -31,9 +31,9 @@ use crate::store::leases::Lease;
 pub(super) fn routes() -> Routes {
     Routes::default()
         .routes(routes!(allocate))
-        .routes(routes!(list))
-        .routes(routes!(show, end))
-        .routes(routes!(renew))
+        .routes(routes!(list_leases))
+        .routes(routes!(show_lease, end_lease))
+        .routes(routes!(renew_lease))
 }
 
 #[derive(Debug, Default, Deserialize, ToSchema)]
@@ -138,7 +138,7 @@ const PAGE_MAX: usize = 1000;
     params(ListQuery),
     responses((status = 200, description = "The leases, the oldest first", body = ListView)),
 )]
-async fn list(
+async fn list_leases(
     auth: Auth,
     State(state): State<AppState>,
     Query(query): Query<ListQuery>,
@@ -165,7 +165,7 @@ async fn list(
     params(LeasePath),
     responses((status = 200, description = "The lease", body = LeaseView), LeaseRefusals),
 )]
-async fn show(
+async fn show_lease(
     auth: Auth,
     State(state): State<AppState>,
     Path(id): Path<Uuid>,
@@ -188,7 +188,7 @@ struct RenewBody {
     params(LeasePath), request_body = Option<RenewBody>,
     responses((status = 200, description = "It lasts so long from now on", body = LeaseView), LeaseRefusals),
 )]
-async fn renew(
+async fn renew_lease(
     auth: Auth,
     State(state): State<AppState>,
     Path(id): Path<Uuid>,
@@ -216,7 +216,7 @@ struct EndedView {
     params(LeasePath),
     responses((status = 200, description = "It has ended", body = EndedView), LeaseRefusals),
 )]
-async fn end(
+async fn end_lease(
     auth: Auth,
     State(state): State<AppState>,
     Path(id): Path<Uuid>,
