@@ -174,11 +174,6 @@ impl Registry {
         let mut strangers = Vec::new();
         for found in ours {
             let Some(id) = self.row_of(&found) else {
-                tracing::warn!(
-                    docker.id = found.docker_id,
-                    docker.name = found.name,
-                    "a container in the engine belongs to no row; it is left alone"
-                );
                 strangers.push(found);
                 continue;
             };
@@ -200,6 +195,13 @@ impl Registry {
 
     /// What containers publish that are left alone is nobody else's to publish.
     async fn keep_ports_of(&self, strangers: &[Ours]) {
+        for stranger in strangers {
+            tracing::warn!(
+                docker.id = stranger.docker_id,
+                docker.name = stranger.name,
+                "a container in the engine belongs to no row; it is left alone"
+            );
+        }
         match self.import_ports_of(strangers).await {
             Ok(ports) if ports.is_empty() => {}
             Ok(ports) => tracing::info!(?ports, "their ports are kept from being handed out"),

@@ -4,7 +4,6 @@
 //! node (limits, allowed mounts, the pool) the supervisor finds, in the same words.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -12,18 +11,12 @@ use serde::{Deserialize, Deserializer};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use crate::api::auth::Auth;
+use super::port_body::{PortBody, check_ports};
 use crate::api::error::ApiError;
-use crate::api::idempotency::principal;
-use crate::api::openapi::schemas::IpAddress;
 use crate::domain::ids::{ContainerId, VolumeId};
 use crate::domain::restart::RestartOnCrash;
-use crate::domain::spec::{
-    ContainerSpec, Limits, Mount, Problem, Protocol, SpecPatch, StopHow, StopPolicy,
-};
+use crate::domain::spec::{ContainerSpec, Limits, Mount, Problem, SpecPatch, StopHow, StopPolicy};
 use crate::engine::RegistryAuth;
-use crate::store::bindings::{PortRequest, PortsWanted};
-use crate::store::leases::Claim;
 
 /// `POST /containers`. What is required is an `Option` too, so that all that is missing is told at
 /// once.
@@ -88,22 +81,6 @@ pub(super) struct CreateBody {
     /// Whether its root file system is read-only; it is, unless this says otherwise.
     read_only: Option<bool>,
     registry_auth: Option<RegistryAuthBody>,
-}
-
-/// A port to publish; without `port` one is taken from the pool.
-#[derive(Clone, Debug, Deserialize, PartialEq, Eq, ToSchema)]
-#[schema(as = PortToPublish)]
-#[serde(deny_unknown_fields)]
-pub(super) struct PortBody {
-    #[schema(value_type = Option<IpAddress>)]
-    pub(super) ip: Option<IpAddr>,
-    #[schema(minimum = 1, example = 25565)]
-    pub(super) port: Option<u16>,
-    #[serde(default, deserialize_with = "optional_protocol")]
-    pub(super) protocol: Option<Protocol>,
-    /// As `port`, if it is left out.
-    #[schema(minimum = 1, example = 25565)]
-    pub(super) container_port: Option<u16>,
 }
 
 #[derive(Debug, Deserialize, ToSchema)]
@@ -210,35 +187,6 @@ impl CreateBody {
 /// Panels send an empty text where they have nothing to say.
 pub(super) fn non_empty(text: Option<String>) -> Option<String> {
     text.filter(|text| !text.trim().is_empty())
-}
-
-/// Finds what is wrong with each port; whether it is in the pool and free is for the store.
-pub(super) fn check_ports(ports: &[PortBody], problems: &mut Vec<Problem>) {
-    for (index, port) in ports.iter().enumerate() {
-        for (name, number) in [("port", port.port), ("container_port", port.container_port)] {
-            if number == Some(0) {
-                let field = format!("ports[{index}].{name}");
-                problems.push(Problem::new(field, "must be between 1 and 65535"));
-            }
-        }
-    }
-}
-
-/// What is asked of the pool, by somebody who may use a lease's ports.
-pub(super) fn wanted(auth: &Auth, ports: Vec<PortBody>, lease: Option<Uuid>) -> PortsWanted {
-    let claim = Claim { holder: Some(principal(auth)), lease };
-    PortsWanted { ports: ports.into_iter().map(PortBody::into).collect(), claim }
-}
-
-impl From<PortBody> for PortRequest {
-    fn from(body: PortBody) -> Self {
-        Self {
-            ip: body.ip,
-            port: body.port,
-            protocol: body.protocol.unwrap_or(Protocol::Tcp),
-            container_port: body.container_port,
-        }
-    }
 }
 
 impl From<RegistryAuthBody> for RegistryAuth {
@@ -402,17 +350,10 @@ fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
     Option::deserialize(from).map(Some)
 }
 
-/// A protocol as people write it, in either case.
-pub(super) fn optional_protocol<'de, D: Deserializer<'de>>(
-    from: D,
-) -> Result<Option<Protocol>, D::Error> {
-    let Some(text) = Option::<String>::deserialize(from)? else { return Ok(None) };
-    Protocol::parse(&text).map(Some).ok_or_else(|| serde::de::Error::custom("must be tcp or udp"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::spec::Protocol;
     use serde_json::json;
 
     fn full() -> serde_json::Value {

@@ -9,8 +9,9 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::routes;
 
-use super::container_body::{CreateBody, Creation, PatchBody, wanted};
+use super::container_body::{CreateBody, Creation, PatchBody};
 use super::container_view::ContainerView;
+use super::port_body::wanted;
 use crate::api::auth::Auth;
 use crate::api::error::ApiError;
 use crate::api::extract::{Json, Path, Query};

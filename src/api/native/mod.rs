@@ -17,6 +17,7 @@ mod files;
 mod leases;
 mod listing;
 mod operations;
+mod port_body;
 mod ports;
 mod ports_in_bulk;
 mod post_mortems;

@@ -10,7 +10,8 @@ use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::routes;
 use uuid::Uuid;
 
-use super::container_body::{non_empty, optional_protocol};
+use super::container_body::non_empty;
+use super::port_body::optional_protocol;
 use super::volumes::page_limit;
 use crate::api::auth::Auth;
 use crate::api::error::ApiError;

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use utoipa_axum::routes;
 
-use super::container_body::optional_protocol;
+use super::port_body::optional_protocol;
 use crate::api::auth::Auth;
 use crate::api::error::ApiError;
 use crate::api::extract::Json;

@@ -10,7 +10,8 @@ use utoipa::ToSchema;
 use utoipa_axum::routes;
 use uuid::Uuid;
 
-use super::container_body::{PortBody, check_ports, non_empty, wanted};
+use super::container_body::non_empty;
+use super::port_body::{PortBody, check_ports, wanted};
 use crate::api::auth::Auth;
 use crate::api::error::ApiError;
 use crate::api::extract::{Json, OptionalJson, Path};
