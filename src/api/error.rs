@@ -17,7 +17,7 @@ use crate::engine::{EngineError, EngineErrorKind};
 use crate::files::FileError;
 use crate::network::pool::PoolError;
 use crate::store::StoreError;
-use crate::supervisor::{CreateError, ExecError, Refusal};
+use crate::supervisor::{CreateError, ExecError, ImportError, Refusal};
 use crate::volumes::VolumesError;
 
 pub(crate) use super::failure::ApiError;
@@ -48,10 +48,11 @@ impl From<PoolError> for ApiError {
             PoolError::BadRange => "port",
             PoolError::BadCount => "count",
             PoolError::BadReserve => "reserve",
-            PoolError::Store(_) => "",
+            PoolError::Store(_) | PoolError::Stopping => "",
         };
         match error {
             PoolError::Store(error) => error.into(),
+            PoolError::Stopping => Self::unavailable("stopping", "lightd is stopping"),
             PoolError::NotLocal(_)
             | PoolError::BadRange
             | PoolError::BadCount
@@ -101,6 +102,15 @@ impl From<CreateError> for ApiError {
             CreateError::Stopping => Self::unavailable("stopping", "lightd is stopping"),
             CreateError::Store(error) => Self::binding(error),
             CreateError::Seal(_) | CreateError::Folder(_) => Self::own_files(error),
+        }
+    }
+}
+
+impl From<ImportError> for ApiError {
+    fn from(error: ImportError) -> Self {
+        match error {
+            ImportError::Engine(error) => error.into(),
+            ImportError::Store(error) => error.into(),
         }
     }
 }
@@ -156,6 +166,7 @@ impl From<StoreError> for ApiError {
             StoreError::NoSuchVolume(_)
             | StoreError::PortNotInPool(_)
             | StoreError::NoFreePort { .. }
+            | StoreError::NoSuchLease(_)
             | StoreError::NoSuchToken
             | StoreError::NoSuchUpdate(_) => Self::not_found(error.to_string()),
             StoreError::NoSuchSnapshot(_) => Self::not_found(error.to_string()),
@@ -168,6 +179,9 @@ impl From<StoreError> for ApiError {
             StoreError::PortOverlaps { .. } => conflict("port_overlaps"),
             StoreError::PortInUse { .. } | StoreError::PortMarked(_) => conflict("port_in_use"),
             StoreError::PortLeased(_) => conflict("port_reserved"),
+            StoreError::PortRests { .. } => conflict("port_quarantined"),
+            StoreError::PortHeld(_) => conflict("port_held_by_host"),
+            StoreError::PortIsOwn(_) => conflict("own_port"),
             StoreError::PortTwice(_) => Self::field("ports", error.to_string()),
             StoreError::Busy => Self::unavailable("busy", "too many changes wait to be stored"),
             StoreError::Closed => Self::unavailable("stopping", "lightd is stopping"),
@@ -185,14 +199,15 @@ impl From<StoreError> for ApiError {
 }
 
 impl ApiError {
-    /// As for a store's error, where a container's body named the volume and the ports: one that is
-    /// not there is then a bad field, and no free one a conflict.
+    /// As for a store's error, where a container's body named the volume, the ports and a lease: what is
+    /// not there is then a bad field, and no free port, or a lease that has ended, a conflict.
     #[expect(clippy::wildcard_enum_match_arm, reason = "the rest is what it is everywhere")]
     fn binding(error: StoreError) -> Self {
         match error {
             StoreError::NoSuchVolume(_) => Self::field("volume_id", "there is no such volume"),
             StoreError::PortNotInPool(_) => Self::field("ports", error.to_string()),
             StoreError::NoFreePort { .. } => Self::conflict("no_free_port", error.to_string()),
+            StoreError::NoSuchLease(_) => Self::conflict("lease_ended", error.to_string()),
             other => other.into(),
         }
     }

@@ -141,7 +141,7 @@ impl App {
         // Before any request can add to them, and any container gets at them.
         let left_over = volumes.look_over().await.map_err(AppError::Store)?;
         let containers = registry.load().await.map_err(AppError::Store)?;
-        let ports = PortPool::new(store.clone());
+        let ports = PortPool::new(store.clone(), levers.ports.subscribe());
         ports.seed(parts::port_seeds(config)).await.map_err(AppError::Ports)?;
         let host_was_restarted = note_host_boot(&store).await.map_err(AppError::Store)?;
         tracing::info!(containers, host_was_restarted, "the store is open");

@@ -14,7 +14,7 @@ use crate::engine::{EngineOptions, LogCap};
 use crate::files::{ArchiveLimits, FilesOptions, Owner};
 use crate::network::firewall::HostService;
 use crate::network::isolation::{Exceptions, Firewall, IsolationOptions};
-use crate::network::pool::PortRange;
+use crate::network::pool::{PortPolicy, PortRange};
 use crate::panel::PanelSettings;
 use crate::supervisor::Settings;
 use crate::volumes::{OnExceeded, VolumeSettings};
@@ -80,6 +80,7 @@ pub(super) fn settings(config: &Config) -> Settings {
     Settings {
         user: Owner { uid: user.uid, gid: user.gid },
         network: config.network.bridge.clone(),
+        ports: port_policy(config),
         time_zone: host_time_zone(),
         default_pids: config.limits.pids,
         // Two files: a rotation throws away the older half, and not all there is.
@@ -141,6 +142,10 @@ pub(super) fn port_seeds(config: &Config) -> Vec<PortRange> {
         protocol: seed.protocol,
     };
     config.network.ports.iter().map(range).collect()
+}
+
+pub(super) fn port_policy(config: &Config) -> PortPolicy {
+    PortPolicy { own: config.own_addresses().into(), quarantine: config.network.quarantine }
 }
 
 pub(super) fn capacity() -> NodeCapacity {

@@ -18,7 +18,7 @@ use crate::domain::lifecycle::Phase;
 use crate::engine::Health;
 use crate::files::Files;
 use crate::network::isolation::{Isolation, IsolationStatus};
-use crate::network::pool::PortPool;
+use crate::network::pool::{PortPolicy, PortPool};
 use crate::panel::PanelSettings;
 use crate::supervisor::{Registry, Settings};
 use crate::telemetry::Telemetry;
@@ -52,6 +52,7 @@ pub(super) struct Levers {
     pub(super) access: watch::Sender<AccessSettings>,
     pub(super) panel: watch::Sender<Option<PanelSettings>>,
     pub(super) volumes: watch::Sender<VolumeSettings>,
+    pub(super) ports: watch::Sender<PortPolicy>,
 }
 
 impl Levers {
@@ -61,6 +62,7 @@ impl Levers {
             access: watch::Sender::new(parts::access(config)),
             panel: watch::Sender::new(parts::panel(config)),
             volumes: watch::Sender::new(parts::volumes(config)),
+            ports: watch::Sender::new(parts::port_policy(config)),
         }
     }
 
@@ -77,6 +79,7 @@ impl Levers {
             self.settings.send_replace(Arc::new(parts::settings(&config)));
             self.access.send_replace(parts::access(&config));
             self.volumes.send_replace(parts::volumes(&config));
+            self.ports.send_replace(parts::port_policy(&config));
             let news = parts::panel(&config);
             self.panel.send_if_modified(|panel| std::mem::replace(panel, news.clone()) != news);
             telemetry.set_level(config.log.level);

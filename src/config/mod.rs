@@ -21,7 +21,7 @@ pub(crate) mod source;
 mod supervision;
 mod validate;
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -120,6 +120,8 @@ pub(crate) struct Network {
     pub(crate) firewall: Firewall,
     pub(crate) allow_host: Vec<HostService>,
     pub(crate) allow_private: Vec<IpNet>,
+    /// How long a port rests when a container has let go of it.
+    pub(crate) quarantine: Duration,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -221,6 +223,14 @@ impl Config {
     /// The whole configuration with its secrets masked, for people.
     pub(crate) fn masked(&self) -> serde_json::Value {
         serde_json::to_value(&self.raw).expect("invariant: the configuration is JSON")
+    }
+
+    /// Where lightd itself listens, or will: the API, and SSH.
+    pub(crate) fn own_addresses(&self) -> Vec<SocketAddr> {
+        // Any address where the host is not one yet.
+        let ssh = self.raw.ssh.host.parse().unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+        let ssh = SocketAddr::new(ssh, self.raw.ssh.port);
+        [self.server.address, ssh].into_iter().filter(|at| at.port() != 0).collect()
     }
 
     /// This configuration with another node token, and the one before it.

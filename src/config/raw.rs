@@ -93,6 +93,8 @@ pub(crate) struct Network {
     pub(crate) allow_host: Vec<String>,
     /// Private networks that file pulls may fetch from.
     pub(crate) allow_private: Vec<String>,
+    /// How long a port rests when a container has let go of it; nothing by default.
+    pub(crate) quarantine: Span,
 }
 
 /// Either `port` or `from` and `to`.
@@ -305,6 +307,7 @@ impl Default for Network {
             firewall: Firewall::Nftables,
             allow_host: Vec::new(),
             allow_private: Vec::new(),
+            quarantine: Span(Duration::ZERO),
         }
     }
 }

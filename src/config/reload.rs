@@ -19,6 +19,7 @@ pub(super) const LIVE: &[&str] = &[
     "network.ports",
     "network.allow_host",
     "network.allow_private",
+    "network.quarantine",
     "limits",
     "install",
     "console.journal_max_age",

@@ -6,9 +6,9 @@
 
 use rusqlite::{OptionalExtension, Row};
 
-use super::bindings::PortRequest;
+use super::bindings::PortsWanted;
 use super::error::StoreError;
-use super::ports::Probe;
+use super::port_terms::PortTerms;
 use super::volumes::container_id;
 use super::{Read, Tx, from_sql, to_sql};
 use crate::domain::ids::{ContainerId, RunId};
@@ -22,7 +22,7 @@ pub(crate) struct NewContainer {
     pub(crate) spec: ContainerSpec,
     /// Sealed by the caller; the store never sees what is in it.
     pub(crate) registry_auth_sealed: Option<Vec<u8>>,
-    pub(crate) ports: Vec<PortRequest>,
+    pub(crate) ports: PortsWanted,
     pub(crate) state: ContainerState,
 }
 
@@ -70,13 +70,11 @@ const COLUMNS: &str = "SELECT id, spec_json, registry_auth_sealed, state_json, p
      created_at, updated_at FROM containers";
 
 impl Tx<'_> {
-    /// Stores a container with its volume checked and its ports bound, or changes nothing. `probe`
-    /// says whether the host still has a port free; it is asked only about ports chosen here.
+    /// Stores a container with its volume checked and its ports bound, or changes nothing.
     pub(crate) fn insert_container(
         &self,
         new: &NewContainer,
-        now: UnixSeconds,
-        probe: Probe,
+        terms: &PortTerms,
     ) -> Result<Vec<PortBinding>, StoreError> {
         if self.container_exists(&new.id)? {
             return Err(StoreError::ContainerExists(new.id.clone()));
@@ -105,9 +103,9 @@ impl Tx<'_> {
                 state.exit_code,
                 state.oom_killed,
                 state.started_at.map(|at| at.0),
-                now.0,
+                terms.now.0,
             ))?;
-        self.bind_ports(&new.id, &new.ports, now, probe)
+        self.bind_ports(&new.id, &new.ports, terms)
     }
 
     /// Replaces what the supervisor remembers. An update for the panel that tells of the change
@@ -160,10 +158,14 @@ impl Tx<'_> {
         found(changed, id)
     }
 
-    /// Deletes a container and frees its ports, kept ones included, and ends what was issued for
-    /// it. The volume stays.
-    pub(crate) fn delete_container(&self, id: &ContainerId) -> Result<(), StoreError> {
-        self.release_all_ports(id)?;
+    /// Deletes a container and frees its ports, kept ones included, which rest first, and ends what was
+    /// issued for it. The volume stays.
+    pub(crate) fn delete_container(
+        &self,
+        id: &ContainerId,
+        terms: &PortTerms,
+    ) -> Result<(), StoreError> {
+        self.release_all_ports(id, terms.rests_until())?;
         self.forget_container_in_tokens(id)?;
         let changed = self
             .connection

@@ -4,9 +4,11 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use rusqlite::{ErrorCode, ffi};
+use uuid::Uuid;
 
 use crate::domain::ids::{ContainerId, VolumeId};
 use crate::domain::spec::HostPort;
+use crate::domain::units::UnixSeconds;
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StoreError {
@@ -69,8 +71,17 @@ pub(crate) enum StoreError {
     PortMarked(HostPort),
     #[error("{} is reserved", show(.0))]
     PortLeased(HostPort),
+    #[error("{} rests since a server has let go of it, until {}", show(.port), at(*.until))]
+    PortRests { port: HostPort, until: UnixSeconds },
+    /// Something that is not lightd's has it.
+    #[error("{} is in use by another process of this host", show(.0))]
+    PortHeld(HostPort),
+    #[error("{} is lightd's own", show(.0))]
+    PortIsOwn(HostPort),
     #[error("{} is asked for twice", show(.0))]
     PortTwice(HostPort),
+    #[error("there is no lease {0}, or it has ended")]
+    NoSuchLease(Uuid),
     #[error("No available ports in pool")]
     NoFreePort { wanted: usize, found: usize },
 
@@ -122,6 +133,11 @@ impl StoreError {
 
 fn show(port: &HostPort) -> String {
     format!("port {}/{}", SocketAddr::new(port.ip, port.port), port.protocol.as_str())
+}
+
+/// A moment, for people.
+fn at(time: UnixSeconds) -> String {
+    jiff::Timestamp::from_second(time.0).map_or_else(|_| time.0.to_string(), |at| at.to_string())
 }
 
 impl From<rusqlite::Error> for StoreError {

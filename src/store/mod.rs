@@ -19,11 +19,14 @@
 pub(crate) mod bindings;
 pub(crate) mod containers;
 pub(crate) mod error;
+pub(crate) mod free_ports;
 pub(crate) mod idempotency;
+pub(crate) mod leases;
 mod meta;
 mod migrate;
 mod operations;
 pub(crate) mod outbox;
+pub(crate) mod port_terms;
 pub(crate) mod ports;
 pub(crate) mod snapshots;
 pub(crate) mod token_index;
@@ -263,6 +266,8 @@ fn node_id(connection: &Connection) -> Result<Uuid, StoreError> {
     }
 }
 
+#[cfg(test)]
+mod port_tests;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]

@@ -112,11 +112,11 @@ impl Owner {
 
     /// The last act: the row goes, everybody learns of it, and only then is the name free.
     async fn forget(&mut self) {
-        let id = self.record.id.clone();
+        let (id, terms) = (self.record.id.clone(), self.services.port_terms());
         let gone = self
             .services
             .store
-            .write("delete a container", move |tx| tx.delete_container(&id))
+            .write("delete a container", move |tx| tx.delete_container(&id, &terms))
             .await;
         match gone {
             Ok(()) | Err(StoreError::NoSuchContainer(_)) => {

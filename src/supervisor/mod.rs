@@ -19,6 +19,7 @@ mod doing;
 mod effects;
 mod follow;
 mod gap;
+mod import;
 mod install;
 mod install_log;
 mod launch;
@@ -53,9 +54,10 @@ use crate::domain::units::UnixSeconds;
 use crate::engine::{EngineError, ExecRequest, ExecResult};
 use crate::files::claims::Work;
 use crate::store::StoreError;
-use crate::store::bindings::PortRequest;
+use crate::store::bindings::PortsWanted;
 use crate::store::containers::ContainerRow;
 
+pub(crate) use import::{ImportError, ImportedPort};
 pub(crate) use pace::StartPace;
 pub(crate) use registry::{CreateContainer, CreateError, Registry};
 pub(crate) use services::{Services, Settings};
@@ -140,7 +142,7 @@ pub(crate) enum Request {
         install_script: Option<String>,
     },
     Rebind {
-        ports: Vec<PortRequest>,
+        ports: PortsWanted,
     },
     Update(Box<SpecPatch>),
     /// New limits, applied to the running workload as well.

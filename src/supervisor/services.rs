@@ -18,7 +18,9 @@ use crate::domain::spec::NodeCapacity;
 use crate::engine::{Engine, EngineError, Health, LogCap};
 use crate::files::{Files, Owner};
 use crate::network::isolation::{Isolation, IsolationStatus};
+use crate::network::pool::PortPolicy;
 use crate::store::Store;
+use crate::store::port_terms::PortTerms;
 use crate::util::backoff::Backoff;
 use crate::util::secret::Sealer;
 
@@ -28,6 +30,7 @@ pub(crate) struct Settings {
     /// Whom workloads run as and who owns the files in volumes.
     pub(crate) user: Owner,
     pub(crate) network: String,
+    pub(crate) ports: PortPolicy,
     pub(crate) time_zone: String,
     pub(crate) default_pids: u64,
     pub(crate) log: LogCap,
@@ -84,6 +87,11 @@ const RETRY: Backoff =
 impl Services {
     pub(crate) fn settings(&self) -> Arc<Settings> {
         Arc::clone(&self.settings.borrow())
+    }
+
+    /// The terms on which containers get and give back ports now.
+    pub(crate) fn port_terms(&self) -> PortTerms {
+        self.settings.borrow().ports.terms()
     }
 
     pub(crate) fn uptime(&self) -> Duration {

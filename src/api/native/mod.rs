@@ -14,10 +14,13 @@ mod content_headers;
 mod contents;
 mod downloads;
 mod files;
+mod leases;
 mod listing;
 pub(super) mod operations;
 mod outbox;
+mod port_body;
 mod ports;
+mod ports_in_bulk;
 mod post_mortems;
 mod power;
 mod public;
@@ -43,6 +46,8 @@ pub(super) fn quick_routes() -> Routes {
         .merge(public::routes())
         .merge(tokens::routes())
         .merge(ports::routes())
+        .merge(leases::routes())
+        .merge(ports_in_bulk::routes())
         .merge(containers::routes())
         .merge(power::routes())
         .merge(post_mortems::routes())

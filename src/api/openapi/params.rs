@@ -31,3 +31,11 @@ pub(in crate::api) struct PortPath {
     ip: std::net::IpAddr,
     port: u16,
 }
+
+#[derive(IntoParams)]
+#[into_params(parameter_in = Path)]
+#[expect(dead_code, reason = "it describes what `Path<Uuid>` reads")]
+pub(in crate::api) struct LeasePath {
+    /// The lease's id.
+    id: uuid::Uuid,
+}

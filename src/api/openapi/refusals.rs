@@ -53,8 +53,18 @@ pub(in crate::api) const ENGINE: Codes =
 pub(in crate::api) const WISH: Codes =
     &[(409, &["volume_busy"]), (503, &["busy", "engine_unavailable"])];
 /// Ports and a volume, bound to a container.
-pub(in crate::api) const BINDING: Codes =
-    &[(409, &["port_in_use", "port_reserved", "no_free_port"])];
+pub(in crate::api) const BINDING: Codes = &[(
+    409,
+    &[
+        "port_in_use",
+        "port_reserved",
+        "port_quarantined",
+        "port_held_by_host",
+        "own_port",
+        "no_free_port",
+        "lease_ended",
+    ],
+)];
 /// A volume that is named, and whatever is done inside it.
 pub(in crate::api) const VOLUME: Codes = &[
     (404, &["not_found"]),

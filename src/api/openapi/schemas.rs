@@ -229,3 +229,9 @@ names!(
     "Whether the panel answers.",
     &["disabled", "unknown", "reachable", "unreachable"]
 );
+names!(
+    ImportOutcome,
+    "ImportOutcome",
+    "`added` to the pool and marked, `marked` there, or `known`: kept from others already.",
+    &["added", "marked", "known"]
+);

@@ -33,7 +33,7 @@ use crate::files::archive::ArchiveLimits;
 use crate::files::operation::Operations;
 use crate::files::{Files, FilesOptions, Owner};
 use crate::network::isolation::{Exceptions, Firewall, Isolation, IsolationOptions};
-use crate::network::pool::PortPool;
+use crate::network::pool::{PortPolicy, PortPool};
 use crate::panel::Panel;
 use crate::store::Store;
 use crate::store::volumes::VolumeRow;
@@ -72,7 +72,7 @@ impl Node {
         let supervisor = supervisor(folder.path(), &store, &stop);
         let state = AppState::new(Services {
             access: Access::new(store.clone(), settings),
-            ports: PortPool::new(store.clone()),
+            ports: PortPool::new(store.clone(), watch::channel(no_policy()).1),
             files: supervisor.services().files.clone(),
             volumes: Volumes::new(
                 store.clone(),
@@ -207,10 +207,15 @@ fn supervisor(folder: &Path, store: &Store, stop: &CancellationToken) -> Arc<Reg
     }))
 }
 
+fn no_policy() -> PortPolicy {
+    PortPolicy { own: Arc::new([]), quarantine: Duration::ZERO }
+}
+
 fn settings() -> Settings {
     Settings {
         user: Owner { uid: 1000, gid: 1000 },
         network: "lightd9".to_owned(),
+        ports: no_policy(),
         time_zone: "UTC".to_owned(),
         default_pids: 64,
         log: LogCap { max_size_bytes: 1 << 20, max_files: 1 },
