@@ -15,7 +15,6 @@ use super::volumes::page_limit;
 use crate::api::auth::Auth;
 use crate::api::error::ApiError;
 use crate::api::extract::{OptionalJson, Path, Query};
-use crate::api::idempotency::principal;
 use crate::api::openapi::Routes;
 use crate::api::openapi::params::LeasePath;
 use crate::api::openapi::refusals::refusals;

@@ -7,7 +7,6 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::api::auth::Auth;
-use crate::api::idempotency::principal;
 use crate::api::openapi::schemas::IpAddress;
 use crate::domain::spec::{Problem, Protocol};
 use crate::store::bindings::{PortRequest, PortsWanted};
@@ -43,7 +42,7 @@ pub(super) fn check_ports(ports: &[PortBody], problems: &mut Vec<Problem>) {
 
 /// What is asked of the pool, by somebody who may use a lease's ports.
 pub(super) fn wanted(auth: &Auth, ports: Vec<PortBody>, lease: Option<Uuid>) -> PortsWanted {
-    let claim = Claim { holder: Some(principal(auth)), lease };
+    let claim = Claim { holder: Some(auth.principal().name()), lease };
     PortsWanted { ports: ports.into_iter().map(PortBody::into).collect(), claim }
 }
 

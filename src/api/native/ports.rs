@@ -16,7 +16,6 @@ use super::volumes::page_limit;
 use crate::api::auth::Auth;
 use crate::api::error::ApiError;
 use crate::api::extract::{Json, Path, Query};
-use crate::api::idempotency::principal;
 use crate::api::openapi::Routes;
 use crate::api::openapi::params::PortPath;
 use crate::api::openapi::refusals::refusals;
