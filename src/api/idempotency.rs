@@ -42,6 +42,7 @@ const CREATES: &[&str] = &[
     "/containers",
     "/network/ports",
     "/network/ports/allocate",
+    "/firewall/rules",
     "/auth/tokens",
 ];
 

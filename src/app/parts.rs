@@ -11,8 +11,8 @@ use crate::console::ConsoleOptions;
 use crate::domain::spec::NodeCapacity;
 use crate::engine::{EngineOptions, LogCap};
 use crate::files::{ArchiveLimits, FilesOptions, Owner};
-use crate::network::firewall::HostService;
 use crate::network::isolation::{Exceptions, Firewall, IsolationOptions};
+use crate::network::isolation_rules::HostService;
 use crate::network::pool::PortRange;
 use crate::panel::PanelSettings;
 use crate::supervisor::Settings;
@@ -45,10 +45,14 @@ pub(super) fn isolation(config: &Config) -> IsolationOptions {
         bridge: network.bridge.clone(),
         subnets: network.subnets,
         exceptions: exceptions(config),
-        firewall: match network.firewall {
-            config::Firewall::Nftables => Firewall::Nftables,
-            config::Firewall::Off => Firewall::Off,
-        },
+        firewall: firewall(config),
+    }
+}
+
+pub(super) fn firewall(config: &Config) -> Firewall {
+    match config.network.firewall {
+        config::Firewall::Nftables => Firewall::Nftables,
+        config::Firewall::Off => Firewall::Off,
     }
 }
 

@@ -95,10 +95,10 @@ pub(crate) enum Permission {
     /// Change a volume's files: write, move, delete, archives, pulls.
     #[serde(rename = "files.write")]
     FilesWrite,
-    /// See the port pool.
+    /// See the port pool, and containers' firewalls.
     #[serde(rename = "network.read")]
     NetworkRead,
-    /// Change the port pool.
+    /// Change the port pool, and containers' firewalls.
     #[serde(rename = "network.write")]
     NetworkWrite,
     /// See and reload the configuration, the panel's status, the audit log and the metrics.

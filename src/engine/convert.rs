@@ -198,7 +198,6 @@ fn status(state: &ContainerState, started_at_ms: Option<i64>) -> ObservedStatus 
     }
 }
 
-#[cfg(test)]
 pub(super) fn address(found: &ContainerInspectResponse, network: &str) -> Option<std::net::IpAddr> {
     let endpoint = found.network_settings.as_ref()?.networks.as_ref()?.get(network)?;
     endpoint.ip_address.as_deref()?.parse().ok()

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use rusqlite::{ErrorCode, ffi};
 
+use crate::domain::firewall::RuleId;
 use crate::domain::ids::{ContainerId, VolumeId};
 use crate::domain::spec::HostPort;
 
@@ -73,6 +74,13 @@ pub(crate) enum StoreError {
     PortTwice(HostPort),
     #[error("No available ports in pool")]
     NoFreePort { wanted: usize, found: usize },
+
+    #[error("there is no firewall rule {0}")]
+    NoSuchRule(RuleId),
+    #[error("rule {0} of this container does the same already")]
+    RuleExists(RuleId),
+    #[error("a {of} has at most {most} firewall rules; delete one first")]
+    TooManyRules { of: &'static str, most: usize },
 
     #[error("there is no such token")]
     NoSuchToken,

@@ -22,6 +22,7 @@ use crate::domain::lifecycle::Fact;
 use crate::domain::spec::Problem;
 use crate::domain::units::now_unix_ms;
 use crate::engine::{Attached, EngineError, EngineErrorKind};
+use crate::network::firewall::FirewallError;
 use crate::util::atomic_file;
 use crate::util::backoff::Backoff;
 use crate::util::chain::Chain;
@@ -102,6 +103,7 @@ impl Ctx {
         self.volume_usable().await?;
         let _slot = services.start_slots.acquire().await.map_err(|_| LaunchError::Stopping)?;
         services.isolated().await.map_err(LaunchError::NotIsolated)?;
+        services.firewall.cover(&self.snapshot.id).await.map_err(LaunchError::NotFirewalled)?;
         self.check_mounts().await?;
         self.write_data(
             ENTRYPOINT_FILE,
@@ -234,6 +236,8 @@ pub(super) enum LaunchError {
     Engine(#[from] EngineError),
     #[error("containers cannot be isolated: {0}")]
     NotIsolated(String),
+    #[error("its firewall rules cannot be set")]
+    NotFirewalled(#[source] FirewallError),
     #[error("cannot write {name}")]
     Write { name: &'static str, source: std::io::Error },
     #[error("{} {}", .0.field, .0.message)]
@@ -250,6 +254,7 @@ impl LaunchError {
         match self {
             Self::Engine(error) => error.reason(),
             Self::Write { source, .. } => format!("{self}: {source}"),
+            Self::NotFirewalled(source) => format!("{self}: {}", Chain(source)),
             Self::NotIsolated(_) | Self::Mount(_) | Self::Volume | Self::Stopping => {
                 self.to_string()
             }

@@ -14,6 +14,8 @@ mod content_headers;
 mod contents;
 mod downloads;
 mod files;
+mod firewall;
+mod firewall_view;
 mod listing;
 mod operations;
 mod ports;
@@ -41,6 +43,7 @@ pub(super) fn quick_routes() -> Router<AppState> {
         .merge(public::routes())
         .merge(tokens::routes())
         .merge(ports::routes())
+        .merge(firewall::routes())
         .merge(containers::routes())
         .merge(power::routes())
         .merge(post_mortems::routes())
