@@ -198,7 +198,7 @@ impl Isolation {
         let bridge = &self.options.bridge;
         let tables = families.iter().map(|family| format!("{family} {bridge}")).collect();
         // What cannot be read back is set again every few minutes all the same.
-        let standing = Standing::note(tables, Vec::new()).await.ok();
+        let standing = Standing::note(tables).await.ok();
         *self.standing.lock().unwrap_or_else(PoisonError::into_inner) = standing;
     }
 

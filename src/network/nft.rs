@@ -51,25 +51,24 @@ pub(super) fn drop_table(family: &str, name: &str) -> String {
     format!("add table {family} {name}\ndelete table {family} {name}\n")
 }
 
-/// What stood in the kernel when it was last set, to tell whether it still does: rules and the maps that
-/// are named, without counters and without the sets that the kernel itself fills.
+/// What stood in the kernel when it was last set, to tell whether it still does: rules, without counters
+/// and without the sets that the kernel itself fills.
 #[derive(Clone, Debug)]
 pub(super) struct Standing {
     tables: Vec<String>,
-    maps: Vec<String>,
     listing: String,
 }
 
 impl Standing {
-    /// Notes what stands now. `tables` as in `inet name`, `maps` as in `inet name map`.
-    pub(super) async fn note(tables: Vec<String>, maps: Vec<String>) -> Result<Self, NftError> {
-        let listing = list(&tables, &maps).await?;
-        Ok(Self { tables, maps, listing })
+    /// Notes what stands now. `tables` as in `inet name`.
+    pub(super) async fn note(tables: Vec<String>) -> Result<Self, NftError> {
+        let listing = list(&tables).await?;
+        Ok(Self { tables, listing })
     }
 
     /// Whether it stands as it was noted. A table that is gone does not.
     pub(super) async fn holds(&self) -> Result<bool, NftError> {
-        match list(&self.tables, &self.maps).await {
+        match list(&self.tables).await {
             Ok(listing) => Ok(listing == self.listing),
             Err(NftError::Refused { .. }) => Ok(false),
             Err(error) => Err(error),
@@ -77,16 +76,23 @@ impl Standing {
     }
 }
 
-async fn list(tables: &[String], maps: &[String]) -> Result<String, NftError> {
-    let asked = |what: &str, names: &[String]| {
-        names.iter().map(|name| format!("list {what} {name}\n")).collect::<String>()
-    };
-    // Terse: without the elements, which may be many, and change by themselves.
-    let mut listing = run(&["-s", "-t", "-f", "-"], &asked("table", tables)).await?;
-    if !maps.is_empty() {
-        listing.push_str(&run(&["-s", "-f", "-"], &asked("map", maps)).await?);
+/// One by one: of several in one run nft may see only the last.
+async fn list(tables: &[String]) -> Result<String, NftError> {
+    let mut listing = String::new();
+    for table in tables {
+        // Terse: without the elements of named sets, which may be many, and change by themselves.
+        let listed = run(&["-s", "-t", "-f", "-"], &format!("list table {table}\n")).await?;
+        listing.extend(listed.lines().map(in_order));
     }
     Ok(listing)
+}
+
+/// The kernel lists the elements of a set in an order of its own.
+fn in_order(line: &str) -> String {
+    let mut words: Vec<&str> = line.split([' ', ',', '\t']).collect();
+    words.sort_unstable();
+    words.push("\n");
+    words.join(" ")
 }
 
 async fn run(arguments: &[&str], input: &str) -> Result<String, NftError> {

@@ -61,6 +61,7 @@ impl Ctx {
             self.services.engine_back().await;
             match self.launch(failures > 0).await {
                 Ok(Launched { docker_id, attached, at_ms }) => {
+                    self.services.firewall.moved(&self.snapshot.id);
                     let readiness = self.readiness();
                     let ready_at_ms = readiness.is_none().then(now_unix_ms);
                     self.fact(Fact::Started { run, launched_at_ms: at_ms, ready_at_ms }).await;

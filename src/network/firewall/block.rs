@@ -27,14 +27,18 @@ const FORGOTTEN_AFTER_S: u32 = 60;
 const SYN_PER_SECOND: RateLimit = RateLimit { requests: 25, per_seconds: 1 };
 const SYN_AT_ONCE: u32 = 50;
 
-/// The maps that lead from a packet to a container's chain.
-pub(super) const MAPS: [(&str, &str); 5] = [
-    ("any4", "inet_proto . inet_service"),
-    ("any6", "inet_proto . inet_service"),
-    ("on4", "ipv4_addr . inet_proto . inet_service"),
-    ("on6", "ipv6_addr . inet_proto . inet_service"),
-    ("addresses", "ipv4_addr"),
-];
+/// What leads from a packet to a container's chain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) enum Way {
+    /// A port published on all addresses.
+    Any4,
+    Any6,
+    /// A port published on one of them.
+    On4,
+    On6,
+    /// The container's own address.
+    Address,
+}
 
 /// All that the kernel has for one container.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -43,13 +47,13 @@ pub(super) struct Block {
     pub(super) objects: BTreeMap<String, String>,
     /// Chains by their names, each with its rules.
     pub(super) chains: BTreeMap<String, Vec<String>>,
-    /// Map, key and the chain that it leads to.
     pub(super) elements: BTreeSet<Element>,
 }
 
+/// A packet with this key goes to this chain.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Element {
-    pub(super) map: &'static str,
+    pub(super) way: Way,
     pub(super) key: String,
     pub(super) chain: String,
 }
@@ -77,7 +81,7 @@ pub(super) fn block(row: &FirewallRow, address: Option<Ipv4Addr>) -> Block {
     if !icmp.is_empty() {
         let chain = format!("{chain}_icmp");
         let key = address.map(|address| address.to_string());
-        let element = key.map(|key| Element { map: "addresses", key, chain: chain.clone() });
+        let element = key.map(|key| Element { way: Way::Address, key, chain: chain.clone() });
         block.elements.extend(element);
         block.chains.insert(chain, icmp);
     }
@@ -86,16 +90,16 @@ pub(super) fn block(row: &FirewallRow, address: Option<Ipv4Addr>) -> Block {
 
 fn elements(port: HostPort, chain: &str) -> Vec<Element> {
     let key = format!("{} . {}", port.protocol.as_str(), port.port);
-    let maps: &[&'static str] = match port.ip {
-        IpAddr::V4(ip) if ip.is_unspecified() => &["any4"],
+    let ways: &[Way] = match port.ip {
+        IpAddr::V4(ip) if ip.is_unspecified() => &[Way::Any4],
         // A socket on it takes IPv4 too.
-        IpAddr::V6(ip) if ip.is_unspecified() => &["any4", "any6"],
-        IpAddr::V4(_) => &["on4"],
-        IpAddr::V6(_) => &["on6"],
+        IpAddr::V6(ip) if ip.is_unspecified() => &[Way::Any4, Way::Any6],
+        IpAddr::V4(_) => &[Way::On4],
+        IpAddr::V6(_) => &[Way::On6],
     };
     let key = if port.ip.is_unspecified() { key } else { format!("{} . {key}", port.ip) };
-    let element = |&map| Element { map, key: key.clone(), chain: chain.to_owned() };
-    maps.iter().map(element).collect()
+    let element = |&way| Element { way, key: key.clone(), chain: chain.to_owned() };
+    ways.iter().map(element).collect()
 }
 
 /// How a family's sources are told apart. Whoever has one IPv6 address has all of its /64.
@@ -234,6 +238,16 @@ pub(super) fn sample() -> (i64, Block) {
     rules.extend(on_ports(&rule, Some("limit name \"r1\" ")));
     block.chains.insert("c1".to_owned(), rules);
     block.chains.insert("c1_icmp".to_owned(), on_icmp(&rule, None));
+    for (way, key) in [
+        (Way::Any4, "tcp . 1"),
+        (Way::Any6, "udp . 1"),
+        (Way::On4, "192.0.2.1 . tcp . 1"),
+        (Way::On6, "2001:db8::1 . udp . 1"),
+    ] {
+        block.elements.insert(Element { way, key: key.to_owned(), chain: "c1".to_owned() });
+    }
+    let (key, chain) = ("192.0.2.1".to_owned(), "c1_icmp".to_owned());
+    block.elements.insert(Element { way: Way::Address, key, chain });
     (1, block)
 }
 
@@ -348,16 +362,14 @@ pub(super) mod tests {
     fn a_port_is_matched_on_the_addresses_that_it_is_published_on() {
         let keys = |ip: &str| {
             let port = HostPort { ip: ip.parse().unwrap(), port: 80, protocol: Protocol::Udp };
-            let found = elements(port, "c1");
-            found
-                .into_iter()
-                .map(|found| format!("{} {}", found.map, found.key))
-                .collect::<Vec<_>>()
+            let found = elements(port, "c1").into_iter();
+            found.map(|found| (found.way, found.key)).collect::<Vec<_>>()
         };
-        assert_eq!(keys("0.0.0.0"), ["any4 udp . 80"]);
-        assert_eq!(keys("::"), ["any4 udp . 80", "any6 udp . 80"]);
-        assert_eq!(keys("192.0.2.1"), ["on4 192.0.2.1 . udp . 80"]);
-        assert_eq!(keys("2001:db8::1"), ["on6 2001:db8::1 . udp . 80"]);
+        let any = "udp . 80".to_owned();
+        assert_eq!(keys("0.0.0.0"), [(Way::Any4, any.clone())]);
+        assert_eq!(keys("::"), [(Way::Any4, any.clone()), (Way::Any6, any)]);
+        assert_eq!(keys("192.0.2.1"), [(Way::On4, "192.0.2.1 . udp . 80".to_owned())]);
+        assert_eq!(keys("2001:db8::1"), [(Way::On6, "2001:db8::1 . udp . 80".to_owned())]);
     }
 
     #[test]

@@ -70,7 +70,12 @@ impl Firewall {
         let inner = &self.inner;
         let mut kernel = inner.kernel.lock().await;
         match cue {
-            Cue::Touched | Cue::Again => {}
+            Cue::Touched | Cue::Again => {
+                let moved = std::mem::take(&mut *inner.lock_moved());
+                for container in &moved {
+                    inner.find_address(&mut kernel, container).await;
+                }
+            }
             Cue::Addresses => inner.find_addresses(&mut kernel).await,
             Cue::Disturbed => look_after(&mut kernel).await,
         }
@@ -92,8 +97,10 @@ impl Firewall {
                     Err(_) => std::future::pending::<()>().await,
                 },
                 signal = cues.signals.recv() => match signal {
-                    Ok(Signal { kind: SignalKind::State(event), .. }) if moves(event.name) => {
-                        return Cue::Addresses;
+                    Ok(Signal { kind: SignalKind::State(event), container }) => {
+                        if is_end(event.name) {
+                            self.moved(&container);
+                        }
                     }
                     Ok(_) => {}
                     Err(RecvError::Lagged(_)) => return Cue::Addresses,
@@ -110,9 +117,9 @@ impl Firewall {
     }
 }
 
-/// Whether a container may have another address with this state, or none any more.
-fn moves(state: StateName) -> bool {
-    matches!(state, StateName::Running | StateName::Exit | StateName::Stopped | StateName::Failed)
+/// Whether a container may have lost its address with this state.
+fn is_end(state: StateName) -> bool {
+    matches!(state, StateName::Exit | StateName::Stopped | StateName::Failed)
 }
 
 /// Compares what stands with what was set; what is unlike is to be set whole.

@@ -20,7 +20,7 @@ mod keeper;
 mod transaction;
 
 use std::collections::HashSet;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError};
 
 use tokio::sync::{Mutex, Notify, Semaphore, watch};
 use tokio::time::Instant;
@@ -87,6 +87,8 @@ struct Inner {
     status: watch::Sender<FirewallStatus>,
     /// Something that rules depend on has changed.
     touched: Notify,
+    /// Containers that may have another address than is known.
+    moved: StdMutex<HashSet<ContainerId>>,
     permits: Semaphore,
     /// Changes go on to their end when whoever asked is gone.
     tasks: TaskTracker,
@@ -117,6 +119,7 @@ impl Firewall {
                 kernel: Mutex::default(),
                 status: watch::Sender::new(status),
                 touched: Notify::new(),
+                moved: StdMutex::default(),
                 permits: Semaphore::new(CHANGES_AT_ONCE),
                 tasks: TaskTracker::new(),
             }),
@@ -127,8 +130,14 @@ impl Firewall {
         self.inner.status.borrow().clone()
     }
 
-    /// Asks for a look at what has changed: a container's ports, or its end. Never waits.
+    /// Asks for a look at what has changed: a container was deleted with its rules. Never waits.
     pub(crate) fn touch(&self) {
+        self.inner.touched.notify_one();
+    }
+
+    /// Asks for a look at the address of a container that was started or has ended. Never waits.
+    pub(crate) fn moved(&self, container: &ContainerId) {
+        self.inner.lock_moved().insert(container.clone());
         self.inner.touched.notify_one();
     }
 
@@ -249,6 +258,10 @@ impl Firewall {
 }
 
 impl Inner {
+    fn lock_moved(&self) -> MutexGuard<'_, HashSet<ContainerId>> {
+        self.moved.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     async fn change<T: Send + 'static>(
         &self,
         op: &'static str,
@@ -264,6 +277,8 @@ impl Inner {
         }
         self.find_address(&mut kernel, &container).await;
         let Err(error) = self.set(&mut kernel).await else { return Ok(made) };
+        // What the kernel has of it is for the keeper to find out.
+        self.touched.notify_one();
         let undo = move |tx: &Tx<'_>| tx.restore_firewall(&container, before.as_ref());
         if let Err(error) = self.store.write("undo a change of the firewall", undo).await {
             tracing::error!(error = %Chain(&error), "a firewall that could not be set stays in the store; it will be tried again");
@@ -301,7 +316,7 @@ impl Inner {
         kernel.standing = self.note(&wanted).await;
         let rules: usize = rows.iter().map(|row| row.rules.len()).sum();
         let took_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
-        tracing::info!(
+        tracing::debug!(
             containers = wanted.len(),
             rules,
             took_ms,
@@ -341,9 +356,7 @@ impl Inner {
         if wanted.is_empty() {
             return None;
         }
-        let table = format!("inet {}", self.table);
-        let maps = block::MAPS.iter().map(|(map, _)| format!("{table} {map}")).collect();
-        match Standing::note(vec![table], maps).await {
+        match Standing::note(vec![format!("inet {}", self.table)]).await {
             Ok(standing) => Some(standing),
             Err(error) => {
                 tracing::warn!(error = %Chain(&error), "the containers' firewall cannot be read back");
@@ -360,7 +373,7 @@ fn blocks(rows: &[FirewallRow], addresses: &Addresses) -> Blocks {
     attached
         .map(|row| {
             let mut block = block::block(row, addresses.of(&row.container));
-            block.elements.retain(|element| taken.insert((element.map, element.key.clone())));
+            block.elements.retain(|element| taken.insert((element.way, element.key.clone())));
             (row.number, block)
         })
         .collect()

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
-use super::block::{Block, Element, MAPS};
+use super::block::{Block, Element, Way};
 use crate::network::nft::drop_table;
 
 /// All containers' blocks, by the numbers of their firewalls.
@@ -17,65 +17,81 @@ pub(super) type Blocks = BTreeMap<i64, Block>;
 pub(super) fn whole(table: &str, blocks: &Blocks) -> String {
     let mut text = drop_table("inet", table);
     push(&mut text, format_args!("table inet {table} {{"));
-    for (map, key) in MAPS {
-        push(&mut text, format_args!("\tmap {map} {{ type {key} : verdict; }}"));
-    }
-    // Before the engine's address translation (-100), so that ports are still those of the host. What
-    // comes from the host itself is not from outside. Answers are let pass: they may come to a port that
-    // address translation has chosen, and be nobody's here.
-    text.push_str(
-        "\tchain prerouting {\n\
-         \t\ttype filter hook prerouting priority -150; policy accept;\n\
-         \t\tiifname \"lo\" accept\n\
-         \t\tct direction reply accept\n\
-         \t\tmeta nfproto ipv4 meta l4proto . th dport vmap @any4\n\
-         \t\tip daddr . meta l4proto . th dport vmap @on4\n\
-         \t\tmeta nfproto ipv6 meta l4proto . th dport vmap @any6\n\
-         \t\tip6 daddr . meta l4proto . th dport vmap @on6\n\
-         \t}\n\
-         \tchain forward {\n\
-         \t\ttype filter hook forward priority -11; policy accept;\n\
-         \t\tmeta l4proto icmp ip daddr vmap @addresses\n\
-         \t}\n",
-    );
     for block in blocks.values() {
         for (object, body) in &block.objects {
             push(&mut text, format_args!("\t{object} {{ {body} }}"));
         }
         for (chain, rules) in &block.chains {
-            push(&mut text, format_args!("\tchain {chain} {{"));
-            for rule in rules {
-                push(&mut text, format_args!("\t\t{rule}"));
-            }
-            text.push_str("\t}\n");
+            push_chain(&mut text, chain, None, rules);
         }
     }
+    for (chain, hook) in HOOKS {
+        push_chain(&mut text, chain, Some(hook), &ways_in(chain, blocks));
+    }
     text.push_str("}\n");
-    let elements: Vec<&Element> = blocks.values().flat_map(|block| &block.elements).collect();
-    push_elements(&mut text, "add", table, &elements);
     text
 }
 
 /// Leads from one state to another; empty where they are the same.
 pub(super) fn change(table: &str, from: &Blocks, to: &Blocks) -> String {
     let mut text = String::new();
+    let other = HOOKS.map(|(chain, _)| chain).into_iter().filter_map(|chain| {
+        let ways = ways_in(chain, to);
+        (ways != ways_in(chain, from)).then_some((chain, ways))
+    });
+    let other: Vec<(&str, Vec<String>)> = other.collect();
+    // What no way leads to any more can be deleted, and what is new must be there before one does.
+    for (chain, _) in &other {
+        push(&mut text, format_args!("flush chain inet {table} {chain}"));
+    }
     let nothing = Block::default();
     let numbers: BTreeSet<i64> = from.keys().chain(to.keys()).copied().collect();
-    let pairs: Vec<(&Block, &Block)> = numbers
-        .iter()
-        .map(|number| (from.get(number).unwrap_or(&nothing), to.get(number).unwrap_or(&nothing)))
-        .filter(|(old, new)| old != new)
-        .collect();
-    let gone: Vec<&Element> =
-        pairs.iter().flat_map(|(old, new)| old.elements.difference(&new.elements)).collect();
-    push_elements(&mut text, "delete", table, &gone);
-    for (old, new) in &pairs {
-        change_block(&mut text, table, old, new);
+    for number in numbers {
+        let old = from.get(&number).unwrap_or(&nothing);
+        let new = to.get(&number).unwrap_or(&nothing);
+        if old != new {
+            change_block(&mut text, table, old, new);
+        }
     }
-    let fresh: Vec<&Element> =
-        pairs.iter().flat_map(|(old, new)| new.elements.difference(&old.elements)).collect();
-    push_elements(&mut text, "add", table, &fresh);
+    for (chain, rules) in &other {
+        for rule in rules {
+            push(&mut text, format_args!("add rule inet {table} {chain} {rule}"));
+        }
+    }
     text
+}
+
+/// Before the engine's address translation (-100), so that ports are still those of the host; and before
+/// the rules that keep containers apart (-10).
+const HOOKS: [(&str, &str); 2] = [
+    ("prerouting", "type filter hook prerouting priority -150; policy accept;"),
+    ("forward", "type filter hook forward priority -11; policy accept;"),
+];
+
+/// The rules of a chain that the kernel begins with. What comes from the host itself is not from outside.
+/// Answers are let pass: they may come to a port that address translation has chosen, and be nobody's here.
+fn ways_in(chain: &str, blocks: &Blocks) -> Vec<String> {
+    if chain == "forward" {
+        return way(blocks, Way::Address, "meta l4proto icmp ip daddr").into_iter().collect();
+    }
+    let mut rules =
+        vec!["iifname \"lo\" accept".to_owned(), "ct direction reply accept".to_owned()];
+    for (of, key) in [
+        (Way::Any4, "meta nfproto ipv4 meta l4proto . th dport"),
+        (Way::On4, "ip daddr . meta l4proto . th dport"),
+        (Way::Any6, "meta nfproto ipv6 meta l4proto . th dport"),
+        (Way::On6, "ip6 daddr . meta l4proto . th dport"),
+    ] {
+        rules.extend(way(blocks, of, key));
+    }
+    rules
+}
+
+fn way(blocks: &Blocks, way: Way, key: &str) -> Option<String> {
+    let of_way = blocks.values().flat_map(|block| &block.elements).filter(|found| found.way == way);
+    let written: Vec<String> =
+        of_way.map(|Element { key, chain, .. }| format!("{key} : jump {chain}")).collect();
+    (!written.is_empty()).then(|| format!("{key} vmap {{ {} }}", written.join(", ")))
 }
 
 /// What is used is made before and deleted after what uses it.
@@ -110,22 +126,12 @@ fn push_object(text: &mut String, verb: &str, table: &str, object: &str, body: &
     push(text, format_args!("{verb} {kind} inet {table} {name}{body}"));
 }
 
-fn push_elements(text: &mut String, verb: &str, table: &str, elements: &[&Element]) {
-    for (map, _) in MAPS {
-        let of_map = elements.iter().filter(|element| element.map == map);
-        let written: Vec<String> = of_map
-            .map(|Element { key, chain, .. }| match verb {
-                "add" => format!("{key} : jump {chain}"),
-                _ => key.clone(),
-            })
-            .collect();
-        if !written.is_empty() {
-            push(
-                text,
-                format_args!("{verb} element inet {table} {map} {{ {} }}", written.join(", ")),
-            );
-        }
+fn push_chain(text: &mut String, chain: &str, hook: Option<&str>, rules: &[String]) {
+    push(text, format_args!("\tchain {chain} {{"));
+    for line in hook.into_iter().chain(rules.iter().map(String::as_str)) {
+        push(text, format_args!("\t\t{line}"));
     }
+    text.push_str("\t}\n");
 }
 
 fn push(text: &mut String, line: std::fmt::Arguments<'_>) {
@@ -170,7 +176,7 @@ mod tests {
         let from = Blocks::from([with(1, vec![limited(RuleAction::Accept)])]);
         let text = change("t", &from, &Blocks::new());
         let at = |part: &str| text.find(part).unwrap_or_else(|| panic!("{part} in {text}"));
-        assert!(at("delete element inet t any4 { tcp . 20001 }") < at("flush chain inet t c1\n"));
+        assert!(at("flush chain inet t prerouting\n") < at("flush chain inet t c1\n"));
         assert!(at("flush chain inet t c1\n") < at("delete chain inet t c1\n"));
         assert!(at("delete chain inet t c1_icmp\n") < at("delete limit inet t r100"));
     }

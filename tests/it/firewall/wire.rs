@@ -162,11 +162,7 @@ async fn icmp_is_matched_at_the_containers_own_address() {
         crate::support::SOON,
         async || {
             let table = site.table().expect("a table");
-            if table.contains(&format!("elements = {{ {address} : jump")) {
-                Ok(())
-            } else {
-                Err(table)
-            }
+            if table.contains(&format!("{{ {address} : jump")) { Ok(()) } else { Err(table) }
         },
     )
     .await;
