@@ -36,7 +36,7 @@ const KEY_MAX_BYTES: usize = 255;
 const ANSWER_MAX_BYTES: usize = 1 << 20;
 
 /// Where a key counts.
-const CREATES: &[&str] = &[
+pub(super) const CREATES: &[&str] = &[
     "/volumes",
     "/volumes/{id}/pull",
     "/containers",

@@ -2,37 +2,56 @@
 
 use std::time::Duration;
 
-use axum::Router;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
 use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+use utoipa_axum::routes;
 
 use super::container_body::{CreateBody, Creation, PatchBody, PortBody};
 use super::container_view::ContainerView;
 use crate::api::auth::Auth;
 use crate::api::error::ApiError;
 use crate::api::extract::{Json, Path, Query};
+use crate::api::openapi::Routes;
+use crate::api::openapi::params::ContainerPath;
+use crate::api::openapi::refusals::refusals;
+use crate::api::openapi::schemas::ContainerState;
 use crate::api::state::AppState;
 use crate::domain::access::Permission;
 use crate::domain::ids::ContainerId;
 use crate::domain::lifecycle::{Command, Phase};
 use crate::supervisor::{ContainerHandle, CreateContainer, Request, Snapshot};
 
-pub(super) fn routes() -> Router<AppState> {
-    Router::new()
-        .route("/containers", post(create).get(list))
-        .route("/containers/{id}", get(show).patch(patch).delete(delete))
+pub(super) fn routes() -> Routes {
+    Routes::default().routes(routes!(create, list)).routes(routes!(show, patch, delete))
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = ContainerCreated)]
 struct CreatedView {
+    #[schema(example = "Container is installing")]
     message: &'static str,
     internal_id: ContainerId,
+    #[schema(value_type = ContainerState, example = "installing")]
     state: &'static str,
 }
 
+refusals!(CreateRefusals: BINDING; 409: "container_exists", "volume_in_use"; 503: "engine_unavailable");
+
+/// Makes a container and installs it.
+///
+/// It answers at once; the install goes on: the image is pulled, the Docker container made, the install script run.
+/// Everything that can be known beforehand is checked beforehand, and every problem is told.
+#[utoipa::path(
+    post, path = "/containers", tag = "containers",
+    request_body = CreateBody,
+    responses(
+        (status = 201, description = "It is being installed", body = CreatedView),
+        CreateRefusals,
+    ),
+)]
 async fn create(
     auth: Auth,
     State(state): State<AppState>,
@@ -53,6 +72,17 @@ async fn create(
     Ok((StatusCode::CREATED, axum::Json(view)))
 }
 
+refusals!(NamedRefusals: CONTAINER);
+
+/// Shows a container: what it should be, and how it does.
+#[utoipa::path(
+    get, path = "/containers/{id}", tag = "containers",
+    params(ContainerPath),
+    responses(
+        (status = 200, description = "The container", body = ContainerView),
+        NamedRefusals,
+    ),
+)]
 async fn show(
     auth: Auth,
     State(state): State<AppState>,
@@ -62,17 +92,25 @@ async fn show(
     Ok(axum::Json(ContainerView::from(&*handle.snapshot())).into_response())
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 struct ListQuery {
+    /// Only those in this state.
+    #[param(value_type = Option<ContainerState>)]
     state: Option<String>,
-    /// `name`, or `name=value`.
+    /// Only those with this label: `name`, or `name=value`.
     label: Option<String>,
+    /// So many at most; 1000 if it is left out.
+    #[param(minimum = 1, maximum = 1000)]
     limit: Option<usize>,
+    /// The `next_cursor` of the page before.
+    #[param(value_type = Option<String>)]
     cursor: Option<String>,
 }
 
 const LIST_MAX: usize = 1000;
-const STATES: &[&str] = &[
+/// Every `state` of a container.
+pub(in crate::api) const STATES: &[&str] = &[
     "installing",
     "failed",
     "offline",
@@ -85,6 +123,12 @@ const STATES: &[&str] = &[
     "deleting",
 ];
 
+/// Lists the containers that the token may see, by name.
+#[utoipa::path(
+    get, path = "/containers", tag = "containers",
+    params(ListQuery),
+    responses((status = 200, description = "A page of them", body = ListView)),
+)]
 async fn list(
     auth: Auth,
     State(state): State<AppState>,
@@ -110,10 +154,12 @@ async fn list(
     Ok(axum::Json(view).into_response())
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = ContainerList)]
 struct ListView<'a> {
     containers: Vec<ContainerView<'a>>,
     /// Give it as `cursor` for what follows; `null` at the end.
+    #[schema(required)]
     next_cursor: Option<&'a ContainerId>,
 }
 
@@ -153,14 +199,30 @@ impl Page {
     }
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = ContainerPatched)]
 struct PatchedView {
+    #[schema(example = "Container updated")]
     message: &'static str,
     internal_id: ContainerId,
     /// The fields of this change that take effect with the next start only.
+    #[schema(example = json!(["startup_command", "env"]))]
     waits_for_restart: Vec<&'static str>,
 }
 
+refusals!(PatchRefusals: CONTAINER, WISH, STATE, ENGINE);
+
+/// Changes a container.
+///
+/// What is left out stays. `waits_for_restart` names what a running workload does not see before it is started again.
+#[utoipa::path(
+    patch, path = "/containers/{id}", tag = "containers",
+    params(ContainerPath), request_body = PatchBody,
+    responses(
+        (status = 200, description = "It is stored", body = PatchedView),
+        PatchRefusals,
+    ),
+)]
 async fn patch(
     auth: Auth,
     State(state): State<AppState>,
@@ -182,8 +244,10 @@ async fn patch(
     Ok(axum::Json(PatchedView { message: "Container updated", internal_id: id, waits_for_restart }))
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = ContainerDeleted)]
 struct DeletedView {
+    #[schema(example = "Container deleted")]
     message: &'static str,
     internal_id: ContainerId,
 }
@@ -192,6 +256,18 @@ struct DeletedView {
 /// volume free. One that takes longer goes on in the background.
 const DELETE_PATIENCE: Duration = Duration::from_secs(10);
 
+refusals!(DeleteRefusals: CONTAINER; 409: "deleting"; 503: "busy", "engine_unavailable");
+
+/// Deletes a container, in whatever state it is. The volume stays.
+#[utoipa::path(
+    delete, path = "/containers/{id}", tag = "containers",
+    params(ContainerPath),
+    responses(
+        (status = 200, description = "It is gone, and its ports are free", body = DeletedView),
+        (status = 202, description = "It is going; that takes longer", body = DeletedView),
+        DeleteRefusals,
+    ),
+)]
 async fn delete(
     auth: Auth,
     State(state): State<AppState>,

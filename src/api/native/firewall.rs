@@ -3,17 +3,21 @@
 //! Each call is about one container and wants `network.read` or `network.write` for that one. What was
 //! answered with success is in the kernel.
 
+use axum::Json as JsonAnswer;
 use axum::extract::State;
 use axum::http::StatusCode;
-use axum::routing::{delete, get, post, put};
-use axum::{Json as JsonAnswer, Router};
 use serde::{Deserialize, Deserializer, Serialize};
+use utoipa::{IntoParams, ToSchema};
+use utoipa_axum::routes;
 
 use super::firewall_view::{DdosView, NetworkView, RuleView};
 use super::volumes::made;
 use crate::api::auth::Auth;
 use crate::api::error::ApiError;
 use crate::api::extract::{Json, Path, Query};
+use crate::api::openapi::Routes;
+use crate::api::openapi::params::{ContainerPath, RulePath};
+use crate::api::openapi::refusals::refusals;
 use crate::api::state::AppState;
 use crate::domain::access::Permission;
 use crate::domain::firewall::{
@@ -25,30 +29,43 @@ use crate::network::firewall::BOUNDS;
 use crate::store::StoreError;
 use crate::store::firewall::{FirewallRow, RuleRow};
 
-pub(super) fn routes() -> Router<AppState> {
-    Router::new()
-        .route("/firewall/rules", post(add_rule))
-        .route("/firewall/rules/{id}", get(show_rule).delete(delete_rule))
-        .route("/firewall/rules/{id}/toggle", put(toggle_rule))
-        .route("/firewall/rules/container/{id}", get(list_rules))
-        .route("/firewall/ddos/{id}", post(set_ddos).get(show_ddos))
-        .route("/firewall/networks/{id}", post(attach).get(show_network).delete(detach))
-        .route("/firewall/cleanup/{id}", delete(clean))
+pub(super) fn routes() -> Routes {
+    Routes::default()
+        .routes(routes!(add_rule))
+        .routes(routes!(show_rule, delete_rule))
+        .routes(routes!(toggle_rule))
+        .routes(routes!(list_rules))
+        .routes(routes!(set_ddos, show_ddos))
+        .routes(routes!(attach, show_network, detach))
+        .routes(routes!(clean))
 }
 
+refusals!(ReadRefusals: CONTAINER);
+// What is taken back is taken back also where the firewall is off.
+refusals!(RemoveRefusals: CONTAINER, FIREWALL);
+refusals!(ChangeRefusals: CONTAINER, FIREWALL; 409: "firewall_off");
+refusals!(AddRefusals: CONTAINER, FIREWALL; 409: "firewall_off", "rule_exists", "too_many_rules");
+
 /// A rule to be made. What is left out matches everything.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
+#[schema(as = NewFirewallRule, example = json!({
+    "container_id": "server-001", "source_ip": "203.0.113.0/24", "dest_port": 25565, "protocol": "tcp",
+    "action": "accept", "rate_limit": {"requests": 100, "per_seconds": 10}, "description": "the office"
+}))]
 #[serde(deny_unknown_fields)]
-pub(super) struct RuleBody {
+struct RuleBody {
     container_id: ContainerId,
     /// An address or a network, of IPv4 or IPv6.
     source_ip: Option<String>,
+    #[schema(minimum = 1)]
     source_port: Option<u16>,
     /// As published on the host; left out: all that the container has published.
+    #[schema(minimum = 1)]
     dest_port: Option<u16>,
     protocol: RuleProtocol,
     action: RuleAction,
     rate_limit: Option<RateLimit>,
+    #[schema(max_length = 255)]
     description: Option<String>,
 }
 
@@ -75,13 +92,24 @@ impl RuleBody {
 }
 
 /// A rule, and what was done with it.
-#[derive(Debug, Serialize)]
-pub(super) struct RuleAnswer {
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = FirewallRuleAnswer)]
+struct RuleAnswer {
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(example = "Firewall rule created")]
     message: Option<&'static str>,
     rule: RuleView,
 }
 
+/// Makes a rule for a container, behind those that it has.
+///
+/// It counts at once, for connections that stand as well. The first rule that matches decides; what none
+/// matches passes.
+#[utoipa::path(
+    post, path = "/firewall/rules", tag = "firewall",
+    request_body = RuleBody,
+    responses((status = 201, description = "It is in effect", body = RuleAnswer), AddRefusals),
+)]
 async fn add_rule(
     auth: Auth,
     State(state): State<AppState>,
@@ -121,6 +149,12 @@ async fn reach(
     }
 }
 
+/// Shows a rule.
+#[utoipa::path(
+    get, path = "/firewall/rules/{id}", tag = "firewall",
+    params(RulePath),
+    responses((status = 200, description = "The rule", body = RuleAnswer), ReadRefusals),
+)]
 async fn show_rule(
     auth: Auth,
     State(state): State<AppState>,
@@ -131,12 +165,19 @@ async fn show_rule(
 }
 
 /// Whether a rule counts.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
+#[schema(as = ToggleFirewallRule)]
 #[serde(deny_unknown_fields)]
-pub(super) struct ToggleBody {
+struct ToggleBody {
     enabled: bool,
 }
 
+/// Switches a rule off, or on again. It keeps its place among the others.
+#[utoipa::path(
+    put, path = "/firewall/rules/{id}/toggle", tag = "firewall",
+    params(RulePath), request_body = ToggleBody,
+    responses((status = 200, description = "It is switched", body = RuleAnswer), ChangeRefusals),
+)]
 async fn toggle_rule(
     auth: Auth,
     State(state): State<AppState>,
@@ -149,12 +190,20 @@ async fn toggle_rule(
     shown(&state, Some(message), row).await
 }
 
-#[derive(Debug, Serialize)]
-pub(super) struct RuleDeleted {
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = FirewallRuleDeleted)]
+struct RuleDeleted {
+    #[schema(example = "Firewall rule deleted")]
     message: &'static str,
     id: RuleId,
 }
 
+/// Deletes a rule.
+#[utoipa::path(
+    delete, path = "/firewall/rules/{id}", tag = "firewall",
+    params(RulePath),
+    responses((status = 200, description = "It is gone", body = RuleDeleted), RemoveRefusals),
+)]
 async fn delete_rule(
     auth: Auth,
     State(state): State<AppState>,
@@ -165,20 +214,32 @@ async fn delete_rule(
     Ok(JsonAnswer(RuleDeleted { message: "Firewall rule deleted", id }))
 }
 
-#[derive(Debug, Deserialize)]
-pub(super) struct RulesQuery {
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+struct RulesQuery {
+    /// How many to show.
+    #[param(minimum = 1, maximum = 100)]
     limit: Option<usize>,
+    /// The `next_cursor` of the page before.
     cursor: Option<i64>,
 }
 
 /// Rules in the order in which they are matched.
-#[derive(Debug, Serialize)]
-pub(super) struct RulesView {
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = FirewallRuleList)]
+struct RulesView {
     rules: Vec<RuleView>,
     /// Give it as `cursor` for what follows; `null` at the end.
+    #[schema(required, example = json!(null))]
     next_cursor: Option<String>,
 }
 
+/// Lists a container's rules in the order in which they are matched.
+#[utoipa::path(
+    get, path = "/firewall/rules/container/{id}", tag = "firewall",
+    params(ContainerPath, RulesQuery),
+    responses((status = 200, description = "Its rules", body = RulesView), ReadRefusals),
+)]
 async fn list_rules(
     auth: Auth,
     State(state): State<AppState>,
@@ -205,17 +266,25 @@ async fn list_rules(
 }
 
 /// The protection from floods; it replaces what there was.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
+#[schema(as = NewFirewallDdos, example = json!({
+    "enabled": true, "syn_flood_protection": true, "connection_limit": 20,
+    "rate_limit": {"requests": 100, "per_seconds": 10}
+}))]
 #[serde(deny_unknown_fields)]
-pub(super) struct DdosBody {
+struct DdosBody {
+    /// Needs one of the others.
     enabled: bool,
     /// `true` if left out.
     #[serde(default = "yes")]
+    #[schema(default = true)]
     syn_flood_protection: bool,
     /// Connections of one source at a time.
+    #[schema(minimum = 1, maximum = 65_535)]
     connection_limit: Option<u32>,
     /// New connections (packets of UDP) of one source: so many, or so many a second as a plain number.
     #[serde(default, deserialize_with = "limit_or_number")]
+    #[schema(value_type = Option<LimitOrNumber>)]
     rate_limit: Option<RateLimit>,
 }
 
@@ -224,28 +293,45 @@ fn yes() -> bool {
 }
 
 fn limit_or_number<'de, D: Deserializer<'de>>(from: D) -> Result<Option<RateLimit>, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(
-        untagged,
-        expecting = "must be a number of requests a second, or {\"requests\", \"per_seconds\"}"
-    )]
-    enum Either {
-        PerSecond(u32),
-        Limit(RateLimit),
-    }
-    Ok(Option::<Either>::deserialize(from)?.map(|either| match either {
-        Either::PerSecond(requests) => RateLimit { requests, per_seconds: 1 },
-        Either::Limit(limit) => limit,
+    Ok(Option::<LimitOrNumber>::deserialize(from)?.map(|either| match either {
+        LimitOrNumber::PerSecond(PerSecond(requests)) => RateLimit { requests, per_seconds: 1 },
+        LimitOrNumber::Limit(limit) => limit,
     }))
 }
 
-#[derive(Debug, Serialize)]
-pub(super) struct DdosAnswer {
+/// A rate limit; a plain number is that many a second.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(
+    untagged,
+    expecting = "must be a number of requests a second, or {\"requests\", \"per_seconds\"}"
+)]
+enum LimitOrNumber {
+    PerSecond(PerSecond),
+    Limit(RateLimit),
+}
+
+/// So many a second.
+#[derive(Debug, Deserialize, ToSchema)]
+#[schema(as = RequestsPerSecond, minimum = 1, maximum = 1_000_000, example = 50)]
+struct PerSecond(u32);
+
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = FirewallDdosAnswer)]
+struct DdosAnswer {
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(example = "DDoS protection enabled")]
     message: Option<&'static str>,
     ddos: DdosView,
 }
 
+/// Sets a container's protection from floods, in place of what it was.
+///
+/// It comes before all rules, and counts each source by itself.
+#[utoipa::path(
+    post, path = "/firewall/ddos/{id}", tag = "firewall",
+    params(ContainerPath), request_body = DdosBody,
+    responses((status = 200, description = "It is in effect", body = DdosAnswer), ChangeRefusals),
+)]
 async fn set_ddos(
     auth: Auth,
     State(state): State<AppState>,
@@ -268,6 +354,12 @@ async fn set_ddos(
     ddos_of(&state, id, Some(message)).await
 }
 
+/// Shows a container's protection from floods.
+#[utoipa::path(
+    get, path = "/firewall/ddos/{id}", tag = "firewall",
+    params(ContainerPath),
+    responses((status = 200, description = "The protection", body = DdosAnswer), ReadRefusals),
+)]
 async fn show_ddos(
     auth: Auth,
     State(state): State<AppState>,
@@ -287,9 +379,11 @@ async fn ddos_of(
     Ok(JsonAnswer(DdosAnswer { message, ddos }))
 }
 
-#[derive(Debug, Serialize)]
-pub(super) struct NetworkAnswer {
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = FirewallNetworkAnswer)]
+struct NetworkAnswer {
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(example = "Firewall network created")]
     message: Option<&'static str>,
     network: NetworkView,
 }
@@ -305,6 +399,15 @@ async fn network_of(
 }
 
 /// Makes a container's firewall, or brings it back with its rules.
+#[utoipa::path(
+    post, path = "/firewall/networks/{id}", tag = "firewall",
+    params(ContainerPath),
+    responses(
+        (status = 201, description = "It is in the kernel", body = NetworkAnswer),
+        (status = 200, description = "It was there already", body = NetworkAnswer),
+        ChangeRefusals,
+    ),
+)]
 async fn attach(
     auth: Auth,
     State(state): State<AppState>,
@@ -317,6 +420,12 @@ async fn attach(
     Ok((made(is_new), network_of(&state, id, Some(message)).await?))
 }
 
+/// Shows a container's firewall as a whole.
+#[utoipa::path(
+    get, path = "/firewall/networks/{id}", tag = "firewall",
+    params(ContainerPath),
+    responses((status = 200, description = "The firewall", body = NetworkAnswer), ReadRefusals),
+)]
 async fn show_network(
     auth: Auth,
     State(state): State<AppState>,
@@ -327,6 +436,11 @@ async fn show_network(
 }
 
 /// Takes a container's firewall out of the kernel and keeps its rules.
+#[utoipa::path(
+    delete, path = "/firewall/networks/{id}", tag = "firewall",
+    params(ContainerPath),
+    responses((status = 200, description = "It is out", body = NetworkAnswer), RemoveRefusals),
+)]
 async fn detach(
     auth: Auth,
     State(state): State<AppState>,
@@ -337,13 +451,21 @@ async fn detach(
     network_of(&state, id, Some("Firewall network removed")).await
 }
 
-#[derive(Debug, Serialize)]
-pub(super) struct CleanedView {
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = FirewallCleaned)]
+struct CleanedView {
+    #[schema(example = "Firewall cleaned up")]
     message: &'static str,
     container_id: ContainerId,
     deleted_rules: usize,
 }
 
+/// Deletes a container's rules and its protection from floods.
+#[utoipa::path(
+    delete, path = "/firewall/cleanup/{id}", tag = "firewall",
+    params(ContainerPath),
+    responses((status = 200, description = "Nothing is left of them", body = CleanedView), RemoveRefusals),
+)]
 async fn clean(
     auth: Auth,
     State(state): State<AppState>,

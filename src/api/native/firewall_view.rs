@@ -1,6 +1,7 @@
 //! How a container's firewall is shown: what was asked for, and whether the kernel has it.
 
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::domain::firewall::{Ddos, RateLimit, RuleAction, RuleId, RuleProtocol, show_source};
 use crate::domain::ids::ContainerId;
@@ -10,10 +11,13 @@ use crate::network::firewall::FirewallStatus;
 use crate::store::firewall::{FirewallRow, RuleRow};
 
 /// Whether something that was asked for is in effect.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[schema(as = FirewallEffect)]
 pub(super) struct Effect {
+    /// Whether the kernel has it.
+    #[schema(example = true)]
     applied: bool,
-    /// Why it is not.
+    /// Why it has not.
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
 }
@@ -39,19 +43,26 @@ impl Effect {
 }
 
 /// A firewall rule of a container.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = FirewallRule)]
 pub(super) struct RuleView {
     id: RuleId,
     container_id: ContainerId,
     /// An address or a network; `null` for any.
+    #[schema(required, example = "203.0.113.0/24")]
     source_ip: Option<String>,
+    #[schema(required, example = json!(null))]
     source_port: Option<u16>,
     /// As published on the host; `null` for all of the container's.
+    #[schema(required, example = 25565)]
     dest_port: Option<u16>,
     protocol: RuleProtocol,
     action: RuleAction,
+    #[schema(required)]
     rate_limit: Option<RateLimit>,
+    #[schema(required, example = "the office")]
     description: Option<String>,
+    #[schema(example = true)]
     enabled: bool,
     #[serde(flatten)]
     effect: Effect,
@@ -89,14 +100,17 @@ impl RuleView {
 }
 
 /// A container's protection from floods.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = FirewallDdos)]
 pub(super) struct DdosView {
     container_id: ContainerId,
     enabled: bool,
     syn_flood_protection: bool,
     /// Connections of one source at a time.
+    #[schema(required, example = 20)]
     connection_limit: Option<u32>,
     /// New connections (packets of UDP) of one source.
+    #[schema(required)]
     rate_limit: Option<RateLimit>,
     #[serde(flatten)]
     effect: Effect,
@@ -122,7 +136,8 @@ impl DdosView {
 }
 
 /// A container's firewall as a whole.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = FirewallNetwork)]
 pub(super) struct NetworkView {
     container_id: ContainerId,
     /// Whether its rules are to be in the kernel.

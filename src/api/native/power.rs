@@ -3,55 +3,110 @@
 //! Each is answered when it has been accepted or refused, with 202 or the reason; what follows shows
 //! in the container's state and on its socket.
 
-use axum::Router;
 use axum::extract::State;
 use axum::http::StatusCode;
-use axum::routing::{MethodRouter, post};
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+use utoipa_axum::routes;
 
 use super::container_body::{PortBody, check_ports, non_empty};
 use crate::api::auth::Auth;
 use crate::api::error::ApiError;
 use crate::api::extract::{Json, OptionalJson, Path};
+use crate::api::openapi::Routes;
+use crate::api::openapi::params::ContainerPath;
+use crate::api::openapi::refusals::refusals;
+use crate::api::openapi::schemas::ContainerState;
 use crate::api::state::AppState;
 use crate::domain::access::Permission;
 use crate::domain::ids::ContainerId;
 use crate::domain::lifecycle::{Answer, Command};
 use crate::supervisor::{ContainerHandle, Request};
 
-pub(super) fn routes() -> Router<AppState> {
-    use Permission::{ContainersWrite, Power};
-    let wish = |command, permission| wish(command, permission);
-    Router::new()
-        .route("/containers/{id}/start", wish(Command::Start, Power))
-        .route("/containers/{id}/stop", wish(Command::Stop, Power))
-        .route("/containers/{id}/kill", wish(Command::Kill, Power))
-        .route("/containers/{id}/restart", wish(Command::Restart, Power))
-        .route("/containers/{id}/pause", wish(Command::Pause, Power))
-        .route("/containers/{id}/resume", wish(Command::Resume, Power))
-        .route("/containers/{id}/suspend", wish(Command::Suspend, ContainersWrite))
-        .route("/containers/{id}/unsuspend", wish(Command::Unsuspend, ContainersWrite))
-        .route("/containers/{id}/reinstall", post(reinstall))
-        .route("/containers/{id}/rebind-network", post(rebind))
+pub(super) fn routes() -> Routes {
+    Routes::default()
+        .routes(routes!(start))
+        .routes(routes!(stop))
+        .routes(routes!(kill))
+        .routes(routes!(restart))
+        .routes(routes!(pause))
+        .routes(routes!(resume))
+        .routes(routes!(suspend))
+        .routes(routes!(unsuspend))
+        .routes(routes!(reinstall))
+        .routes(routes!(rebind))
 }
 
 /// A wish that was taken on.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Accepted)]
 pub(super) struct AcceptedView {
+    #[schema(example = "Container is starting")]
     message: &'static str,
     internal_id: ContainerId,
+    #[schema(value_type = ContainerState, example = "starting")]
     state: &'static str,
     /// The container's snapshot of this generation, or a later one, contains the decision.
+    #[schema(example = 12)]
     generation: u64,
 }
 
-fn wish(command: Command, permission: Permission) -> MethodRouter<AppState> {
-    post(async move |auth: Auth, State(state): State<AppState>, Path(id): Path<ContainerId>| {
-        let handle = auth.container(&state, &id, permission)?;
-        ask(&handle, Request::Command(command), message_of(command)).await
-    })
+refusals!(WishRefusals: CONTAINER, WISH, STATE, ENGINE);
+refusals!(RebindRefusals: CONTAINER, WISH, STATE, ENGINE, BINDING);
+
+/// A handler for each wish that needs no more than its name.
+macro_rules! wishes {
+    ($($(#[doc = $doc:literal])* $path:literal $name:ident: $command:ident, $permission:ident;)*) => {$(
+        $(#[doc = $doc])*
+        #[utoipa::path(
+            post, path = $path, tag = "power",
+            params(ContainerPath),
+            responses(
+                (status = 202, description = "It is taken on, or was so already", body = AcceptedView),
+                WishRefusals,
+            ),
+        )]
+        async fn $name(
+            auth: Auth,
+            State(state): State<AppState>,
+            Path(id): Path<ContainerId>,
+        ) -> Result<(StatusCode, axum::Json<AcceptedView>), ApiError> {
+            let handle = auth.container(&state, &id, Permission::$permission)?;
+            ask(&handle, Request::Command(Command::$command), message_of(Command::$command)).await
+        }
+    )*};
 }
 
+wishes! {
+    /// Starts a container. One that runs already stays as it is.
+    "/containers/{id}/start" start: Start, Power;
+    /// Stops a container in the way its `stop` says, and kills it where that takes too long.
+    "/containers/{id}/stop" stop: Stop, Power;
+    /// Kills a container. It also gets through to a stop, a start or an install that hangs.
+    "/containers/{id}/kill" kill: Kill, Power;
+    /// Stops a container and starts it again. One that is down is started.
+    "/containers/{id}/restart" restart: Restart, Power;
+    /// Lets a container stand still.
+    "/containers/{id}/pause" pause: Pause, Power;
+    /// Lets a container that stands still go on.
+    "/containers/{id}/resume" resume: Resume, Power;
+    /// Stops a container and refuses to start it until it is unsuspended.
+    "/containers/{id}/suspend" suspend: Suspend, ContainersWrite;
+    /// Allows a suspended container to be started again.
+    "/containers/{id}/unsuspend" unsuspend: Unsuspend, ContainersWrite;
+}
+
+/// Installs a container again, from the image. The volume stays.
+///
+/// One that runs is stopped first.
+#[utoipa::path(
+    post, path = "/containers/{id}/reinstall", tag = "power",
+    params(ContainerPath), request_body = Option<ReinstallBody>,
+    responses(
+        (status = 202, description = "It is taken on", body = AcceptedView),
+        WishRefusals,
+    ),
+)]
 async fn reinstall(
     auth: Auth,
     State(state): State<AppState>,
@@ -66,13 +121,28 @@ async fn reinstall(
     ask(&handle, request, message_of(Command::Reinstall)).await
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[schema(as = Reinstall, example = json!({"image": "ubuntu:24.04"}))]
 #[serde(default, deny_unknown_fields)]
 struct ReinstallBody {
+    /// As it is, if this is left out.
     image: Option<String>,
+    /// As it is, if this is left out.
+    #[schema(max_length = 1_048_576)]
     install_script: Option<String>,
 }
 
+/// Gives a container other ports.
+///
+/// One that runs is stopped first, and started again. If the new ports cannot be had, it keeps the old ones.
+#[utoipa::path(
+    post, path = "/containers/{id}/rebind-network", tag = "power",
+    params(ContainerPath), request_body = RebindBody,
+    responses(
+        (status = 202, description = "It is taken on", body = AcceptedView),
+        RebindRefusals,
+    ),
+)]
 async fn rebind(
     auth: Auth,
     State(state): State<AppState>,
@@ -89,9 +159,11 @@ async fn rebind(
     ask(&handle, Request::Rebind { ports }, message_of(Command::Rebind)).await
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
+#[schema(as = Rebind)]
 #[serde(deny_unknown_fields)]
 struct RebindBody {
+    /// All that it shall have.
     ports: Vec<PortBody>,
 }
 
