@@ -15,6 +15,7 @@ mod contents;
 mod downloads;
 mod files;
 mod firewall;
+mod firewall_networks;
 mod firewall_view;
 mod listing;
 mod operations;
@@ -43,6 +44,7 @@ pub(super) fn quick_routes() -> Routes {
         .merge(tokens::routes())
         .merge(ports::routes())
         .merge(firewall::routes())
+        .merge(firewall_networks::routes())
         .merge(containers::routes())
         .merge(power::routes())
         .merge(post_mortems::routes())
