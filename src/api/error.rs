@@ -15,6 +15,8 @@ use crate::domain::path::InvalidPath;
 use crate::domain::spec::Problem;
 use crate::engine::{EngineError, EngineErrorKind};
 use crate::files::FileError;
+use crate::network::firewall::FirewallError;
+use crate::network::nft::NftError;
 use crate::network::pool::PoolError;
 use crate::store::StoreError;
 use crate::supervisor::{CreateError, ExecError, ImportError, Refusal};
@@ -58,6 +60,32 @@ impl From<PoolError> for ApiError {
             | PoolError::BadCount
             | PoolError::BadReserve => Self::field(field, error.to_string()),
         }
+    }
+}
+
+impl From<FirewallError> for ApiError {
+    fn from(error: FirewallError) -> Self {
+        match error {
+            FirewallError::Off => Self::conflict("firewall_off", error.to_string()),
+            FirewallError::Busy => Self::unavailable("busy", error.to_string()),
+            FirewallError::Stopping => Self::unavailable("stopping", error.to_string()),
+            FirewallError::Nft(error) => {
+                let message = format!("the node's firewall does not take it: {}", said_by(&error));
+                Self::unavailable("firewall_unavailable", message).because(error)
+            }
+            FirewallError::Store(error) => error.into(),
+        }
+    }
+}
+
+/// What a caller is told of it; nft's own words, which name its rules, are for the log.
+fn said_by(error: &NftError) -> &'static str {
+    match error {
+        NftError::Missing => "the program nft is not installed",
+        NftError::NotPermitted { .. } => "lightd may not change it",
+        NftError::Refused { .. } => "the kernel refuses a rule",
+        NftError::Late => "nft does not end",
+        NftError::Run { .. } => "nft cannot be run",
     }
 }
 
@@ -170,6 +198,9 @@ impl From<StoreError> for ApiError {
             | StoreError::NoSuchToken
             | StoreError::NoSuchUpdate(_) => Self::not_found(error.to_string()),
             StoreError::NoSuchSnapshot(_) => Self::not_found(error.to_string()),
+            StoreError::NoSuchRule(_) => Self::not_found(error.to_string()),
+            StoreError::RuleExists(_) => conflict("rule_exists"),
+            StoreError::TooManyRules { .. } => conflict("too_many_rules"),
             StoreError::SnapshotExists(_) => conflict("snapshot_exists"),
             StoreError::TooManySnapshots { .. } => conflict("too_many_snapshots"),
             StoreError::TooManyTokens { .. } => conflict("too_many_tokens"),

@@ -41,6 +41,7 @@ pub(super) const CREATES: &[&str] = &[
     "/containers",
     "/network/ports",
     "/network/ports/allocate",
+    "/firewall/rules",
     "/auth/tokens",
 ];
 

@@ -17,6 +17,7 @@ use crate::engine::Health;
 use crate::fetch::Fetcher;
 use crate::files::Files;
 use crate::files::operation::Operations;
+use crate::network::firewall::Firewall;
 use crate::network::pool::PortPool;
 use crate::panel::Panel;
 use crate::store::Store;
@@ -29,6 +30,7 @@ pub(crate) struct Services {
     pub(crate) supervisor: Arc<Registry>,
     pub(crate) access: Access,
     pub(crate) ports: PortPool,
+    pub(crate) firewall: Firewall,
     pub(crate) files: Files,
     pub(crate) volumes: Volumes,
     pub(crate) operations: Operations,

@@ -22,7 +22,7 @@ use std::time::Duration;
 use axum_server::Handle;
 use futures_util::FutureExt as _;
 use futures_util::future::Either;
-use tokio::sync::{Notify, Semaphore, broadcast};
+use tokio::sync::{Notify, Semaphore, broadcast, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -40,8 +40,10 @@ use crate::fetch::Fetcher;
 use crate::files::FileError;
 use crate::files::Files;
 use crate::files::operation::Operations;
+use crate::network::firewall::{Cues, Firewall};
 use crate::network::isolation::Isolation;
 use crate::network::pool::PortPool;
+use crate::network::ruleset;
 use crate::panel::Panel;
 use crate::store::{Store, StoreError};
 use crate::supervisor::{Registry, Services, StartPace};
@@ -149,6 +151,7 @@ impl App {
         let state = AppState::new(api::Services {
             access: Access::new(store.clone(), levers.access.subscribe()),
             ports,
+            firewall: registry.services().firewall.clone(),
             files,
             volumes,
             operations,
@@ -184,8 +187,16 @@ impl App {
         let changed = || state.config.subscribe();
         let levers = self.levers.clone();
         tasks.spawn(levers.follow(changed(), state.ports.clone(), telemetry, stop()));
+        let (rules, disturbances) = watch::channel(0);
+        tasks.spawn(ruleset::watch(rules, stop()));
+        let cues = Cues {
+            signals: state.supervisor.signals(),
+            health: state.engine_health.clone(),
+            changes: disturbances.clone(),
+        };
+        tasks.spawn(state.firewall.clone().run(cues, stop()));
         let (registry, health) = (Arc::clone(&state.supervisor), state.engine_health.clone());
-        tasks.spawn(tasks::keep_isolation(registry, changed(), health, stop()));
+        tasks.spawn(tasks::keep_isolation(registry, changed(), health, disturbances, stop()));
         let (volumes, left_over) = (state.volumes.clone(), self.left_over.clone());
         tasks.spawn(async move { volumes.take_up(left_over).await });
         let (volumes, until) = (state.volumes.clone(), stop());
@@ -242,6 +253,7 @@ impl App {
                 self.state.volumes.shutdown(),
                 self.state.idempotency.drained(),
                 self.state.panel.ended(),
+                self.state.firewall.drained(),
                 self.state.supervisor.wind_down(OWNERS_END)
             )
         };
@@ -277,7 +289,9 @@ fn services(
     stop: &CancellationToken,
 ) -> Services {
     let engine = Engine::new(parts::engine(config, store.node_id()));
+    let bridge = &config.network.bridge;
     Services {
+        firewall: Firewall::new(store.clone(), engine.clone(), bridge, parts::firewall(config)),
         isolation: Isolation::new(engine.clone(), parts::isolation(config)),
         engine,
         store: store.clone(),

@@ -12,8 +12,8 @@ use crate::domain::spec::NodeCapacity;
 use crate::domain::units::UnixSeconds;
 use crate::engine::{EngineOptions, LogCap};
 use crate::files::{ArchiveLimits, FilesOptions, Owner};
-use crate::network::firewall::HostService;
 use crate::network::isolation::{Exceptions, Firewall, IsolationOptions};
+use crate::network::isolation_rules::HostService;
 use crate::network::pool::{PortPolicy, PortRange};
 use crate::panel::PanelSettings;
 use crate::supervisor::Settings;
@@ -46,10 +46,14 @@ pub(super) fn isolation(config: &Config) -> IsolationOptions {
         bridge: network.bridge.clone(),
         subnets: network.subnets,
         exceptions: exceptions(config),
-        firewall: match network.firewall {
-            config::Firewall::Nftables => Firewall::Nftables,
-            config::Firewall::Off => Firewall::Off,
-        },
+        firewall: firewall(config),
+    }
+}
+
+pub(super) fn firewall(config: &Config) -> Firewall {
+    match config.network.firewall {
+        config::Firewall::Nftables => Firewall::Nftables,
+        config::Firewall::Off => Firewall::Off,
     }
 }
 

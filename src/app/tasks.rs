@@ -90,13 +90,14 @@ impl Levers {
     }
 }
 
-/// Sets the rules and the bridge again when the engine is back, when the configuration has changed and
-/// every few minutes. Apart from [`Levers::follow`]: it takes as long as the engine does, and a changed
+/// Sets the rules and the bridge again when the engine is back, when the configuration has changed, when
+/// somebody else has changed the rules, and every few minutes. Apart from [`Levers::follow`]: it takes as long as the engine does, and a changed
 /// token must not wait for that.
 pub(super) async fn keep_isolation(
     registry: Arc<Registry>,
     mut changed: watch::Receiver<Arc<Config>>,
     mut health: watch::Receiver<Health>,
+    mut disturbances: watch::Receiver<u64>,
     stop: CancellationToken,
 ) {
     let isolation = &registry.services().isolation;
@@ -105,10 +106,20 @@ pub(super) async fn keep_isolation(
         let failed = matches!(*status.borrow(), IsolationStatus::Failed { .. });
         let pause = if failed { ISOLATION_AGAIN } else { ISOLATION_EVERY };
         let due = async {
-            tokio::select! {
-                () = tokio::time::sleep(pause) => {}
-                _ = health.changed() => {}
-                _ = changed.changed() => {}
+            let pause = tokio::time::sleep(pause);
+            tokio::pin!(pause);
+            loop {
+                tokio::select! {
+                    () = &mut pause => return,
+                    _ = health.changed() => return,
+                    _ = changed.changed() => return,
+                    Ok(()) = disturbances.changed() => {
+                        if isolation.is_disturbed().await {
+                            tracing::warn!("somebody has changed the rules of the containers' bridge; they are set anew");
+                            return;
+                        }
+                    }
+                }
             }
         };
         if stop.run_until_cancelled(due).await.is_none() {

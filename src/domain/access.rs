@@ -113,10 +113,10 @@ pub(crate) enum Permission {
     /// Take and delete snapshots, and put a volume back to one.
     #[serde(rename = "snapshots.write")]
     SnapshotsWrite,
-    /// See the port pool.
+    /// See the port pool, and containers' firewalls.
     #[serde(rename = "network.read")]
     NetworkRead,
-    /// Change the port pool.
+    /// Change the port pool, and containers' firewalls.
     #[serde(rename = "network.write")]
     NetworkWrite,
     /// See and reload the configuration, the panel's status, the audit log and the metrics.

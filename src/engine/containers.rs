@@ -197,6 +197,16 @@ impl Engine {
         }))
     }
 
+    /// A container's address in the network it was created in, while it runs.
+    pub(crate) async fn address_of(
+        &self,
+        id: &str,
+    ) -> Result<Option<std::net::IpAddr>, EngineError> {
+        let Some(found) = self.look_at(op::INSPECT, id, None).await? else { return Ok(None) };
+        let network = found.host_config.as_ref().and_then(|host| host.network_mode.as_deref());
+        Ok(network.and_then(|network| convert::address(&found, network)))
+    }
+
     pub(super) async fn look_at(
         &self,
         op: Op,

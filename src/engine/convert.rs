@@ -222,7 +222,6 @@ pub(super) fn published(found: &ContainerInspectResponse) -> Vec<HostPort> {
     ports
 }
 
-#[cfg(test)]
 pub(super) fn address(found: &ContainerInspectResponse, network: &str) -> Option<std::net::IpAddr> {
     let endpoint = found.network_settings.as_ref()?.networks.as_ref()?.get(network)?;
     endpoint.ip_address.as_deref()?.parse().ok()

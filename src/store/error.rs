@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use rusqlite::{ErrorCode, ffi};
 use uuid::Uuid;
 
+use crate::domain::firewall::RuleId;
 use crate::domain::ids::{ContainerId, VolumeId};
 use crate::domain::spec::HostPort;
 use crate::domain::units::UnixSeconds;
@@ -84,6 +85,13 @@ pub(crate) enum StoreError {
     NoSuchLease(Uuid),
     #[error("No available ports in pool")]
     NoFreePort { wanted: usize, found: usize },
+
+    #[error("there is no firewall rule {0}")]
+    NoSuchRule(RuleId),
+    #[error("rule {0} of this container does the same already")]
+    RuleExists(RuleId),
+    #[error("a {of} has at most {most} firewall rules; delete one first")]
+    TooManyRules { of: &'static str, most: usize },
 
     #[error(
         "{most} tokens are in force, which is all this node takes; revoke some, or raise authorization.max_tokens"

@@ -19,6 +19,7 @@
 pub(crate) mod bindings;
 pub(crate) mod containers;
 pub(crate) mod error;
+pub(crate) mod firewall;
 pub(crate) mod free_ports;
 pub(crate) mod idempotency;
 pub(crate) mod leases;

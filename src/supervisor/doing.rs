@@ -120,6 +120,8 @@ impl Owner {
             .await;
         match gone {
             Ok(()) | Err(StoreError::NoSuchContainer(_)) => {
+                // Its rules went with the row.
+                self.services.firewall.touch();
                 self.generation += 1;
                 let last = self.record.snapshot(self.generation, None, true);
                 self.snapshot.send_replace(Arc::new(last));

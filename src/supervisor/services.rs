@@ -17,6 +17,7 @@ use crate::domain::ids::ContainerId;
 use crate::domain::spec::NodeCapacity;
 use crate::engine::{Engine, EngineError, Health, LogCap};
 use crate::files::{Files, Owner};
+use crate::network::firewall::Firewall;
 use crate::network::isolation::{Isolation, IsolationStatus};
 use crate::network::pool::PortPolicy;
 use crate::store::Store;
@@ -63,6 +64,7 @@ pub(crate) struct Services {
     pub(crate) store: Store,
     pub(crate) files: Files,
     pub(crate) isolation: Isolation,
+    pub(crate) firewall: Firewall,
     pub(crate) sealer: Sealer,
     pub(crate) settings: watch::Receiver<Arc<Settings>>,
     pub(crate) signals: broadcast::Sender<Signal>,

@@ -9,6 +9,7 @@ mod engine_down;
 mod errors;
 mod escape;
 mod events;
+mod firewall;
 mod guest;
 mod hardening;
 mod install;

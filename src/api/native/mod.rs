@@ -14,6 +14,9 @@ mod content_headers;
 mod contents;
 mod downloads;
 mod files;
+mod firewall;
+mod firewall_networks;
+mod firewall_view;
 mod leases;
 mod listing;
 pub(super) mod operations;
@@ -48,6 +51,8 @@ pub(super) fn quick_routes() -> Routes {
         .merge(ports::routes())
         .merge(leases::routes())
         .merge(ports_in_bulk::routes())
+        .merge(firewall::routes())
+        .merge(firewall_networks::routes())
         .merge(containers::routes())
         .merge(power::routes())
         .merge(post_mortems::routes())

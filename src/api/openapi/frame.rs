@@ -43,6 +43,7 @@ const TAGS: &[(&str, &str)] = &[
     ("archives", "Archives in a volume, and folders as archives."),
     ("operations", "Work that goes on in the background."),
     ("network", "The pool of ports."),
+    ("firewall", "Who reaches containers' published ports, and how often."),
     ("remote", "The configuration, the link to the panel, and the whole node in one answer."),
 ];
 

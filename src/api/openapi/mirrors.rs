@@ -10,6 +10,7 @@ use utoipa::openapi::schema::Schema;
 use utoipa::{PartialSchema, ToSchema};
 
 use super::schemas::{EndedBy, IpAddress};
+use crate::domain::firewall::RateLimit;
 use crate::domain::ids::{RunId, VolumeId};
 use crate::domain::operation::{OperationId, OperationKind, OperationState, OperationView};
 use crate::domain::restart::RestartOnCrash;
@@ -46,6 +47,7 @@ mirrored!(
     HostPort = HostPortDouble as "HostPort",
     OperationView = OperationDouble as "Operation",
     RestartOnCrash = RestartDouble as "RestartOnCrash",
+    RateLimit = RateLimitDouble as "RateLimit",
 );
 
 /// What a container may use; `null` is the node's default, or no limit where the node has none.
@@ -129,6 +131,18 @@ struct HostPortDouble {
     #[schema(example = 25565)]
     port: u16,
     protocol: Protocol,
+}
+
+/// So many at once, and refilled evenly within so many seconds.
+#[derive(ToSchema)]
+#[serde(deny_unknown_fields)]
+#[expect(dead_code, reason = "only its description is used")]
+struct RateLimitDouble {
+    /// New connections; packets of UDP and ICMP.
+    #[schema(minimum = 1, maximum = 1_000_000, example = 100)]
+    requests: u32,
+    #[schema(minimum = 1, maximum = 86_400, example = 10)]
+    per_seconds: u32,
 }
 
 /// Work in the background, as it stands.

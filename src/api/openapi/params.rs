@@ -3,6 +3,7 @@
 use utoipa::IntoParams;
 
 use super::schemas::IpAddress;
+use crate::domain::firewall::RuleId;
 use crate::domain::ids::{ContainerId, VolumeId};
 
 // Each is only looked at for its fields.
@@ -20,6 +21,14 @@ pub(in crate::api) struct ContainerPath {
 pub(in crate::api) struct VolumePath {
     /// The volume's id.
     id: VolumeId,
+}
+
+#[derive(IntoParams)]
+#[into_params(parameter_in = Path)]
+#[expect(dead_code, reason = "it describes what `Path<RuleId>` reads")]
+pub(in crate::api) struct RulePath {
+    /// The rule's id.
+    id: RuleId,
 }
 
 #[derive(IntoParams)]

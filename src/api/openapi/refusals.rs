@@ -71,6 +71,8 @@ pub(in crate::api) const VOLUME: Codes = &[
     (409, &["volume_busy"]),
     (503, &["busy", "volume_unavailable", "quota_backend_unusable"]),
 ];
+/// Changes of a container's firewall.
+pub(in crate::api) const FIREWALL: Codes = &[(503, &["busy", "firewall_unavailable"])];
 /// A path in a volume.
 pub(in crate::api) const PATH: Codes =
     &[(400, &["invalid_path", "not_a_file", "not_a_folder"]), (409, &["busy"])];

@@ -32,7 +32,8 @@ use crate::fetch::Fetcher;
 use crate::files::archive::ArchiveLimits;
 use crate::files::operation::Operations;
 use crate::files::{Files, FilesOptions, Owner};
-use crate::network::isolation::{Exceptions, Firewall, Isolation, IsolationOptions};
+use crate::network::firewall::Firewall;
+use crate::network::isolation::{self, Exceptions, Isolation, IsolationOptions};
 use crate::network::pool::{PortPolicy, PortPool};
 use crate::panel::Panel;
 use crate::store::Store;
@@ -73,6 +74,7 @@ impl Node {
         let state = AppState::new(Services {
             access: Access::new(store.clone(), settings),
             ports: PortPool::new(store.clone(), watch::channel(no_policy()).1),
+            firewall: supervisor.services().firewall.clone(),
             files: supervisor.services().files.clone(),
             volumes: Volumes::new(
                 store.clone(),
@@ -180,7 +182,7 @@ fn supervisor(folder: &Path, store: &Store, stop: &CancellationToken) -> Arc<Reg
         bridge: "lightd9".to_owned(),
         subnets: "10.99.0.0/16".parse().unwrap(),
         exceptions: Exceptions::default(),
-        firewall: Firewall::Off,
+        firewall: isolation::Firewall::Off,
     };
     let files = FilesOptions {
         volumes_path: folder.join("volumes"),
@@ -188,7 +190,9 @@ fn supervisor(folder: &Path, store: &Store, stop: &CancellationToken) -> Arc<Reg
         fsync: true,
         limits: ArchiveLimits::default(),
     };
+    let off = isolation::Firewall::Off;
     Registry::new(Arc::new(SupervisorServices {
+        firewall: Firewall::new(store.clone(), engine.clone(), "lightd9", off),
         isolation: Isolation::new(engine.clone(), isolation),
         engine,
         store: store.clone(),

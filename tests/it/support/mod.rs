@@ -6,6 +6,7 @@ pub(crate) mod client;
 pub(crate) mod engine;
 pub(crate) mod guest;
 pub(crate) mod numbers;
+pub(crate) mod outside;
 pub(crate) mod panel;
 pub(crate) mod process;
 pub(crate) mod rude;
