@@ -15,6 +15,7 @@ mod install;
 mod isolation;
 mod lifecycle;
 mod load;
+mod openapi;
 mod operations;
 mod outage;
 mod ports;

@@ -91,12 +91,12 @@ pub(super) struct CreateBody {
 pub(super) struct PortBody {
     #[schema(value_type = Option<IpAddress>)]
     pub(super) ip: Option<IpAddr>,
-    #[schema(minimum = 1, example = 25565)]
+    #[schema(maximum = 65_535, minimum = 1, example = 25565)]
     pub(super) port: Option<u16>,
     #[serde(default, deserialize_with = "optional_protocol")]
     pub(super) protocol: Option<Protocol>,
     /// As `port`, if it is left out.
-    #[schema(minimum = 1, example = 25565)]
+    #[schema(maximum = 65_535, minimum = 1, example = 25565)]
     pub(super) container_port: Option<u16>,
 }
 

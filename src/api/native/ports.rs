@@ -44,10 +44,11 @@ struct AddBody {
     #[schema(value_type = IpAddress)]
     ip: IpAddr,
     /// This one; or all from `from` to `to`.
-    #[schema(minimum = 1)]
+    #[schema(maximum = 65_535, minimum = 1)]
     port: Option<u16>,
-    #[schema(minimum = 1)]
+    #[schema(maximum = 65_535, minimum = 1)]
     from: Option<u16>,
+    #[schema(maximum = 65_535)]
     to: Option<u16>,
     #[serde(default, deserialize_with = "optional_protocol")]
     protocol: Option<Protocol>,
@@ -61,10 +62,13 @@ struct AddedView {
     #[schema(value_type = IpAddress)]
     ip: IpAddr,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(maximum = 65_535, nullable = false)]
     port: Option<u16>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(maximum = 65_535, nullable = false)]
     from: Option<u16>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(maximum = 65_535, nullable = false)]
     to: Option<u16>,
     protocol: Protocol,
     #[schema(example = 1)]
@@ -113,7 +117,7 @@ async fn add(
 struct PortView {
     #[schema(value_type = IpAddress)]
     ip: IpAddr,
-    #[schema(example = 25565)]
+    #[schema(maximum = 65_535, example = 25565)]
     port: u16,
     protocol: Protocol,
     in_use: bool,
@@ -240,13 +244,13 @@ struct MarkedView {
     message: &'static str,
     #[schema(value_type = IpAddress)]
     ip: IpAddr,
-    #[schema(example = 25565)]
+    #[schema(maximum = 65_535, example = 25565)]
     port: u16,
     protocol: Protocol,
     in_use: bool,
 }
 
-refusals!(TakenRefusals: ; 404: "not_found"; 409: "port_in_use");
+refusals!(TakenRefusals: ; 404: "not_found"; 409: "port_in_use", "port_reserved");
 
 /// Marks a port as in use by something else, or as free again.
 #[utoipa::path(
@@ -310,7 +314,7 @@ struct BulkDeleteBody {
 struct PortName {
     #[schema(value_type = IpAddress)]
     ip: IpAddr,
-    #[schema(example = 25565)]
+    #[schema(maximum = 65_535, example = 25565)]
     port: u16,
     #[serde(default, deserialize_with = "optional_protocol")]
     protocol: Option<Protocol>,
@@ -339,7 +343,7 @@ struct BulkDeletedView {
 struct KeptView {
     #[schema(value_type = IpAddress)]
     ip: IpAddr,
-    #[schema(example = 25565)]
+    #[schema(maximum = 65_535, example = 25565)]
     port: u16,
     protocol: Protocol,
     /// As a refusal says it.

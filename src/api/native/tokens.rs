@@ -40,9 +40,10 @@ struct IssueBody {
     /// Good for exactly one request, or one socket.
     remove_on_use: bool,
     /// The only containers it is good for.
+    #[schema(value_type = Option<Vec<ContainerId>>)]
     containers: Option<BTreeSet<ContainerId>>,
     /// The only things it is good for.
-    #[schema(value_type = Option<BTreeSet<Permission>>)]
+    #[schema(value_type = Option<Vec<Permission>>)]
     permissions: Option<Vec<String>>,
 }
 

@@ -69,7 +69,11 @@ pub(super) fn long_routes() -> Routes {
         ("Tus-Checksum-Algorithm" = String),
     ))),
 )]
-async fn capabilities(State(state): State<AppState>) -> Response {
+async fn capabilities(State(state): State<AppState>, Path(_): Path<VolumeId>) -> Response {
+    abilities(&state)
+}
+
+fn abilities(state: &AppState) -> Response {
     let fixed = HeaderValue::from_static;
     let algorithms: Vec<&str> = Algorithm::ALL.iter().map(|one| one.as_str()).collect();
     let mut response = StatusCode::NO_CONTENT.into_response();
@@ -92,8 +96,11 @@ async fn capabilities(State(state): State<AppState>) -> Response {
         ("Tus-Checksum-Algorithm" = String),
     ))),
 )]
-async fn upload_capabilities(state: State<AppState>) -> Response {
-    capabilities(state).await
+async fn upload_capabilities(
+    State(state): State<AppState>,
+    Path(_): Path<(VolumeId, String)>,
+) -> Response {
+    abilities(&state)
 }
 
 fn speaks_version(headers: &HeaderMap) -> Result<(), ApiError> {
