@@ -99,7 +99,8 @@ fn the_table_of_codes_and_the_document_have_every_code_of_the_source() {
     // Fields of a request, in a match as codes are.
     codes.retain(|code| !["ip", "port", "count", "reserve"].contains(&code.as_str()));
     assert!(codes.len() > 60, "{codes:?}");
-    let document = std::fs::read_to_string(root.join("docs/openapi.json")).expect("a readable file");
+    let document =
+        std::fs::read_to_string(root.join("docs/openapi.json")).expect("a readable file");
     let is_told = |code: &String| {
         // As one of an answer's codes, or in words where it is no answer's.
         document.contains(&format!("\"{code}\"")) || document.contains(&format!("`{code}`"))

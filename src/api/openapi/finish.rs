@@ -111,7 +111,7 @@ fn take_key(call: &mut Value) {
         "name": "Idempotency-Key", "in": "header", "required": false,
         "description": "Of the caller's choice. The same request with the same key is done once: for a day it is answered \
                         as it was the first time, with `Idempotent-Replayed: true`.",
-        "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]+$"},
+        "schema": {"type": "string", "minLength": 1, "maxLength": 255},
     });
     match call.get_mut("parameters").and_then(Value::as_array_mut) {
         Some(parameters) => parameters.push(key),
