@@ -122,7 +122,7 @@ async fn furnish(daemon: &Daemon) -> (String, String) {
 #[tokio::test]
 async fn schemathesis_finds_no_500_and_no_answer_that_the_document_does_not_have() {
     let tools = python_tools().await;
-    let daemon = Daemon::start_with(|config| config["volumes"]["backend"] = json!("soft")).await;
+    let daemon = Daemon::start_with(|config| config["quota"] = json!({"backend": "soft"})).await;
     let (container, volume) = furnish(&daemon).await;
     let mut schemathesis = Command::new(tools.join("schemathesis"));
     schemathesis

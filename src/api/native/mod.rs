@@ -27,6 +27,7 @@ mod search;
 mod snapshots;
 mod tokens;
 mod tus;
+mod tus_create;
 mod tus_headers;
 mod uploads;
 mod volumes;
