@@ -102,7 +102,7 @@ fn every_example_of_the_document_is_as_its_schema_says() {
 /// Something for the made up requests to meet.
 async fn furnish(daemon: &Daemon) -> (String, String) {
     let id = daemon.id("fuzz");
-    let spec = json!({"startup_command": "while read line; do echo \"$line\"; done"});
+    let spec = json!({"startup_command": "echo Ready; while read line; do echo \"$line\"; done"});
     let made = daemon.create(&id, spec).await;
     let volume = made["volume_id"].as_str().expect("an id").to_owned();
     let client = daemon.client();
