@@ -60,7 +60,7 @@ impl Check<'_> {
         value
     }
 
-    fn span(&mut self, key: &str, value: Duration, least: &str, most: &str) -> Duration {
+    pub(super) fn span(&mut self, key: &str, value: Duration, least: &str, most: &str) -> Duration {
         let bound = |text| humantime::parse_duration(text).unwrap_or_default();
         if value < bound(least) || value > bound(most) {
             self.say(key, format!("must be between {least} and {most}"));
