@@ -17,6 +17,7 @@ mod isolation;
 mod leases;
 mod lifecycle;
 mod load;
+mod openapi;
 mod operations;
 mod outage;
 mod panel;

@@ -219,8 +219,10 @@ impl From<&Restarts> for RestartsView {
 #[schema(as = StopPolicy)]
 struct StopView<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     signal: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     command: Option<&'a str>,
     /// Seconds until it is killed.
     timeout: u64,
@@ -242,8 +244,10 @@ impl<'a> From<&'a StopPolicy> for StopView<'a> {
 pub(super) struct PortView {
     #[schema(value_type = IpAddress)]
     ip: IpAddr,
+    #[schema(maximum = 65_535)]
     port: u16,
     protocol: Protocol,
+    #[schema(maximum = 65_535)]
     container_port: u16,
 }
 

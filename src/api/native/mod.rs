@@ -35,6 +35,7 @@ mod snapshots;
 mod sync;
 mod tokens;
 mod tus;
+mod tus_create;
 mod tus_headers;
 mod uploads;
 mod volumes;

@@ -46,10 +46,11 @@ struct AddBody {
     #[schema(value_type = IpAddress)]
     ip: IpAddr,
     /// This one; or all from `from` to `to`.
-    #[schema(minimum = 1)]
+    #[schema(maximum = 65_535, minimum = 1)]
     port: Option<u16>,
-    #[schema(minimum = 1)]
+    #[schema(maximum = 65_535, minimum = 1)]
     from: Option<u16>,
+    #[schema(maximum = 65_535)]
     to: Option<u16>,
     #[serde(default, deserialize_with = "optional_protocol")]
     protocol: Option<Protocol>,
@@ -63,10 +64,13 @@ struct AddedView {
     #[schema(value_type = IpAddress)]
     ip: IpAddr,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(maximum = 65_535, nullable = false)]
     port: Option<u16>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(maximum = 65_535, nullable = false)]
     from: Option<u16>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(maximum = 65_535, nullable = false)]
     to: Option<u16>,
     protocol: Protocol,
     #[schema(example = 1)]
@@ -115,7 +119,7 @@ async fn add(
 struct PortView {
     #[schema(value_type = IpAddress)]
     ip: IpAddr,
-    #[schema(example = 25565)]
+    #[schema(maximum = 65_535, example = 25565)]
     port: u16,
     protocol: Protocol,
     /// It is marked, a container's, leased or resting.
@@ -325,7 +329,7 @@ struct MarkedView {
     message: &'static str,
     #[schema(value_type = IpAddress)]
     ip: IpAddr,
-    #[schema(example = 25565)]
+    #[schema(maximum = 65_535, example = 25565)]
     port: u16,
     protocol: Protocol,
     in_use: bool,

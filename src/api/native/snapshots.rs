@@ -177,7 +177,7 @@ async fn show(
     Ok(JsonAnswer(row.into()))
 }
 
-refusals!(RestoreRefusals: VOLUME, WORK, STATE);
+refusals!(RestoreRefusals: VOLUME, WORK, STATE, IN_USE; 507: "quota_exceeded");
 
 /// Puts a volume back to a snapshot, in the background.
 ///

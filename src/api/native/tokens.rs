@@ -41,10 +41,10 @@ struct IssueBody {
     /// Good for exactly one request, or one socket.
     remove_on_use: bool,
     /// The only containers it is good for.
-    #[schema(min_items = 1)]
+    #[schema(value_type = Option<Vec<ContainerId>>, min_items = 1)]
     containers: Option<BTreeSet<ContainerId>>,
     /// The only things it is good for.
-    #[schema(value_type = Option<BTreeSet<Permission>>, min_items = 1)]
+    #[schema(value_type = Option<Vec<Permission>>, min_items = 1)]
     permissions: Option<Vec<String>>,
 }
 

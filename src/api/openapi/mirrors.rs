@@ -128,7 +128,7 @@ struct PointDouble {
 struct HostPortDouble {
     #[schema(value_type = IpAddress)]
     ip: std::net::IpAddr,
-    #[schema(example = 25565)]
+    #[schema(maximum = 65_535, example = 25565)]
     port: u16,
     protocol: Protocol,
 }
@@ -162,7 +162,7 @@ struct OperationDouble {
     /// Why it ended without being done.
     #[schema(required, example = json!(null))]
     error: Option<String>,
-    /// The same for programs, as in refusals.
+    /// The same for programs, as in refusals; and `fetch_failed`, `disturbed`, `snapshot_damaged` and `interrupted`.
     #[schema(required, example = json!(null))]
     code: Option<String>,
     /// What the work has made, where there is more to say than that it is done.
@@ -186,18 +186,20 @@ enum RestartDouble {
 /// How often a workload that crashes is started again, and how soon.
 #[derive(ToSchema)]
 #[schema(as = RestartRule)]
-#[serde(default, deny_unknown_fields)]
+#[serde(deny_unknown_fields)]
 #[expect(dead_code, reason = "only its description is used")]
 struct RestartRuleDouble {
-    /// Restarts within the window; a crash beyond them is the last.
-    #[schema(minimum = 1, maximum = 100, default = 5)]
+    /// Restarts within the window; a crash beyond them is the last. 5 if it is left out.
+    #[schema(required = false, minimum = 1, maximum = 100, example = 5)]
     max_restarts: u32,
-    #[schema(minimum = 1, maximum = 604_800, default = 600)]
+    /// 600 if it is left out.
+    #[schema(required = false, minimum = 1, maximum = 604_800, example = 600)]
     window_s: u32,
-    /// Before the first restart of a window; doubled with each further one.
-    #[schema(minimum = 0, maximum = 86_400, default = 1)]
+    /// Before the first restart of a window; doubled with each further one. 1 if it is left out.
+    #[schema(required = false, minimum = 0, maximum = 86_400, example = 1)]
     backoff_min_s: u32,
-    #[schema(minimum = 0, maximum = 86_400, default = 60)]
+    /// 60 if it is left out.
+    #[schema(required = false, minimum = 0, maximum = 86_400, example = 60)]
     backoff_max_s: u32,
 }
 
@@ -248,4 +250,9 @@ pub(in crate::api) struct PostMortem {
 struct OomDouble {
     engine: bool,
     kernel: bool,
+}
+
+#[cfg(test)]
+pub(super) fn restart_rule() -> Value {
+    serde_json::to_value(RestartRuleDouble::schema()).unwrap()
 }

@@ -38,6 +38,7 @@ pub(in crate::api) struct PortPath {
     /// One of the node's addresses, or `0.0.0.0` or `::` for all of them.
     #[param(value_type = IpAddress)]
     ip: std::net::IpAddr,
+    #[param(maximum = 65_535, example = 25565)]
     port: u16,
 }
 

@@ -46,6 +46,20 @@ pub(in crate::api) const STATE: Codes = &[(
         "deleting",
     ],
 )];
+/// A volume whose containers have to be down: the code is the state of one that is not.
+pub(in crate::api) const IN_USE: Codes = &[(
+    409,
+    &[
+        "installing",
+        "starting",
+        "running",
+        "stopping",
+        "paused",
+        "rebinding",
+        "deleting",
+        "unknown",
+    ],
+)];
 /// The container engine.
 pub(in crate::api) const ENGINE: Codes =
     &[(400, &["engine_refused"]), (409, &["engine_conflict"]), (503, &["engine_unavailable"])];

@@ -42,21 +42,21 @@ use crate::supervisor::{Registry, Services as SupervisorServices, Settings, Star
 use crate::util::secret::Sealer;
 use crate::volumes::{OnExceeded, VolumeSettings, Volumes};
 
-pub(super) const TOKEN: &str = "lightd_0123456789abcdef";
-pub(super) const VENDOR: &str = "Application/vnd.pkglatv1+json";
+pub(in crate::api) const TOKEN: &str = "lightd_0123456789abcdef";
+pub(in crate::api) const VENDOR: &str = "Application/vnd.pkglatv1+json";
 
-pub(super) struct Node {
-    pub(super) state: AppState,
-    pub(super) signals: broadcast::Sender<crate::domain::event::Signal>,
-    pub(super) volume: VolumeId,
-    pub(super) access_settings: watch::Sender<AccessSettings>,
+pub(in crate::api) struct Node {
+    pub(in crate::api) state: AppState,
+    pub(in crate::api) signals: broadcast::Sender<crate::domain::event::Signal>,
+    pub(in crate::api) volume: VolumeId,
+    pub(in crate::api) access_settings: watch::Sender<AccessSettings>,
     router: Router,
     servers: JoinSet<()>,
     _folder: TempDir,
 }
 
 impl Node {
-    pub(super) async fn new() -> Self {
+    pub(in crate::api) async fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(&folder.path().join("lightd.db")).unwrap();
         let volume = VolumeId::random();
@@ -112,23 +112,32 @@ impl Node {
         }
     }
 
-    pub(super) async fn send(&self, request: Request<Body>) -> Response<Body> {
+    pub(in crate::api) async fn send(&self, request: Request<Body>) -> Response<Body> {
         self.send_from("127.0.0.1:9", request).await
     }
 
     /// As from a connection of this address.
-    pub(super) async fn send_from(&self, peer: &str, mut request: Request<Body>) -> Response<Body> {
+    pub(in crate::api) async fn send_from(
+        &self,
+        peer: &str,
+        mut request: Request<Body>,
+    ) -> Response<Body> {
         let peer: SocketAddr = peer.parse().unwrap();
         request.extensions_mut().insert(ConnectInfo(peer));
         self.router.clone().oneshot(request).await.unwrap()
     }
 
     /// Asks as the node itself.
-    pub(super) async fn ask(&self, method: &str, uri: &str, body: Value) -> (StatusCode, Value) {
+    pub(in crate::api) async fn ask(
+        &self,
+        method: &str,
+        uri: &str,
+        body: Value,
+    ) -> (StatusCode, Value) {
         self.ask_as(TOKEN, method, uri, body).await
     }
 
-    pub(super) async fn ask_as(
+    pub(in crate::api) async fn ask_as(
         &self,
         token: &str,
         method: &str,
@@ -147,7 +156,7 @@ impl Node {
     }
 
     /// Makes a container, which waits for an engine to be installed.
-    pub(super) async fn container(&self, id: &str) -> ContainerId {
+    pub(in crate::api) async fn container(&self, id: &str) -> ContainerId {
         let body = json!({
             "internal_id": id, "image": "debian:12", "volume_id": self.volume,
             "startup_command": "true",
@@ -158,7 +167,7 @@ impl Node {
     }
 
     /// Serves on a socket of this host.
-    pub(super) async fn listen(&mut self) -> SocketAddr {
+    pub(in crate::api) async fn listen(&mut self) -> SocketAddr {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let service = self.router.clone().into_make_service_with_connect_info::<SocketAddr>();
@@ -167,7 +176,7 @@ impl Node {
     }
 }
 
-pub(super) async fn answer(response: Response<Body>) -> (StatusCode, Value) {
+pub(in crate::api) async fn answer(response: Response<Body>) -> (StatusCode, Value) {
     let status = response.status();
     let body = response.into_body().collect().await.unwrap().to_bytes();
     let value = serde_json::from_slice(&body);

@@ -25,20 +25,26 @@ pub(super) enum Outbound<'a> {
         #[schema(value_type = StateSignal)]
         data: &'a str,
         #[serde(skip_serializing_if = "Option::is_none")]
+        #[schema(nullable = false)]
         exit_code: Option<i64>,
         #[serde(skip_serializing_if = "Option::is_none")]
+        #[schema(nullable = false)]
         oom_killed: Option<bool>,
         #[serde(skip_serializing_if = "Option::is_none")]
+        #[schema(nullable = false)]
         signal: Option<&'static str>,
         #[serde(skip_serializing_if = "Option::is_none")]
-        #[schema(value_type = Option<EndedBy>)]
+        #[schema(nullable = false, value_type = Option<EndedBy>)]
         ended_by: Option<&'static str>,
         /// Why it was not left to run.
         #[serde(skip_serializing_if = "Option::is_none")]
+        #[schema(nullable = false)]
         reason: Option<&'a str>,
         #[serde(skip_serializing_if = "Option::is_none")]
+        #[schema(nullable = false)]
         uptime_s: Option<u64>,
         #[serde(skip_serializing_if = "Option::is_none")]
+        #[schema(nullable = false)]
         ready_after_ms: Option<u64>,
     },
     /// What the container uses.
@@ -51,6 +57,7 @@ pub(super) enum Outbound<'a> {
         /// The number of the last line in `data`; 0 if there is none.
         seq: u64,
         #[serde(skip_serializing_if = "Option::is_none")]
+        #[schema(nullable = false)]
         id: Option<&'a RequestId>,
     },
     /// Work in the container's volume.
@@ -62,6 +69,7 @@ pub(super) enum Outbound<'a> {
         data: &'a str,
         code: &'static str,
         #[serde(skip_serializing_if = "Option::is_none")]
+        #[schema(nullable = false)]
         id: Option<&'a RequestId>,
     },
 }

@@ -3,6 +3,7 @@
 pub(crate) mod agreement;
 pub(crate) mod chaos;
 pub(crate) mod client;
+pub(crate) mod contract;
 pub(crate) mod engine;
 pub(crate) mod guest;
 pub(crate) mod numbers;
