@@ -331,7 +331,7 @@ fn rule_of(row: &Row<'_>) -> Result<RuleRow, StoreError> {
 #[cfg(test)]
 mod tests {
     use super::super::testing::{
-        NOW, add_ports, add_volume, id, later, named, new_container, open,
+        NOW, add_ports, add_volume, id, later, named, new_container, open, terms,
     };
     use super::super::{Store, Tx};
     use super::*;
@@ -356,7 +356,7 @@ mod tests {
         add_ports(&store, "0.0.0.0", 7000, 7009).await;
         for (n, name) in (7000..).zip(names) {
             let new = new_container(name, add_volume(&store).await, &[named("0.0.0.0", n)]);
-            let insert = move |tx: &Tx<'_>| tx.insert_container(&new, NOW, |_| true);
+            let insert = move |tx: &Tx<'_>| tx.insert_container(&new, &terms(NOW));
             store.write("test", insert).await.unwrap();
         }
         (folder, store)
@@ -406,7 +406,7 @@ mod tests {
         let (_folder, store) = with_containers(&["a", "b"]).await;
         let rule = add(&store, "a", 1).await.unwrap();
         add(&store, "b", 1).await.unwrap();
-        store.write("test", |tx| tx.delete_container(&id("a"))).await.unwrap();
+        store.write("test", |tx| tx.delete_container(&id("a"), &terms(NOW))).await.unwrap();
         assert_eq!(all(&store).await.len(), 1);
         let gone = store.read("test", move |rx| rx.rule(rule.id)).await;
         assert!(matches!(gone, Err(StoreError::NoSuchRule(_))));

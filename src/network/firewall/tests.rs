@@ -10,7 +10,7 @@ use super::transaction::{Blocks, change, whole};
 use super::*;
 use crate::domain::firewall::{RuleAction, RuleProtocol};
 use crate::engine::EngineOptions;
-use crate::store::testing::{NOW, add_volume, id, new_container, open};
+use crate::store::testing::{NOW, add_volume, id, new_container, open, terms};
 
 /// A network namespace, with rules of somebody else's in it.
 struct Elsewhere(String);
@@ -115,7 +115,7 @@ fn rules_of_the_host_and_the_engine_stay_as_they_are() {
 async fn a_change_that_the_kernel_does_not_take_is_undone_in_the_store() {
     let (folder, store) = open();
     let new = new_container("a", add_volume(&store).await, &[]);
-    store.write("test", move |tx| tx.insert_container(&new, NOW, |_| true)).await.unwrap();
+    store.write("test", move |tx| tx.insert_container(&new, &terms(NOW))).await.unwrap();
     let engine = Engine::new(EngineOptions {
         socket_path: folder.path().join("absent.sock"),
         node: "test-nobody".to_owned(),
