@@ -140,6 +140,11 @@ impl Feed {
         self.sources.console = console.or_else(from_now);
     }
 
+    /// Where the reader is in the console, before it has got anything.
+    pub(super) fn mark(&self) -> Option<Mark> {
+        self.sources.console.as_ref().map(Cursor::mark)
+    }
+
     /// The next frame, or why there will be none.
     pub(super) async fn next(&mut self) -> Result<Frame, End> {
         loop {

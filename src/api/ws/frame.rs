@@ -185,7 +185,18 @@ pub(super) fn request_id(text: &str) -> Option<RequestId> {
         id: Option<RequestId>,
     }
     let named: Named = serde_json::from_str(text).ok()?;
-    named.id.filter(|id| !matches!(id, RequestId::Text(text) if text.len() > REQUEST_ID_MAX_BYTES))
+    named.id.filter(is_answerable)
+}
+
+fn is_answerable(id: &RequestId) -> bool {
+    !matches!(id, RequestId::Text(text) if text.len() > REQUEST_ID_MAX_BYTES)
+}
+
+/// Whether what stands as a frame's id, if anything does, is one. Nothing is done for a frame whose answer
+/// could not name it: whoever waits for that would ask again.
+fn is_id(id: Option<&serde_json::Value>) -> bool {
+    let id = id.map(Option::<RequestId>::deserialize);
+    id.is_none_or(|id| id.is_ok_and(|id| id.as_ref().is_none_or(is_answerable)))
 }
 
 /// Why a frame is no [`Inbound`].
@@ -204,6 +215,12 @@ impl Inbound {
                     format!("a frame is one JSON object: {}", without_text(&error.to_string()))
                 })
             })?;
+        if !is_id(frame.get("id")) {
+            let what = format!(
+                "id: must be a whole number, or a text of up to {REQUEST_ID_MAX_BYTES} bytes"
+            );
+            return Err(bad("invalid", what));
+        }
         let event = frame.get("event").and_then(|event| event.as_str()).unwrap_or_default();
         let known: fn(serde_json::Value) -> Result<Self, serde_json::Error> = match event {
             "send_command" => |frame| serde_json::from_value(frame).map(SendCommand::into),
@@ -374,6 +391,12 @@ mod tests {
         assert_eq!(code("{}"), "unknown_event");
         assert_eq!(code(r#"{"event":"reboot"}"#), "unknown_event");
         assert_eq!(code(r#"{"event":"send_command"}"#), "invalid");
+        for id in [json!("x".repeat(129)), json!({}), json!(1.5), json!([])] {
+            let frame = json!({"event": "send_command", "command": "a", "id": id}).to_string();
+            let refused = Inbound::parse(&frame).map_err(|bad| bad.code);
+            assert_eq!(refused.err(), Some("invalid"), "{frame}");
+        }
+        assert!(Inbound::parse(r#"{"event":"send_command","command":"a","id":null}"#).is_ok());
         assert_eq!(code(r#"{"event":"power","action":"explode"}"#), "invalid");
     }
 
