@@ -26,6 +26,7 @@ mod launch;
 mod looks;
 mod pace;
 mod post_mortem;
+mod reader;
 mod record;
 mod registry;
 mod script;
