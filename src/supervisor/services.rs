@@ -119,19 +119,24 @@ impl Services {
     /// failed before is tried again: who starts a container may just have mended it.
     pub(crate) async fn isolated(&self) -> Result<(), String> {
         let mut status = self.isolation.status();
-        let has_failed = match status.wait_for(|status| *status != IsolationStatus::NotYet).await {
-            Ok(known) => matches!(*known, IsolationStatus::Failed { .. }),
+        match status.wait_for(|status| *status != IsolationStatus::NotYet).await.as_deref() {
+            Ok(IsolationStatus::Failed { .. }) => {}
+            Ok(_) => return Ok(()),
             Err(_) => return Err("lightd is stopping".to_owned()),
-        };
-        while has_failed {
+        }
+        let mut failures = 0;
+        loop {
+            self.engine_back().await;
             match self.isolation.ensure().await {
-                Ok(()) => break,
+                Ok(()) => return Ok(()),
                 // Says nothing of the isolation.
-                Err(error) if error.is_away() => self.engine_back().await,
+                Err(error) if error.is_away() => {
+                    failures += 1;
+                    tokio::time::sleep(RETRY.delay(failures)).await;
+                }
                 Err(error) => return Err(Chain(&error).to_string()),
             }
         }
-        Ok(())
     }
 
     /// Makes an engine call again until the engine could be asked. For calls that may be repeated.
