@@ -1,7 +1,9 @@
 //! Durations and sizes as people write them in requests and in the configuration.
 
-use std::time::Duration;
+use std::fmt;
+use std::time::{Duration, Instant};
 
+use serde::de::Visitor;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// Bytes in one MB as the contract counts them.
@@ -31,8 +33,21 @@ impl Span {
 
 impl<'de> Deserialize<'de> for Span {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(from)?;
-        Self::parse(&text).map_err(serde::de::Error::custom)
+        struct Text;
+
+        impl Visitor<'_> for Text {
+            type Value = Span;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a length of time with units, such as \"30s\", \"15m\" or \"1h30m\"")
+            }
+
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Span, E> {
+                Span::parse(text).map_err(E::custom)
+            }
+        }
+
+        from.deserialize_str(Text)
     }
 }
 
@@ -64,6 +79,34 @@ pub(crate) fn now_unix_ms() -> i64 {
     jiff::Timestamp::now().as_millisecond()
 }
 
+const LEAST_STEP_MS: u64 = 100;
+
+/// The time of day, read once and counted on from there: lengths of time that are taken from it are right
+/// also where the host's clock was set meanwhile.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SteadyClock {
+    began: Instant,
+    began_at_ms: i64,
+}
+
+impl SteadyClock {
+    pub(crate) fn begin() -> Self {
+        Self { began: Instant::now(), began_at_ms: now_unix_ms() }
+    }
+
+    pub(crate) fn now_ms(&self) -> i64 {
+        let ms = i64::try_from(self.began.elapsed().as_millis()).unwrap_or(i64::MAX);
+        self.began_at_ms.saturating_add(ms)
+    }
+
+    /// How far the host's clock was set forward since. Two clocks are never read at once, so that a little
+    /// is nothing.
+    pub(crate) fn set_by_ms(&self) -> i64 {
+        let apart_ms = now_unix_ms().saturating_sub(self.now_ms());
+        if apart_ms.unsigned_abs() < LEAST_STEP_MS { 0 } else { apart_ms }
+    }
+}
+
 /// The time of day in nanoseconds since 1970, as the engine stamps its log.
 pub(crate) fn now_unix_nanos() -> i64 {
     i64::try_from(jiff::Timestamp::now().as_nanosecond()).unwrap_or(i64::MAX)
@@ -72,6 +115,18 @@ pub(crate) fn now_unix_nanos() -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_steady_clock_counts_on_from_where_the_hosts_clock_was() {
+        let hour_ms = 3_600_000;
+        // As if the host's clock had been set an hour forward since.
+        let mut clock = SteadyClock::begin();
+        clock.began_at_ms -= hour_ms;
+        let apart_ms = now_unix_ms() - clock.now_ms();
+        assert!((hour_ms..hour_ms + 5000).contains(&apart_ms), "{apart_ms}");
+        assert!((hour_ms..hour_ms + 5000).contains(&clock.set_by_ms()));
+        assert_eq!(SteadyClock::begin().set_by_ms(), 0);
+    }
 
     #[test]
     fn spans_read_as_the_contract_writes_them() {
@@ -85,5 +140,8 @@ mod tests {
         {
             assert_eq!(Span::parse(bad), Err(InvalidSpan), "{bad:?}");
         }
+        assert_eq!(serde_json::from_str::<Span>("\"4s\"").unwrap().0.as_secs(), 4);
+        let refused = serde_json::from_str::<Span>("4").unwrap_err().to_string();
+        assert!(refused.contains("expected a length of time with units"), "{refused}");
     }
 }
