@@ -14,12 +14,12 @@ use tokio::time::Instant;
 use super::effects::Ctx;
 use super::reader::Reader;
 use super::stats::Sampler;
+use super::steady_clock::SteadyClock;
 use super::task::Report;
 use crate::domain::ids::RunId;
 use crate::domain::lifecycle::{Fact, Phase};
 use crate::domain::observed::{Exit, Observed};
 use crate::domain::readiness::Readiness;
-use crate::domain::units::SteadyClock;
 use crate::engine::{Attached, EngineError, EngineErrorKind, OutputStream};
 use crate::util::chain::Chain;
 

@@ -9,12 +9,13 @@ use std::time::Duration;
 
 use super::effects::Ctx;
 use super::gap::{RunLog, whole_lines};
+use super::steady_clock::SteadyClock;
 use crate::console::{likeness, missing_part};
 use crate::domain::ids::RunId;
 use crate::domain::lifecycle::Fact;
 use crate::domain::readiness::{Readiness, Shown};
 use crate::domain::stream::Stream;
-use crate::domain::units::{SteadyClock, now_unix_ms};
+use crate::domain::units::now_unix_ms;
 use crate::engine::{Chunk, EngineError, OutputStream};
 use crate::util::chain::Chain;
 

@@ -16,11 +16,12 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::effects::Ctx;
+use super::steady_clock::SteadyClock;
 use crate::cgroup::{self, Cgroup, CgroupError};
 use crate::domain::observed::Observed;
 use crate::domain::stats::history::STEP_S;
 use crate::domain::stats::{Counters, Meter, Sample};
-use crate::domain::units::{SteadyClock, now_unix_ms};
+use crate::domain::units::now_unix_ms;
 use crate::engine::EngineError;
 use crate::util::chain::Chain;
 
