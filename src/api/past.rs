@@ -26,6 +26,12 @@ impl Past {
         if lines > LINES_MAX {
             return Err(wrong("lines", format!("must not be more than {LINES_MAX}")));
         }
+        // Numbers are such that every language can read them.
+        for (field, number) in [("since", self.since), ("before", self.before), ("run", self.run)] {
+            if number.is_some_and(|number| i64::try_from(number).is_err()) {
+                return Err(wrong(field, "is too large a number".to_owned()));
+            }
+        }
         let (since, before) = (self.since, self.before);
         if since.zip(before).is_some_and(|(since, before)| before <= since) {
             return Err(wrong("before", format!("must be more than {prefix}since")));
