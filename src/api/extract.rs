@@ -60,6 +60,30 @@ where
     }
 }
 
+/// That there is no body, or one that says nothing: what it asked for would else be passed over in silence.
+#[derive(Debug)]
+pub(crate) struct NoBody;
+
+impl<S: Sync> FromRequest<S> for NoBody
+where
+    BodyLimit: FromRef<S>,
+{
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
+        #[derive(serde::Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Nothing {}
+
+        let body = read_body(request, BodyLimit::from_ref(state).bytes).await?;
+        // What clients send that have nothing to say; some write an empty object as a list.
+        if matches!(body.trim_ascii(), b"" | b"null" | b"[]") {
+            return Ok(Self);
+        }
+        parse_object::<Nothing>(&body).map(|Nothing {}| Self)
+    }
+}
+
 pub(super) async fn read_body(request: Request, limit_bytes: usize) -> Result<Bytes, ApiError> {
     let number = |text: &HeaderValue| text.to_str().ok()?.parse::<usize>().ok();
     let announced = request.headers().get(header::CONTENT_LENGTH).and_then(number);
@@ -201,11 +225,32 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Query<T> {
                 let why = std::error::Error::source(&error).map(ToString::to_string);
                 let why = why.unwrap_or_default();
                 let (name, text) = why.split_once(": ").unwrap_or(("", &why));
-                Err(ApiError::field(format!("?{name}"), text))
+                let query = parts.uri.query().unwrap_or_default();
+                Err(ApiError::field(format!("?{name}"), query_problem(query, name, text)))
             }
             Err(other) => Err(ApiError::internal(other)),
         }
     }
+}
+
+/// What is wanted of a parameter, where the standard library's words would say only what it met.
+fn query_problem(query: &str, name: &str, text: &str) -> String {
+    let is_negative = || {
+        let values = url::form_urlencoded::parse(query.as_bytes()).filter(|(of, _)| of == name);
+        let mut numbers = values.filter_map(|(_, value)| value.parse::<i128>().ok());
+        numbers.any(|number| number < 0)
+    };
+    let wanted = match text {
+        "invalid digit found in string" if is_negative() => "must not be negative",
+        "invalid digit found in string" | "cannot parse integer from empty string" => {
+            "must be a whole number"
+        }
+        "number too large to fit in target type" => "is too large a number",
+        "number too small to fit in target type" => "is too small a number",
+        "provided string was not `true` or `false`" => "must be true or false",
+        text => text,
+    };
+    wanted.to_owned()
 }
 
 /// Refuses what would be read as something else: two names that are not UTF-8 would become one.
@@ -254,6 +299,7 @@ mod tests {
         let routes = Router::new()
             .route("/outer", post(async |Json(_): Json<Outer>| "read"))
             .route("/maybe", post(async |OptionalJson(_): OptionalJson<Option<Outer>>| "read"))
+            .route("/wish", post(async |NoBody: NoBody| "read"))
             .route("/named/{id}", get(async |Path(_): Path<ContainerId>| "read"))
             .route("/at/{ip}/{port}", get(async |Path(_): Path<(std::net::IpAddr, u16)>| "read"))
             .route("/paged", get(async |Query(_): Query<Paging>| "read"));
@@ -300,6 +346,24 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn where_no_body_is_taken_one_that_says_something_is_refused() {
+        for nothing in ["", " ", "{}", " { }\n", "[]", "null"] {
+            assert_eq!(ask("POST", "/wish", nothing).await.0, 200, "{nothing}");
+        }
+        for (body, code) in [
+            (r#"{"timeout":1}"#, "invalid"),
+            ("[1]", "invalid_json"),
+            ("timeout=1", "invalid_json"),
+            (r#"{"timeout"#, "invalid_json"),
+        ] {
+            let (status, answer) = ask("POST", "/wish", body).await;
+            assert_eq!((status.as_u16(), answer["code"].as_str()), (400, Some(code)), "{body}");
+        }
+        let (_, answer) = ask("POST", "/wish", r#"{"timeout":1}"#).await;
+        assert_eq!(answer["problems"][0]["field"], json!("timeout"));
+    }
+
+    #[tokio::test]
     async fn a_body_over_the_limit_is_refused_announced_or_not() {
         let long = format!(r#"{{"name":"{}"}}"#, "x".repeat(100));
         assert_eq!(refused(long.clone()).await.0, 413);
@@ -333,7 +397,15 @@ mod tests {
             assert_eq!(answer["code"].as_str(), code, "{uri} {answer}");
             assert_eq!(answer["error"].is_string(), status != 200, "{uri} {answer}");
         }
-        let (_, answer) = ask("GET", "/paged?limit=x", "").await;
-        assert_eq!(answer["problems"][0]["field"], json!("?limit"));
+        for (limit, why) in [
+            ("x", "must be a whole number"),
+            ("", "must be a whole number"),
+            ("27.5", "must be a whole number"),
+            ("-1", "must not be negative"),
+            ("99999999999", "is too large a number"),
+        ] {
+            let (_, answer) = ask("GET", &format!("/paged?limit={limit}"), "").await;
+            assert_eq!(answer["problems"], json!([{"field": "?limit", "message": why}]));
+        }
     }
 }

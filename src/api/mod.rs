@@ -22,6 +22,7 @@ mod layers;
 mod linger;
 mod native;
 mod openapi;
+mod past;
 mod permissions;
 mod state;
 #[cfg(test)]

@@ -50,6 +50,8 @@ struct Shown {
     seq: Option<u64>,
     /// A line without its end stands there, of this many bytes.
     partial_bytes: usize,
+    /// The state that was shown last, without what only an event has.
+    state: Option<String>,
 }
 
 /// How a connection ended without an error.
@@ -74,7 +76,9 @@ pub(super) fn run(source: &Source, id: &str) -> Result<(), ConsoleError> {
                 Err(error) => return Err(error),
             }
             failures += 1;
-            eprintln!("-- the connection broke; trying again --");
+            if failures == 1 {
+                eprintln!("-- the connection broke; trying again --");
+            }
             tokio::time::sleep(AGAIN.delay(failures)).await;
         }
     })
@@ -88,7 +92,9 @@ async fn attend(
     failures: &mut u32,
 ) -> Result<End, ConsoleError> {
     let mut socket = open(daemon, id, shown).await?;
-    *failures = 0;
+    if std::mem::take(failures) > 0 {
+        eprintln!("-- connected again --");
+    }
     if shown.seq.is_none() {
         shown.seq = Some(0);
         let history = json!({"event": "request_logs", "lines": HISTORY_LINES});
@@ -160,9 +166,64 @@ fn show(frame: &str, shown: &mut Shown) -> Result<(), ConsoleError> {
                 shown.seq = Some(seq);
             }
         }
-        Some("event") => eprintln!("-- {data} --"),
+        // The present state comes with each connection.
+        Some("event") if shown.state.as_deref() == Some(data) => {}
+        Some("event") => {
+            eprintln!("-- {} --", described(data, &frame));
+            shown.state = Some(data.to_owned());
+        }
         Some("daemon_message" | "error") => eprintln!("-- lightd: {data} --"),
         _ => {}
     }
     Ok(())
+}
+
+/// A state, and of an exit how it came to it.
+fn described(state: &str, frame: &Value) -> String {
+    let Some(code) = frame["exit_code"].as_i64() else { return state.to_owned() };
+    let mut text = format!("{state} with code {code}");
+    if let Some(signal) = frame["signal"].as_str() {
+        text.push_str(&format!(" ({signal})"));
+    }
+    text.push_str(match frame["ended_by"].as_str() {
+        Some("itself") => ", by itself",
+        Some("signal") => ", stopped by its signal",
+        Some("command") => ", stopped by its command",
+        Some("grace") => ", killed as it did not stop in time",
+        Some("kill") => ", killed as somebody wished",
+        Some("engine") => ", with the engine",
+        _ => "",
+    });
+    if frame["oom_killed"] == true {
+        text.push_str(", out of memory");
+    }
+    if let Some(reason) = frame["reason"].as_str() {
+        text.push_str(&format!(": {reason}"));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_exit_is_told_with_its_code_and_its_reason() {
+        let exit = |ended_by: &str, more: Value| {
+            let mut frame = json!({"exit_code": 137, "signal": "SIGKILL", "ended_by": ended_by});
+            frame.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            described("exit", &frame)
+        };
+        assert_eq!(
+            exit("itself", json!({"oom_killed": true})),
+            "exit with code 137 (SIGKILL), by itself, out of memory"
+        );
+        assert_eq!(
+            exit("grace", json!({"reason": "it was not ready within 3 s"})),
+            "exit with code 137 (SIGKILL), killed as it did not stop in time: it was not ready within 3 s"
+        );
+        let plain = json!({"exit_code": 3, "signal": null, "ended_by": "itself", "reason": null});
+        assert_eq!(described("exit", &plain), "exit with code 3, by itself");
+        assert_eq!(described("running", &json!({})), "running");
+    }
 }

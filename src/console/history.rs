@@ -1,4 +1,4 @@
-//! Finite looks back: the last lines, those after a number, those of a run, those that match.
+//! Finite looks back: the last lines, those after or before a number, those of a run, those that match.
 //!
 //! Asked over REST and by sockets. A look back reads like any other reader, piece by piece, and holds
 //! no more than a bounded text; what is gone is counted, and where it stopped early it says from where
@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use super::block::Block;
 use super::{Console, Cursor, Delivery, Mark, Start};
 use crate::domain::ids::RunId;
+use crate::domain::readiness::is_shown;
 
 /// A look back never holds more text than this.
 const HISTORY_BYTES: usize = 1024 * 1024;
@@ -25,8 +26,10 @@ pub(crate) struct Query<'a> {
     /// At most so many: the first ones behind `since` where that is given, otherwise the last ones.
     pub(crate) lines: usize,
     pub(crate) since: Option<u64>,
+    /// Only lines with a lower number.
+    pub(crate) before: Option<u64>,
     pub(crate) run: Option<RunId>,
-    /// Matched against each line without its line end.
+    /// Matched against each line without its line end and without colours.
     pub(crate) grep: Option<&'a Regex>,
 }
 
@@ -34,32 +37,45 @@ pub(crate) struct Query<'a> {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct History {
     pub(crate) text: String,
+    /// The number of the first line of `text`, if there is one.
+    pub(crate) first_seq: Option<u64>,
     /// The number to ask on from.
     pub(crate) last_seq: u64,
-    /// Whether all lines up to the last one were looked at. Otherwise there was no room or time for more,
-    /// and what follows is to be had from `last_seq` on.
+    /// Whether the text has all that was asked for. Otherwise there was no room or time for more: what
+    /// follows is to be had from `last_seq` on, unless it is cut at its start.
     pub(crate) complete: bool,
-    /// Lines behind `since` that are nowhere any more.
+    /// There was no room for lines before the first one, although so many were asked for.
+    pub(crate) is_cut_at_start: bool,
+    /// Lines that were asked for by number and are nowhere any more.
     pub(crate) lines_lost: u64,
 }
 
 impl Console {
     /// Looks back. Matching and runs are looked for in everything that is kept, piece by piece.
     pub(crate) async fn history(&self, query: Query<'_>) -> History {
-        let last_line = self.last_line();
+        let before = query.before.unwrap_or(u64::MAX);
+        let last_line = self.last_line().min(before.saturating_sub(1));
         let lines = u64::try_from(query.lines).unwrap_or(u64::MAX);
-        let start = match query.since {
-            Some(seq) => Start::After(Mark::line(seq)),
-            None if query.run.is_none() && query.grep.is_none() => Start::Tail(lines),
-            None => Start::After(Mark::line(0)),
+        let by_number = query.since.is_some() || (query.run.is_none() && query.grep.is_none());
+        let after = match query.since {
+            Some(seq) => seq,
+            None if by_number => last_line.saturating_sub(lines),
+            None => 0,
         };
-        let mut found = Found { last_seq: query.since.unwrap_or(0), ..Found::default() };
-        let mut cursor = self.cursor(start);
-        let complete = found.collect(&mut cursor, &query, last_line).await;
+        let mut found = Found { last_seq: after, ..Found::default() };
+        let mut cursor = self.cursor(Start::After(Mark::line(after)));
+        let looked_at_all = found.collect(&mut cursor, &query, last_line).await;
+        let is_cut_at_start = found.has_dropped && found.lines.len() < query.lines;
         History {
-            last_seq: if complete { last_line } else { found.last_seq },
-            complete,
-            lines_lost: if query.since.is_some() { found.lines_lost } else { 0 },
+            first_seq: found.lines.front().map(|(seq, _)| *seq),
+            last_seq: if looked_at_all { last_line } else { found.last_seq },
+            complete: looked_at_all && !is_cut_at_start,
+            is_cut_at_start,
+            lines_lost: if by_number {
+                found.lines_lost.min(last_line.saturating_sub(after))
+            } else {
+                0
+            },
             text: found.into_text(),
         }
     }
@@ -67,10 +83,12 @@ impl Console {
 
 #[derive(Debug, Default)]
 struct Found {
-    lines: VecDeque<Vec<u8>>,
+    lines: VecDeque<(u64, Vec<u8>)>,
     bytes: usize,
     last_seq: u64,
     lines_lost: u64,
+    /// Lines that were found have given way to later ones.
+    has_dropped: bool,
     /// The beginning of a line that was shown before it ended.
     begun: Option<(u64, Vec<u8>)>,
 }
@@ -131,8 +149,8 @@ impl Found {
     }
 
     fn take_line(&mut self, seq: u64, line: &[u8], query: &Query<'_>) -> bool {
-        if query.grep.is_none_or(|grep| grep.is_match(without_end(line))) && !self.add(line, query)
-        {
+        let is_shown = |grep: &Regex| is_shown(without_end(line), |piece| grep.is_match(piece));
+        if query.grep.is_none_or(is_shown) && !self.add(seq, line, query) {
             return false;
         }
         self.last_seq = seq;
@@ -140,7 +158,7 @@ impl Found {
     }
 
     /// Adds a line; false if it is one too many.
-    fn add(&mut self, line: &[u8], query: &Query<'_>) -> bool {
+    fn add(&mut self, seq: u64, line: &[u8], query: &Query<'_>) -> bool {
         let full = |found: &Self| {
             found.lines.len() >= query.lines
                 || (found.bytes + line.len() > HISTORY_BYTES && !found.lines.is_empty())
@@ -149,17 +167,18 @@ impl Found {
             if query.since.is_some() {
                 return false;
             }
-            let Some(oldest) = self.lines.pop_front() else { return true };
+            let Some((_, oldest)) = self.lines.pop_front() else { return true };
             self.bytes -= oldest.len();
+            self.has_dropped = true;
         }
         self.bytes += line.len();
-        self.lines.push_back(line.to_vec());
+        self.lines.push_back((seq, line.to_vec()));
         true
     }
 
     fn into_text(self) -> String {
         let mut bytes = Vec::with_capacity(self.bytes);
-        self.lines.iter().for_each(|line| bytes.extend_from_slice(line));
+        self.lines.iter().for_each(|(_, line)| bytes.extend_from_slice(line));
         String::from_utf8_lossy(&bytes).into_owned()
     }
 }

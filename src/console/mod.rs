@@ -47,7 +47,7 @@ use crate::util::chain::Chain;
 
 pub(crate) use self::block::Mark;
 pub(crate) use self::cursor::{Cursor, Delivery};
-pub(crate) use self::history::Query;
+pub(crate) use self::history::{History, Query};
 pub(crate) use self::input::{ConsoleInput, InputError, input};
 pub(crate) use self::journal::OpenError;
 pub(crate) use self::resume::{EngineLine, Tail, join, likeness, missing_part};
@@ -92,8 +92,6 @@ pub(crate) enum Start {
     Now,
     /// Behind what the reader has.
     After(Mark),
-    /// So many lines before the end.
-    Tail(u64),
 }
 
 /// How the journal does.
@@ -194,7 +192,6 @@ impl Console {
         let at = match start {
             Start::Now => Position::line(end.line),
             Start::After(mark) => Position::from(mark).min(end),
-            Start::Tail(lines) => Position::line(end.line.saturating_sub(lines).max(1)),
         };
         Cursor::new(Arc::clone(&self.shared), at)
     }

@@ -104,7 +104,7 @@ async fn a_late_reader_gets_everything_from_memory_and_disk() {
     for (start, first) in [
         (Start::After(Mark::line(0)), 1),
         (Start::After(Mark::line(4321)), 4322),
-        (Start::Tail(10), 9991),
+        (Start::After(Mark::line(9990)), 9991),
     ] {
         let mut cursor = console.cursor(start);
         let got = Got::until(&mut cursor, |got| got.last_seq == 10_000).await;
@@ -358,6 +358,16 @@ async fn history_is_by_number_run_and_pattern() {
     let page = console.history(since).await;
     assert_eq!((page.text, page.last_seq), (numbered(2000..=2000), 2000));
 
+    let before = Query { lines: 2, before: Some(11), ..Query::default() };
+    let page = console.history(before).await;
+    assert_eq!((page.text, page.first_seq, page.last_seq), (numbered(9..=10), Some(9), 10));
+    assert!(page.complete);
+    let between = Query { lines: 50, since: Some(4), before: Some(7), ..Query::default() };
+    let page = console.history(between).await;
+    assert_eq!((page.text, page.last_seq, page.complete), (numbered(5..=6), 6, true));
+    let first = Query { before: Some(1), ..before };
+    assert_eq!(console.history(first).await.first_seq, None);
+
     let run = Query { lines: 2, run: Some(RunId(1)), ..Query::default() };
     assert_eq!(console.history(run).await.text, numbered(998..=999));
 
@@ -459,7 +469,7 @@ async fn a_silent_console_gives_its_memory_back() {
     let (released, ()) =
         tokio::join!(tokio::time::timeout(DEADLINE, use_it), console.run(cancel.clone()));
     released.expect("memory was not given back");
-    let mut cursor = console.cursor(Start::Tail(1));
+    let mut cursor = console.cursor(Start::After(Mark::line(99)));
     let got = Got::until(&mut cursor, |got| got.last_seq == 101).await;
     assert_eq!(got.text, format!("{}> ", numbered(100..=100)));
 }
@@ -533,6 +543,39 @@ async fn what_is_too_old_goes_and_its_numbers_are_not_given_out_again() {
     assert!(matches!(cursor.next().await, Some(Delivery::Gap { lines_lost: 40_000 })));
     let Some(Delivery::Lines(block)) = cursor.next().await else { panic!("no line") };
     assert_eq!((block.first_seq(), block.text().as_ref()), (40_001, "next\n"));
+}
+
+#[tokio::test]
+async fn a_look_back_that_has_no_room_for_the_beginning_says_so_and_goes_on_before_it() {
+    let dir = TempDir::new().unwrap();
+    let console = open(&dir, ConsoleOptions { journal_bytes: 8 << 20, ..small() });
+    let line = |n: u64| format!("{n} \x1b[31m{}\x1b[0m\n", "x".repeat(1000));
+    for n in 1..=2500 {
+        push(&console, &line(n));
+    }
+    let red = Regex::new("^[0-9]+ x+$").unwrap();
+    for grep in [None, Some(&red)] {
+        let (mut pages, mut text, mut before) = (0, String::new(), None);
+        loop {
+            let query = Query { lines: 10_000, before, grep, ..Query::default() };
+            let page = console.history(query).await;
+            let last = before.map_or(2500, |before| before - 1);
+            let first = page.first_seq.unwrap();
+            let wanted: String = (first..=last).map(line).collect();
+            assert!(page.text == wanted, "{first} to {last}");
+            assert_eq!((page.last_seq, page.complete), (last, !page.is_cut_at_start));
+            (pages, text, before) = (pages + 1, page.text + &text, Some(first));
+            if page.complete {
+                break;
+            }
+        }
+        assert_eq!((pages, text.lines().count()), (3, 2500));
+    }
+    let few = Query { lines: 500, ..Query::default() };
+    assert!(console.history(few).await.complete, "as many as were asked for");
+    let forward = Query { lines: 10_000, since: Some(0), ..Query::default() };
+    let page = console.history(forward).await;
+    assert_eq!((page.first_seq, page.complete, page.is_cut_at_start), (Some(1), false, false));
 }
 
 #[tokio::test]

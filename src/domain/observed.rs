@@ -33,6 +33,10 @@ pub(crate) struct Exit {
     pub(crate) oom_kernel: bool,
     /// In Unix milliseconds.
     pub(crate) at_ms: i64,
+    /// How far the host's clock was set forward while somebody followed the run, in milliseconds: that much
+    /// of `at_ms` has not passed.
+    #[serde(default)]
+    pub(crate) clock_set_by_ms: i64,
 }
 
 impl Exit {
@@ -94,7 +98,10 @@ mod tests {
 
     #[test]
     fn codes_above_128_name_their_signal() {
-        let signal = |code| Exit { code, oom_engine: false, oom_kernel: false, at_ms: 0 }.signal();
+        let signal = |code| {
+            Exit { code, oom_engine: false, oom_kernel: false, at_ms: 0, clock_set_by_ms: 0 }
+                .signal()
+        };
         assert_eq!(signal(137), Some("SIGKILL"));
         assert_eq!(signal(139), Some("SIGSEGV"));
         assert_eq!(signal(143), Some("SIGTERM"));

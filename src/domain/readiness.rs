@@ -146,6 +146,30 @@ impl Line {
     }
 }
 
+/// Whether something matches in a line as the patterns of a start see it: without escape sequences, and each
+/// piece up to a `\r` by itself.
+pub(crate) fn is_shown(line: &[u8], mut matches: impl FnMut(&[u8]) -> bool) -> bool {
+    let is_plain = |&byte: &u8| byte == b'\t' || (byte >= 0x20 && byte != 0x7f);
+    if line.iter().all(is_plain) {
+        return matches(line);
+    }
+    let (mut strip, mut piece, mut after_return) = (Strip::default(), Vec::new(), false);
+    for &byte in line {
+        match strip.next(byte) {
+            Some(b'\r' | b'\n') => {
+                if !(after_return && piece.is_empty()) && matches(&piece) {
+                    return true;
+                }
+                piece.clear();
+                after_return = true;
+            }
+            Some(byte) => piece.push(byte),
+            None => {}
+        }
+    }
+    !(after_return && piece.is_empty()) && matches(&piece)
+}
+
 /// Takes escape sequences and control characters out of a stream of bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Strip {
@@ -285,6 +309,26 @@ mod tests {
         assert_eq!(readiness.feed(Stream::Out, b"hello"), None);
         assert_eq!(readiness.feed(Stream::Err, b"> "), None);
         assert_eq!(readiness.feed_idle(), Some(Shown::Ready));
+    }
+
+    #[test]
+    fn a_line_is_looked_for_as_the_patterns_of_a_start_see_it() {
+        for (pattern, line) in [
+            ("^FATAL: bad", "\u{1b}[31mFATAL\u{1b}[0m: bad config\r\n"),
+            ("^100%$", "10%\r50%\r100%\r\n"),
+            ("^$", ""),
+            ("^$", "\u{1b}[0m"),
+            ("^plain$", "plain"),
+        ] {
+            let pattern = regex::bytes::Regex::new(pattern).unwrap();
+            let matches = |piece: &[u8]| pattern.is_match(piece);
+            assert!(is_shown(line.as_bytes(), matches), "{pattern} {line:?}");
+            let readiness = waiting_for(pattern.as_str());
+            let line = format!("{}\n", line.trim_end());
+            assert_eq!(shown(readiness, line.as_bytes()), Some(Shown::Ready), "{line:?}");
+        }
+        let hidden = |piece: &[u8]| piece.is_empty() || piece.contains(&0x1b);
+        assert!(!is_shown(b"a\r\x1b[1mb\r\r\n", hidden));
     }
 
     #[test]

@@ -1,7 +1,9 @@
 //! Durations and sizes as people write them in requests and in the configuration.
 
+use std::fmt;
 use std::time::Duration;
 
+use serde::de::Visitor;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// Bytes in one MB as the contract counts them.
@@ -31,8 +33,21 @@ impl Span {
 
 impl<'de> Deserialize<'de> for Span {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(from)?;
-        Self::parse(&text).map_err(serde::de::Error::custom)
+        struct Text;
+
+        impl Visitor<'_> for Text {
+            type Value = Span;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a length of time with units, such as \"30s\", \"15m\" or \"1h30m\"")
+            }
+
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Span, E> {
+                Span::parse(text).map_err(E::custom)
+            }
+        }
+
+        from.deserialize_str(Text)
     }
 }
 
@@ -85,5 +100,8 @@ mod tests {
         {
             assert_eq!(Span::parse(bad), Err(InvalidSpan), "{bad:?}");
         }
+        assert_eq!(serde_json::from_str::<Span>("\"4s\"").unwrap().0.as_secs(), 4);
+        let refused = serde_json::from_str::<Span>("4").unwrap_err().to_string();
+        assert!(refused.contains("expected a length of time with units"), "{refused}");
     }
 }

@@ -237,6 +237,7 @@ impl Engine {
                     oom_engine: false,
                     oom_kernel: false,
                     at_ms: now_unix_ms(),
+                    clock_set_by_ms: 0,
                 });
             };
             match seen.status {

@@ -184,6 +184,7 @@ fn status(state: &ContainerState, started_at_ms: Option<i64>) -> ObservedStatus 
         oom_engine: state.oom_killed.unwrap_or(false),
         oom_kernel: false,
         at_ms: unix_ms(state.finished_at.as_deref()).unwrap_or_else(now_unix_ms),
+        clock_set_by_ms: 0,
     };
     if state.paused == Some(true) {
         ObservedStatus::Paused
@@ -395,7 +396,13 @@ mod tests {
             r#"{"Status":"exited","Running":false,"OOMKilled":true,"ExitCode":137,"StartedAt":"2026-01-01T00:00:00Z","FinishedAt":"2026-01-01T00:00:02Z"}"#,
         );
         let exit = |code, oom_engine, at_ms| {
-            ObservedStatus::Exited(Exit { code, oom_engine, oom_kernel: false, at_ms })
+            ObservedStatus::Exited(Exit {
+                code,
+                oom_engine,
+                oom_kernel: false,
+                at_ms,
+                clock_set_by_ms: 0,
+            })
         };
         assert_eq!(exited.status, exit(137, true, 1_767_225_602_000));
         // Its start failed: the engine sets the exit code and no time.

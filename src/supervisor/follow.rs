@@ -14,12 +14,12 @@ use tokio::time::Instant;
 use super::effects::Ctx;
 use super::reader::Reader;
 use super::stats::Sampler;
+use super::steady_clock::SteadyClock;
 use super::task::Report;
 use crate::domain::ids::RunId;
 use crate::domain::lifecycle::{Fact, Phase};
-use crate::domain::observed::Exit;
+use crate::domain::observed::{Exit, Observed};
 use crate::domain::readiness::Readiness;
-use crate::domain::units::now_unix_ms;
 use crate::engine::{Attached, EngineError, EngineErrorKind, OutputStream};
 use crate::util::chain::Chain;
 
@@ -37,6 +37,17 @@ pub(super) enum AttachedWhen {
     BeforeStart,
     /// Some output may have passed before.
     Later,
+}
+
+/// A run that is followed.
+#[derive(Debug)]
+pub(super) struct Followed<'a> {
+    pub(super) run: RunId,
+    pub(super) docker_id: &'a str,
+    /// Begun when it was started, or found running.
+    pub(super) clock: SteadyClock,
+    /// As it was then, where somebody has looked.
+    pub(super) seen: Option<Observed>,
 }
 
 /// How following a run ended.
@@ -70,12 +81,14 @@ impl Ctx {
         // the run.
         match self.services.engine.attach(&docker_id, tty).await {
             Ok(attached) => {
+                let clock = SteadyClock::begin();
                 let starting = matches!(self.snapshot.phase, Phase::Starting { .. });
                 let readiness = if starting { self.readiness() } else { None };
                 if starting && readiness.is_none() {
-                    self.fact(Fact::Ready { run, at_ms: now_unix_ms() }).await;
+                    self.fact(Fact::Ready { run, at_ms: clock.now_ms() }).await;
                 }
-                self.follow(run, &docker_id, attached, readiness, AttachedWhen::Later).await;
+                let followed = Followed { run, docker_id: &docker_id, clock, seen: None };
+                self.follow(followed, attached, readiness, AttachedWhen::Later).await;
             }
             Err(error) if error.kind() == EngineErrorKind::NotFound => {
                 self.fact(Fact::Vanished { run }).await;
@@ -96,19 +109,22 @@ impl Ctx {
     /// Follows a run that is attached to until it ends or the connections break, and reports which.
     pub(super) async fn follow(
         &self,
-        run: RunId,
-        docker_id: &str,
+        followed: Followed<'_>,
         attached: Attached,
         readiness: Option<Readiness>,
         when: AttachedWhen,
     ) {
+        let Followed { run, docker_id, clock, seen } = followed;
         let writing = self.shared.open_input(run, attached.input);
         let caught_up = AtomicBool::new(when == AttachedWhen::BeforeStart);
         let ran_out_of_memory_at_ms = AtomicI64::new(i64::MIN);
         let engine = self.services.engine.health().borrow().incarnation().map(str::to_owned);
         let (end, all_read) = {
-            let reading = self.read(run, docker_id, attached.output, readiness, &caught_up);
-            let sampling = Sampler::new(self, docker_id, &ran_out_of_memory_at_ms).run();
+            let fresh = [false; 2];
+            let reader = Reader { ctx: self, run, docker_id, clock, readiness, fresh };
+            let reading = read(reader, attached.output, &caught_up);
+            let sampling =
+                Sampler::new(self, docker_id, clock, seen, &ran_out_of_memory_at_ms).run();
             tokio::pin!(reading, writing, sampling);
             let (end, all_read) = tokio::select! {
                 biased;
@@ -125,6 +141,13 @@ impl Ctx {
         if !all_read && matches!(end, End::Exited(_)) {
             self.take_rest(self.workload_log(run, docker_id)).await;
         }
+        let end = match end {
+            End::Exited(exit) => {
+                let clock_set_by_ms = clock.set_by_ms();
+                End::Exited(Exit { clock_set_by_ms, ..exit })
+            }
+            end => end,
+        };
         self.tell_end(run, end, ran_out_of_memory_at_ms.load(Ordering::Relaxed)).await;
     }
 
@@ -181,27 +204,20 @@ impl Ctx {
         self.shared.console.flush().await;
         self.shared.clear_stats();
     }
+}
 
-    /// Reads the output to its end, what passed before the attach first.
-    async fn read(
-        &self,
-        run: RunId,
-        docker_id: &str,
-        mut output: OutputStream,
-        readiness: Option<Readiness>,
-        caught_up: &AtomicBool,
-    ) {
-        let mut reader = Reader { ctx: self, run, docker_id, readiness, fresh: [false; 2] };
-        if !caught_up.load(Ordering::Relaxed) {
-            if let Err(error) = reader.catch_up(&mut output).await {
-                // The engine is away again. The next attach begins anew.
-                tracing::debug!(container.id = %self.snapshot.id, error = %Chain(&error), "the log was not to be read");
-                return;
-            }
-            caught_up.store(true, Ordering::Relaxed);
+/// Reads the output to its end, what passed before the attach first.
+async fn read(mut reader: Reader<'_>, mut output: OutputStream, caught_up: &AtomicBool) {
+    if !caught_up.load(Ordering::Relaxed) {
+        if let Err(error) = reader.catch_up(&mut output).await {
+            // The engine is away again. The next attach begins anew.
+            let id = &reader.ctx.snapshot.id;
+            tracing::debug!(container.id = %id, error = %Chain(&error), "the log was not to be read");
+            return;
         }
-        reader.pump(output).await;
+        caught_up.store(true, Ordering::Relaxed);
     }
+    reader.pump(output).await;
 }
 
 /// Reads what is still to come of an output whose run has ended; false if its end has not come in time. An

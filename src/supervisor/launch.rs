@@ -13,14 +13,15 @@ use tokio::task::AbortHandle;
 
 use super::admission;
 use super::effects::Ctx;
-use super::follow::AttachedWhen;
+use super::follow::{AttachedWhen, Followed};
 use super::record::is_of_run;
+use super::steady_clock::SteadyClock;
 use super::task::Report;
 use super::workload::{self, ENTRYPOINT_FILE, Places};
 use crate::domain::ids::RunId;
 use crate::domain::lifecycle::Fact;
+use crate::domain::observed::Observed;
 use crate::domain::spec::Problem;
-use crate::domain::units::now_unix_ms;
 use crate::engine::{Attached, EngineError, EngineErrorKind};
 use crate::network::firewall::FirewallError;
 use crate::util::atomic_file;
@@ -38,8 +39,9 @@ const ABORT_ENDS: Duration = Duration::from_secs(5);
 struct Launched {
     docker_id: String,
     attached: Attached,
-    /// When it was asked for.
-    at_ms: i64,
+    clock: SteadyClock,
+    /// As the engine showed it then.
+    seen: Option<Observed>,
 }
 
 impl Ctx {
@@ -62,15 +64,12 @@ impl Ctx {
         loop {
             self.services.engine_back().await;
             match self.launch(failures > 0).await {
-                Ok(Launched { docker_id, attached, at_ms }) => {
-                    self.services.firewall.moved(&self.snapshot.id);
-                    let readiness = self.readiness();
-                    let ready_at_ms = readiness.is_none().then(now_unix_ms);
-                    self.fact(Fact::Started { run, launched_at_ms: at_ms, ready_at_ms }).await;
-                    // After a failure it may have been up for a while already.
-                    let when =
-                        if failures > 0 { AttachedWhen::Later } else { AttachedWhen::BeforeStart };
-                    return self.follow(run, &docker_id, attached, readiness, when).await;
+                // After a failure it may have been up for a while already.
+                Ok(launched) if failures > 0 => {
+                    return self.follow_up(run, launched, AttachedWhen::Later).await;
+                }
+                Ok(launched) => {
+                    return self.follow_up(run, launched, AttachedWhen::BeforeStart).await;
                 }
                 Err(LaunchError::Engine(error)) if error.is_away() => {
                     failures += 1;
@@ -82,6 +81,23 @@ impl Ctx {
                 }
             }
         }
+    }
+
+    /// Tells that a workload is up and follows it.
+    async fn follow_up(&self, run: RunId, launched: Launched, when: AttachedWhen) {
+        let Launched { docker_id, attached, clock, seen } = launched;
+        self.services.firewall.moved(&self.snapshot.id);
+        let now_ms = clock.now_ms();
+        // Without the engine's word: it has just answered that it is started.
+        let launched_at_ms = seen.as_ref().and_then(|seen| seen.started_at_ms).unwrap_or(now_ms);
+        let up_for_ms = u64::try_from(now_ms.saturating_sub(launched_at_ms)).unwrap_or(0);
+        let up_for = Duration::from_millis(up_for_ms);
+        let up_for = (when == AttachedWhen::BeforeStart).then_some(up_for);
+        let readiness = self.readiness();
+        let ready_at_ms = readiness.is_none().then_some(launched_at_ms);
+        self.fact(Fact::Started { run, launched_at_ms, ready_at_ms, up_for }).await;
+        let followed = Followed { run, docker_id: &docker_id, clock, seen };
+        self.follow(followed, attached, readiness, when).await;
     }
 
     /// Waits until nobody reads the output any more: the last lines of the run before may be on their way,
@@ -130,12 +146,12 @@ impl Ctx {
             }
         };
         // An attempt whose answer was lost may have started it, and it may have ended since.
-        if again && let Some(at_ms) = self.was_started(&docker_id).await? {
-            return Ok(Launched { docker_id, attached, at_ms });
+        if again && let Some(seen) = self.was_started(&docker_id).await? {
+            let (clock, seen) = (SteadyClock::begin(), Some(seen));
+            return Ok(Launched { docker_id, attached, clock, seen });
         }
-        let at_ms = now_unix_ms();
         match services.engine.start(&docker_id).await {
-            Ok(()) => Ok(Launched { docker_id, attached, at_ms }),
+            Ok(()) => Ok(self.launched(docker_id, attached).await),
             Err(error) if error.kind() == EngineErrorKind::NotFound => {
                 tracing::info!(container.id = %self.snapshot.id, error = %Chain(&error), "making the container anew");
                 self.start_anew().await.map_err(LaunchError::Engine)
@@ -144,11 +160,18 @@ impl Ctx {
         }
     }
 
-    /// When the engine has started the container for this run, if it has.
-    async fn was_started(&self, docker_id: &str) -> Result<Option<i64>, EngineError> {
+    /// The container as it is, if the engine has started it for this run.
+    async fn was_started(&self, docker_id: &str) -> Result<Option<Observed>, EngineError> {
         let seen = self.services.engine.inspect(docker_id).await?;
-        let seen = seen.filter(|seen| is_of_run(seen, self.begun_at_ms));
-        Ok(seen.and_then(|seen| seen.started_at_ms))
+        Ok(seen.filter(|seen| is_of_run(seen, self.begun_at_ms)))
+    }
+
+    /// What the engine has just started, with its word on when.
+    async fn launched(&self, docker_id: String, attached: Attached) -> Launched {
+        let clock = SteadyClock::begin();
+        // That the engine goes away at this moment is for the follower to find out.
+        let seen = self.services.engine.inspect(&docker_id).await.ok().flatten();
+        Launched { docker_id, attached, clock, seen }
     }
 
     /// A container knows its network by an id. If the network was made anew, so must the container be.
@@ -156,9 +179,8 @@ impl Ctx {
         let engine = &self.services.engine;
         let docker_id = self.ensure_workload(false).await?;
         let attached = engine.attach(&docker_id, self.snapshot.spec.tty).await?;
-        let at_ms = now_unix_ms();
         engine.start(&docker_id).await?;
-        Ok(Launched { docker_id, attached, at_ms })
+        Ok(self.launched(docker_id, attached).await)
     }
 
     /// `Ok(None)`: the engine says that there is no such container.

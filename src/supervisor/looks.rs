@@ -58,7 +58,8 @@ impl Owner {
         let began_at_ms = look.seen.as_ref().and_then(|seen| seen.started_at_ms);
         let mut effects = match (ended, began_at_ms) {
             (Some((run, _)), Some(launched_at_ms)) => {
-                let started = Fact::Started { run, launched_at_ms, ready_at_ms: None };
+                let started =
+                    Fact::Started { run, launched_at_ms, ready_at_ms: None, up_for: None };
                 machine.fact(started, policy, now)
             }
             _ => Vec::new(),

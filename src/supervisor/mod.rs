@@ -34,6 +34,7 @@ mod seam;
 mod services;
 mod shared;
 mod stats;
+mod steady_clock;
 mod task;
 mod wishes;
 mod workload;

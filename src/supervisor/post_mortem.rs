@@ -38,13 +38,9 @@ impl Evidence {
     /// Of a run that began then and has just ended.
     pub(super) fn of(shared: &Shared, began_at_ms: Option<i64>) -> Self {
         let UnixSeconds(now) = UnixSeconds::now();
-        // A figure bears the time at which its step began.
-        let began = began_at_ms.map_or(now, |ms| UnixSeconds::from_ms(ms).0) - i64::from(STEP_S);
-        let range = Range {
-            from: UnixSeconds(began.max(now - STATS_S)),
-            to: UnixSeconds(now + i64::from(STEP_S)),
-            step_s: STEP_S,
-        };
+        let began = began_at_ms.map_or(now, |ms| UnixSeconds::from_ms(ms).0);
+        let from = UnixSeconds(began.max(now - STATS_S));
+        let range = Range { from, to: UnixSeconds(now), step_s: STEP_S };
         Self { last_line: shared.console.last_line(), stats: shared.history().points(range) }
     }
 }

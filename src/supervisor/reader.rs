@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::effects::Ctx;
 use super::gap::{RunLog, whole_lines};
+use super::steady_clock::SteadyClock;
 use crate::console::{likeness, missing_part};
 use crate::domain::ids::RunId;
 use crate::domain::lifecycle::Fact;
@@ -30,6 +31,8 @@ pub(super) struct Reader<'a> {
     pub(super) ctx: &'a Ctx,
     pub(super) run: RunId,
     pub(super) docker_id: &'a str,
+    /// What the start is timed by: the console bears the time of day.
+    pub(super) clock: SteadyClock,
     /// `None` once it is known whether the start was one.
     pub(super) readiness: Option<Readiness>,
     /// Streams of which no line has ended since the attach, where something may have passed before.
@@ -81,7 +84,7 @@ impl Reader<'_> {
                 Ok(next) => return next,
                 Err(_) => {
                     if let Some(shown) = readiness.feed_idle() {
-                        self.tell(shown, now_unix_ms()).await;
+                        self.tell(shown, self.clock.now_ms()).await;
                     }
                 }
             }
@@ -109,9 +112,8 @@ impl Reader<'_> {
 
     async fn print(&mut self, stream: Stream, bytes: &[u8]) {
         if !bytes.is_empty() {
-            let now_ms = now_unix_ms();
-            self.ctx.shared.print(self.run, stream, now_ms, bytes);
-            self.look(stream, bytes, now_ms).await;
+            self.ctx.shared.print(self.run, stream, now_unix_ms(), bytes);
+            self.look(stream, bytes, self.clock.now_ms()).await;
         }
     }
 
@@ -167,7 +169,7 @@ impl Reader<'_> {
                 "[lightd] of the line before, this was printed while nobody read: {missing}"
             );
             self.ctx.shared.console.note(self.run, now_unix_ms(), &note);
-            self.look(stream, &whole.text, now_unix_ms()).await;
+            self.look(stream, &whole.text, self.clock.now_ms()).await;
         }
     }
 }

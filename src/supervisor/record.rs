@@ -38,7 +38,6 @@ pub(super) struct Record {
     pub(super) docker_id: Option<String>,
     pub(super) own_image: Option<String>,
     pub(super) sealed_auth: Option<Vec<u8>>,
-    pub(super) started_at: Option<UnixSeconds>,
     pub(super) created_at: UnixSeconds,
     pub(super) updated_at: UnixSeconds,
 }
@@ -105,7 +104,6 @@ impl Record {
             docker_id: row.state.docker_id,
             own_image: row.state.own_image,
             sealed_auth: row.registry_auth_sealed,
-            started_at: row.state.started_at,
             created_at: row.created_at,
             updated_at: row.updated_at,
         })
@@ -132,7 +130,7 @@ impl Record {
             restart_needed: self.restart_needed,
             begun_at_ms: self.begun_at_ms,
         };
-        columns(&stored, self.docker_id.clone(), self.own_image.clone(), self.started_at)
+        columns(&stored, self.docker_id.clone(), self.own_image.clone())
     }
 
     pub(super) fn snapshot(
@@ -162,7 +160,7 @@ impl Record {
             },
             start_error: self.machine.start_error().map(str::to_owned),
             times: self.machine.times(),
-            started_at: self.started_at,
+            started_at: self.machine.times().started_at(),
             created_at: self.created_at,
             updated_at: self.updated_at,
             restart_needed: self.restart_needed,
@@ -289,7 +287,7 @@ pub(super) fn first_state(machine: &Machine) -> ContainerState {
         restart_needed: false,
         begun_at_ms: None,
     };
-    columns(&stored, None, None, None)
+    columns(&stored, None, None)
 }
 
 /// The row's columns: those that only this module reads again, and those that others look for.
@@ -297,7 +295,6 @@ fn columns(
     stored: &Stored<&Machine>,
     docker_id: Option<String>,
     own_image: Option<String>,
-    started_at: Option<UnixSeconds>,
 ) -> ContainerState {
     let (phase, exit) = (stored.machine.phase(), stored.machine.exit());
     ContainerState {
@@ -310,7 +307,7 @@ fn columns(
         install_error: phase.install_error().map(str::to_owned),
         exit_code: exit.map(|exit| exit.code),
         oom_killed: exit.is_some_and(|exit| exit.oom_killed()),
-        started_at,
+        started_at: stored.machine.times().started_at(),
     }
 }
 

@@ -16,7 +16,9 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::effects::Ctx;
+use super::steady_clock::SteadyClock;
 use crate::cgroup::{self, Cgroup, CgroupError};
+use crate::domain::observed::Observed;
 use crate::domain::stats::history::STEP_S;
 use crate::domain::stats::{Counters, Meter, Sample};
 use crate::domain::units::now_unix_ms;
@@ -68,6 +70,9 @@ impl Source<'_> {
 pub(super) struct Sampler<'a> {
     ctx: &'a Ctx,
     docker_id: &'a str,
+    clock: SteadyClock,
+    /// As it was when it was started; the next look is our own.
+    seen: Option<Observed>,
     ran_out_of_memory_at_ms: &'a AtomicI64,
     disk_bytes: Option<u64>,
     disk_counted_at: Option<Instant>,
@@ -78,9 +83,19 @@ impl<'a> Sampler<'a> {
     pub(super) fn new(
         ctx: &'a Ctx,
         docker_id: &'a str,
+        clock: SteadyClock,
+        seen: Option<Observed>,
         ran_out_of_memory_at_ms: &'a AtomicI64,
     ) -> Self {
-        Self { ctx, docker_id, ran_out_of_memory_at_ms, disk_bytes: None, disk_counted_at: None }
+        Self {
+            ctx,
+            docker_id,
+            clock,
+            seen,
+            ran_out_of_memory_at_ms,
+            disk_bytes: None,
+            disk_counted_at: None,
+        }
     }
 
     /// Samples until the run is over, then waits to be dropped.
@@ -94,13 +109,16 @@ impl<'a> Sampler<'a> {
     }
 
     async fn sample_on(&mut self) -> Result<(), SampleError> {
-        let Some(seen) = self.ctx.services.engine.inspect(self.docker_id).await? else {
-            return Ok(());
+        let seen = match self.seen.take() {
+            None => self.ctx.services.engine.inspect(self.docker_id).await?,
+            seen => seen,
         };
+        let Some(seen) = seen else { return Ok(()) };
         let Some(pid) = seen.pid else { return Ok(()) };
-        let began_at_ms = seen.started_at_ms.unwrap_or_else(now_unix_ms);
+        let clock = self.clock;
+        let began_at_ms = seen.started_at_ms.unwrap_or_else(|| clock.now_ms());
         let age = || {
-            let ms = now_unix_ms().saturating_sub(began_at_ms);
+            let ms = clock.now_ms().saturating_sub(began_at_ms);
             Duration::from_millis(u64::try_from(ms).unwrap_or(0))
         };
         // An engine on another machine has other processes, and a first reading tells.

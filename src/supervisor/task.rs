@@ -260,7 +260,6 @@ impl Owner {
         if let Fact::Started { run, .. } = &fact
             && self.record.machine.live_run() == Some(*run)
         {
-            self.record.started_at = Some(UnixSeconds::now());
             self.launched = Some(*run);
         }
         if let (Fact::RebindFailed { .. }, Phase::Rebinding { undo: true, .. }) =

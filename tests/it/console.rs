@@ -118,6 +118,48 @@ async fn the_log_reaches_back_over_runs_reinstalls_and_rebinds() {
     daemon.close().await;
 }
 
+#[tokio::test]
+async fn a_look_back_says_what_it_has_no_room_for_and_patterns_do_not_see_colours() {
+    let daemon = Daemon::start().await;
+    let id = daemon.id("room");
+    let command =
+        "guest lines 6000 300; printf '\\033[31mFATAL\\033[0m: bad config\\n'; guest forever";
+    let spec = json!({"startup_command": command, "tty": false, "start_pattern": null});
+    daemon.run(&id, spec).await;
+    eventually("the last line", SOON, async || {
+        let found = logs(&daemon, &id, "?grep=^FATAL:%20bad").await;
+        if found["data"] == "" { Err(found) } else { Ok(found) }
+    })
+    .await;
+    let found = logs(&daemon, &id, "?grep=^FATAL:%20bad").await;
+    assert_eq!(found["data"], "\u{1b}[31mFATAL\u{1b}[0m: bad config\n", "with its colours");
+    assert_eq!((&found["first_seq"], &found["complete"]), (&json!(6001), &json!(true)));
+
+    let last = logs(&daemon, &id, "?lines=6001").await;
+    assert_eq!((&last["complete"], &last["cut_at_start"]), (&json!(false), &json!(true)));
+    let first_seq = last["first_seq"].as_u64().expect("a number");
+    let kept = last["data"].as_str().expect("a text");
+    assert_eq!(kept.lines().count() as u64, 6001 - first_seq + 1);
+    let before = logs(&daemon, &id, &format!("?lines=6001&before={first_seq}")).await;
+    assert_eq!((&before["complete"], &before["first_seq"]), (&json!(true), &json!(1)));
+    let whole = format!("{}{kept}", before["data"].as_str().expect("a text"));
+    assert_eq!(whole, whole_log(&daemon, &id, "").await.0);
+
+    let client = daemon.client();
+    for (query, field) in [
+        ("since=27.5", "?since"),
+        ("since=abc", "?since"),
+        ("lines=-1", "?lines"),
+        ("lines=10001", "?lines"),
+        ("since=5&before=5", "?before"),
+    ] {
+        let refusal = client.get(&format!("/containers/{id}/logs?{query}")).await;
+        let said = refusal.names_field(field);
+        assert!(!said.to_string().contains("invalid digit"), "{said}");
+    }
+    daemon.close().await;
+}
+
 /// Sends numbered commands one after the other until one fails; the number of the last one that was
 /// acknowledged, and of the last one that was sent.
 async fn send_until_broken(socket: &mut Socket, first: u64) -> (u64, u64) {

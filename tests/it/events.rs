@@ -29,7 +29,7 @@ async fn a_stream_tells_what_a_socket_tells() {
     let client = daemon.client().without_accept();
     let mut stream = EventStream::open(&client, &path(&id, ""), None).await;
     let mut socket = daemon.ws(&id).await;
-    assert_eq!(stream.next().await, Some(json!({"event": "event", "data": "ready"})));
+    assert_eq!(stream.next().await, Some(json!({"event": "event", "data": "ready", "since": "0"})));
     assert_eq!(stream.last_id.as_deref(), Some("0"), "a place to come back to, before any line");
     daemon.power(&id, "start").await;
     let heard = stream.expect("the first line", is("console")).await;

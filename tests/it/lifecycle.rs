@@ -268,3 +268,21 @@ async fn what_is_suspended_stays_so_over_restarts_and_lets_nobody_in() {
     daemon.state(&id, "running").await;
     daemon.close().await;
 }
+
+#[tokio::test]
+async fn a_wish_takes_no_body_and_says_so_where_one_asks_for_something() {
+    let daemon = Daemon::start().await;
+    let id = daemon.id("bodies");
+    daemon.run(&id, json!({})).await;
+    let client = daemon.client();
+    for action in ["stop", "kill", "restart", "pause"] {
+        let path = format!("/containers/{id}/{action}");
+        client.post(&path, json!({"timeout": 1})).await.names_field("timeout");
+        client.post(&path, json!([1])).await.refused(400, "invalid_json");
+    }
+    daemon.state(&id, "running").await;
+    for nothing in [json!({}), json!([]), Value::Null] {
+        client.post(&format!("/containers/{id}/start"), nothing).await.is(202);
+    }
+    daemon.close().await;
+}

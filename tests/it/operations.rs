@@ -444,8 +444,18 @@ async fn a_console_in_the_terminal_shows_and_takes_lines_and_outlives_the_daemon
     console.type_line("again").await;
     console.expect("got again\n").await;
     assert_eq!(console.seen.matches("got hello").count(), 1, "{}", console.seen);
+    daemon.power(&id, "kill").await;
+    daemon.state(&id, "offline").await;
+    daemon.power(&id, "start").await;
+    daemon.state(&id, "running").await;
+    console.type_line("once more").await;
+    console.expect("got once more\n").await;
     let (code, said) = console.end().await;
     assert_eq!(code, Some(0), "{said}");
+    let exit = "-- exit with code 137 (SIGKILL), killed as somebody wished --";
+    for told in [exit, "-- the connection broke; trying again --", "-- connected again --"] {
+        assert_eq!(said.matches(told).count(), 1, "{said}");
+    }
 
     let mut ending = Console::open(&daemon, &id);
     ending.expect("got again").await;

@@ -60,7 +60,7 @@ async fn a_crash_leaves_its_last_lines_and_figures_and_a_proper_end_leaves_nothi
     assert_eq!(lines.lines().collect::<Vec<_>>(), wanted, "the last 200 lines");
     assert!(found["stats"][0]["memory_usage"].is_u64(), "{found}");
     let at = |field: &Value| field.as_i64().expect("a time");
-    assert!(at(&found["stats"][0]["at"]) + 5 >= at(&found["started_at"]), "{found}");
+    assert!(at(&found["stats"][0]["at"]) >= at(&found["started_at"]), "{found}");
 
     // An end without an error, a stop and a kill are none.
     for wish in ["end", "stop", "kill"] {

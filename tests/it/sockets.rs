@@ -27,7 +27,7 @@ async fn a_life_is_told_from_the_first_frame_to_the_last() {
     let id = daemon.id("life");
     daemon.create(&id, talker(false)).await;
     let mut socket = daemon.ws(&id).await;
-    assert_eq!(socket.next().await, json!({"event": "event", "data": "ready"}));
+    assert_eq!(socket.next().await, json!({"event": "event", "data": "ready", "since": "0"}));
 
     socket.send(json!({"event": "power", "action": "start"})).await;
     socket.expect_state("starting").await;
@@ -55,6 +55,10 @@ async fn a_life_is_told_from_the_first_frame_to_the_last() {
     let exit = socket.expect_state("exit").await;
     assert_eq!((&exit["exit_code"], &exit["oom_killed"]), (&json!(5), &json!(false)));
     socket.expect_state("stopped").await;
+    let last_exit = daemon.state(&id, "offline").await["last_exit"].clone();
+    for (field, value) in last_exit.as_object().expect("an object") {
+        assert_eq!(exit.get(field), Some(value), "{field}: {exit}");
+    }
 
     socket.send(json!({"event": "power", "action": "start"})).await;
     socket.expect_state("running").await;
@@ -213,7 +217,11 @@ async fn history_is_sent_on_request_and_a_reader_that_comes_back_gets_what_it_mi
     let mut first = daemon.ws(&id).await;
     first.send(json!({"event": "request_logs", "lines": 10})).await;
     let logs = first.expect("history", is("logs")).await;
-    assert_eq!(logs, json!({"event": "logs", "data": "Ready\n", "seq": 1}));
+    let whole = json!({
+        "event": "logs", "data": "Ready\n", "seq": 1, "first_seq": 1, "complete": true, "cut_at_start": false,
+        "lines_lost": 0,
+    });
+    assert_eq!(logs, whole);
     say("one").await;
     let seen = first.expect("a line", is("console")).await;
     assert_eq!((&seen["data"], &seen["seq"]), (&json!("got one\n"), &json!(2)));
@@ -240,6 +248,35 @@ async fn history_is_sent_on_request_and_a_reader_that_comes_back_gets_what_it_mi
     assert_eq!(logs["data"], "got two\ngot three\n");
     back.send(json!({"event": "request_logs", "since": 3})).await;
     assert_eq!(back.expect("history", is("logs")).await["data"], "got three\n");
+    let run = daemon.state(&id, "running").await["run"].clone();
+    for (more, data, first_seq) in [
+        (json!({"before": 3}), "Ready\ngot one\n", json!(1)),
+        (json!({"grep": "^got t", "lines": 1}), "got three\n", json!(4)),
+        (json!({"grep": "^got t", "run": run}), "got two\ngot three\n", json!(3)),
+        (json!({"run": 99}), "", Value::Null),
+    ] {
+        let mut ask = json!({"event": "request_logs", "id": "again"});
+        let fields = more.as_object().expect("an object").clone();
+        ask.as_object_mut().expect("an object").extend(fields);
+        back.send(ask).await;
+        let logs = back.expect("history", is("logs")).await;
+        assert_eq!((&logs["data"], &logs["first_seq"]), (&json!(data), &first_seq), "{more}");
+    }
+    for (more, named) in [
+        (json!({"lines": 10_001}), "lines"),
+        (json!({"grep": "["}), "grep"),
+        (json!({"since": 3, "before": 3}), "before"),
+        (json!({"gerp": "x"}), "gerp"),
+    ] {
+        let mut ask = json!({"event": "request_logs", "id": "wrong"});
+        ask.as_object_mut()
+            .expect("an object")
+            .extend(more.as_object().expect("an object").clone());
+        back.send(ask).await;
+        let refusal = back.expect("a refusal", is("error")).await;
+        assert_eq!((&refusal["code"], &refusal["id"]), (&json!("invalid"), &json!("wrong")));
+        assert!(refusal["data"].as_str().is_some_and(|why| why.contains(named)), "{refusal}");
+    }
     say("four").await;
     let next = back.expect("a line", is("console")).await;
     assert_eq!((&next["data"], &next["seq"]), (&json!("got four\n"), &json!(5)));

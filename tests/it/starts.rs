@@ -1,8 +1,11 @@
 //! Starts: when a server is ready, when a start has failed, and how long it took.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
 use crate::support::SOON;
+use crate::support::chaos::{Door, Held};
 use crate::support::process::Daemon;
 use crate::support::wait::eventually;
 
@@ -45,6 +48,67 @@ async fn any_of_several_patterns_says_that_it_is_ready_and_how_long_it_took_is_s
         (&shown["start_pattern"], &shown["start_timeout"]),
         (&json!("^Done$"), &Value::Null)
     );
+    daemon.close().await;
+}
+
+/// What the engine says of a run, in milliseconds since 1970.
+async fn engine_time_ms(daemon: &Daemon, id: &str, field: &str) -> i64 {
+    let state = daemon.inspect(id).await["State"].clone();
+    let time = state[field].as_str().unwrap_or_else(|| panic!("{field}: {state}"));
+    time.parse::<jiff::Timestamp>().expect("a time").as_millisecond()
+}
+
+#[tokio::test]
+async fn a_run_is_timed_from_the_moment_at_which_the_engine_has_started_it() {
+    const HELD: Duration = Duration::from_secs(3);
+    let (mut daemon, door) = Door::and_daemon().await;
+    let (plain, pattern) = (daemon.id("plain"), daemon.id("pattern"));
+    let command = "echo Ready; read line; exit 3";
+    let spec = json!({"startup_command": command, "start_pattern": null, "tty": false});
+    daemon.create(&plain, spec).await;
+    let command = "guest ready-after 300 Done -- forever";
+    daemon.create(&pattern, json!({"startup_command": command, "start_pattern": "Done"})).await;
+    for id in [&plain, &pattern] {
+        door.hold(Some(Held { method: "POST", path_has: "/start HTTP/", is_done: false }));
+        daemon.power(id, "start").await;
+        door.holds_one().await;
+        // Not a wait for something: this is the time that is not the run's.
+        tokio::time::sleep(HELD).await;
+        let waits = daemon.client().get(&format!("/containers/{id}")).await.is(200);
+        assert_eq!((&waits["state"], &waits["started_at"]), (&json!("starting"), &Value::Null));
+        door.hold(None);
+        let up = daemon.state(id, "running").await;
+        let began_ms = engine_time_ms(&daemon, id, "StartedAt").await;
+        assert_eq!(up["started_at"], began_ms / 1000, "{up}");
+        let took = u128::from(up["ready_after_ms"].as_u64().expect("a number"));
+        match id == &plain {
+            true => assert_eq!(took, 0, "running once the process is up: {up}"),
+            false => assert!((250..HELD.as_millis()).contains(&took), "{up}"),
+        }
+    }
+    let path = format!("/containers/{plain}");
+    let up = daemon.client().get(&path).await.is(200);
+    daemon.kill9().await;
+    daemon.launch().await;
+    let again = daemon.state(&plain, "running").await;
+    for field in ["run", "started_at", "ready_at", "ready_after_ms"] {
+        assert_eq!(again[field], up[field], "{field}");
+    }
+    let began_ms = engine_time_ms(&daemon, &plain, "StartedAt").await;
+    daemon.client().post(&format!("{path}/command"), json!({"command": "end"})).await.is(202);
+    let ended = daemon.state(&plain, "offline").await;
+    let lasted_ms = engine_time_ms(&daemon, &plain, "FinishedAt").await - began_ms;
+    assert_eq!(ended["last_exit"]["uptime_s"], lasted_ms / 1000, "{ended}");
+    assert_eq!((&ended["last_exit"]["run"], &ended["run"]), (&up["run"], &up["run"]));
+    let post_mortem = format!("{path}/post-mortems/{}", ended["run"]);
+    let kept = eventually("its post-mortem", SOON, async || {
+        let answer = daemon.client().get(&post_mortem).await;
+        if answer.status == 200 { Ok(answer.body) } else { Err(answer.text) }
+    })
+    .await;
+    for field in ["started_at", "ready_at", "ready_after_ms"] {
+        assert_eq!(kept[field], ended[field], "{field}");
+    }
     daemon.close().await;
 }
 

@@ -30,7 +30,7 @@ async fn the_last_hour_can_be_looked_at_also_when_nothing_runs_any_more() {
     let daemon = Daemon::start().await;
     let id = daemon.id("past");
     let busy = "guest say Ready; while :; do :; done";
-    daemon.run(&id, json!({"startup_command": busy, "limits": {"cpu": 0.2}})).await;
+    let up = daemon.run(&id, json!({"startup_command": busy, "limits": {"cpu": 0.2}})).await;
     let (client, path) = (daemon.client(), format!("/containers/{id}/stats"));
     let past = async |query: &str| {
         let past = client.get(&format!("{path}?{query}")).await.is(200);
@@ -48,8 +48,25 @@ async fn the_last_hour_can_be_looked_at_also_when_nothing_runs_any_more() {
     let number = |sample: &Value, name: &str| {
         sample[name].as_f64().unwrap_or_else(|| panic!("{name}: {sample}"))
     };
+    // Each stands at the end of its five seconds, the last one at the latest now.
+    let began = up["started_at"].as_i64().expect("a time") as f64;
+    for sample in &seen {
+        let late = number(sample, "at") - began - number(sample, "uptime");
+        assert!((-1.0..7.0).contains(&late), "{began}: {seen:?}");
+    }
+    let answer = client.get(&format!("{path}?step=60")).await.is(200);
+    let now = jiff::Timestamp::now().as_second() as f64;
+    assert!(number(&answer, "to") <= now, "{answer}");
+    assert!(
+        answer["samples"]
+            .as_array()
+            .expect("a list")
+            .iter()
+            .all(|sample| number(sample, "at") <= now)
+    );
     for pair in seen.windows(2) {
-        assert_eq!(number(&pair[1], "at") - number(&pair[0], "at"), 5.0, "{seen:?}");
+        let apart = number(&pair[1], "at") - number(&pair[0], "at");
+        assert!(apart == 5.0 || (apart < 5.0 && pair[1] == seen[seen.len() - 1]), "{seen:?}");
         let used = number(&pair[1], "cpu_usage");
         assert!((5.0..40.0).contains(&used), "{seen:?}");
         assert!(number(&pair[1], "throttled_ms") > number(&pair[0], "throttled_ms"), "{seen:?}");

@@ -14,15 +14,12 @@ use crate::api::extract::{Json, Path, Query};
 use crate::api::openapi::Routes;
 use crate::api::openapi::params::ContainerPath;
 use crate::api::openapi::refusals::refusals;
+use crate::api::past::Past;
 use crate::api::state::AppState;
-use crate::console;
 use crate::domain::access::Permission;
-use crate::domain::ids::{ContainerId, RunId};
-use crate::domain::spec::compile_pattern;
+use crate::domain::ids::ContainerId;
 use crate::engine::{ExecEnd, ExecResult};
 
-const LINES_DEFAULT: usize = 100;
-const LINES_MAX: usize = 10_000;
 const COMMAND_MAX_BYTES: usize = 64 * 1024;
 const EXEC_SECONDS_DEFAULT: u64 = 30;
 const EXEC_SECONDS_MAX: u64 = 600;
@@ -41,12 +38,14 @@ pub(super) fn long_routes() -> Routes {
 struct LogsQuery {
     /// So many at most; 100 if it is left out.
     #[param(minimum = 0, maximum = 10_000)]
-    lines: Option<usize>,
-    /// The number of the last line that the caller has.
+    lines: Option<u64>,
+    /// The number of the last line that the caller has: the first lines behind it, not the last ones.
     since: Option<u64>,
+    /// The number of the first line that the caller has: the last lines before it.
+    before: Option<u64>,
     /// Only of this run.
     run: Option<u64>,
-    /// Only lines that match this regular expression.
+    /// Only lines that match this regular expression, colours and other escape sequences taken out.
     #[param(max_length = 4096)]
     grep: Option<String>,
 }
@@ -59,9 +58,14 @@ struct LogsView {
     data: String,
     /// What to give as `since` for what follows.
     seq: u64,
-    /// False where there is more behind `seq`.
+    /// The number of the first line in `data`; `null` if there is none.
+    #[schema(required)]
+    first_seq: Option<u64>,
+    /// Nothing of what was asked for is missing.
     complete: bool,
-    /// Lines that were asked for and are not there any more.
+    /// There was no room for lines before `first_seq`: ask for them with `before`.
+    cut_at_start: bool,
+    /// Lines that were asked for by number and are not there any more.
     lines_lost: u64,
     /// Lines that the disk did not take.
     journal_lost_lines: u64,
@@ -71,7 +75,8 @@ refusals!(ReadRefusals: CONTAINER);
 
 /// Reads a container's console, also of the past.
 ///
-/// The last lines; or the first ones behind `since`. Where `complete` is false there is more behind `seq`: ask on with it.
+/// The last lines, those before `before`, or the first ones behind `since`. Where `complete` is false, ask on: with `before` and `first_seq` where
+/// it is `cut_at_start`, else with `since` and `seq`.
 #[utoipa::path(
     get, path = "/containers/{id}/logs", tag = "console",
     params(ContainerPath, LogsQuery),
@@ -84,20 +89,16 @@ async fn logs(
     Query(query): Query<LogsQuery>,
 ) -> Result<axum::Json<LogsView>, ApiError> {
     let handle = auth.container(&state, &id, Permission::ConsoleRead)?;
-    let lines = query.lines.unwrap_or(LINES_DEFAULT);
-    if lines > LINES_MAX {
-        return Err(ApiError::field("?lines", format!("must not be more than {LINES_MAX}")));
-    }
-    let grep = query.grep.as_deref().map(compile_pattern).transpose();
-    let grep = grep.map_err(|why| ApiError::field("?grep", why))?;
-    let (since, run) = (query.since, query.run.map(RunId));
-    let query = console::Query { lines, since, run, grep: grep.as_ref() };
-    let found = handle.console().history(query).await;
+    let LogsQuery { lines, since, before, run, grep } = query;
+    let past = Past { lines, since, before, run, grep };
+    let found = past.look(handle.console(), "?").await?;
     let journal_lost_lines = handle.console().health().journal_lost_lines;
     Ok(axum::Json(LogsView {
         data: found.text,
         seq: found.last_seq,
+        first_seq: found.first_seq,
         complete: found.complete,
+        cut_at_start: found.is_cut_at_start,
         lines_lost: found.lines_lost,
         journal_lost_lines,
     }))

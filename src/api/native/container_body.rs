@@ -74,7 +74,7 @@ pub(super) struct CreateBody {
     stop: Option<StopBody>,
     labels: Option<BTreeMap<String, String>>,
     restart_on_crash: Option<RestartOnCrash>,
-    /// Start it when its install is done, and when lightd comes up.
+    /// Start it with the host, also if it was stopped before.
     autostart: Option<bool>,
     /// Whether its console is a terminal; it is, unless this says otherwise.
     tty: Option<bool>,

@@ -22,7 +22,7 @@ use crate::supervisor::{Restarts, Snapshot};
 /// All stored fields of a container, and its state.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = Container, example = json!({
-    "internal_id": "server-001", "container_id": "9f1c2d3e4f50", "state": "running", "desired_state": "running",
+    "internal_id": "server-001", "container_id": "9f1c2d3e4f50", "state": "running", "run": 3, "desired_state": "running",
     "install_state": "ready", "install_error": null, "exit_code": null, "oom_killed": false, "last_exit": null,
     "image": "ubuntu:22.04", "volume_id": "0190c6a0-5f1e-4c8e-9d57-8a3f0c2b7e11",
     "startup_command": "while true; do echo Ready; sleep 1; done", "start_pattern": "Ready",
@@ -46,6 +46,8 @@ pub(super) struct ContainerView<'a> {
     container_id: Option<&'a str>,
     #[schema(value_type = ContainerState)]
     state: &'static str,
+    /// The number of the latest run; an install is one as well.
+    run: u64,
     #[schema(value_type = DesiredState)]
     desired_state: &'static str,
     #[schema(value_type = InstallState)]
@@ -98,13 +100,13 @@ pub(super) struct ContainerView<'a> {
     read_only: bool,
     /// A change waits for the next start.
     restart_needed: bool,
-    /// Of the latest run.
+    /// When the container engine has started the latest run; `null` before that.
     #[schema(required)]
     started_at: Option<UnixSeconds>,
     /// When it was `running`.
     #[schema(required)]
     ready_at: Option<UnixSeconds>,
-    /// From its process's start until it was `running`.
+    /// From `started_at` until it was `running`.
     #[schema(required)]
     ready_after_ms: Option<u64>,
     created_at: UnixSeconds,
@@ -123,6 +125,7 @@ impl<'a> From<&'a Snapshot> for ContainerView<'a> {
             internal_id: &snapshot.id,
             container_id: snapshot.docker_id.as_deref(),
             state: snapshot.state_name(),
+            run: snapshot.run.0,
             desired_state: if snapshot.wanted_up { "running" } else { "offline" },
             install_state: snapshot.phase.install_state(),
             install_error: snapshot.phase.install_error(),
@@ -179,6 +182,7 @@ pub(super) struct ExitView<'a> {
     #[schema(required)]
     reason: Option<&'a str>,
     at: UnixSeconds,
+    /// From its process's start to its end.
     #[schema(required)]
     uptime_s: Option<u64>,
 }

@@ -14,7 +14,7 @@ use super::container_body::non_empty;
 use super::port_body::{PortBody, check_ports, wanted};
 use crate::api::auth::Auth;
 use crate::api::error::ApiError;
-use crate::api::extract::{Json, OptionalJson, Path};
+use crate::api::extract::{Json, NoBody, OptionalJson, Path};
 use crate::api::openapi::Routes;
 use crate::api::openapi::params::ContainerPath;
 use crate::api::openapi::refusals::refusals;
@@ -54,6 +54,10 @@ pub(super) struct AcceptedView {
 }
 
 refusals!(WishRefusals: CONTAINER, WISH, STATE, ENGINE);
+refusals!(
+    BareWishRefusals: CONTAINER, WISH, STATE, ENGINE;
+    400: "invalid_json", "invalid", "incomplete_body"; 413: "too_large";
+);
 refusals!(RebindRefusals: CONTAINER, WISH, STATE, ENGINE, BINDING);
 
 /// A handler for each wish that needs no more than its name.
@@ -65,13 +69,14 @@ macro_rules! wishes {
             params(ContainerPath),
             responses(
                 (status = 202, description = "It is taken on, or was so already", body = AcceptedView),
-                WishRefusals,
+                BareWishRefusals,
             ),
         )]
         async fn $name(
             auth: Auth,
             State(state): State<AppState>,
             Path(id): Path<ContainerId>,
+            NoBody: NoBody,
         ) -> Result<(StatusCode, axum::Json<AcceptedView>), ApiError> {
             let handle = auth.container(&state, &id, Permission::$permission)?;
             ask(&handle, Request::Command(Command::$command), message_of(Command::$command)).await

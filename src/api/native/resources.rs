@@ -100,7 +100,7 @@ struct StatsView {
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 struct StatsQuery {
-    /// Where the past begins; an hour is kept.
+    /// Where the past begins, not included; an hour is kept.
     #[param(value_type = Option<UnixSeconds>)]
     from: Option<i64>,
     /// Where it ends; now, if it is left out.
@@ -161,13 +161,13 @@ fn range_of(query: &StatsQuery, UnixSeconds(now): UnixSeconds) -> Result<Range, 
         let message = format!("must be a multiple of {STEP_S}, of at most {KEPT_S}");
         return Err(ApiError::field("?step", message));
     }
-    let to = query.to.unwrap_or(i64::MAX).min(now.saturating_add(i64::from(STEP_S)));
     let oldest = now - i64::from(KEPT_S);
-    let from = query.from.unwrap_or(oldest).max(oldest);
+    let to = query.to.map_or(now, |to| to.clamp(oldest, now));
+    let from = query.from.map_or(oldest, |from| from.clamp(oldest, to));
     if query.from.is_some_and(|from| query.to.is_some_and(|to| to < from)) {
         return Err(ApiError::field("?to", "must not be before ?from".to_owned()));
     }
-    Ok(Range { from: UnixSeconds(from), to: UnixSeconds(to.max(from)), step_s })
+    Ok(Range { from: UnixSeconds(from), to: UnixSeconds(to), step_s })
 }
 
 #[cfg(test)]
@@ -183,11 +183,12 @@ mod tests {
 
     #[test]
     fn a_time_is_cut_to_the_hour_that_is_kept() {
-        assert_eq!(asked(None, None, Some(60)), Some((-3600, 5, 60)));
-        assert_eq!(asked(Some(0), None, None), Some((-3600, 5, 5)));
+        assert_eq!(asked(None, None, Some(60)), Some((-3600, 0, 60)));
+        assert_eq!(asked(Some(0), None, None), Some((-3600, 0, 5)));
         assert_eq!(asked(Some(NOW.0 - 60), Some(NOW.0 - 30), None), Some((-60, -30, 5)));
         assert_eq!(asked(Some(i64::MIN), Some(i64::MIN), None), Some((-3600, -3600, 5)));
-        assert_eq!(asked(Some(i64::MAX), Some(i64::MAX), None).map(|range| range.2), Some(5));
+        assert_eq!(asked(Some(i64::MAX), None, None), Some((0, 0, 5)), "nothing of the future");
+        assert_eq!(asked(Some(i64::MAX), Some(i64::MAX), None), Some((0, 0, 5)));
     }
 
     #[test]

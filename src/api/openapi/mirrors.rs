@@ -116,7 +116,7 @@ struct SampleDouble {
 #[derive(ToSchema)]
 #[expect(dead_code, reason = "only its description is used")]
 struct PointDouble {
-    /// When the time that it stands for began.
+    /// When the time that it stands for ended.
     at: UnixSeconds,
     #[serde(flatten)]
     sample: Sample,

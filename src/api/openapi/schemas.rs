@@ -225,7 +225,7 @@ schema!(Binary, "Binary", {
 names!(
     StateSignal,
     "StateSignal",
-    "A state, as events name it; `exit` is of a run that has ended by itself.",
+    "A state, as events name it; `exit` is the end of a run.",
     &[
         "installing",
         "ready",

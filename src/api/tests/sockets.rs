@@ -121,7 +121,13 @@ async fn the_present_state_comes_first_and_then_what_happens() {
         run: RunId(1),
         last_exit: Some(LastExit {
             run: RunId(1),
-            exit: Exit { code: 3, oom_engine: false, oom_kernel: false, at_ms: 0 },
+            exit: Exit {
+                code: 3,
+                oom_engine: false,
+                oom_kernel: false,
+                at_ms: 0,
+                clock_set_by_ms: 0,
+            },
             ended_by: EndedBy::Itself,
             times: RunTimes::default(),
             reason: None,

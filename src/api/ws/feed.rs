@@ -123,7 +123,9 @@ impl Feed {
 
     fn greet(&mut self) {
         let snapshot = self.sources.snapshots.borrow_and_update().clone();
-        self.take_snapshot(&snapshot, true);
+        let from = self.mark();
+        self.tell_state(&present_state(&snapshot), from);
+        self.take_snapshot(&snapshot, false);
         if let Some(stats) = &mut self.sources.stats {
             let sample = *stats.borrow_and_update();
             self.take_sample(sample);
@@ -189,7 +191,7 @@ impl Feed {
         let was_unknown = self.told.is_some_and(|(name, _)| name == StateName::Unknown);
         let is_unknown = snapshot.unknown_since.is_some();
         if tell || is_suspended || was_unknown != is_unknown {
-            self.tell_state(&present_state(snapshot));
+            self.tell_state(&present_state(snapshot), None);
         }
         if snapshot.deleted {
             self.end = Some(End::Deleted);
@@ -203,7 +205,7 @@ impl Feed {
             return;
         }
         match &signal.kind {
-            SignalKind::State(event) => self.tell_state(event),
+            SignalKind::State(event) => self.tell_state(event, None),
             SignalKind::DaemonMessage(data) if self.wants.daemon_message => {
                 self.send(&Outbound::DaemonMessage { data });
             }
@@ -211,10 +213,10 @@ impl Feed {
         }
     }
 
-    fn tell_state(&mut self, state: &StateEvent) {
+    fn tell_state(&mut self, state: &StateEvent, from: Option<Mark>) {
         let key = (state.name, state.run);
         if self.told.replace(key) != Some(key) && self.wants.event {
-            self.send(&Outbound::state(state));
+            self.send(&Outbound::state(state, from));
         }
     }
 

@@ -4,13 +4,17 @@
 //! read it.
 
 use axum::extract::ws::Utf8Bytes;
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::api::openapi::schemas::{EndedBy, StateSignal};
+use crate::api::past::Past;
+use crate::console::Mark;
 use crate::domain::event::StateEvent;
-use crate::domain::lifecycle::LastExit;
+use crate::domain::ids::RunId;
 use crate::domain::stats::Sample;
+use crate::domain::units::UnixSeconds;
 use crate::files::operation::OperationView;
 use crate::util::serde_words::without_text;
 
@@ -24,25 +28,39 @@ pub(super) enum Outbound<'a> {
     Event {
         #[schema(value_type = StateSignal)]
         data: &'a str,
+        /// Of the first event: the place in the console from which on this reader gets it.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        #[schema(nullable = false, value_type = Option<Mark>)]
+        since: Option<String>,
+        /// Of an exit: its `code` by another name.
         #[serde(skip_serializing_if = "Option::is_none")]
         #[schema(nullable = false)]
         exit_code: Option<i64>,
+        /// Of an exit, as all that follows: the same as in `last_exit`.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        #[schema(nullable = false)]
+        run: Option<RunId>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        #[schema(nullable = false)]
+        code: Option<i64>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        #[schema(value_type = Option<String>)]
+        signal: Option<Option<&'static str>>,
         #[serde(skip_serializing_if = "Option::is_none")]
         #[schema(nullable = false)]
         oom_killed: Option<bool>,
         #[serde(skip_serializing_if = "Option::is_none")]
-        #[schema(nullable = false)]
-        signal: Option<&'static str>,
-        #[serde(skip_serializing_if = "Option::is_none")]
         #[schema(nullable = false, value_type = Option<EndedBy>)]
         ended_by: Option<&'static str>,
-        /// Why it was not left to run.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        #[schema(value_type = Option<String>)]
+        reason: Option<Option<&'a str>>,
         #[serde(skip_serializing_if = "Option::is_none")]
         #[schema(nullable = false)]
-        reason: Option<&'a str>,
+        at: Option<UnixSeconds>,
         #[serde(skip_serializing_if = "Option::is_none")]
-        #[schema(nullable = false)]
-        uptime_s: Option<u64>,
+        #[schema(value_type = Option<u64>)]
+        uptime_s: Option<Option<u64>>,
         #[serde(skip_serializing_if = "Option::is_none")]
         #[schema(nullable = false)]
         ready_after_ms: Option<u64>,
@@ -54,8 +72,17 @@ pub(super) enum Outbound<'a> {
     /// The answer to `request_logs`.
     Logs {
         data: &'a str,
-        /// The number of the last line in `data`; 0 if there is none.
+        /// What to give as `since` for what follows.
         seq: u64,
+        /// The number of the first line in `data`; `null` if there is none.
+        #[schema(required)]
+        first_seq: Option<u64>,
+        /// Nothing of what was asked for is missing.
+        complete: bool,
+        /// There was no room for lines before `first_seq`.
+        cut_at_start: bool,
+        /// Lines that were asked for by number and are not there any more.
+        lines_lost: u64,
         #[serde(skip_serializing_if = "Option::is_none")]
         #[schema(nullable = false)]
         id: Option<&'a RequestId>,
@@ -98,10 +125,15 @@ pub(super) enum ClientFrame {
         action: PowerAction,
         id: Option<RequestId>,
     },
-    /// Lines of the past: the last ones, or those behind `since`.
+    /// Lines of the past, as `GET /containers/{id}/logs` has them.
     RequestLogs {
+        #[schema(minimum = 0, maximum = 10_000)]
         lines: Option<u64>,
         since: Option<u64>,
+        before: Option<u64>,
+        run: Option<u64>,
+        #[schema(max_length = 4096)]
+        grep: Option<String>,
         id: Option<RequestId>,
     },
     /// Goes on with another token.
@@ -141,16 +173,21 @@ pub(super) struct ConsoleFrame {
 }
 
 impl<'a> Outbound<'a> {
-    pub(super) fn state(event: &'a StateEvent) -> Self {
+    /// `from`: where this reader begins in the console, if it is to be told.
+    pub(super) fn state(event: &'a StateEvent, from: Option<Mark>) -> Self {
         let last = event.last_exit.as_ref();
         Self::Event {
             data: event.name.as_str(),
+            since: from.map(|mark| mark.to_string()),
             exit_code: last.map(|last| last.exit.code),
+            run: last.map(|last| last.run),
+            code: last.map(|last| last.exit.code),
+            signal: last.map(|last| last.exit.signal()),
             oom_killed: last.map(|last| last.exit.oom_killed()),
-            signal: last.and_then(|last| last.exit.signal()),
             ended_by: last.map(|last| last.ended_by.as_str()),
-            reason: last.and_then(|last| last.reason.as_deref()),
-            uptime_s: last.and_then(LastExit::uptime_ms).map(|ms| ms / 1000),
+            reason: last.map(|last| last.reason.as_deref()),
+            at: last.map(|last| UnixSeconds::from_ms(last.exit.at_ms)),
+            uptime_s: last.map(|last| last.uptime_ms().map(|ms| ms / 1000)),
             ready_after_ms: event.ready_after_ms,
         }
     }
@@ -165,7 +202,7 @@ impl<'a> Outbound<'a> {
 pub(super) enum Inbound {
     SendCommand { command: String },
     Power { action: PowerAction },
-    RequestLogs { lines: Option<u64>, since: Option<u64> },
+    RequestLogs(Past),
     Auth { token: String },
 }
 
@@ -238,7 +275,8 @@ impl Inbound {
     }
 }
 
-// Each event's own fields. Further ones are passed over, so that a client may be newer than the node.
+// Each event's own fields. Further ones are passed over, so that a client may be newer than the node; but
+// where that would be another question's answer, they are refused.
 
 #[derive(Deserialize)]
 struct SendCommand {
@@ -251,9 +289,17 @@ struct Power {
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct RequestLogs {
+    #[serde(rename = "event")]
+    _event: IgnoredAny,
+    #[serde(rename = "id", default)]
+    _id: IgnoredAny,
     lines: Option<u64>,
     since: Option<u64>,
+    before: Option<u64>,
+    run: Option<u64>,
+    grep: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -275,7 +321,8 @@ impl From<Power> for Inbound {
 
 impl From<RequestLogs> for Inbound {
     fn from(frame: RequestLogs) -> Self {
-        Self::RequestLogs { lines: frame.lines, since: frame.since }
+        let RequestLogs { lines, since, before, run, grep, .. } = frame;
+        Self::RequestLogs(Past { lines, since, before, run, grep })
     }
 }
 
@@ -329,8 +376,7 @@ impl Subscription {
 mod tests {
     use super::*;
     use crate::domain::event::StateName;
-    use crate::domain::ids::RunId;
-    use crate::domain::lifecycle::{EndedBy, RunTimes};
+    use crate::domain::lifecycle::{EndedBy, LastExit, RunTimes};
     use crate::domain::observed::Exit;
     use serde_json::json;
 
@@ -343,26 +389,49 @@ mod tests {
         let run = RunId(2);
         let event = |name| StateEvent { name, run, last_exit: None, ready_after_ms: None };
         let paused = event(StateName::Paused);
-        assert_eq!(json_of(&Outbound::state(&paused)), json!({"event": "event", "data": "paused"}));
+        let json_of_state = |event: &StateEvent| json_of(&Outbound::state(event, None));
+        assert_eq!(json_of_state(&paused), json!({"event": "event", "data": "paused"}));
+        assert_eq!(
+            json_of(&Outbound::state(&paused, Some(Mark::line(7)))),
+            json!({"event": "event", "data": "paused", "since": "7"})
+        );
         let running = StateEvent { ready_after_ms: Some(70), ..event(StateName::Running) };
         assert_eq!(
-            json_of(&Outbound::state(&running)),
+            json_of_state(&running),
             json!({"event": "event", "data": "running", "ready_after_ms": 70})
         );
-        let exit = Exit { code: 137, oom_engine: true, oom_kernel: false, at_ms: 5_500 };
+        let exit = Exit {
+            code: 137,
+            oom_engine: true,
+            oom_kernel: false,
+            at_ms: 5_500,
+            clock_set_by_ms: 0,
+        };
         let times = RunTimes { launched_at_ms: Some(2000), ready_at_ms: None };
         let last = LastExit { run, exit, ended_by: EndedBy::Itself, times, reason: None };
         let exit = StateEvent { last_exit: Some(last), ..event(StateName::Exit) };
         assert_eq!(
-            json_of(&Outbound::state(&exit)),
+            json_of_state(&exit),
             json!({
-                "event": "event", "data": "exit", "exit_code": 137, "oom_killed": true,
-                "signal": "SIGKILL", "ended_by": "itself", "uptime_s": 3,
+                "event": "event", "data": "exit", "exit_code": 137, "run": 2, "code": 137,
+                "signal": "SIGKILL", "oom_killed": true, "ended_by": "itself", "reason": null, "at": 5,
+                "uptime_s": 3,
             })
         );
         assert_eq!(
-            json_of(&Outbound::Logs { data: "a\n", seq: 7, id: None }),
-            json!({"event": "logs", "data": "a\n", "seq": 7})
+            json_of(&Outbound::Logs {
+                data: "a\n",
+                seq: 7,
+                first_seq: Some(7),
+                complete: true,
+                cut_at_start: false,
+                lines_lost: 0,
+                id: None
+            }),
+            json!({
+                "event": "logs", "data": "a\n", "seq": 7, "first_seq": 7, "complete": true,
+                "cut_at_start": false, "lines_lost": 0,
+            })
         );
         assert_eq!(
             json_of(&Outbound::Error { data: "no", code: "stopping", id: None }),
@@ -383,7 +452,7 @@ mod tests {
         );
         assert_eq!(
             parse(r#"{"event":"request_logs","lines":50}"#),
-            Ok(Inbound::RequestLogs { lines: Some(50), since: None })
+            Ok(Inbound::RequestLogs(Past { lines: Some(50), ..Past::default() }))
         );
         let code = |text| parse(text).unwrap_err().code;
         assert_eq!(code("nope"), "invalid_json");
@@ -398,6 +467,17 @@ mod tests {
         }
         assert!(Inbound::parse(r#"{"event":"send_command","command":"a","id":null}"#).is_ok());
         assert_eq!(code(r#"{"event":"power","action":"explode"}"#), "invalid");
+        let grep = Some("x".to_owned());
+        assert_eq!(
+            parse(r#"{"event":"request_logs","grep":"x","run":3,"before":9,"id":7}"#),
+            Ok(Inbound::RequestLogs(Past {
+                grep,
+                run: Some(3),
+                before: Some(9),
+                ..Past::default()
+            }))
+        );
+        assert_eq!(code(r#"{"event":"request_logs","gerp":"x"}"#), "invalid");
     }
 
     #[test]

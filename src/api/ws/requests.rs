@@ -12,15 +12,12 @@ use tokio::time::Instant;
 use super::frame::{Inbound, Outbound, PowerAction, RequestId};
 use crate::api::auth::{Auth, StayingAuth};
 use crate::api::error::ApiError;
+use crate::api::past::Past;
 use crate::api::state::AppState;
-use crate::console::Query;
 use crate::domain::access::Permission;
 use crate::domain::client::ClientAddress;
 use crate::domain::lifecycle::Command;
 use crate::supervisor::{ContainerHandle, Request};
-
-const LOG_LINES_DEFAULT: usize = 100;
-pub(in crate::api) const LOG_LINES_MAX: usize = 10_000;
 
 pub(super) type Work = Pin<Box<dyn Future<Output = Reply> + Send>>;
 
@@ -43,7 +40,7 @@ pub(super) fn work(
     let needed = match &request {
         Inbound::SendCommand { .. } => Some(Permission::ConsoleWrite),
         Inbound::Power { .. } => Some(Permission::Power),
-        Inbound::RequestLogs { .. } => Some(Permission::ConsoleRead),
+        Inbound::RequestLogs(_) => Some(Permission::ConsoleRead),
         Inbound::Auth { .. } => None,
     };
     if needed.is_some_and(|permission| !auth.may(permission, handle.id())) {
@@ -54,7 +51,7 @@ pub(super) fn work(
         let done = match request {
             Inbound::SendCommand { command } => send_command(&handle, command).await,
             Inbound::Power { action } => power(&handle, action).await,
-            Inbound::RequestLogs { lines, since } => logs(&handle, lines, since, id.as_ref()).await,
+            Inbound::RequestLogs(past) => logs(&handle, past, id.as_ref()).await,
             Inbound::Auth { token } => renew(&state, &handle, &token, client).await,
         };
         match (done, id) {
@@ -84,16 +81,19 @@ async fn power(handle: &ContainerHandle, action: PowerAction) -> Result<Reply, A
 
 async fn logs(
     handle: &ContainerHandle,
-    lines: Option<u64>,
-    since: Option<u64>,
+    past: Past,
     id: Option<&RequestId>,
 ) -> Result<Reply, ApiError> {
-    let lines = lines.map_or(LOG_LINES_DEFAULT, |lines| {
-        usize::try_from(lines).unwrap_or(LOG_LINES_MAX).min(LOG_LINES_MAX)
-    });
-    let query = Query { lines, since, ..Query::default() };
-    let history = handle.console().history(query).await;
-    let frame = Outbound::Logs { data: &history.text, seq: history.last_seq, id };
+    let found = past.look(handle.console(), "").await?;
+    let frame = Outbound::Logs {
+        data: &found.text,
+        seq: found.last_seq,
+        first_seq: found.first_seq,
+        complete: found.complete,
+        cut_at_start: found.is_cut_at_start,
+        lines_lost: found.lines_lost,
+        id,
+    };
     Ok(Reply::Frame(frame.text()))
 }
 

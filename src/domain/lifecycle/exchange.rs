@@ -1,5 +1,7 @@
 //! What the machine is told, and what it answers.
 
+use std::time::Duration;
+
 use crate::domain::event::StateEvent;
 use crate::domain::ids::RunId;
 use crate::domain::observed::{Exit, Observed};
@@ -19,11 +21,13 @@ pub(crate) enum Fact {
         run: RunId,
         result: Result<(), String>,
     },
-    /// The engine has started the workload. `ready_at_ms`: nothing more is waited for.
+    /// The engine has started the workload. `ready_at_ms`: nothing more is waited for. `up_for`: how long it
+    /// has been up by now, where its output is read from the beginning; its time is counted then.
     Started {
         run: RunId,
         launched_at_ms: i64,
         ready_at_ms: Option<i64>,
+        up_for: Option<Duration>,
     },
     StartFailed {
         run: RunId,

@@ -15,8 +15,9 @@ impl Machine {
     pub(crate) fn fact(&mut self, fact: Fact, policy: Policy, now: Uptime) -> Vec<Effect> {
         let effects = match fact {
             Fact::InstallEnded { run, result } => self.install_ended(run, result),
-            Fact::Started { run, launched_at_ms, ready_at_ms } => {
-                let ready_by = policy.start_timeout.map(|limit| now + limit);
+            Fact::Started { run, launched_at_ms, ready_at_ms, up_for } => {
+                let limit = policy.start_timeout.zip(up_for);
+                let ready_by = limit.map(|(limit, up_for)| now + limit.saturating_sub(up_for));
                 self.started(run, Some(launched_at_ms), ready_at_ms, ready_by)
             }
             Fact::StartFailed { run, reason } => self.start_failed(run, reason, policy, now),

@@ -22,7 +22,7 @@ const DOWN: Policy = Policy { crash: CrashPolicy::StayDown, autostart: false, ..
 const NOW: Uptime = Duration::from_secs(1000);
 
 fn exit(code: i64) -> Exit {
-    Exit { code, oom_engine: false, oom_kernel: false, at_ms: 9000 }
+    Exit { code, oom_engine: false, oom_kernel: false, at_ms: 9000, clock_set_by_ms: 0 }
 }
 
 fn installed() -> Machine {
@@ -44,7 +44,12 @@ fn running() -> (Machine, RunId) {
 
 /// The engine has started it, and nothing is waited for.
 fn up(run: RunId) -> Fact {
-    Fact::Started { run, launched_at_ms: 1000, ready_at_ms: Some(1200) }
+    Fact::Started {
+        run,
+        launched_at_ms: 1000,
+        ready_at_ms: Some(1200),
+        up_for: Some(Duration::ZERO),
+    }
 }
 
 fn seen(status: ObservedStatus) -> Option<Observed> {
@@ -374,7 +379,12 @@ fn starting() -> (Machine, RunId) {
     let mut machine = installed();
     machine.command(Command::Start, POLICY, NOW).unwrap();
     let run = machine.last_run();
-    let up = Fact::Started { run, launched_at_ms: 1000, ready_at_ms: None };
+    let up = Fact::Started {
+        run,
+        launched_at_ms: 1000,
+        ready_at_ms: None,
+        up_for: Some(Duration::ZERO),
+    };
     assert_eq!(machine.fact(up, POLICY, NOW), []);
     (machine, run)
 }
@@ -617,8 +627,8 @@ impl World {
                 let effect = self.pending.remove(which);
                 for fact in report(&effect, well) {
                     self.tell(match fact {
-                        Fact::Started { run, launched_at_ms, .. } if !ready => {
-                            Fact::Started { run, launched_at_ms, ready_at_ms: None }
+                        Fact::Started { run, launched_at_ms, up_for, .. } if !ready => {
+                            Fact::Started { run, launched_at_ms, ready_at_ms: None, up_for }
                         }
                         fact => fact,
                     });

@@ -5,18 +5,24 @@ use serde::{Deserialize, Serialize};
 use super::{Effect, Machine, Phase};
 use crate::domain::ids::RunId;
 use crate::domain::observed::Exit;
+use crate::domain::units::UnixSeconds;
 
 /// The exit code of what was ended by SIGKILL.
 const KILLED: i64 = 137;
 
-/// How far the latest run came, in Unix milliseconds.
+/// How far the latest run came, in Unix milliseconds: both by the clock as it was when the run began.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct RunTimes {
+    /// By the engine's word.
     pub(crate) launched_at_ms: Option<i64>,
     pub(crate) ready_at_ms: Option<i64>,
 }
 
 impl RunTimes {
+    pub(crate) fn started_at(&self) -> Option<UnixSeconds> {
+        self.launched_at_ms.map(UnixSeconds::from_ms)
+    }
+
     /// From the process's start until it was ready.
     pub(crate) fn ready_after_ms(&self) -> Option<u64> {
         since(self.launched_at_ms?, self.ready_at_ms?)
@@ -72,8 +78,9 @@ pub(crate) struct LastExit {
 }
 
 impl LastExit {
+    /// From the process's start to its end.
     pub(crate) fn uptime_ms(&self) -> Option<u64> {
-        since(self.times.launched_at_ms?, self.exit.at_ms)
+        since(self.times.launched_at_ms?, self.exit.at_ms - self.exit.clock_set_by_ms)
     }
 }
 

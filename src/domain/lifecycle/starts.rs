@@ -41,7 +41,7 @@ impl Machine {
         match self.phase {
             Phase::Starting { run, trial, .. } if run == of => {
                 self.phase = Phase::Running { run };
-                self.times.ready_at_ms = Some(at_ms);
+                self.note_ready(at_ms);
                 let mut effects = vec![Effect::Emit(StateEvent {
                     name: StateName::Running,
                     run,
@@ -55,12 +55,17 @@ impl Machine {
             }
             Phase::Paused { run, ref mut ready } if run == of => {
                 if !std::mem::replace(ready, true) {
-                    self.times.ready_at_ms = Some(at_ms);
+                    self.note_ready(at_ms);
                 }
                 Vec::new()
             }
             _ => Vec::new(),
         }
+    }
+
+    /// The engine dates a start when it is done with it, and the process may have printed by then.
+    fn note_ready(&mut self, at_ms: i64) {
+        self.times.ready_at_ms = Some(self.times.launched_at_ms.map_or(at_ms, |ms| ms.max(at_ms)));
     }
 
     /// Sets the start's deadline after a break in which nobody looked at the output. A later one, of a

@@ -34,7 +34,7 @@ struct Span {
 /// rest as it was at the end.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub(crate) struct Point {
-    /// When the time that it stands for began.
+    /// When the time that it stands for ended.
     pub(crate) at: UnixSeconds,
     #[serde(flatten)]
     pub(crate) sample: Sample,
@@ -43,8 +43,9 @@ pub(crate) struct Point {
 /// A question: the time and how finely.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Range {
-    pub(crate) from: UnixSeconds,
     /// Not included.
+    pub(crate) from: UnixSeconds,
+    /// Included, with the step that it is in: that one stands for the time until then.
     pub(crate) to: UnixSeconds,
     /// A multiple of [`STEP_S`].
     pub(crate) step_s: u32,
@@ -73,12 +74,14 @@ impl History {
 
     /// What is known of a time; nothing stands for when nothing ran.
     pub(crate) fn points(&self, range: Range) -> Vec<Point> {
-        let width = i64::from((range.step_s / STEP_S).max(1));
-        let begin = step_of(range.from).max(self.spans.front().map_or(0, |span| span.first));
-        let (begin, end) = (begin.div_euclid(width) * width, step_of(range.to));
+        let width_s = i64::from(range.step_s.max(STEP_S));
+        // Wide steps that end behind `from`, each with all that it has.
+        let begin = step_of(UnixSeconds(range.from.0.div_euclid(width_s).saturating_mul(width_s)));
+        let steps = begin.saturating_add(1)..=step_of(range.to);
         let mut points: Vec<(Point, u32)> = Vec::new();
-        for (step, sample) in self.steps().filter(|(step, _)| (begin..end).contains(step)) {
-            let at = UnixSeconds(step.div_euclid(width) * width * i64::from(STEP_S));
+        for (step, sample) in self.steps().filter(|(step, _)| steps.contains(step)) {
+            let end = ceil(step * i64::from(STEP_S), width_s) * width_s;
+            let at = UnixSeconds(end.min(range.to.0));
             match points.last_mut() {
                 Some((point, count)) if point.at == at => {
                     *count += 1;
@@ -105,8 +108,13 @@ impl Span {
     }
 }
 
+/// The step that a moment is in. Its end belongs to a step, and its beginning to the one before.
 fn step_of(UnixSeconds(at): UnixSeconds) -> i64 {
-    at.div_euclid(i64::from(STEP_S))
+    ceil(at, i64::from(STEP_S))
+}
+
+fn ceil(number: i64, of: i64) -> i64 {
+    number.div_euclid(of) + i64::from(number.rem_euclid(of) > 0)
 }
 
 /// The later of two figures with the mean and the most of both; it is the `count`th of its point.
@@ -151,7 +159,8 @@ mod tests {
         assert_eq!(history.spans.len(), 1);
         let points = history.points(range(START + 3600, START + 7200, STEP_S));
         assert_eq!(points.len(), 720);
-        assert_eq!((points[0].sample.uptime, points[719].sample.uptime), (3600, 7195));
+        assert_eq!((points[0].sample.uptime, points[719].sample.uptime), (3605, 7200));
+        assert_eq!(ats(&points[..2]), [3605, 3610], "where the run is that old");
     }
 
     #[test]
@@ -161,10 +170,14 @@ mod tests {
             [(10.0, 5), (20.0, 9), (60.0, 1), (1.0, 2)].into_iter().enumerate()
         {
             let n = i64::try_from(n).unwrap();
-            history.note(UnixSeconds(START + n * 5), sample(cpu, memory, 0));
+            history.note(UnixSeconds(START + n * 5 + 3), sample(cpu, memory, 0));
         }
-        let points = history.points(range(START, START + 20, 15));
-        assert_eq!(ats(&points), [0, 15]);
+        let points = history.points(range(START, START + 19, 15));
+        assert_eq!(
+            ats(&points),
+            [15, 19],
+            "the one that has not ended stands where the answer ends"
+        );
         assert_eq!((points[0].sample.cpu_usage, points[0].sample.memory_usage), (30.0, 9));
         assert_eq!((points[1].sample.cpu_usage, points[1].sample.memory_usage), (1.0, 2));
     }
@@ -176,7 +189,7 @@ mod tests {
             history.note(UnixSeconds(START + at), sample(0.0, 1, 0));
         }
         assert_eq!(ats(&history.points(range(0, i64::MAX, 5))), [0, 5, 100, 105]);
-        assert_eq!(ats(&history.points(range(START + 5, START + 105, 5))), [5, 100]);
+        assert_eq!(ats(&history.points(range(START + 5, START + 105, 5))), [100, 105]);
         assert_eq!(History::default().points(range(0, i64::MAX, 5)), []);
     }
 
@@ -199,13 +212,13 @@ mod tests {
             for (pause, memory) in pauses {
                 now += pause;
                 history.note(UnixSeconds(now), sample(0.0, memory, 0));
-                wanted.entry(now.div_euclid(5)).or_insert(memory);
+                wanted.entry((now + 4).div_euclid(5)).or_insert(memory);
             }
-            let oldest = now.div_euclid(5) - 720;
+            let oldest = (now + 4).div_euclid(5) - 720;
             let wanted: Vec<_> =
                 wanted.into_iter().filter(|(step, _)| *step > oldest).map(|(step, memory)| (step * 5, memory)).collect();
             let seen: Vec<_> = history
-                .points(range((oldest + 1) * 5, i64::MAX, 5))
+                .points(range(oldest * 5, i64::MAX, 5))
                 .iter()
                 .map(|point| (point.at.0, point.sample.memory_usage))
                 .collect();
