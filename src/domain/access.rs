@@ -125,6 +125,11 @@ impl Permission {
         "node",
     ];
 
+    pub(crate) fn name(self) -> String {
+        let name = serde_json::to_value(self).ok();
+        name.as_ref().and_then(|name| name.as_str()).unwrap_or("tokens").to_owned()
+    }
+
     pub(crate) fn parse(text: &str) -> Option<Self> {
         use serde::de::IntoDeserializer;
         use serde::de::value::{Error, StrDeserializer};
