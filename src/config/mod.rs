@@ -9,6 +9,7 @@
 //! daemon as it was, with every problem named. Each part of lightd gets its own small struct by value;
 //! only the composition root sees the whole. [`live::Live`] holds the present one and swaps it whole.
 
+mod audit;
 pub(crate) mod edit;
 pub(crate) mod error;
 pub(crate) mod live;
@@ -28,6 +29,7 @@ use std::time::Duration;
 use ipnet::{IpNet, Ipv4Net};
 use url::Url;
 
+pub(crate) use self::audit::Audit;
 pub(crate) use self::error::ConfigError;
 pub(crate) use self::raw::{Firewall, LogFormat, LogLevel, OnExceeded};
 use self::supervision::Supervision;
@@ -53,6 +55,7 @@ pub(crate) struct Config {
     pub(crate) uploads: Uploads,
     pub(crate) pulls: Pulls,
     pub(crate) remote: Remote,
+    pub(crate) audit: Audit,
     pub(crate) log: Log,
     /// What all of the above was made from; shown, and compared at a reload.
     raw: raw::Raw,

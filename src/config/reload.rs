@@ -29,6 +29,7 @@ pub(super) const LIVE: &[&str] = &[
     "uploads",
     "pulls",
     "remote",
+    "audit",
     "log.level",
 ];
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use url::Url;
 
+use super::audit::audit;
 use super::error::ConfigProblem;
 use super::network::network;
 use super::raw::{self, Raw};
@@ -60,7 +61,7 @@ impl Check<'_> {
         value
     }
 
-    fn span(&mut self, key: &str, value: Duration, least: &str, most: &str) -> Duration {
+    pub(super) fn span(&mut self, key: &str, value: Duration, least: &str, most: &str) -> Duration {
         let bound = |text| humantime::parse_duration(text).unwrap_or_default();
         if value < bound(least) || value > bound(most) {
             self.say(key, format!("must be between {least} and {most}"));
@@ -115,6 +116,7 @@ pub(super) fn validate(raw: Raw, problems: &mut Vec<ConfigProblem>) -> Config {
             timeout: check.span("pulls.timeout", raw.pulls.timeout.0, "1s", "7d"),
         },
         remote: remote(&raw.remote, &mut check),
+        audit: audit(&raw.audit, &mut check),
         log: Log { format: raw.log.format, level: raw.log.level },
         raw,
     }
