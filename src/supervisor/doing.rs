@@ -12,9 +12,11 @@ use super::effects::Ctx;
 use super::looks::LOOK_SOON;
 use super::post_mortem::Evidence;
 use super::task::{Owner, Report};
+use crate::domain::audit::{Act, Action, Actor};
 use crate::domain::event::SignalKind;
 use crate::domain::ids::RunId;
 use crate::domain::lifecycle::{Effect, Fact, Phase};
+use crate::domain::units::UnixSeconds;
 use crate::store::StoreError;
 use crate::util::chain::Chain;
 
@@ -116,7 +118,11 @@ impl Owner {
         let gone = self
             .services
             .store
-            .write("delete a container", move |tx| tx.delete_container(&id))
+            .write("delete a container", move |tx| {
+                tx.delete_container(&id)?;
+                let gone = Act::new(Actor::lightd(), Action::ContainerDeleted).on(&id);
+                tx.record(&gone, UnixSeconds::now())
+            })
             .await;
         match gone {
             Ok(()) | Err(StoreError::NoSuchContainer(_)) => {
