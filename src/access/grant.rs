@@ -23,6 +23,8 @@ pub(crate) struct Grant {
     pub(crate) principal: Principal,
     /// Of an issued token.
     pub(crate) expires_at: Option<UnixSeconds>,
+    /// Of an issued token: what people know it by.
+    pub(crate) prefix: Option<String>,
     hold: Hold,
 }
 
@@ -51,12 +53,12 @@ pub(crate) enum Ended {
 impl Grant {
     pub(super) fn anonymous(settings: watch::Receiver<AccessSettings>) -> Self {
         let hold = Hold::AuthorizationOff(settings);
-        Self { principal: Principal::Anonymous, expires_at: None, hold }
+        Self { principal: Principal::Anonymous, expires_at: None, prefix: None, hold }
     }
 
     pub(super) fn node(settings: watch::Receiver<AccessSettings>, digest: SecretDigest) -> Self {
         let hold = Hold::NodeToken(settings, digest);
-        Self { principal: Principal::Node, expires_at: None, hold }
+        Self { principal: Principal::Node, expires_at: None, prefix: None, hold }
     }
 
     pub(super) fn issued(
@@ -67,6 +69,7 @@ impl Grant {
         Self {
             principal: Principal::Token { id: row.id, scope: row.scope },
             expires_at: Some(row.expires_at),
+            prefix: Some(row.prefix),
             hold: Hold::Issued { id: row.id, once: row.remove_on_use, store, revoked },
         }
     }

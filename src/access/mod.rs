@@ -16,6 +16,7 @@ use tokio::sync::{broadcast, watch};
 
 pub(crate) use self::grant::Grant;
 use crate::domain::access::{Scope, TOKEN_PREFIX, TokenId, is_token};
+use crate::domain::audit::{Act, Action, Actor};
 use crate::domain::units::{Span, UnixSeconds};
 use crate::store::tokens::{NewToken, TokenRow};
 use crate::store::{Store, StoreError};
@@ -52,10 +53,12 @@ pub(crate) struct AccessSettings {
     pub(crate) allowed_origins: Vec<String>,
 }
 
-/// Checks and issues tokens; clones share everything.
+/// Checks and issues tokens; clones share everything but for whom they act: lightd itself unless
+/// [`Access::by`] says otherwise.
 #[derive(Clone, Debug)]
 pub(crate) struct Access {
     store: Store,
+    actor: Actor,
     settings: watch::Receiver<AccessSettings>,
     revoked: broadcast::Sender<TokenId>,
 }
@@ -78,7 +81,13 @@ pub(crate) struct IssuedToken {
 
 impl Access {
     pub(crate) fn new(store: Store, settings: watch::Receiver<AccessSettings>) -> Self {
-        Self { store, settings, revoked: broadcast::channel(REVOCATIONS).0 }
+        let (actor, revoked) = (Actor::lightd(), broadcast::channel(REVOCATIONS).0);
+        Self { store, actor, settings, revoked }
+    }
+
+    /// The same, for this actor.
+    pub(crate) fn by(&self, actor: Actor) -> Self {
+        Self { actor, ..self.clone() }
     }
 
     /// The list of allowed origins; empty means that there is none.
@@ -147,7 +156,12 @@ impl Access {
             expires_at: issued.expires_at,
         };
         let now = UnixSeconds::now();
-        self.store.write("issue a token", move |tx| tx.insert_token(&new, now)).await?;
+        let act = issuing(self.actor.clone(), &new);
+        let issue = move |tx: &crate::store::Tx<'_>| {
+            tx.insert_token(&new, now)?;
+            tx.record(&act, now)
+        };
+        self.store.write("issue a token", issue).await?;
         Ok(issued)
     }
 
@@ -158,10 +172,33 @@ impl Access {
 
     /// Revokes a token; sockets that came in with it end.
     pub(crate) async fn revoke(&self, id: TokenId) -> Result<(), AccessError> {
-        self.store.write("revoke a token", move |tx| tx.delete_token(id)).await?;
+        let act = Act::new(self.actor.clone(), Action::TokenRevoke);
+        let revoke = move |tx: &crate::store::Tx<'_>| {
+            tx.delete_token(id)?;
+            tx.record(&act.with("token_id", id.to_string()), UnixSeconds::now())
+        };
+        self.store.write("revoke a token", revoke).await?;
         // Nobody may be connected at all.
         self.revoked.send(id).ok();
         Ok(())
+    }
+}
+
+/// What the audit log holds of a token: all but the token.
+fn issuing(actor: Actor, new: &NewToken) -> Act {
+    let act = Act::new(actor, Action::TokenIssue)
+        .with("token_id", new.id.to_string())
+        .with("token_prefix", new.prefix.as_str())
+        .with("remove_on_use", new.remove_on_use)
+        .with("expires_at", new.expires_at.0);
+    let Scope { containers, permissions } = &new.scope;
+    let act = match containers {
+        Some(containers) => act.listing("containers", containers),
+        None => act,
+    };
+    match permissions {
+        Some(permissions) => act.listing("permissions", permissions.iter().map(|one| one.name())),
+        None => act,
     }
 }
 

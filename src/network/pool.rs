@@ -4,10 +4,13 @@
 //! port. [`is_bindable`] finds that out by trying. It is asked before a port is handed out or chosen,
 //! and passed into the transactions that choose ([`crate::store::ports::Probe`]).
 
+use std::collections::HashSet;
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use crate::domain::audit::{Act, Action, Actor};
 use crate::domain::spec::{HostPort, Protocol};
 use crate::domain::units::UnixSeconds;
 use crate::store::ports::{BulkDeleted, Lease, PoolPort, PortFilter};
@@ -41,14 +44,34 @@ pub(crate) struct PortRange {
     pub(crate) protocol: Protocol,
 }
 
+impl fmt::Display for PortRange {
+    /// `192.0.2.7 25565-25600/tcp`
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (first, last) = (self.ports.start(), self.ports.end());
+        let protocol = self.protocol.as_str();
+        write!(f, "{} {first}-{last}/{protocol}", self.ip)
+    }
+}
+
+/// Acts for somebody: for lightd itself unless [`PortPool::by`] says otherwise.
 #[derive(Clone, Debug)]
 pub(crate) struct PortPool {
     store: Store,
+    actor: Actor,
 }
 
 impl PortPool {
     pub(crate) fn new(store: Store) -> Self {
-        Self { store }
+        Self { store, actor: Actor::lightd() }
+    }
+
+    /// The same pool, for this actor.
+    pub(crate) fn by(&self, actor: Actor) -> Self {
+        Self { store: self.store.clone(), actor }
+    }
+
+    fn act(&self, action: Action) -> Act {
+        Act::new(self.actor.clone(), action)
     }
 
     /// Adds a range, all of it or nothing.
@@ -61,7 +84,13 @@ impl PortPool {
         if !is_local(ip) {
             return Err(PoolError::NotLocal(ip));
         }
-        let add = move |tx: &crate::store::Tx<'_>| tx.add_ports(ip, ports, protocol);
+        let named = PortRange { ip, ports: ports.clone(), protocol }.to_string();
+        let act = self.act(Action::PortAdd).with("ports", named);
+        let add = move |tx: &crate::store::Tx<'_>| {
+            let added = tx.add_ports(ip, ports, protocol)?;
+            tx.record(&Act { count: added as u64, ..act }, UnixSeconds::now())?;
+            Ok(added)
+        };
         Ok(self.store.write("add ports", add).await?)
     }
 
@@ -74,16 +103,23 @@ impl PortPool {
                 tracing::warn!(%ip, "network.ports names an address that this host does not have");
                 continue;
             }
+            let named = PortRange { ip, ports: ports.clone(), protocol }.to_string();
+            let act = self.act(Action::PortAdd).with("ports", named);
             let clashes = self
                 .store
                 .write("seed the port pool", move |tx| {
-                    let mut clashes = Vec::new();
+                    let (mut clashes, mut added) = (Vec::new(), 0);
                     for port in ports {
                         match tx.add_ports(ip, port..=port, protocol) {
-                            Ok(_) | Err(StoreError::PortExists(_)) => {}
+                            Ok(_) => added += 1,
+                            Err(StoreError::PortExists(_)) => {}
                             Err(clash @ StoreError::PortOverlaps { .. }) => clashes.push(clash),
                             Err(other) => return Err(other),
                         }
+                    }
+                    if added > 0 {
+                        let act = act.with("reason", "network.ports");
+                        tx.record(&Act { count: added, ..act }, UnixSeconds::now())?;
                     }
                     Ok(clashes)
                 })
@@ -134,25 +170,50 @@ impl PortPool {
         }
         let now = UnixSeconds::now();
         let until = UnixSeconds(now.0.saturating_add_unsigned(reserve.as_secs()));
+        let act = self.act(Action::PortAllocate);
         let lease = move |tx: &crate::store::Tx<'_>| {
-            tx.lease_ports(count, protocol, contiguous, until, now, is_bindable)
+            let lease = tx.lease_ports(count, protocol, contiguous, until, now, is_bindable)?;
+            let act = act.each("ports", &lease.ports).with("lease_id", lease.id.to_string());
+            tx.record(&act, now)?;
+            Ok(lease)
         };
         Ok(self.store.write("reserve ports", lease).await?)
     }
 
     pub(crate) async fn mark(&self, port: HostPort, in_use: bool) -> Result<PoolPort, PoolError> {
         let now = UnixSeconds::now();
-        Ok(self.store.write("mark a port", move |tx| tx.mark_port(port, in_use, now)).await?)
+        let act = self.act(Action::PortMark).with("port", port.to_string()).with("in_use", in_use);
+        let mark = move |tx: &crate::store::Tx<'_>| {
+            let marked = tx.mark_port(port, in_use, now)?;
+            tx.record(&act, now)?;
+            Ok(marked)
+        };
+        Ok(self.store.write("mark a port", mark).await?)
     }
 
     pub(crate) async fn delete(&self, port: HostPort) -> Result<(), PoolError> {
         let now = UnixSeconds::now();
-        Ok(self.store.write("delete a port", move |tx| tx.delete_port(port, now)).await?)
+        let act = self.act(Action::PortDelete).each("ports", [port]);
+        let delete = move |tx: &crate::store::Tx<'_>| {
+            tx.delete_port(port, now)?;
+            tx.record(&act, now)
+        };
+        Ok(self.store.write("delete a port", delete).await?)
     }
 
     pub(crate) async fn delete_many(&self, ports: Vec<HostPort>) -> Result<BulkDeleted, PoolError> {
         let now = UnixSeconds::now();
-        Ok(self.store.write("delete ports", move |tx| tx.delete_ports(&ports, now)).await?)
+        let act = self.act(Action::PortDelete);
+        let delete = move |tx: &crate::store::Tx<'_>| {
+            let outcome = tx.delete_ports(&ports, now)?;
+            if outcome.deleted > 0 {
+                let kept: HashSet<_> = outcome.kept.iter().map(|(port, _)| *port).collect();
+                let act = act.each("ports", ports.iter().filter(|port| !kept.contains(port)));
+                tx.record(&Act { count: outcome.deleted as u64, ..act }, now)?;
+            }
+            Ok(outcome)
+        };
+        Ok(self.store.write("delete ports", delete).await?)
     }
 }
 
