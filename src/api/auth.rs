@@ -3,23 +3,32 @@
 //! Token first (401), then the vendor's media type (403), then what the token is good for (403). An
 //! unknown route or method is answered before any of it, because only handlers that exist ask.
 
-use axum::extract::FromRequestParts;
+use std::net::{IpAddr, SocketAddr};
+
+use axum::extract::{ConnectInfo, FromRequestParts};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, Uri, header};
 
 use super::error::ApiError;
+use super::layers::REQUEST_ID;
 use super::state::AppState;
 use crate::access::Grant;
 use crate::domain::access::{Permission, Principal, Resource, allows, permits};
+use crate::domain::audit::{Actor, Way, Who};
 use crate::domain::ids::ContainerId;
 use crate::supervisor::ContainerHandle;
 
 const VENDOR: &str = "application/vnd.pkglatv1+json";
 
+/// What lightd's own command line calls itself.
+const CLI: &str = "lightd-cli/";
+
 /// A caller whose token is good.
 #[derive(Clone, Debug)]
 pub(crate) struct Auth {
     principal: Principal,
+    /// As the audit log knows the caller.
+    actor: Actor,
 }
 
 /// A caller that stays: it may bring its token in the address, as browsers must for a socket, and has
@@ -31,15 +40,65 @@ pub(crate) struct StayingAuth {
 }
 
 impl StayingAuth {
-    pub(crate) async fn check(state: &AppState, token: Option<&str>) -> Result<Self, ApiError> {
+    /// With a token that comes from where `caller` does.
+    pub(crate) async fn check(
+        state: &AppState,
+        token: Option<&str>,
+        caller: Caller,
+    ) -> Result<Self, ApiError> {
         let grant = state.access.check(token).await?;
-        Ok(Self { auth: Auth { principal: grant.principal.clone() }, grant })
+        Ok(Self { auth: Auth::new(&grant, caller), grant })
     }
 }
 
+/// Where a request comes from.
+#[derive(Clone, Debug)]
+pub(crate) struct Caller {
+    way: Way,
+    address: Option<IpAddr>,
+    request_id: Option<String>,
+}
+
+impl Caller {
+    fn of(parts: &Parts, way: Way) -> Self {
+        let text = |name| parts.headers.get(name).and_then(|value| value.to_str().ok());
+        let is_cli = text(header::USER_AGENT).is_some_and(|agent| agent.starts_with(CLI));
+        Self {
+            way: if is_cli { Way::Cli } else { way },
+            address: client_address(parts),
+            request_id: text(REQUEST_ID).map(str::to_owned),
+        }
+    }
+}
+
+/// The address that a request came from.
+fn client_address(parts: &Parts) -> Option<IpAddr> {
+    let peer = parts.extensions.get::<ConnectInfo<SocketAddr>>();
+    peer.map(|ConnectInfo(peer)| peer.ip().to_canonical())
+}
+
 impl Auth {
-    async fn check(state: &AppState, headers: &HeaderMap) -> Result<Self, ApiError> {
-        Ok(Self { principal: state.access.check(bearer(headers)).await?.principal })
+    fn new(grant: &Grant, Caller { way, address, request_id }: Caller) -> Self {
+        let who = match &grant.principal {
+            Principal::Node => Who::Node,
+            Principal::Anonymous => Who::Anonymous,
+            Principal::Token { id, .. } => {
+                Who::Token { id: *id, prefix: grant.prefix.clone().unwrap_or_default() }
+            }
+        };
+        let actor = Actor { who, way, address, request_id };
+        Self { principal: grant.principal.clone(), actor }
+    }
+
+    /// Who acts, for the audit log.
+    pub(crate) fn actor(&self) -> Actor {
+        self.actor.clone()
+    }
+
+    /// Where this caller is, for a token that it brings later.
+    pub(crate) fn caller(&self) -> Caller {
+        let Actor { way, address, request_id, .. } = self.actor.clone();
+        Caller { way, address, request_id }
     }
 
     pub(crate) fn principal(&self) -> &Principal {
@@ -68,7 +127,7 @@ impl Auth {
         allows(self.principal(), permission, Resource::Container(container))
     }
 
-    /// The container, if this caller may do that with it. Whether it exists is not told to others.
+    /// The container, if this caller may do that with it, for what this caller asks of it. Whether it exists is not told to others.
     pub(crate) fn container(
         &self,
         state: &AppState,
@@ -76,7 +135,8 @@ impl Auth {
         permission: Permission,
     ) -> Result<ContainerHandle, ApiError> {
         self.require_on(permission, Resource::Container(id))?;
-        state.supervisor.get(id).ok_or_else(ApiError::no_such_container)
+        let handle = state.supervisor.get(id).ok_or_else(ApiError::no_such_container)?;
+        Ok(handle.by(self.actor()))
     }
 }
 
@@ -88,7 +148,8 @@ impl FromRequestParts<AppState> for Auth {
         if let Some(auth) = parts.extensions.remove::<Self>() {
             return Ok(auth);
         }
-        let auth = Self::check(state, &parts.headers).await?;
+        let grant = state.access.check(bearer(&parts.headers)).await?;
+        let auth = Self::new(&grant, Caller::of(parts, Way::Rest));
         // The vendor's header belongs to authorization, and is off with it.
         if *auth.principal() != Principal::Anonymous && !accepts_vendor(&parts.headers) {
             let message = "the Accept header must hold Application/vnd.pkglatv1+json";
@@ -103,7 +164,8 @@ impl FromRequestParts<AppState> for StayingAuth {
 
     async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, ApiError> {
         let token = token_in_query(&parts.uri);
-        Self::check(state, token.or_else(|| bearer(&parts.headers))).await
+        let token = token.or_else(|| bearer(&parts.headers));
+        Self::check(state, token, Caller::of(parts, Way::WebSocket)).await
     }
 }
 

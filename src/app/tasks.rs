@@ -12,14 +12,17 @@ use tokio_util::sync::CancellationToken;
 
 use super::parts;
 use crate::access::AccessSettings;
-use crate::config::Config;
 use crate::config::live::Live;
+use crate::config::{Audit, Config};
+use crate::domain::audit::{Act, Action, Actor};
 use crate::domain::lifecycle::Phase;
+use crate::domain::units::UnixSeconds;
 use crate::engine::Health;
 use crate::files::Files;
 use crate::network::isolation::{Isolation, IsolationStatus};
 use crate::network::pool::PortPool;
 use crate::panel::PanelSettings;
+use crate::store::{Store, StoreError};
 use crate::supervisor::{Registry, Settings};
 use crate::telemetry::Telemetry;
 use crate::util::chain::Chain;
@@ -28,15 +31,27 @@ use crate::volumes::VolumeSettings;
 /// The rules and the bridge are set again so often: a reload of the host's firewall takes them away.
 const ISOLATION_EVERY: Duration = Duration::from_secs(300);
 const ISOLATION_AGAIN: Duration = Duration::from_secs(10);
-/// How often resumable uploads and consoles are looked through for what has expired, at most.
+/// How often resumable uploads, consoles and the audit log are looked through for what has expired, at most.
 const EXPIRE_EVERY: Duration = Duration::from_secs(600);
 
 /// Reads the configuration again whenever it is asked to.
-pub(super) async fn reload_on(asked: Arc<Notify>, live: Arc<Live>, stop: CancellationToken) {
+pub(super) async fn reload_on(
+    asked: Arc<Notify>,
+    live: Arc<Live>,
+    store: Store,
+    stop: CancellationToken,
+) {
     while stop.run_until_cancelled(asked.notified()).await.is_some() {
         let live = Arc::clone(&live);
         match tokio::task::spawn_blocking(move || live.reload()).await {
-            Ok(Ok(changes)) => tracing::info!(?changes, "the configuration was read again"),
+            Ok(Ok(changes)) => {
+                tracing::info!(?changes, "the configuration was read again");
+                if !changes.applied.is_empty() {
+                    let act = Act::new(Actor::lightd(), Action::ConfigReload);
+                    let act = act.with("reason", "SIGHUP").listing("applied", &changes.applied);
+                    store.record_done(act).await;
+                }
+            }
             Ok(Err(error)) => {
                 tracing::error!(error = %Chain(&error), "the configuration stays as it was");
             }
@@ -155,4 +170,39 @@ pub(super) async fn expire_consoles(
             container.console().expire(age, !rests).await;
         }
     }
+}
+
+/// Forgets what is too old, or too much, of who did what: a little at a time, so that no other write waits
+/// for long, and at once when what is kept was changed.
+pub(super) async fn expire_audit(
+    store: Store,
+    mut changed: watch::Receiver<Arc<Config>>,
+    stop: CancellationToken,
+) {
+    loop {
+        let kept = changed.borrow_and_update().audit;
+        if let Err(error) = forget_audit(&store, kept).await {
+            tracing::warn!(error = %Chain(&error), "old rows of the audit log stay");
+        }
+        let pause = (kept.keep / 4).clamp(Duration::from_secs(1), EXPIRE_EVERY);
+        let due = async {
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                _ = changed.changed() => {}
+            }
+        };
+        if stop.run_until_cancelled(due).await.is_none() {
+            return;
+        }
+    }
+}
+
+async fn forget_audit(store: &Store, kept: Audit) -> Result<(), StoreError> {
+    let keep = i64::try_from(kept.keep.as_secs()).unwrap_or(i64::MAX);
+    let oldest = UnixSeconds(UnixSeconds::now().0.saturating_sub(keep));
+    let first =
+        store.read("count the audit log", move |rx| rx.first_of_audit(kept.max_rows)).await?;
+    let forget = move |tx: &crate::store::Tx<'_>| tx.forget_audit(oldest, first);
+    while store.write("forget old acts", forget).await? {}
+    Ok(())
 }

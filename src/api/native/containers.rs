@@ -64,6 +64,7 @@ async fn create(
         spec,
         ports: ports.into_iter().map(PortBody::into).collect(),
         registry_auth: registry_auth.map(Into::into),
+        actor: auth.actor(),
     };
     state.supervisor.create(new).await?;
     // The install may have begun, and even have ended, by now; the contract names the first state.

@@ -94,7 +94,8 @@ async fn add(
         }
         _ => return Err(ApiError::field("port", "is required, or from and to together")),
     };
-    let added = state.ports.add(PortRange { ip: body.ip, ports, protocol }).await?;
+    let added =
+        state.ports.by(auth.actor()).add(PortRange { ip: body.ip, ports, protocol }).await?;
     let view = AddedView {
         message: if body.port.is_some() { "Port added" } else { "Ports added" },
         ip: body.ip,
@@ -262,7 +263,7 @@ async fn mark(
     Json(body): Json<MarkBody>,
 ) -> Result<JsonAnswer<MarkedView>, ApiError> {
     auth.require(Permission::NetworkWrite)?;
-    let found = state.ports.mark(protocol.on(address), body.in_use).await?;
+    let found = state.ports.by(auth.actor()).mark(protocol.on(address), body.in_use).await?;
     Ok(JsonAnswer(MarkedView {
         message: if body.in_use { "Port marked as in use" } else { "Port marked as free" },
         ip: found.host.ip,
@@ -292,7 +293,7 @@ async fn delete(
     Query(protocol): Query<ProtocolQuery>,
 ) -> Result<JsonAnswer<DeletedView>, ApiError> {
     auth.require(Permission::NetworkWrite)?;
-    state.ports.delete(protocol.on(address)).await?;
+    state.ports.by(auth.actor()).delete(protocol.on(address)).await?;
     Ok(JsonAnswer(DeletedView { message: "Port deleted" }))
 }
 
@@ -376,7 +377,7 @@ async fn delete_many(
         return Err(ApiError::field("ports", format!("must not be more than {BULK_MAX}")));
     }
     let ports = body.ports.into_iter().map(HostPort::from).collect();
-    let outcome = state.ports.delete_many(ports).await?;
+    let outcome = state.ports.by(auth.actor()).delete_many(ports).await?;
     Ok(JsonAnswer(BulkDeletedView {
         message: "Ports deleted",
         deleted_count: outcome.deleted,
@@ -426,7 +427,8 @@ async fn allocate(
     let protocol = body.protocol.unwrap_or(Protocol::Tcp);
     let reserve = body.reserve.unwrap_or(RESERVE_DEFAULT).0;
     let count = body.count.unwrap_or(1);
-    let lease = state.ports.allocate(count, protocol, body.contiguous, reserve).await?;
+    let lease =
+        state.ports.by(auth.actor()).allocate(count, protocol, body.contiguous, reserve).await?;
     let view = LeaseView { ports: lease.ports, lease_id: lease.id, expires_at: lease.expires_at };
     Ok((StatusCode::CREATED, JsonAnswer(view)))
 }

@@ -16,7 +16,9 @@ use crate::api::openapi::Routes;
 use crate::api::openapi::mirrors;
 use crate::api::openapi::refusals::refusals;
 use crate::api::state::AppState;
+use crate::config::ConfigError;
 use crate::domain::access::Permission;
+use crate::domain::audit::{Act, Action};
 use crate::domain::ids::ContainerId;
 use crate::domain::units::UnixSeconds;
 use crate::panel::{PanelReport, PanelStatus};
@@ -69,8 +71,15 @@ refusals!(ReloadRefusals: ; 400: "invalid_config");
 async fn reload(auth: Auth, State(state): State<AppState>) -> Result<Json<ReloadView>, ApiError> {
     auth.require(Permission::Node)?;
     let live = Arc::clone(&state.config);
-    let reload = tokio::task::spawn_blocking(move || live.reload()).await;
-    let changes = reload.map_err(ApiError::internal)??;
+    let (store, act) = (state.store.clone(), Act::new(auth.actor(), Action::ConfigReload));
+    let reload = tokio::task::spawn_blocking(move || {
+        let changes = live.reload()?;
+        if !changes.applied.is_empty() {
+            store.record_done_blocking(act.listing("applied", &changes.applied));
+        }
+        Ok::<_, ConfigError>(changes)
+    });
+    let changes = reload.await.map_err(ApiError::internal)??;
     tracing::info!(applied = ?changes.applied, waiting = ?changes.needs_restart, "configuration reloaded");
     Ok(Json(ReloadView {
         message: "Configuration reloaded",
@@ -181,6 +190,11 @@ async fn retry(
     Path(sequence): Path<i64>,
 ) -> Result<Json<RetriedView>, ApiError> {
     auth.require(Permission::Node)?;
-    state.store.write("retry a parked update", move |tx| tx.unpark(sequence)).await?;
+    let act = Act::new(auth.actor(), Action::OutboxRetry).with("sequence", sequence);
+    let retry = move |tx: &crate::store::Tx<'_>| {
+        tx.unpark(sequence)?;
+        tx.record(&act, UnixSeconds::now())
+    };
+    state.store.write("retry a parked update", retry).await?;
     Ok(Json(RetriedView { message: "Update will be sent again", sequence }))
 }

@@ -95,7 +95,7 @@ async fn issue(
     OptionalJson(body): OptionalJson<IssueBody>,
 ) -> Result<(StatusCode, Json<IssuedView>), ApiError> {
     auth.require(Permission::Tokens)?;
-    let issued = state.access.issue(body.read()?).await?;
+    let issued = state.access.by(auth.actor()).issue(body.read()?).await?;
     let view = IssuedView {
         id: issued.id,
         token: issued.token.expose().to_owned(),
@@ -181,7 +181,7 @@ async fn revoke(
     Path(id): Path<TokenId>,
 ) -> Result<Json<RevokedView>, ApiError> {
     auth.require(Permission::Tokens)?;
-    state.access.revoke(id).await?;
+    state.access.by(auth.actor()).revoke(id).await?;
     Ok(Json(RevokedView { message: "Token revoked", id }))
 }
 

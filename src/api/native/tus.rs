@@ -14,6 +14,7 @@ use utoipa::IntoParams;
 use utoipa_axum::routes;
 
 use super::body::{Begin, bridge};
+use super::recording::FileLog;
 use super::tus_headers::{
     Concat, checksum, metadata, metadata_value, number, part_id, required_number,
 };
@@ -186,13 +187,15 @@ async fn create(
     speaks_version(request.headers())?;
     let concat = request.headers().get(CONCAT).map(Concat::read).transpose()?;
     let info = info_of(&query, request.headers(), concat.as_ref())?;
-    let limits = limits(&state, &reached);
+    let (limits, log) = (limits(&state, &reached), FileLog::new(&auth, &state, id));
     let (made, lock) = match concat {
-        Some(Concat::Final(parts)) => join(&state, id, info, &parts, limits).await?,
+        Some(Concat::Final(parts)) => join(&state, id, info, &parts, limits, log.clone()).await?,
         Some(Concat::Partial) | None => {
-            let locks = state.files.resumable_locks().clone();
+            let (locks, log) = (state.files.resumable_locks().clone(), log.clone());
             let work = move |volume: &Volume| {
-                volume.create_resumable(info, &limits, |id| locks.try_lock(id))
+                let made = volume.create_resumable(info, &limits, |id| locks.try_lock(id))?;
+                note_if_complete(&log, &made.0);
+                Ok(made)
             };
             // What it may hold is counted, which may go through all that is there.
             state.files.run_in(Lane::Scan, id, work).await?
@@ -202,7 +205,7 @@ async fn create(
     let brings_data = request.headers().get(header::CONTENT_TYPE).is_some_and(is_piece);
     let made = if brings_data && made.info.length != Some(made.offset) {
         let piece = Piece { offset: 0, length: None, checksum: checksum_of(request.headers())? };
-        receive(&state, id, lock, piece, limits, request).await?
+        receive(&state, lock, piece, limits, (log, request)).await?
     } else {
         drop(lock);
         made
@@ -262,6 +265,7 @@ async fn join(
     info: Info,
     parts: &[String],
     limits: ResumableLimits,
+    log: FileLog,
 ) -> Result<(Resumable, Lock), ApiError> {
     if parts.is_empty() || parts.len() > MAX_PARTS {
         let message = format!("must name 1 to {MAX_PARTS} parts");
@@ -276,7 +280,10 @@ async fn join(
     let locks = locks.clone();
     let work = move |volume: &Volume| {
         let progress = Progress::default();
-        volume.join_resumables(info, &held, &limits, |id| locks.try_lock(id), &progress)
+        let locked = |id| locks.try_lock(id);
+        let joined = volume.join_resumables(info, &held, &limits, locked, &progress)?;
+        note_if_complete(&log, &joined.0);
+        Ok(joined)
     };
     Ok(state.files.run_in(Lane::Transfer, id, work).await?)
 }
@@ -383,8 +390,8 @@ async fn append(
         checksum: checksum_of(headers)?,
     };
     let lock = state.files.resumable_locks().try_lock(upload)?;
-    let limits = limits(&state, &reached);
-    let now = receive(&state, id, lock, piece, limits, request).await?;
+    let (limits, log) = (limits(&state, &reached), FileLog::new(&auth, &state, id));
+    let now = receive(&state, lock, piece, limits, (log, request)).await?;
     let mut response = StatusCode::NO_CONTENT.into_response();
     tell(response.headers_mut(), &state, &now);
     Ok(response)
@@ -393,17 +400,22 @@ async fn append(
 /// Takes in a piece, until it ends, breaks off, or another request wants the upload.
 async fn receive(
     state: &AppState,
-    id: VolumeId,
     lock: Lock,
     piece: Piece,
     limits: ResumableLimits,
-    request: Request,
+    (log, request): (FileLog, Request),
 ) -> Result<Resumable, ApiError> {
+    let (id, began_at) = (log.volume(), piece.offset);
     let (sender, mut incoming) = bridge(Progress::default(), Begin::of(request.headers()));
     let wanted = lock.wanted();
     let work = move |volume: &Volume| {
         let progress = incoming.progress.clone();
-        volume.append(&lock, &piece, &mut incoming, &progress, &limits)
+        let now = volume.append(&lock, &piece, &mut incoming, &progress, &limits)?;
+        // One that had arrived before is in its place already.
+        if now.offset > began_at || piece.length.is_some() {
+            note_if_complete(&log, &now);
+        }
+        Ok(now)
     };
     let appended = state.files.run_in(Lane::Transfer, id, work);
     tokio::pin!(appended);
@@ -417,6 +429,15 @@ async fn receive(
         () = sender.send_all(request.into_body()) => appended.await?,
     };
     Ok(appended)
+}
+
+/// An upload is a change of the volume once its file is in its place.
+fn note_if_complete(log: &FileLog, upload: &Resumable) {
+    if let Some(path) = &upload.info.path
+        && upload.info.length == Some(upload.offset)
+    {
+        log.wrote([path]);
+    }
 }
 
 /// Gives an upload up.

@@ -43,6 +43,7 @@ const TAGS: &[(&str, &str)] = &[
     ("archives", "Archives in a volume, and folders as archives."),
     ("operations", "Work that goes on in the background."),
     ("network", "The pool of ports."),
+    ("audit", "Who did what, and from where."),
     ("remote", "The configuration, and the link to the panel."),
 ];
 

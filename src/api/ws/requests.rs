@@ -10,7 +10,7 @@ use axum::extract::ws::Utf8Bytes;
 use tokio::time::Instant;
 
 use super::frame::{Inbound, Outbound, PowerAction, RequestId};
-use crate::api::auth::{Auth, StayingAuth};
+use crate::api::auth::{Auth, Caller, StayingAuth};
 use crate::api::error::ApiError;
 use crate::api::state::AppState;
 use crate::console::Query;
@@ -48,12 +48,13 @@ pub(super) fn work(
     if needed.is_some_and(|permission| !auth.may(permission, handle.id())) {
         return Box::pin(std::future::ready(refused(&ApiError::scope(), id.as_ref())));
     }
+    let caller = auth.caller();
     Box::pin(async move {
         let done = match request {
             Inbound::SendCommand { command } => send_command(&handle, command).await,
             Inbound::Power { action } => power(&handle, action).await,
             Inbound::RequestLogs { lines, since } => logs(&handle, lines, since, id.as_ref()).await,
-            Inbound::Auth { token } => renew(&state, &handle, &token).await,
+            Inbound::Auth { token } => renew(&state, &handle, &token, caller).await,
         };
         match (done, id) {
             (Ok(Reply::Done), Some(id)) => Reply::Frame(Outbound::Done { id: &id }.text()),
@@ -95,8 +96,13 @@ async fn logs(
 }
 
 /// Carries on with another token, if it is good for this container.
-async fn renew(state: &AppState, handle: &ContainerHandle, token: &str) -> Result<Reply, ApiError> {
-    let renewed = StayingAuth::check(state, Some(token)).await?;
+async fn renew(
+    state: &AppState,
+    handle: &ContainerHandle,
+    token: &str,
+    caller: Caller,
+) -> Result<Reply, ApiError> {
+    let renewed = StayingAuth::check(state, Some(token), caller).await?;
     let sees = [Permission::ContainersRead, Permission::ConsoleRead];
     if !sees.into_iter().any(|permission| renewed.auth.may(permission, handle.id())) {
         return Err(ApiError::scope());
