@@ -1,20 +1,22 @@
 //! Who asks: the first thing a handler takes from a request.
 //!
-//! Token first (401), then the vendor's media type (403), then what the token is good for (403). An
+//! Token first (401), then the vendor's media type (403), then what the token is good for (403): by the
+//! table of [`super::permissions`] for the route, and by the handler for what the address names. An
 //! unknown route or method is answered before any of it, because only handlers that exist ask.
 
-use std::net::{IpAddr, SocketAddr};
-
-use axum::extract::{ConnectInfo, FromRequestParts};
+use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, Uri, header};
 
 use super::error::ApiError;
+use super::hold::GrantSlot;
 use super::layers::REQUEST_ID;
+use super::permissions;
 use super::state::AppState;
 use crate::access::Grant;
 use crate::domain::access::{Permission, Principal, Resource, allows, permits};
 use crate::domain::audit::{Actor, Way, Who};
+use crate::domain::client::ClientAddress;
 use crate::domain::ids::ContainerId;
 use crate::supervisor::ContainerHandle;
 
@@ -27,8 +29,17 @@ const CLI: &str = "lightd-cli/";
 #[derive(Clone, Debug)]
 pub(crate) struct Auth {
     principal: Principal,
-    /// As the audit log knows the caller.
-    actor: Actor,
+    /// As the audit log names the principal.
+    who: Who,
+    caller: Caller,
+}
+
+/// Where a request comes from, and how.
+#[derive(Clone, Debug)]
+pub(crate) struct Caller {
+    client: ClientAddress,
+    way: Way,
+    request_id: Option<String>,
 }
 
 /// A caller that stays: it may bring its token in the address, as browsers must for a socket, and has
@@ -40,69 +51,69 @@ pub(crate) struct StayingAuth {
 }
 
 impl StayingAuth {
-    /// With a token that comes from where `caller` does.
+    /// With a token that comes from where `caller` is.
     pub(crate) async fn check(
         state: &AppState,
         token: Option<&str>,
         caller: Caller,
     ) -> Result<Self, ApiError> {
-        let grant = state.access.check(token).await?;
+        let grant = state.access.check(token, caller.client).await?;
         Ok(Self { auth: Auth::new(&grant, caller), grant })
     }
 }
 
-/// Where a request comes from.
-#[derive(Clone, Debug)]
-pub(crate) struct Caller {
-    way: Way,
-    address: Option<IpAddr>,
-    request_id: Option<String>,
-}
-
 impl Caller {
-    fn of(parts: &Parts, way: Way) -> Self {
+    async fn of(parts: &mut Parts, state: &AppState, way: Way) -> Result<Self, ApiError> {
+        let client = ClientAddress::from_request_parts(parts, state).await?;
         let text = |name| parts.headers.get(name).and_then(|value| value.to_str().ok());
         let is_cli = text(header::USER_AGENT).is_some_and(|agent| agent.starts_with(CLI));
-        Self {
-            way: if is_cli { Way::Cli } else { way },
-            address: client_address(parts),
-            request_id: text(REQUEST_ID).map(str::to_owned),
-        }
+        let request_id = text(REQUEST_ID).map(str::to_owned);
+        Ok(Self { client, way: if is_cli { Way::Cli } else { way }, request_id })
     }
 }
 
-/// The address that a request came from.
-fn client_address(parts: &Parts) -> Option<IpAddr> {
-    let peer = parts.extensions.get::<ConnectInfo<SocketAddr>>();
-    peer.map(|ConnectInfo(peer)| peer.ip().to_canonical())
-}
-
 impl Auth {
-    fn new(grant: &Grant, Caller { way, address, request_id }: Caller) -> Self {
-        let who = match &grant.principal {
+    /// What goes on for this caller hangs on its grant from here on.
+    async fn check(parts: &mut Parts, state: &AppState) -> Result<Self, ApiError> {
+        let caller = Caller::of(parts, state, Way::Rest).await?;
+        let grant = state.access.check(bearer(&parts.headers), caller.client).await?;
+        let auth = Self::new(&grant, caller);
+        if let Some(slot) = parts.extensions.get::<GrantSlot>() {
+            slot.put(grant);
+        }
+        Ok(auth)
+    }
+
+    fn new(grant: &Grant, caller: Caller) -> Self {
+        let principal = grant.principal.clone();
+        let who = match &principal {
             Principal::Node => Who::Node,
             Principal::Anonymous => Who::Anonymous,
             Principal::Token { id, .. } => {
                 Who::Token { id: *id, prefix: grant.prefix.clone().unwrap_or_default() }
             }
         };
-        let actor = Actor { who, way, address, request_id };
-        Self { principal: grant.principal.clone(), actor }
-    }
-
-    /// Who acts, for the audit log.
-    pub(crate) fn actor(&self) -> Actor {
-        self.actor.clone()
-    }
-
-    /// Where this caller is, for a token that it brings later.
-    pub(crate) fn caller(&self) -> Caller {
-        let Actor { way, address, request_id, .. } = self.actor.clone();
-        Caller { way, address, request_id }
+        Self { principal, who, caller }
     }
 
     pub(crate) fn principal(&self) -> &Principal {
         &self.principal
+    }
+
+    /// Where the caller is.
+    pub(crate) fn client(&self) -> ClientAddress {
+        self.caller.client
+    }
+
+    /// The same, for a token that it brings later.
+    pub(crate) fn caller(&self) -> Caller {
+        self.caller.clone()
+    }
+
+    /// Who acts, for the audit log.
+    pub(crate) fn actor(&self) -> Actor {
+        let Caller { client, way, request_id } = self.caller();
+        Actor { who: self.who.clone(), way, address: Some(client), request_id }
     }
 
     /// Whether this may be done with what belongs to no container.
@@ -127,7 +138,8 @@ impl Auth {
         allows(self.principal(), permission, Resource::Container(container))
     }
 
-    /// The container, if this caller may do that with it, for what this caller asks of it. Whether it exists is not told to others.
+    /// The container, if this caller may do that with it, for what this caller asks of it. Whether it
+    /// exists is not told to others.
     pub(crate) fn container(
         &self,
         state: &AppState,
@@ -148,13 +160,13 @@ impl FromRequestParts<AppState> for Auth {
         if let Some(auth) = parts.extensions.remove::<Self>() {
             return Ok(auth);
         }
-        let grant = state.access.check(bearer(&parts.headers)).await?;
-        let auth = Self::new(&grant, Caller::of(parts, Way::Rest));
+        let auth = Self::check(parts, state).await?;
         // The vendor's header belongs to authorization, and is off with it.
         if *auth.principal() != Principal::Anonymous && !accepts_vendor(&parts.headers) {
             let message = "the Accept header must hold Application/vnd.pkglatv1+json";
             return Err(ApiError::forbidden("vendor", message));
         }
+        permissions::check(parts, auth.principal())?;
         Ok(auth)
     }
 }
@@ -163,9 +175,11 @@ impl FromRequestParts<AppState> for StayingAuth {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, ApiError> {
-        let token = token_in_query(&parts.uri);
-        let token = token.or_else(|| bearer(&parts.headers));
-        Self::check(state, token, Caller::of(parts, Way::WebSocket)).await
+        let caller = Caller::of(parts, state, Way::WebSocket).await?;
+        let token = token_in_query(&parts.uri).or_else(|| bearer(&parts.headers));
+        let staying = Self::check(state, token, caller).await?;
+        permissions::check(parts, staying.auth.principal())?;
+        Ok(staying)
     }
 }
 

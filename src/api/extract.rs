@@ -15,6 +15,7 @@ use percent_encoding::percent_decode_str;
 use serde::de::DeserializeOwned;
 
 use super::error::ApiError;
+use crate::util::serde_words::without_text;
 
 const DISCARDED_MAX_BYTES: usize = 64 << 20;
 
@@ -125,7 +126,7 @@ fn field_error(path: &str, error: &serde_json::Error) -> ApiError {
     }
     let text = error.to_string();
     let text = text.rsplit_once(" at line ").map_or(text.as_str(), |(text, _)| text);
-    named_problem(path, text)
+    named_problem(path, &without_text(text))
 }
 
 /// Names the field that serde's message is about. For a missing or unknown field the path ends at, or

@@ -11,18 +11,17 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::parts;
-use crate::access::AccessSettings;
+use crate::access::{Access, AccessSettings};
+use crate::config::Config;
 use crate::config::live::Live;
-use crate::config::{Audit, Config};
 use crate::domain::audit::{Act, Action, Actor};
 use crate::domain::lifecycle::Phase;
-use crate::domain::units::UnixSeconds;
 use crate::engine::Health;
 use crate::files::Files;
 use crate::network::isolation::{Isolation, IsolationStatus};
-use crate::network::pool::PortPool;
+use crate::network::pool::{PortPolicy, PortPool};
 use crate::panel::PanelSettings;
-use crate::store::{Store, StoreError};
+use crate::store::Store;
 use crate::supervisor::{Registry, Settings};
 use crate::telemetry::Telemetry;
 use crate::util::chain::Chain;
@@ -31,8 +30,9 @@ use crate::volumes::VolumeSettings;
 /// The rules and the bridge are set again so often: a reload of the host's firewall takes them away.
 const ISOLATION_EVERY: Duration = Duration::from_secs(300);
 const ISOLATION_AGAIN: Duration = Duration::from_secs(10);
-/// How often resumable uploads, consoles and the audit log are looked through for what has expired, at most.
-const EXPIRE_EVERY: Duration = Duration::from_secs(600);
+/// How often resumable uploads, tokens, consoles and the audit log are looked through for what has expired, at
+/// most.
+pub(super) const EXPIRE_EVERY: Duration = Duration::from_secs(600);
 
 /// Reads the configuration again whenever it is asked to.
 pub(super) async fn reload_on(
@@ -67,6 +67,7 @@ pub(super) struct Levers {
     pub(super) access: watch::Sender<AccessSettings>,
     pub(super) panel: watch::Sender<Option<PanelSettings>>,
     pub(super) volumes: watch::Sender<VolumeSettings>,
+    pub(super) ports: watch::Sender<PortPolicy>,
 }
 
 impl Levers {
@@ -76,6 +77,7 @@ impl Levers {
             access: watch::Sender::new(parts::access(config)),
             panel: watch::Sender::new(parts::panel(config)),
             volumes: watch::Sender::new(parts::volumes(config)),
+            ports: watch::Sender::new(parts::port_policy(config)),
         }
     }
 
@@ -92,6 +94,7 @@ impl Levers {
             self.settings.send_replace(Arc::new(parts::settings(&config)));
             self.access.send_replace(parts::access(&config));
             self.volumes.send_replace(parts::volumes(&config));
+            self.ports.send_replace(parts::port_policy(&config));
             let news = parts::panel(&config);
             self.panel.send_if_modified(|panel| std::mem::replace(panel, news.clone()) != news);
             telemetry.set_level(config.log.level);
@@ -102,13 +105,14 @@ impl Levers {
     }
 }
 
-/// Sets the rules and the bridge again when the engine is back, when the configuration has changed and
-/// every few minutes. Apart from [`Levers::follow`]: it takes as long as the engine does, and a changed
+/// Sets the rules and the bridge again when the engine is back, when the configuration has changed, when
+/// somebody else has changed the rules, and every few minutes. Apart from [`Levers::follow`]: it takes as long as the engine does, and a changed
 /// token must not wait for that.
 pub(super) async fn keep_isolation(
     registry: Arc<Registry>,
     mut changed: watch::Receiver<Arc<Config>>,
     mut health: watch::Receiver<Health>,
+    mut disturbances: watch::Receiver<u64>,
     stop: CancellationToken,
 ) {
     let isolation = &registry.services().isolation;
@@ -117,10 +121,20 @@ pub(super) async fn keep_isolation(
         let failed = matches!(*status.borrow(), IsolationStatus::Failed { .. });
         let pause = if failed { ISOLATION_AGAIN } else { ISOLATION_EVERY };
         let due = async {
-            tokio::select! {
-                () = tokio::time::sleep(pause) => {}
-                _ = health.changed() => {}
-                _ = changed.changed() => {}
+            let pause = tokio::time::sleep(pause);
+            tokio::pin!(pause);
+            loop {
+                tokio::select! {
+                    () = &mut pause => return,
+                    _ = health.changed() => return,
+                    _ = changed.changed() => return,
+                    Ok(()) = disturbances.changed() => {
+                        if isolation.is_disturbed().await {
+                            tracing::warn!("somebody has changed the rules of the containers' bridge; they are set anew");
+                            return;
+                        }
+                    }
+                }
             }
         };
         if stop.run_until_cancelled(due).await.is_none() {
@@ -153,6 +167,17 @@ pub(super) async fn expire_uploads(files: Files, live: Arc<Live>, stop: Cancella
     }
 }
 
+/// Forgets issued tokens that have expired.
+pub(super) async fn expire_tokens(access: Access, stop: CancellationToken) {
+    while stop.run_until_cancelled(tokio::time::sleep(EXPIRE_EVERY)).await.is_some() {
+        match access.sweep().await {
+            Ok(0) => {}
+            Ok(tokens) => tracing::debug!(tokens, "expired tokens are forgotten"),
+            Err(error) => tracing::warn!(error = %Chain(&error), "expired tokens stay behind"),
+        }
+    }
+}
+
 /// Takes old output off the disk, where there is an age for that.
 pub(super) async fn expire_consoles(
     registry: Arc<Registry>,
@@ -170,39 +195,4 @@ pub(super) async fn expire_consoles(
             container.console().expire(age, !rests).await;
         }
     }
-}
-
-/// Forgets what is too old, or too much, of who did what: a little at a time, so that no other write waits
-/// for long, and at once when what is kept was changed.
-pub(super) async fn expire_audit(
-    store: Store,
-    mut changed: watch::Receiver<Arc<Config>>,
-    stop: CancellationToken,
-) {
-    loop {
-        let kept = changed.borrow_and_update().audit;
-        if let Err(error) = forget_audit(&store, kept).await {
-            tracing::warn!(error = %Chain(&error), "old rows of the audit log stay");
-        }
-        let pause = (kept.keep / 4).clamp(Duration::from_secs(1), EXPIRE_EVERY);
-        let due = async {
-            tokio::select! {
-                () = tokio::time::sleep(pause) => {}
-                _ = changed.changed() => {}
-            }
-        };
-        if stop.run_until_cancelled(due).await.is_none() {
-            return;
-        }
-    }
-}
-
-async fn forget_audit(store: &Store, kept: Audit) -> Result<(), StoreError> {
-    let keep = i64::try_from(kept.keep.as_secs()).unwrap_or(i64::MAX);
-    let oldest = UnixSeconds(UnixSeconds::now().0.saturating_sub(keep));
-    let first =
-        store.read("count the audit log", move |rx| rx.first_of_audit(kept.max_rows)).await?;
-    let forget = move |tx: &crate::store::Tx<'_>| tx.forget_audit(oldest, first);
-    while store.write("forget old acts", forget).await? {}
-    Ok(())
 }

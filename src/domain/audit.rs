@@ -5,11 +5,10 @@
 //! API. Details are small, bounded here, and never hold a secret: paths, names, numbers, no contents, no
 //! environment, no command lines unless the operator wants those.
 
-use std::net::IpAddr;
-
 use serde_json::{Map, Value};
 
-use super::access::TokenId;
+use super::access::{Permission, TokenId};
+use super::client::ClientAddress;
 use super::ids::{ContainerId, VolumeId};
 use super::lifecycle::Command;
 
@@ -73,7 +72,7 @@ impl Way {
 pub(crate) struct Actor {
     pub(crate) who: Who,
     pub(crate) way: Way,
-    pub(crate) address: Option<IpAddr>,
+    pub(crate) address: Option<ClientAddress>,
     /// Of the request, as its answer and its log line have it.
     pub(crate) request_id: Option<String>,
 }
@@ -162,11 +161,32 @@ actions! {
     PortAdd = "port.add",
     PortMark = "port.mark",
     PortDelete = "port.delete",
+    /// What containers publish that lightd does not manage was taken into the pool.
+    PortImport = "port.import",
+    /// Handed out, and kept for a time.
     PortAllocate = "port.allocate",
+    /// What was handed out is kept for longer.
+    PortRenew = "port.renew",
+    /// What was handed out was given back before its time.
+    PortRelease = "port.release",
+    FirewallAddRule = "firewall.add_rule",
+    FirewallToggleRule = "firewall.toggle_rule",
+    FirewallDeleteRule = "firewall.delete_rule",
+    /// The protection from floods was set.
+    FirewallProtect = "firewall.protect",
+    FirewallAttach = "firewall.attach",
+    FirewallDetach = "firewall.detach",
+    /// All of it was deleted.
+    FirewallCleanup = "firewall.cleanup",
+    /// A change that the kernel did not take was taken back.
+    FirewallUndone = "firewall.undone",
     TokenIssue = "token.issue",
     TokenRevoke = "token.revoke",
+    /// The node's own token is another one.
+    TokenReset = "token.reset",
     ConfigReload = "config.reload",
     OutboxRetry = "outbox.retry",
+    OutboxDrop = "outbox.drop",
 }
 
 impl Action {
@@ -177,6 +197,19 @@ impl Action {
             name == text || name.split_once('.').is_some_and(|(family, _)| family == text)
         };
         Self::ALL.iter().copied().filter(is_meant).collect()
+    }
+
+    /// What somebody must be allowed to read who is told of it without sight of the whole node.
+    pub(crate) fn told_with(self) -> Permission {
+        let name = self.as_str();
+        match name.split_once('.').map_or(name, |(family, _)| family) {
+            "container" => Permission::ContainersRead,
+            "console" | "exec" => Permission::ConsoleRead,
+            "volume" | "files" | "archive" | "operation" => Permission::FilesRead,
+            "snapshot" => Permission::SnapshotsRead,
+            "port" | "firewall" => Permission::NetworkRead,
+            _ => Permission::Node,
+        }
     }
 
     /// What a wish to a container's owner is called; `None`: of lightd's own making, and part of
@@ -309,7 +342,7 @@ mod tests {
         assert_eq!(Action::named("exec"), [Action::Exec]);
         assert_eq!(Action::named("snapshot.take"), [Action::SnapshotTake]);
         let ports = Action::named("port");
-        assert_eq!(ports.len(), 4);
+        assert_eq!(ports.len(), 7);
         for nothing in ["", ".", "files.", "file", "Files"] {
             assert_eq!(Action::named(nothing), [], "{nothing:?}");
         }

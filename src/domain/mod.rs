@@ -7,7 +7,9 @@
 
 pub(crate) mod access;
 pub(crate) mod audit;
+pub(crate) mod client;
 pub(crate) mod event;
+pub(crate) mod firewall;
 pub(crate) mod ids;
 pub(crate) mod lifecycle;
 pub(crate) mod observed;

@@ -16,7 +16,6 @@ use crate::domain::audit::{Act, Action, Actor};
 use crate::domain::event::SignalKind;
 use crate::domain::ids::RunId;
 use crate::domain::lifecycle::{Effect, Fact, Phase};
-use crate::domain::units::UnixSeconds;
 use crate::store::StoreError;
 use crate::util::chain::Chain;
 
@@ -114,18 +113,20 @@ impl Owner {
 
     /// The last act: the row goes, everybody learns of it, and only then is the name free.
     async fn forget(&mut self) {
-        let id = self.record.id.clone();
+        let (id, terms) = (self.record.id.clone(), self.services.port_terms());
         let gone = self
             .services
             .store
             .write("delete a container", move |tx| {
-                tx.delete_container(&id)?;
+                tx.delete_container(&id, &terms)?;
                 let gone = Act::new(Actor::lightd(), Action::ContainerDeleted).on(&id);
-                tx.record(&gone, UnixSeconds::now())
+                tx.record(&gone, terms.now)
             })
             .await;
         match gone {
             Ok(()) | Err(StoreError::NoSuchContainer(_)) => {
+                // Its rules went with the row.
+                self.services.firewall.touch();
                 self.generation += 1;
                 let last = self.record.snapshot(self.generation, None, true);
                 self.snapshot.send_replace(Arc::new(last));

@@ -13,6 +13,7 @@ use super::workload::{aside_name, install_name, policy};
 use crate::domain::ids::RunId;
 use crate::domain::lifecycle::{Effect, Fact, Phase};
 use crate::domain::observed::{Observed, ObservedStatus};
+use crate::domain::spec::HostPort;
 use crate::engine::{EngineError, Health, Ours};
 use crate::util::chain::Chain;
 
@@ -45,9 +46,11 @@ impl Owner {
         // Whether the engine was away is in the look; what was noted before it is from before lightd.
         self.engine_was_away = false;
         let before = self.record.machine.clone();
-        let (policy, now) = (policy(&self.record.spec), self.services.uptime());
+        let (policy, now) =
+            (policy(&self.record.spec, &self.services.settings()), self.services.uptime());
         if let Some(seen) = &look.seen {
             self.record.docker_id = Some(seen.docker_id.clone());
+            self.compare_ports(&look.published);
         }
         self.drop_leftovers(look.others);
         let machine = &mut self.record.machine;
@@ -69,6 +72,19 @@ impl Owner {
         self.publish();
     }
 
+    /// A Docker container on other ports than the row's is one of a later time, and the store an earlier one
+    /// that was put back. The row counts: the next start makes the container anew.
+    fn compare_ports(&mut self, published: &[HostPort]) {
+        let is_moving = self.record.needs_what_is_aside() || self.record.previous_ports.is_some();
+        let mut bound: Vec<_> = self.record.ports.iter().map(|binding| binding.host).collect();
+        bound.sort_unstable();
+        if !is_moving && bound != published {
+            tracing::warn!(container.id = %self.record.id, ?bound, ?published, "it publishes other ports than were stored; its next start makes it anew");
+            self.record.restart_needed = true;
+            self.unsaved = true;
+        }
+    }
+
     /// The latest run, if it has ended and nobody has told of it yet.
     fn ended_unwatched(&self, seen: Option<&Observed>) -> Option<(RunId, String)> {
         let (run, seen) = (self.record.machine.live_run()?, seen?);
@@ -79,7 +95,7 @@ impl Owner {
     /// Removes what a crash left of an install that has ended, or of a rebind that was finished.
     fn drop_leftovers(&mut self, others: Vec<Ours>) {
         let installing = matches!(self.record.machine.phase(), Phase::Installing { .. });
-        let rebinding = self.record.previous_ports.is_some() && self.record.rebind_is_open();
+        let rebinding = self.record.needs_what_is_aside();
         for other in others {
             let left = (other.name == install_name(&self.record.id) && !installing)
                 || (other.name == aside_name(&self.record.id) && !rebinding);
@@ -192,7 +208,8 @@ impl Owner {
         match health {
             Health::Reachable { .. } if self.booted && self.unknown_since.is_some() => {
                 self.unknown_since = None;
-                let (policy, now) = (policy(&self.record.spec), self.services.uptime());
+                let (policy, now) =
+                    (policy(&self.record.spec, &self.services.settings()), self.services.uptime());
                 self.record.machine.engine_back(policy, now);
                 self.publish();
                 self.look();

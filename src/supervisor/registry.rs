@@ -27,9 +27,8 @@ use crate::domain::panel_update::PanelUpdate;
 use crate::domain::spec::{ContainerSpec, Problem};
 use crate::domain::units::UnixSeconds;
 use crate::engine::RegistryAuth;
-use crate::network::pool;
 use crate::store::StoreError;
-use crate::store::bindings::PortRequest;
+use crate::store::bindings::PortsWanted;
 use crate::store::containers::{ContainerRow, NewContainer};
 use crate::util::chain::Chain;
 
@@ -59,7 +58,7 @@ struct Entry {
 pub(crate) struct CreateContainer {
     pub(crate) id: ContainerId,
     pub(crate) spec: ContainerSpec,
-    pub(crate) ports: Vec<PortRequest>,
+    pub(crate) ports: PortsWanted,
     pub(crate) registry_auth: Option<RegistryAuth>,
     /// Who makes it.
     pub(crate) actor: Actor,
@@ -157,10 +156,11 @@ impl Registry {
 
     /// A container without a folder would be a row that nobody can see or delete.
     async fn take_back(&self, id: ContainerId) {
+        let terms = self.services.port_terms();
         let delete = move |tx: &crate::store::Tx<'_>| {
-            tx.delete_container(&id)?;
+            tx.delete_container(&id, &terms)?;
             let gone = Act::new(Actor::lightd(), Action::ContainerDeleted).on(&id);
-            tx.record(&gone.with("reason", "its folder could not be made"), UnixSeconds::now())
+            tx.record(&gone.with("reason", "its folder could not be made"), terms.now)
         };
         if let Err(error) = self.services.store.write("take a container back", delete).await {
             tracing::error!(error = %Chain(&error), "a container that could not be made stays in the store");
@@ -184,7 +184,7 @@ impl Registry {
         effects: &[Effect],
         sealed_auth: Option<Vec<u8>>,
     ) -> Result<ContainerRow, StoreError> {
-        let now = UnixSeconds::now();
+        let terms = self.services.port_terms();
         let act = Act::new(new.actor, Action::ContainerCreate)
             .on(&new.id)
             .in_volume(new.spec.volume_id)
@@ -203,13 +203,13 @@ impl Registry {
         self.services
             .store
             .write("store a container", move |tx| {
-                tx.insert_container(&row, now, pool::is_bindable)?;
+                tx.insert_container(&row, &terms)?;
                 if panel {
-                    tx.enqueue_update(&row.id, &PanelUpdate::Installing, now)?;
+                    tx.enqueue_update(&row.id, &PanelUpdate::Installing, terms.now)?;
                 }
                 let created = tx.container(&row.id)?;
                 let ports = created.ports.iter().map(|port| trail::text(&(*port).into()));
-                tx.record(&act.listing("ports", ports), now)?;
+                tx.record(&act.listing("ports", ports), terms.now)?;
                 Ok(created)
             })
             .await

@@ -25,7 +25,7 @@ use crate::domain::audit::{Act, Actor};
 use crate::domain::ids::RunId;
 use crate::domain::lifecycle::{Effect, Fact, Interruption, Machine, Phase};
 use crate::domain::observed::Observed;
-use crate::domain::spec::Limits;
+use crate::domain::spec::{HostPort, Limits};
 use crate::domain::units::{UnixSeconds, now_unix_ms};
 use crate::engine::{EngineError, Ours};
 use crate::store::StoreError;
@@ -75,6 +75,8 @@ pub(super) enum Report {
 #[derive(Clone, Debug)]
 pub(super) struct BootLook {
     pub(super) seen: Option<Observed>,
+    /// The ports of the host that it publishes.
+    pub(super) published: Vec<HostPort>,
     /// Docker containers of ours that are not the workload's: an install's, or one set aside.
     pub(super) others: Vec<Ours>,
     pub(super) interruption: Interruption,
@@ -231,6 +233,7 @@ impl Owner {
             }
             Report::PutBack { docker_id } => {
                 self.record.docker_id = docker_id;
+                self.record.restart_needed |= self.record.previous_restart_needed;
                 self.save_and_publish().await;
             }
             Report::Installed { own_image } => {
@@ -274,7 +277,7 @@ impl Owner {
     /// Feeds the machine, stores and publishes what came of it, and carries it out.
     pub(super) async fn fact(&mut self, fact: Fact) {
         let before = self.record.machine.clone();
-        let policy = policy(&self.record.spec);
+        let policy = policy(&self.record.spec, &self.services.settings());
         let effects = self.record.machine.fact(fact, policy, self.services.uptime());
         self.settle(&before, effects).await;
     }
@@ -300,14 +303,14 @@ impl Owner {
     }
 
     pub(super) async fn save(&mut self, effects: &[Effect], with: With) -> Result<(), StoreError> {
-        let now = UnixSeconds::now();
-        self.record.updated_at = now;
+        let terms = self.services.port_terms();
+        self.record.updated_at = terms.now;
         if effects.iter().any(|effect| matches!(effect, Effect::Start { .. })) {
             self.record.begun_at_ms = Some(now_unix_ms());
         }
         let mut all = self.owed.clone();
         all.extend(with);
-        self.record.save(&self.services.store, all, now).await?;
+        self.record.save(&self.services.store, all, terms).await?;
         self.owed = With::default();
         self.unsaved = false;
         Ok(())

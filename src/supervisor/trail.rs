@@ -29,7 +29,7 @@ pub(super) fn of_wish(
         Some(Change::Spec(spec)) => {
             act.with("image", spec.image.as_str()).with("fields", changed_fields(present, spec))
         }
-        Some(Change::Ports(ports)) => act.listing("ports", ports.iter().map(text)),
+        Some(Change::Ports(wanted)) => act.listing("ports", wanted.ports.iter().map(text)),
         Some(Change::UndoPorts | Change::FinishPorts) | None => act,
     })
 }
@@ -182,8 +182,12 @@ impl Drop for Sent {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::domain::ids::{RunId, VolumeId};
+    use crate::domain::lifecycle::Policy;
+    use crate::domain::restart::CrashPolicy;
 
     fn id() -> ContainerId {
         ContainerId::parse("a").unwrap()
@@ -220,8 +224,15 @@ mod tests {
             run: RunId(1),
             result: Err("exit code 3".to_owned()),
         };
-        let policy = super::super::workload::policy(&ContainerSpec::plain(VolumeId::random()));
-        let effects = after.fact(fact, policy, std::time::Duration::ZERO);
+        let policy = Policy {
+            stop_grace: Duration::ZERO,
+            stop_by: EndedBy::Signal,
+            start_timeout: None,
+            crash: CrashPolicy::StayDown,
+            autostart: false,
+            chance: 0.0,
+        };
+        let effects = after.fact(fact, policy, Duration::ZERO);
         let acts = of_effects(&id(), &before, &after, &effects);
         let [failed] = acts.as_slice() else { panic!("{acts:?}") };
         assert_eq!(failed.action, Action::ContainerInstallFailed);

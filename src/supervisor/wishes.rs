@@ -53,7 +53,7 @@ impl Owner {
             self.check(spec)?;
         }
         let before = self.record.clone();
-        let policy = policy(&self.record.spec);
+        let policy = policy(&self.record.spec, &self.services.settings());
         let (answer, effects) =
             self.record.machine.command(command, policy, self.services.uptime())?;
         if command == Command::Start {

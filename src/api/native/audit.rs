@@ -17,7 +17,7 @@ use crate::api::openapi::refusals::refusals;
 use crate::api::openapi::schemas::IpAddress;
 use crate::api::state::AppState;
 use crate::domain::access::{
-    Permission, Principal, Resource, Scope, TOKEN_PREFIX, TokenId, allows,
+    Permission, Principal, Resource, Scope, TOKEN_PREFIX, TokenId, allows, permits,
 };
 use crate::domain::audit::{Action, Way, Who};
 use crate::domain::ids::{ContainerId, VolumeId};
@@ -192,7 +192,8 @@ refusals!(ListRefusals: ; 400: "invalid_cursor");
 
 /// Tells who did what, and from where: the newest first.
 ///
-/// Whoever may see the node sees all of it, others what was done to containers that they may read.
+/// Whoever may see the node sees all of it; others what was done to containers that they may read, as far
+/// as they may read what it was done to: files with `files.read`, rules with `network.read`.
 #[utoipa::path(
     get, path = "/audit", tag = "audit",
     params(AuditQuery),
@@ -224,6 +225,13 @@ fn visible(auth: &Auth, mut filter: AuditFilter) -> Result<AuditFilter, ApiError
     if allows(principal, Permission::Node, Resource::Node) {
         return Ok(filter);
     }
+    let may_read = |action: &Action| permits(principal, action.told_with());
+    let asked = filter.actions.unwrap_or_else(|| Action::ALL.to_vec());
+    let told: Vec<Action> = asked.into_iter().filter(may_read).collect();
+    if told.is_empty() {
+        return Err(ApiError::scope());
+    }
+    filter.actions = Some(told);
     match &filter.containers {
         Some(asked) => {
             for id in asked {

@@ -9,8 +9,9 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::routes;
 
-use super::container_body::{CreateBody, Creation, PatchBody, PortBody};
+use super::container_body::{CreateBody, Creation, PatchBody};
 use super::container_view::ContainerView;
+use super::port_body::wanted;
 use crate::api::auth::Auth;
 use crate::api::error::ApiError;
 use crate::api::extract::{Json, Path, Query};
@@ -58,11 +59,11 @@ async fn create(
     Json(body): Json<CreateBody>,
 ) -> Result<(StatusCode, axum::Json<CreatedView>), ApiError> {
     auth.require(Permission::ContainersWrite)?;
-    let Creation { id, spec, ports, registry_auth } = body.read()?;
+    let Creation { id, spec, ports, lease, registry_auth } = body.read()?;
     let new = CreateContainer {
         id: id.clone(),
         spec,
-        ports: ports.into_iter().map(PortBody::into).collect(),
+        ports: wanted(&auth, ports, lease),
         registry_auth: registry_auth.map(Into::into),
         actor: auth.actor(),
     };

@@ -19,7 +19,7 @@ use crate::api::extract::Path;
 use crate::api::openapi::Routes;
 use crate::api::openapi::refusals::refusals;
 use crate::api::state::AppState;
-use crate::domain::access::{Permission, Resource, allows};
+use crate::domain::access::{Permission, Resource, allows, permits};
 use crate::domain::audit::{Act, Action};
 use crate::domain::ids::VolumeId;
 use crate::files::operation::{OperationId, OperationKind, OperationState, OperationView};
@@ -135,7 +135,6 @@ struct ListView {
     responses((status = 200, description = "All of it", body = ListView)),
 )]
 async fn list(auth: Auth, State(state): State<AppState>) -> Result<JsonAnswer<ListView>, ApiError> {
-    auth.require_for_list(Permission::FilesRead)?;
     let mut operations = state.operations.list();
     let mut volumes: Vec<VolumeId> = operations.iter().map(|seen| seen.volume).collect();
     volumes.sort_unstable();
@@ -146,7 +145,7 @@ async fn list(auth: Auth, State(state): State<AppState>) -> Result<JsonAnswer<Li
     let users: std::collections::HashMap<_, _> = look.await?;
     operations.retain(|seen| {
         let used_by = users.get(&seen.volume).map_or(&[][..], Vec::as_slice);
-        allows(auth.principal(), Permission::FilesRead, Resource::Volume { used_by })
+        allows(auth.principal(), may_see(seen.kind), Resource::Volume { used_by })
     });
     Ok(JsonAnswer(ListView { operations }))
 }
@@ -164,7 +163,7 @@ async fn show(
     State(state): State<AppState>,
     Path(id): Path<String>,
 ) -> Result<JsonAnswer<OperationView>, ApiError> {
-    find(&auth, &state, &id, Permission::FilesRead).await.map(JsonAnswer)
+    find(&auth, &state, &id, may_see).await.map(JsonAnswer)
 }
 
 /// How long a cancelled operation may take to clean up before the answer goes out without its end.
@@ -185,7 +184,7 @@ async fn cancel(
     State(state): State<AppState>,
     Path(id): Path<String>,
 ) -> Result<(StatusCode, JsonAnswer<OperationView>), ApiError> {
-    let seen = find(&auth, &state, &id, Permission::FilesWrite).await?;
+    let seen = find(&auth, &state, &id, may_cancel).await?;
     if seen.state == OperationState::Running {
         let act = FileLog::new(&auth, &state, seen.volume).act(Action::OperationCancel);
         state.store.record(act.with("operation_id", seen.id.to_string())).await?;
@@ -210,11 +209,30 @@ async fn cancel(
     Ok((status, JsonAnswer(seen)))
 }
 
+/// Who may see an operation: whoever may see what it works on.
+pub(in crate::api) fn may_see(kind: OperationKind) -> Permission {
+    match kind {
+        OperationKind::Snapshot | OperationKind::Restore => Permission::SnapshotsRead,
+        OperationKind::Copy
+        | OperationKind::Compress
+        | OperationKind::Decompress
+        | OperationKind::Delete
+        | OperationKind::Pull => Permission::FilesRead,
+    }
+}
+
+fn may_cancel(kind: OperationKind) -> Permission {
+    match may_see(kind) {
+        Permission::SnapshotsRead => Permission::SnapshotsWrite,
+        _ => Permission::FilesWrite,
+    }
+}
+
 async fn find(
     auth: &Auth,
     state: &AppState,
     id: &str,
-    permission: Permission,
+    wanted: fn(OperationKind) -> Permission,
 ) -> Result<OperationView, ApiError> {
     let found = OperationId::parse(id).and_then(|id| state.operations.get(id));
     // The answer for a narrowed token is the same whether there is such an operation or not.
@@ -227,6 +245,14 @@ async fn find(
                 .await?
         }
         None => Vec::new(),
+    };
+    let permission = match &found {
+        Some(seen) => wanted(seen.kind),
+        None => {
+            let either = [OperationKind::Copy, OperationKind::Snapshot].map(wanted);
+            let has = |one: &Permission| permits(auth.principal(), *one);
+            either.into_iter().find(has).unwrap_or(Permission::FilesRead)
+        }
     };
     auth.require_on(permission, Resource::Volume { used_by: &used_by })?;
     found.ok_or_else(|| ApiError::not_found("there is no such operation"))

@@ -8,8 +8,10 @@ use axum::http::StatusCode;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use utoipa_axum::routes;
+use uuid::Uuid;
 
-use super::container_body::{PortBody, check_ports, non_empty};
+use super::container_body::non_empty;
+use super::port_body::{PortBody, check_ports, wanted};
 use crate::api::auth::Auth;
 use crate::api::error::ApiError;
 use crate::api::extract::{Json, OptionalJson, Path};
@@ -155,7 +157,7 @@ async fn rebind(
     if !problems.is_empty() {
         return Err(ApiError::invalid(problems));
     }
-    let ports = body.ports.into_iter().map(PortBody::into).collect();
+    let ports = wanted(&auth, body.ports, body.lease_id);
     ask(&handle, Request::Rebind { ports }, message_of(Command::Rebind)).await
 }
 
@@ -165,6 +167,8 @@ async fn rebind(
 struct RebindBody {
     /// All that it shall have.
     ports: Vec<PortBody>,
+    /// What `POST /network/ports/allocate` has handed out, to take the ports of.
+    lease_id: Option<Uuid>,
 }
 
 async fn ask(

@@ -27,8 +27,8 @@ pub(super) type Work = Pin<Box<dyn Future<Output = Reply> + Send>>;
 pub(super) enum Reply {
     Done,
     Frame(Utf8Bytes),
-    /// The socket goes on with this.
-    Renewed(Box<StayingAuth>),
+    /// The socket goes on with this, and whoever asked for it waits to hear so.
+    Renewed(Box<StayingAuth>, Option<RequestId>),
 }
 
 /// The request as work to do; one that is not permitted is a refusal already.
@@ -58,6 +58,7 @@ pub(super) fn work(
         };
         match (done, id) {
             (Ok(Reply::Done), Some(id)) => Reply::Frame(Outbound::Done { id: &id }.text()),
+            (Ok(Reply::Renewed(renewed, _)), id) => Reply::Renewed(renewed, id),
             (Ok(reply), _) => reply,
             (Err(error), id) => refused(&error, id.as_ref()),
         }
@@ -107,7 +108,7 @@ async fn renew(
     if !sees.into_iter().any(|permission| renewed.auth.may(permission, handle.id())) {
         return Err(ApiError::scope());
     }
-    Ok(Reply::Renewed(Box::new(renewed)))
+    Ok(Reply::Renewed(Box::new(renewed), None))
 }
 
 fn refused(error: &ApiError, id: Option<&RequestId>) -> Reply {

@@ -3,14 +3,15 @@ use serde_json::json;
 use uuid::Uuid;
 
 use super::*;
+use crate::domain::client::ClientAddress;
 use crate::domain::units::UnixSeconds;
-use crate::store::testing::{NOW, add_volume, id, later, new_container, open, tcp};
+use crate::store::testing::{NOW, add_volume, id, later, new_container, open, tcp, terms};
 
 fn from(address: &str) -> Actor {
     Actor {
         who: Who::Node,
         way: crate::domain::audit::Way::Rest,
-        address: Some(address.parse().unwrap()),
+        address: ClientAddress::parse(address),
         request_id: Some("r-1".to_owned()),
     }
 }
@@ -68,7 +69,8 @@ async fn a_row_and_its_change_stand_or_fall_together() {
     let act = Act::new(Actor::lightd(), Action::PortAdd);
     let failed = store
         .write("fail", move |tx| {
-            tx.add_ports("127.0.0.1".parse().unwrap(), 1..=1, tcp("0.0.0.0", 1).protocol)?;
+            let host = tcp("127.0.0.1", 1);
+            tx.add_ports(host.ip, 1..=1, host.protocol, &terms(NOW))?;
             tx.record(&act, NOW)?;
             Err::<(), _>(StoreError::NoSuchToken)
         })
@@ -102,7 +104,6 @@ async fn many_writes_of_one_caller_are_counted_on_one_row_for_a_while() {
 async fn what_is_said_of_a_volume_is_said_of_the_one_container_that_uses_it() {
     let (_folder, store) = open();
     let volume = add_volume(&store).await;
-    let free = |_| true;
     let users = async || {
         record(&store, Act::new(Actor::lightd(), Action::VolumeResize).in_volume(volume), NOW)
             .await;
@@ -111,10 +112,10 @@ async fn what_is_said_of_a_volume_is_said_of_the_one_container_that_uses_it() {
     assert_eq!(users().await, None);
     for (name, wanted) in [("a", Some("a".to_owned())), ("b", None)] {
         let new = new_container(name, volume, &[]);
-        store.write("test", move |tx| tx.insert_container(&new, NOW, free)).await.unwrap();
+        store.write("test", move |tx| tx.insert_container(&new, &terms(NOW))).await.unwrap();
         assert_eq!(users().await, wanted);
     }
-    store.write("test", |tx| tx.delete_container(&id("a"))).await.unwrap();
+    store.write("test", |tx| tx.delete_container(&id("a"), &terms(NOW))).await.unwrap();
     assert_eq!(users().await, Some("b".to_owned()));
     let kept =
         rows(&store, AuditFilter { containers: Some([id("a")].into()), ..Default::default() });

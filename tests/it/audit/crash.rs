@@ -79,7 +79,7 @@ async fn in_agreement(client: &Client) {
     let marked = pool.iter().filter(|port| port["in_use"] == true && port["container"].is_null());
     let name = |port: &Value| Some(format!("127.0.0.1:{}/tcp", port["port"]));
     let marks = of("port.mark").await;
-    let marks = marks.iter().map(|it| it["details"]["port"].as_str().map(str::to_owned));
+    let marks = marks.iter().map(|it| it["details"]["ports"][0].as_str().map(str::to_owned));
     assert_eq!(counted(marked.map(name)), counted(marks), "marks");
 }
 

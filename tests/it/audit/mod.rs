@@ -2,6 +2,7 @@
 //! kills.
 
 mod crash;
+mod network;
 mod reading;
 
 use reqwest::Method;
@@ -230,6 +231,7 @@ async fn the_pool_tokens_and_the_configuration_have_their_entries() {
             ("POST", "/network/ports", one.clone(), 201, "port.add"),
             ("POST", "/network/ports", one.clone(), 409, ""),
             ("PUT", &used, json!({"in_use": true}), 200, "port.mark"),
+            ("PUT", &used, json!({"in_use": true}), 200, ""),
             ("DELETE", &at, Value::Null, 409, ""),
             ("PUT", &used, json!({"in_use": false}), 200, "port.mark"),
             ("DELETE", &at, Value::Null, 200, "port.delete"),
@@ -239,6 +241,10 @@ async fn the_pool_tokens_and_the_configuration_have_their_entries() {
             ("POST", "/network/ports/bulk-delete", bulk, 200, ""),
             ("POST", "/auth/tokens", json!({"ttl": "1h", "containers": ["a"]}), 201, "token.issue"),
             ("POST", "/auth/tokens", json!({"ttl": "0s"}), 400, ""),
+            ("DELETE", "/auth/tokens?container=a", Value::Null, 200, "token.revoke"),
+            ("DELETE", "/auth/tokens?container=a", Value::Null, 200, ""),
+            ("DELETE", "/remote/outbox?state=parked", Value::Null, 200, ""),
+            ("POST", "/remote/outbox/retry", Value::Null, 200, ""),
             ("POST", "/remote/config/reload", Value::Null, 200, ""),
         ],
     )

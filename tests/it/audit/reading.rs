@@ -86,16 +86,21 @@ async fn a_narrowed_token_sees_what_was_done_to_its_containers_by_whomever() {
         let issued = client.post("/auth/tokens", scope).await.is(201);
         client.with_token(issued["token"].as_str().expect("a token"))
     };
-    let reader = narrowed(json!({"containers": [mine], "permissions": ["containers.read"]})).await;
+    let reads = json!(["containers.read", "files.read"]);
+    let reader = narrowed(json!({"containers": [mine], "permissions": reads})).await;
     let life = ["container.create", "container.installed", "files.write"];
     let seen = entries(&reader, "").await;
     assert_eq!(actions(&seen), life);
     assert!(seen.iter().all(|entry| entry["container"] == mine.as_str()), "{seen:#?}");
     assert_eq!(actions(&entries(&reader, &format!("container={mine}")).await), life);
     reader.get(&format!("/audit?container={theirs}")).await.refused(403, "scope");
-    let all = narrowed(json!({"permissions": ["containers.read"]})).await;
+    let all = narrowed(json!({"permissions": reads})).await;
     let seen = entries(&all, "").await;
     assert_eq!(seen.len(), 6, "all that names a container, and no more: {seen:#?}");
+    let few = narrowed(json!({"containers": [mine], "permissions": ["containers.read"]})).await;
+    assert_eq!(actions(&entries(&few, "").await), life[..2], "files are for who may read files");
+    few.get("/audit?action=files").await.refused(403, "scope");
+    few.get("/audit?action=token").await.refused(403, "scope");
     let node = narrowed(json!({"permissions": ["node"]})).await;
     assert!(actions(&entries(&node, "").await).contains(&"token.issue"));
     for scope in
