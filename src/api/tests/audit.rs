@@ -146,5 +146,12 @@ async fn what_a_call_leaves_in_the_log_is_its_action_and_a_refusal_leaves_nothin
     assert_eq!(silent, CHANGE_NOTHING, "done, and not in the log");
 }
 
-/// As the test asks for them, of a node that has nothing of the kind.
-const CHANGE_NOTHING: &[(&str, &str)] = &[];
+/// As the test asks for them: an update without a field, the same configuration, ports and updates that
+/// are not there. The test's node keeps its operations in memory, and their entries with them.
+const CHANGE_NOTHING: &[(&str, &str)] = &[
+    ("PATCH", "/containers/{id}"),
+    ("POST", "/volumes/{id}/snapshots"),
+    ("POST", "/network/ports/bulk-delete"),
+    ("POST", "/remote/config/reload"),
+    ("POST", "/remote/outbox/retry"),
+];
