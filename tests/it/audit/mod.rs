@@ -204,7 +204,12 @@ async fn work_in_the_background_is_recorded_with_its_beginning_and_when_it_fails
     let pull = json!({"url": nobody, "path": "c"});
     let id = started("pull", "pull", pull).await;
     assert_eq!(ended(&id).await, "failed");
-    let of_volume = entries(&client, &format!("volume={}", volume.id)).await;
+    // An end is shown as soon as it is known, and then stored.
+    let of_volume = eventually("its end is stored", SOON, async || {
+        let all = entries(&client, &format!("volume={}", volume.id)).await;
+        if actions(&all).last() == Some(&"operation.failed") { Ok(all) } else { Err(all) }
+    })
+    .await;
     let [.., pull, failed] = of_volume.as_slice() else { panic!("{of_volume:#?}") };
     assert_eq!(
         (&pull["action"], &pull["details"]["host"]),
