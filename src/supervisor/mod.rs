@@ -196,8 +196,8 @@ pub(crate) struct Msg {
 pub(crate) struct ContainerHandle {
     id: ContainerId,
     actor: Actor,
-    urgent: mpsc::Sender<Msg>,
-    mailbox: mpsc::Sender<Msg>,
+    urgent: mpsc::Sender<Box<Msg>>,
+    mailbox: mpsc::Sender<Box<Msg>>,
     snapshot: watch::Receiver<Arc<Snapshot>>,
     shared: Arc<Shared>,
     services: Arc<Services>,
@@ -226,8 +226,8 @@ impl ContainerHandle {
         let urgent = matches!(request, Request::Command(Command::Kill | Command::Delete));
         let queue = if urgent { &self.urgent } else { &self.mailbox };
         let (reply, answer) = oneshot::channel();
-        let actor = self.actor.clone();
-        queue.try_send(Msg { request, actor, reply }).map_err(|error| match error {
+        let message = Box::new(Msg { request, actor: self.actor.clone(), reply });
+        queue.try_send(message).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => Refusal::Busy,
             mpsc::error::TrySendError::Closed(_) => Refusal::Gone,
         })?;
