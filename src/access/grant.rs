@@ -22,6 +22,8 @@ const LONGEST_SLEEP: Duration = Duration::from_secs(600);
 #[derive(Debug)]
 pub(crate) struct Grant {
     pub(crate) principal: Principal,
+    /// Of an issued token: what people know it by.
+    pub(crate) prefix: Option<String>,
     hold: Hold,
 }
 
@@ -49,11 +51,13 @@ pub(crate) enum Ended {
 
 impl Grant {
     pub(super) fn anonymous(settings: watch::Receiver<AccessSettings>) -> Self {
-        Self { principal: Principal::Anonymous, hold: Hold::AuthorizationOff(settings) }
+        let hold = Hold::AuthorizationOff(settings);
+        Self { principal: Principal::Anonymous, prefix: None, hold }
     }
 
     pub(super) fn node(settings: watch::Receiver<AccessSettings>, digest: SecretDigest) -> Self {
-        Self { principal: Principal::Node, hold: Hold::NodeToken(settings, digest) }
+        let hold = Hold::NodeToken(settings, digest);
+        Self { principal: Principal::Node, prefix: None, hold }
     }
 
     pub(super) fn issued(
@@ -64,6 +68,7 @@ impl Grant {
         let (id, expires_at) = (row.id, row.expires_at);
         Self {
             principal: Principal::Token { id, scope: row.scope.clone() },
+            prefix: Some(row.prefix.clone()),
             hold: Hold::Issued { id, expires_at, index, gone },
         }
     }

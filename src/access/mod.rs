@@ -24,11 +24,12 @@ use self::attempts::Attempts;
 pub(crate) use self::grant::Grant;
 pub(crate) use self::settings::{AccessSettings, AttemptLimit, PreviousToken};
 use crate::domain::access::{Principal, Scope, TOKEN_PREFIX, TokenId, is_token};
+use crate::domain::audit::{Act, Action, Actor};
 use crate::domain::client::ClientAddress;
 use crate::domain::ids::ContainerId;
 use crate::domain::units::{Span, UnixSeconds};
 use crate::store::tokens::{NewToken, TokenPage, TokenRow};
-use crate::store::{Store, StoreError};
+use crate::store::{Store, StoreError, Tx};
 use crate::util::secret::{Secret, SecretDigest, random_text};
 
 const TTL_MIN: Duration = Duration::from_secs(1);
@@ -53,10 +54,12 @@ pub(crate) enum AccessError {
     Store(#[from] StoreError),
 }
 
-/// Checks and issues tokens; clones share everything.
+/// Checks and issues tokens; clones share everything but for whom they act: lightd itself unless
+/// [`Access::by`] says otherwise.
 #[derive(Clone, Debug)]
 pub(crate) struct Access {
     store: Store,
+    actor: Actor,
     settings: watch::Receiver<AccessSettings>,
     attempts: Arc<Attempts>,
 }
@@ -79,7 +82,12 @@ pub(crate) struct IssuedToken {
 
 impl Access {
     pub(crate) fn new(store: Store, settings: watch::Receiver<AccessSettings>) -> Self {
-        Self { store, settings, attempts: Arc::default() }
+        Self { store, actor: Actor::lightd(), settings, attempts: Arc::default() }
+    }
+
+    /// The same, for this actor.
+    pub(crate) fn by(&self, actor: Actor) -> Self {
+        Self { actor, ..self.clone() }
     }
 
     /// The present settings. Not to be held over an await.
@@ -155,7 +163,7 @@ impl Access {
             return Ok(taken.map(|row| Grant::issued(&row, Arc::clone(index), gone)));
         }
         if is_use_to_note(&row, now, from) {
-            let note = move |tx: &crate::store::Tx<'_>| tx.touch_token(id, now, from);
+            let note = move |tx: &Tx<'_>| tx.touch_token(id, now, from);
             if let Err(why) = self.store.write("note a token's use", note).await {
                 // The token is good all the same.
                 tracing::debug!(error = %why, "a token's last use was not noted");
@@ -190,7 +198,12 @@ impl Access {
             issued_from: from,
         };
         let (now, most) = (UnixSeconds::now(), self.settings.borrow().max_tokens);
-        self.store.write("issue a token", move |tx| tx.insert_token(&new, now, most)).await?;
+        let act = issuing(self.actor.clone(), &new);
+        let issue = move |tx: &Tx<'_>| {
+            tx.insert_token(&new, now, most)?;
+            tx.record(&act, now)
+        };
+        self.store.write("issue a token", issue).await?;
         Ok(issued)
     }
 
@@ -207,7 +220,12 @@ impl Access {
 
     /// Revokes a token; sockets and transfers that came in with it end.
     pub(crate) async fn revoke(&self, id: TokenId) -> Result<(), AccessError> {
-        Ok(self.store.write("revoke a token", move |tx| tx.delete_token(id)).await?)
+        let act = Act::new(self.actor.clone(), Action::TokenRevoke);
+        let revoke = move |tx: &Tx<'_>| {
+            tx.delete_token(id)?;
+            tx.record(&act.with("token_id", id.to_string()), UnixSeconds::now())
+        };
+        Ok(self.store.write("revoke a token", revoke).await?)
     }
 
     /// As [`Access::revoke`], of all tokens or of those whose scope names a container. Answers how many
@@ -216,7 +234,17 @@ impl Access {
         &self,
         container: Option<ContainerId>,
     ) -> Result<usize, AccessError> {
-        let delete = move |tx: &crate::store::Tx<'_>| tx.delete_tokens_of(container.as_ref());
+        let act = Act::new(self.actor.clone(), Action::TokenRevoke);
+        let delete = move |tx: &Tx<'_>| {
+            let gone = tx.delete_tokens_of(container.as_ref())?;
+            if !gone.is_empty() {
+                let act = act
+                    .each("token_ids", &gone)
+                    .with_some("of_container", container.as_ref().map(ContainerId::as_str));
+                tx.record(&act, UnixSeconds::now())?;
+            }
+            Ok(gone.len())
+        };
         Ok(self.store.write("revoke tokens", delete).await?)
     }
 
@@ -224,6 +252,26 @@ impl Access {
     pub(crate) async fn sweep(&self) -> Result<usize, AccessError> {
         let now = UnixSeconds::now();
         Ok(self.store.write("forget tokens", move |tx| tx.delete_expired_tokens(now)).await?)
+    }
+}
+
+/// What the audit log holds of a token: all but the token.
+fn issuing(actor: Actor, new: &NewToken) -> Act {
+    let act = Act::new(actor, Action::TokenIssue)
+        .with("token_id", new.id.to_string())
+        .with("token_prefix", new.prefix.as_str())
+        .with("remove_on_use", new.remove_on_use)
+        .with("expires_at", new.expires_at.0);
+    let Scope { containers, permissions } = &new.scope;
+    let act = match containers {
+        Some(containers) => act.listing("containers", containers),
+        None => act,
+    };
+    match permissions {
+        Some(permissions) => {
+            act.listing("permissions", permissions.iter().filter_map(|one| one.name()))
+        }
+        None => act,
     }
 }
 

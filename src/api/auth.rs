@@ -10,21 +10,36 @@ use axum::http::{HeaderMap, Uri, header};
 
 use super::error::ApiError;
 use super::hold::GrantSlot;
+use super::layers::REQUEST_ID;
 use super::permissions;
 use super::state::AppState;
 use crate::access::Grant;
 use crate::domain::access::{Permission, Principal, Resource, allows, permits};
+use crate::domain::audit::{Actor, Way, Who};
 use crate::domain::client::ClientAddress;
 use crate::domain::ids::ContainerId;
 use crate::supervisor::ContainerHandle;
 
 const VENDOR: &str = "application/vnd.pkglatv1+json";
 
+/// What lightd's own command line calls itself.
+const CLI: &str = "lightd-cli/";
+
 /// A caller whose token is good.
 #[derive(Clone, Debug)]
 pub(crate) struct Auth {
     principal: Principal,
+    /// As the audit log names the principal.
+    who: Who,
+    caller: Caller,
+}
+
+/// Where a request comes from, and how.
+#[derive(Clone, Debug)]
+pub(crate) struct Caller {
     client: ClientAddress,
+    way: Way,
+    request_id: Option<String>,
 }
 
 /// A caller that stays: it may bring its token in the address, as browsers must for a socket, and has
@@ -36,26 +51,49 @@ pub(crate) struct StayingAuth {
 }
 
 impl StayingAuth {
+    /// With a token that comes from where `caller` is.
     pub(crate) async fn check(
         state: &AppState,
         token: Option<&str>,
-        client: ClientAddress,
+        caller: Caller,
     ) -> Result<Self, ApiError> {
-        let grant = state.access.check(token, client).await?;
-        Ok(Self { auth: Auth { principal: grant.principal.clone(), client }, grant })
+        let grant = state.access.check(token, caller.client).await?;
+        Ok(Self { auth: Auth::new(&grant, caller), grant })
+    }
+}
+
+impl Caller {
+    async fn of(parts: &mut Parts, state: &AppState, way: Way) -> Result<Self, ApiError> {
+        let client = ClientAddress::from_request_parts(parts, state).await?;
+        let text = |name| parts.headers.get(name).and_then(|value| value.to_str().ok());
+        let is_cli = text(header::USER_AGENT).is_some_and(|agent| agent.starts_with(CLI));
+        let request_id = text(REQUEST_ID).map(str::to_owned);
+        Ok(Self { client, way: if is_cli { Way::Cli } else { way }, request_id })
     }
 }
 
 impl Auth {
     /// What goes on for this caller hangs on its grant from here on.
     async fn check(parts: &mut Parts, state: &AppState) -> Result<Self, ApiError> {
-        let client = ClientAddress::from_request_parts(parts, state).await?;
-        let grant = state.access.check(bearer(&parts.headers), client).await?;
-        let principal = grant.principal.clone();
+        let caller = Caller::of(parts, state, Way::Rest).await?;
+        let grant = state.access.check(bearer(&parts.headers), caller.client).await?;
+        let auth = Self::new(&grant, caller);
         if let Some(slot) = parts.extensions.get::<GrantSlot>() {
             slot.put(grant);
         }
-        Ok(Self { principal, client })
+        Ok(auth)
+    }
+
+    fn new(grant: &Grant, caller: Caller) -> Self {
+        let principal = grant.principal.clone();
+        let who = match &principal {
+            Principal::Node => Who::Node,
+            Principal::Anonymous => Who::Anonymous,
+            Principal::Token { id, .. } => {
+                Who::Token { id: *id, prefix: grant.prefix.clone().unwrap_or_default() }
+            }
+        };
+        Self { principal, who, caller }
     }
 
     pub(crate) fn principal(&self) -> &Principal {
@@ -64,7 +102,18 @@ impl Auth {
 
     /// Where the caller is.
     pub(crate) fn client(&self) -> ClientAddress {
-        self.client
+        self.caller.client
+    }
+
+    /// The same, for a token that it brings later.
+    pub(crate) fn caller(&self) -> Caller {
+        self.caller.clone()
+    }
+
+    /// Who acts, for the audit log.
+    pub(crate) fn actor(&self) -> Actor {
+        let Caller { client, way, request_id } = self.caller();
+        Actor { who: self.who.clone(), way, address: Some(client), request_id }
     }
 
     /// Whether this may be done with what belongs to no container.
@@ -89,7 +138,8 @@ impl Auth {
         allows(self.principal(), permission, Resource::Container(container))
     }
 
-    /// The container, if this caller may do that with it. Whether it exists is not told to others.
+    /// The container, if this caller may do that with it, for what this caller asks of it. Whether it
+    /// exists is not told to others.
     pub(crate) fn container(
         &self,
         state: &AppState,
@@ -97,7 +147,8 @@ impl Auth {
         permission: Permission,
     ) -> Result<ContainerHandle, ApiError> {
         self.require_on(permission, Resource::Container(id))?;
-        state.supervisor.get(id).ok_or_else(ApiError::no_such_container)
+        let handle = state.supervisor.get(id).ok_or_else(ApiError::no_such_container)?;
+        Ok(handle.by(self.actor()))
     }
 }
 
@@ -124,9 +175,9 @@ impl FromRequestParts<AppState> for StayingAuth {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, ApiError> {
-        let client = ClientAddress::from_request_parts(parts, state).await?;
+        let caller = Caller::of(parts, state, Way::WebSocket).await?;
         let token = token_in_query(&parts.uri).or_else(|| bearer(&parts.headers));
-        let staying = Self::check(state, token, client).await?;
+        let staying = Self::check(state, token, caller).await?;
         permissions::check(parts, staying.auth.principal())?;
         Ok(staying)
     }

@@ -148,6 +148,7 @@ impl From<ExecError> for ApiError {
         match error {
             ExecError::Denied(denied) => denied.into(),
             ExecError::EngineUnavailable => Self::engine_unavailable(),
+            ExecError::Store(error) => error.into(),
             ExecError::Engine(error) => error.into(),
         }
     }

@@ -28,8 +28,10 @@ pub(super) const CALL_DEADLINE: Duration = Duration::from_secs(30);
 /// Gives the request its id, logs it once when its answer stands, and guards the answer's reading.
 ///
 /// Reads that succeed are logged at `debug`: a panel that polls would drown everything else.
-pub(super) async fn observe(request: Request, next: Next) -> Response {
+pub(super) async fn observe(mut request: Request, next: Next) -> Response {
     let id = request_id(request.headers());
+    // The audit log's rows name the request as its answer does.
+    request.headers_mut().insert(REQUEST_ID, id.clone());
     let id_text = id.to_str().unwrap_or_default();
     let is_read = matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS);
     let span = if is_read {

@@ -130,6 +130,8 @@ pub(super) const ROUTES: &[(&str, &str, Wanted)] = &[
     ("GET", "/firewall/networks/{id}", &[NetworkRead]),
     ("DELETE", "/firewall/networks/{id}", &[NetworkWrite]),
     ("DELETE", "/firewall/cleanup/{id}", &[NetworkWrite]),
+    // What of it is told is decided entry by entry.
+    ("GET", "/audit", &[ContainersRead, Node]),
     ("GET", "/remote/config", &[Node]),
     ("POST", "/remote/config/reload", &[Node]),
     ("GET", "/remote/status", &[Node]),

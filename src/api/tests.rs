@@ -1,6 +1,7 @@
 //! The whole edge over real services in a folder of its own. The engine is away throughout: what it
 //! does is tested where it is there; here it is about requests and answers.
 
+mod audit;
 mod idempotency;
 pub(super) mod node;
 mod permissions;

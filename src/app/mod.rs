@@ -11,6 +11,7 @@
 //! What a part needs of the configuration is in [`parts`], what runs all the time in [`tasks`], the
 //! certificate in [`tls`].
 
+mod audit;
 mod parts;
 mod tasks;
 mod tls;
@@ -33,6 +34,7 @@ use crate::access::Access;
 use crate::api::{self, AppState};
 use crate::config::Config;
 use crate::config::live::Live;
+use crate::domain::audit::Act;
 use crate::domain::operation::OperationView;
 use crate::domain::units::UnixSeconds;
 use crate::engine::Engine;
@@ -182,7 +184,12 @@ impl App {
         tasks.spawn(async move { panel.run(until).await });
         let (live, until) = (Arc::clone(&state.config), stop());
         tasks.spawn(async move { live.watch_file(until).await });
-        tasks.spawn(tasks::reload_on(reload, Arc::clone(&state.config), stop()));
+        tasks.spawn(tasks::reload_on(
+            reload,
+            Arc::clone(&state.config),
+            state.store.clone(),
+            stop(),
+        ));
         // Subscribed to here, and not when the tasks come to it: nothing is missed in between.
         let changed = || state.config.subscribe();
         let levers = self.levers.clone();
@@ -206,6 +213,8 @@ impl App {
         let (registry, live) = (Arc::clone(&state.supervisor), Arc::clone(&state.config));
         tasks.spawn(tasks::expire_consoles(registry, live, stop()));
         tasks.spawn(tasks::expire_tokens(state.access.clone(), stop()));
+        tasks.spawn(audit::follow_node_token(state.store.clone(), changed(), stop()));
+        tasks.spawn(audit::expire(state.store.clone(), changed(), stop()));
     }
 
     /// The server, listening; the future ends when the handle shuts it down.
@@ -316,10 +325,13 @@ async fn stored_operations(store: &Store) -> Result<Operations, StoreError> {
     let interrupt = store.write("end operations", move |tx| tx.interrupt_operations(now));
     let past = interrupt.await?;
     let store = store.clone();
-    let save = move |view: OperationView| {
+    let save = move |view: OperationView, act: Option<Act>| {
         let store = store.clone();
         async move {
-            let stored = store.write("store an operation", move |tx| tx.save_operation(&view));
+            let stored = store.write("store an operation", move |tx| {
+                tx.save_operation(&view)?;
+                act.map_or(Ok(()), |act| tx.record(&act, UnixSeconds::now()))
+            });
             stored.await.map_err(|error| {
                 tracing::warn!(error = %Chain(&error), "an operation is not stored");
                 match error {

@@ -96,6 +96,7 @@ pub(super) fn settings(config: &Config) -> Settings {
         post_mortems: usize::try_from(config.supervision.post_mortems).unwrap_or(usize::MAX),
         install_image_max_bytes: config.install.max_image_bytes,
         panel: config.remote.panel.is_some(),
+        record_commands: config.audit.commands,
         panel_power_events: config.remote.power_events,
     }
 }

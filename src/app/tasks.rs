@@ -14,12 +14,14 @@ use super::parts;
 use crate::access::{Access, AccessSettings};
 use crate::config::Config;
 use crate::config::live::Live;
+use crate::domain::audit::{Act, Action, Actor};
 use crate::domain::lifecycle::Phase;
 use crate::engine::Health;
 use crate::files::Files;
 use crate::network::isolation::{Isolation, IsolationStatus};
 use crate::network::pool::{PortPolicy, PortPool};
 use crate::panel::PanelSettings;
+use crate::store::Store;
 use crate::supervisor::{Registry, Settings};
 use crate::telemetry::Telemetry;
 use crate::util::chain::Chain;
@@ -28,15 +30,28 @@ use crate::volumes::VolumeSettings;
 /// The rules and the bridge are set again so often: a reload of the host's firewall takes them away.
 const ISOLATION_EVERY: Duration = Duration::from_secs(300);
 const ISOLATION_AGAIN: Duration = Duration::from_secs(10);
-/// How often resumable uploads, tokens and consoles are looked through for what has expired, at most.
-const EXPIRE_EVERY: Duration = Duration::from_secs(600);
+/// How often resumable uploads, tokens, consoles and the audit log are looked through for what has expired, at
+/// most.
+pub(super) const EXPIRE_EVERY: Duration = Duration::from_secs(600);
 
 /// Reads the configuration again whenever it is asked to.
-pub(super) async fn reload_on(asked: Arc<Notify>, live: Arc<Live>, stop: CancellationToken) {
+pub(super) async fn reload_on(
+    asked: Arc<Notify>,
+    live: Arc<Live>,
+    store: Store,
+    stop: CancellationToken,
+) {
     while stop.run_until_cancelled(asked.notified()).await.is_some() {
         let live = Arc::clone(&live);
         match tokio::task::spawn_blocking(move || live.reload()).await {
-            Ok(Ok(changes)) => tracing::info!(?changes, "the configuration was read again"),
+            Ok(Ok(changes)) => {
+                tracing::info!(?changes, "the configuration was read again");
+                if !changes.applied.is_empty() {
+                    let act = Act::new(Actor::lightd(), Action::ConfigReload);
+                    let act = act.with("reason", "SIGHUP").listing("applied", &changes.applied);
+                    store.record_done(act).await;
+                }
+            }
             Ok(Err(error)) => {
                 tracing::error!(error = %Chain(&error), "the configuration stays as it was");
             }

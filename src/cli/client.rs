@@ -50,6 +50,9 @@ pub(super) enum ClientError {
     Refused(u16, String),
 }
 
+/// By this the daemon knows its own command line in its audit log.
+pub(super) const USER_AGENT: &str = concat!("lightd-cli/", env!("CARGO_PKG_VERSION"));
+
 /// How long an answer may take.
 const ANSWER: Duration = Duration::from_secs(30);
 
@@ -123,6 +126,7 @@ impl Daemon {
                 .header("Host", self.address.to_string())
                 .header("Authorization", format!("Bearer {}", self.token.expose()))
                 .header("Accept", "Application/vnd.pkglatv1+json")
+                .header("User-Agent", USER_AGENT)
                 .body(Empty::<Bytes>::new())
                 .expect("invariant: the parts are plain");
             let exchange = async {

@@ -9,9 +9,10 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt as _, BufReader, Lines, Stdin};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
+use tokio_tungstenite::tungstenite::http::HeaderValue;
 use tokio_tungstenite::tungstenite::{self, Message};
 
-use super::client::{ClientError, Daemon, Socket, block_on};
+use super::client::{ClientError, Daemon, Socket, USER_AGENT, block_on};
 use crate::config::source::Source;
 use crate::domain::ids::{ContainerId, InvalidContainerId};
 use crate::util::backoff::Backoff;
@@ -139,6 +140,7 @@ async fn open(
     let bearer = format!("Bearer {}", daemon.token.expose());
     let value = bearer.parse().map_err(|_| daemon.refusal(401, &Value::Null))?;
     request.headers_mut().insert("Authorization", value);
+    request.headers_mut().insert("User-Agent", HeaderValue::from_static(USER_AGENT));
     match tokio_tungstenite::client_async(request, stream).await {
         Ok((socket, _)) => Ok(socket),
         Err(tungstenite::Error::Http(response)) => Err(match response.status().as_u16() {

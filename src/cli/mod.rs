@@ -3,6 +3,7 @@
 //! Without a verb lightd serves. Each verb writes its answer to standard output and what went wrong to
 //! standard error; 2 is the exit code of a refused request, as it is of a line that cannot be read.
 
+mod audit;
 pub(crate) mod check_config;
 mod client;
 pub(crate) mod completions;
@@ -108,6 +109,8 @@ pub(crate) enum Command {
     },
     /// List this node's servers
     Ps,
+    /// Who did what, and when: the newest first
+    Audit(audit::AuditArgs),
     /// Look at the updates that the panel has not taken, send them again, drop them
     Outbox(outbox::OutboxArgs),
     /// Print a shell's completion script: lightd completions bash > /etc/bash_completion.d/lightd
@@ -158,6 +161,7 @@ pub(crate) fn main() -> ExitCode {
         Some(Command::Console { id }) => ended(console::run(&source, &id), |_| 1),
         Some(Command::Outbox(args)) => printed(outbox::run(&source, &args, out), |_| 1),
         Some(Command::Ps) => printed(ps::run(&source, out), |_| 1),
+        Some(Command::Audit(args)) => printed(audit::run(&source, &args, out), |_| 1),
         Some(Command::Doctor) => doctor::run(&source, out),
     }
 }
@@ -244,6 +248,9 @@ mod tests {
             parse("lightd console a").unwrap().command,
             Some(Command::Console { .. })
         ));
+        let audit = "lightd audit --container a --since 2h --action files --actor node --limit 5";
+        assert!(matches!(parse(audit).unwrap().command, Some(Command::Audit(_))));
+        assert!(parse("lightd audit --since yesterday").is_err());
         assert!(parse("lightd nonsense").is_err());
         for line in ["", " list --state parked", " show 3 --json", " retry 1 2", " retry --all"] {
             parse(&format!("lightd outbox{line}")).unwrap();

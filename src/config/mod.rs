@@ -9,6 +9,7 @@
 //! daemon as it was, with every problem named. Each part of lightd gets its own small struct by value;
 //! only the composition root sees the whole. [`live::Live`] holds the present one and swaps it whole.
 
+mod audit;
 mod authorization;
 pub(crate) mod edit;
 pub(crate) mod error;
@@ -29,6 +30,7 @@ use std::time::Duration;
 use ipnet::{IpNet, Ipv4Net};
 use url::Url;
 
+pub(crate) use self::audit::Audit;
 use self::authorization::{Authorization, PreviousToken};
 pub(crate) use self::error::ConfigError;
 pub(crate) use self::raw::{Firewall, LogFormat, LogLevel, OnExceeded};
@@ -55,6 +57,7 @@ pub(crate) struct Config {
     pub(crate) uploads: Uploads,
     pub(crate) pulls: Pulls,
     pub(crate) remote: Remote,
+    pub(crate) audit: Audit,
     pub(crate) log: Log,
     /// What all of the above was made from; shown, and compared at a reload.
     raw: raw::Raw,

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::audit::RawAudit;
 use super::authorization::RawAuthorization;
 pub(crate) use super::raw_streams::{Console, Sockets};
 use super::supervision::RawSupervision;
@@ -38,6 +39,7 @@ pub(crate) struct Raw {
     pub(crate) remote: Remote,
     pub(crate) ssh: Ssh,
     pub(crate) dialects: Dialects,
+    pub(crate) audit: RawAudit,
     pub(crate) log: Log,
 }
 

@@ -31,6 +31,7 @@ pub(super) const LIVE: &[&str] = &[
     "uploads",
     "pulls",
     "remote",
+    "audit",
     "log.level",
 ];
 

@@ -10,6 +10,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use url::Url;
 
+use super::audit::audit;
 use super::authorization::authorization;
 use super::error::ConfigProblem;
 use super::network::network;
@@ -116,6 +117,7 @@ pub(super) fn validate(raw: Raw, problems: &mut Vec<ConfigProblem>) -> Config {
             timeout: check.span("pulls.timeout", raw.pulls.timeout.0, "1s", "7d"),
         },
         remote: remote(&raw.remote, &mut check),
+        audit: audit(&raw.audit, &mut check),
         log: Log { format: raw.log.format, level: raw.log.level },
         raw,
     }

@@ -6,6 +6,7 @@
 //! against it.
 
 pub(crate) mod access;
+pub(crate) mod audit;
 pub(crate) mod client;
 pub(crate) mod event;
 pub(crate) mod firewall;

@@ -5,6 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::audit::{Act, Action, Actor};
 use super::ids::VolumeId;
 use super::units::UnixSeconds;
 
@@ -79,4 +80,19 @@ pub(crate) struct OperationView {
     pub(crate) result: Option<serde_json::Value>,
     pub(crate) started_at: UnixSeconds,
     pub(crate) finished_at: Option<UnixSeconds>,
+}
+
+impl OperationView {
+    /// What the audit log holds of its end: nothing of work that was done, of which the beginning says all.
+    pub(crate) fn failure(&self) -> Option<Act> {
+        let state = match self.state {
+            OperationState::Running | OperationState::Done => return None,
+            OperationState::Failed => "failed",
+            OperationState::Cancelled => "cancelled",
+            OperationState::Interrupted => "interrupted",
+        };
+        let act = Act::new(Actor::lightd(), Action::OperationFailed).in_volume(self.volume);
+        let act = act.with("operation_id", self.id.to_string()).with("state", state);
+        Some(act.with_some("code", self.code.as_deref()))
+    }
 }

@@ -31,6 +31,23 @@ impl Span {
     }
 }
 
+impl Span {
+    /// In the units that are read, the largest first: `90d`, `1h30m`.
+    fn text(self) -> String {
+        let mut left_ms = self.0.as_millis();
+        let mut text = String::new();
+        for (unit, ms) in
+            [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)]
+        {
+            if left_ms >= ms {
+                text.push_str(&format!("{}{unit}", left_ms / ms));
+                left_ms %= ms;
+            }
+        }
+        if text.is_empty() { "0s".to_owned() } else { text }
+    }
+}
+
 impl<'de> Deserialize<'de> for Span {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         struct Text;
@@ -53,9 +70,7 @@ impl<'de> Deserialize<'de> for Span {
 
 impl Serialize for Span {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
-        // Its words for days are not among the units that are read.
-        let text = humantime::format_duration(self.0).to_string();
-        to.serialize_str(&text.replace("days", "d").replace("day", "d").replace(' ', ""))
+        to.serialize_str(&self.text())
     }
 }
 
@@ -87,6 +102,13 @@ pub(crate) fn now_unix_nanos() -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn spans_are_written_as_they_are_read() {
+        for text in ["90d", "400d", "1d12h", "30m", "1h30m", "1s500ms", "0s"] {
+            assert_eq!(Span::parse(text).unwrap().text(), text);
+        }
+    }
 
     #[test]
     fn spans_read_as_the_contract_writes_them() {

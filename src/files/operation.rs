@@ -6,7 +6,7 @@
 //! age. A panic in the work ends that operation as failed and nothing else.
 //!
 //! Beginning and end are handed to [`Save`] as well: the work begins only once it is stored that it has,
-//! so that after a crash there is no operation that was promised and is not known.
+//! and who wants it, so that after a crash there is no operation that was promised and is not known.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -21,6 +21,7 @@ use tokio_util::task::TaskTracker;
 
 use super::error::FileError;
 use super::progress::Progress;
+use crate::domain::audit::Act;
 use crate::domain::ids::VolumeId;
 use crate::domain::operation::{ENDED_KEPT, ENDED_KEPT_SECONDS};
 pub(crate) use crate::domain::operation::{
@@ -33,9 +34,11 @@ const MAX_RUNNING: usize = 64;
 const REPORT_EVERY: Duration = Duration::from_millis(500);
 const EVENT_BACKLOG: usize = 256;
 
-/// Stores how an operation stands, or says why not.
-pub(crate) type Save =
-    Arc<dyn Fn(OperationView) -> BoxFuture<'static, Result<(), FileError>> + Send + Sync>;
+/// Stores how an operation stands and, all or nothing, what belongs into the audit log of it; or says why
+/// not.
+pub(crate) type Save = Arc<
+    dyn Fn(OperationView, Option<Act>) -> BoxFuture<'static, Result<(), FileError>> + Send + Sync,
+>;
 
 #[derive(Debug)]
 struct Operation {
@@ -131,12 +134,13 @@ impl Operations {
     /// Nothing is stored.
     #[cfg(test)]
     pub(crate) fn in_memory() -> Self {
-        Self::new(Vec::new(), Arc::new(|_| Box::pin(async { Ok(()) })))
+        Self::new(Vec::new(), Arc::new(|_, _| Box::pin(async { Ok(()) })))
     }
 
-    /// Starts `work` in the background. It must end soon after its progress is cancelled.
+    /// Starts `work` in the background, as this act. It must end soon after its progress is cancelled.
     pub(crate) async fn start<F, W>(
         &self,
+        act: Act,
         kind: OperationKind,
         volume: VolumeId,
         work: F,
@@ -155,7 +159,8 @@ impl Operations {
         let (stored, is_stored) = oneshot::channel();
         let work = AssertUnwindSafe(async move { work(progress).await }).catch_unwind();
         self.tasks.spawn(async move {
-            let saved = (this.save)(view.clone()).await;
+            let act = act.in_volume(volume).with("operation_id", id.to_string());
+            let saved = (this.save)(view.clone(), Some(act)).await;
             let is_saved = saved.is_ok();
             // Whoever asked for it may be gone; what is stored to run does run.
             stored.send(saved).ok();
@@ -244,7 +249,7 @@ impl Operations {
             view
         };
         if let Some(view) = view {
-            if let Err(error) = (self.save)(view.clone()).await {
+            if let Err(error) = (self.save)(view.clone(), view.failure()).await {
                 tracing::warn!(operation.id = %id, %error, "the end of an operation is not stored");
             }
             self.announce(view);

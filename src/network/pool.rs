@@ -5,6 +5,7 @@
 //! port ([`super::host`]), nor where lightd itself does. Both go into its transactions as
 //! [`PortTerms`].
 
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use tokio::sync::watch;
 use uuid::Uuid;
 
 use super::host::{Listeners, is_bindable, is_local};
+use crate::domain::audit::{Act, Action, Actor};
 use crate::domain::spec::{HostPort, Protocol};
 use crate::domain::units::UnixSeconds;
 use crate::store::free_ports::Among;
@@ -73,6 +75,15 @@ pub(crate) struct PortRange {
     pub(crate) protocol: Protocol,
 }
 
+impl fmt::Display for PortRange {
+    /// `192.0.2.7 25565-25600/tcp`
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (first, last) = (self.ports.start(), self.ports.end());
+        let protocol = self.protocol.as_str();
+        write!(f, "{} {first}-{last}/{protocol}", self.ip)
+    }
+}
+
 /// An entry of the pool, and what the host does with it.
 #[derive(Clone, Debug)]
 pub(crate) struct Shown {
@@ -94,15 +105,26 @@ pub(crate) struct Allocation {
     pub(crate) holder: String,
 }
 
+/// Acts for somebody: for lightd itself unless [`PortPool::by`] says otherwise.
 #[derive(Clone, Debug)]
 pub(crate) struct PortPool {
     store: Store,
+    actor: Actor,
     policy: watch::Receiver<PortPolicy>,
 }
 
 impl PortPool {
     pub(crate) fn new(store: Store, policy: watch::Receiver<PortPolicy>) -> Self {
-        Self { store, policy }
+        Self { store, actor: Actor::lightd(), policy }
+    }
+
+    /// The same pool, for this actor.
+    pub(crate) fn by(&self, actor: Actor) -> Self {
+        Self { actor, ..self.clone() }
+    }
+
+    fn act(&self, action: Action) -> Act {
+        Act::new(self.actor.clone(), action)
     }
 
     fn terms(&self) -> PortTerms {
@@ -120,7 +142,13 @@ impl PortPool {
             return Err(PoolError::NotLocal(ip));
         }
         let terms = self.terms();
-        let add = move |tx: &Tx<'_>| tx.add_ports(ip, ports, protocol, &terms);
+        let named = PortRange { ip, ports: ports.clone(), protocol }.to_string();
+        let act = self.act(Action::PortAdd).with("ports", named);
+        let add = move |tx: &Tx<'_>| {
+            let added = tx.add_ports(ip, ports, protocol, &terms)?;
+            tx.record(&Act { count: added as u64, ..act }, terms.now)?;
+            Ok(added)
+        };
         Ok(self.store.write("add ports", add).await?)
     }
 
@@ -134,16 +162,23 @@ impl PortPool {
                 continue;
             }
             let terms = self.terms();
+            let named = PortRange { ip, ports: ports.clone(), protocol }.to_string();
+            let act = self.act(Action::PortAdd).with("ports", named);
             let add_each = move |tx: &Tx<'_>| {
-                let mut refused = Vec::new();
+                let (mut refused, mut added) = (Vec::new(), 0);
                 for port in ports {
                     match tx.add_ports(ip, port..=port, protocol, &terms) {
-                        Ok(_) | Err(StoreError::PortExists(_)) => {}
+                        Ok(_) => added += 1,
+                        Err(StoreError::PortExists(_)) => {}
                         Err(why @ (StoreError::PortOverlaps { .. } | StoreError::PortIsOwn(_))) => {
                             refused.push(why);
                         }
                         Err(other) => return Err(other),
                     }
+                }
+                if added > 0 {
+                    let act = act.with("reason", "network.ports");
+                    tx.record(&Act { count: added, ..act }, terms.now)?;
                 }
                 Ok(refused)
             };
@@ -211,7 +246,12 @@ impl PortPool {
             holder: wanted.holder,
             until: end_of(wanted.reserve, terms.now)?,
         };
-        let lease = move |tx: &Tx<'_>| tx.lease_ports(&request, &terms);
+        let act = self.act(Action::PortAllocate);
+        let lease = move |tx: &Tx<'_>| {
+            let lease = tx.lease_ports(&request, &terms)?;
+            tx.record(&of_lease(act, &lease).with("until", lease.expires_at.0), terms.now)?;
+            Ok(lease)
+        };
         Ok(self.store.write("reserve ports", lease).await?)
     }
 
@@ -237,29 +277,69 @@ impl PortPool {
     pub(crate) async fn renew(&self, id: Uuid, reserve: Duration) -> Result<Lease, PoolError> {
         let now = UnixSeconds::now();
         let until = end_of(reserve, now)?;
-        Ok(self.store.write("renew a lease", move |tx| tx.renew_lease(id, until, now)).await?)
+        let act = self.act(Action::PortRenew);
+        let renew = move |tx: &Tx<'_>| {
+            let lease = tx.renew_lease(id, until, now)?;
+            tx.record(&of_lease(act, &lease).with("until", until.0), now)?;
+            Ok(lease)
+        };
+        Ok(self.store.write("renew a lease", renew).await?)
     }
 
     /// Gives a lease's ports back; what it was.
     pub(crate) async fn end_lease(&self, id: Uuid) -> Result<Lease, PoolError> {
         let now = UnixSeconds::now();
-        Ok(self.store.write("end a lease", move |tx| tx.end_lease(id, now)).await?)
+        let act = self.act(Action::PortRelease);
+        let end = move |tx: &Tx<'_>| {
+            let lease = tx.end_lease(id, now)?;
+            tx.record(&of_lease(act, &lease), now)?;
+            Ok(lease)
+        };
+        Ok(self.store.write("end a lease", end).await?)
     }
 
     pub(crate) async fn mark(&self, port: HostPort, mark: Mark) -> Result<PoolPort, PoolError> {
         let now = UnixSeconds::now();
-        Ok(self.store.write("mark a port", move |tx| tx.mark_port(port, &mark, now)).await?)
+        let act = self.act(Action::PortMark).each("ports", [port]).with("in_use", mark.in_use);
+        let act = act.with_some("note", mark.note.as_deref());
+        let mark = move |tx: &Tx<'_>| {
+            let before = tx.port(port, now)?;
+            let marked = tx.mark_port(port, &mark, now)?;
+            if marked != before {
+                tx.record(&act, now)?;
+            }
+            Ok(marked)
+        };
+        Ok(self.store.write("mark a port", mark).await?)
     }
 
     pub(crate) async fn delete(&self, port: HostPort) -> Result<(), PoolError> {
         let now = UnixSeconds::now();
-        Ok(self.store.write("delete a port", move |tx| tx.delete_port(port, now)).await?)
+        let act = self.act(Action::PortDelete).each("ports", [port]);
+        let delete = move |tx: &Tx<'_>| {
+            tx.delete_port(port, now)?;
+            tx.record(&act, now)
+        };
+        Ok(self.store.write("delete a port", delete).await?)
     }
 
     pub(crate) async fn delete_many(&self, ports: Vec<HostPort>) -> Result<BulkDeleted, PoolError> {
         let now = UnixSeconds::now();
-        Ok(self.store.write("delete ports", move |tx| tx.delete_ports(&ports, now)).await?)
+        let act = self.act(Action::PortDelete);
+        let delete = move |tx: &Tx<'_>| {
+            let outcome = tx.delete_ports(&ports, now)?;
+            if !outcome.deleted.is_empty() {
+                tx.record(&act.each("ports", &outcome.deleted), now)?;
+            }
+            Ok(outcome)
+        };
+        Ok(self.store.write("delete ports", delete).await?)
     }
+}
+
+/// What the audit log holds of a lease: its ports. Whoever knows its id may have them.
+fn of_lease(act: Act, lease: &Lease) -> Act {
+    act.each("ports", &lease.ports)
 }
 
 fn end_of(reserve: Duration, now: UnixSeconds) -> Result<UnixSeconds, PoolError> {

@@ -16,6 +16,7 @@
 //! panics, changes nothing. A full queue is [`StoreError::Busy`] at once; nobody waits in line unseen.
 //! A caller that goes away while its closure is queued does not stop it.
 
+pub(crate) mod audit;
 pub(crate) mod bindings;
 pub(crate) mod containers;
 pub(crate) mod error;
@@ -135,6 +136,15 @@ impl Store {
         f: impl FnOnce(&Tx<'_>) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
         self.inner.writer.write(op, f).await
+    }
+
+    /// As [`Store::write`], for a thread that may wait.
+    pub(crate) fn write_blocking<T: Send + 'static>(
+        &self,
+        op: &'static str,
+        f: impl FnOnce(&Tx<'_>) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        self.inner.writer.write_blocking(op, f)
     }
 
     /// Runs a read on a connection of its own.

@@ -46,6 +46,9 @@ impl Tx<'_> {
             view.error = Some("lightd ended before the work did".to_owned());
             view.code = Some("interrupted".to_owned());
             self.save_operation(view)?;
+            if let Some(act) = view.failure() {
+                self.record(&act, now)?;
+            }
         }
         Ok(all)
     }

@@ -75,7 +75,7 @@ pub(crate) struct PortFilter {
 /// What a bulk delete did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct BulkDeleted {
-    pub(crate) deleted: usize,
+    pub(crate) deleted: Vec<HostPort>,
     pub(crate) kept: Vec<(HostPort, NotDeleted)>,
 }
 
@@ -229,7 +229,7 @@ impl Tx<'_> {
         let mut outcome = BulkDeleted::default();
         for &port in ports {
             match self.delete_port(port, now) {
-                Ok(()) => outcome.deleted += 1,
+                Ok(()) => outcome.deleted.push(port),
                 Err(StoreError::PortNotInPool(_)) => {
                     outcome.kept.push((port, NotDeleted::NotInPool));
                 }

@@ -358,7 +358,7 @@ async fn marks_and_deletions_respect_the_holder() {
     store.write("mark", move |tx| tx.mark_port(marked, &mark(true), NOW)).await.unwrap();
     let all = [held, marked, tcp("0.0.0.0", 7002), tcp("0.0.0.0", 1)];
     let bulk = store.write("delete", move |tx| tx.delete_ports(&all, NOW)).await.unwrap();
-    assert_eq!(bulk.deleted, 1);
+    assert_eq!(bulk.deleted, [tcp("0.0.0.0", 7002)]);
     let kept: Vec<NotDeleted> = bulk.kept.into_iter().map(|(_, why)| why).collect();
     assert_eq!(kept, [NotDeleted::InUse, NotDeleted::InUse, NotDeleted::NotInPool]);
 }

@@ -153,20 +153,20 @@ impl Tx<'_> {
 
     pub(crate) fn delete_token(&self, id: TokenId) -> Result<(), StoreError> {
         let deleted = self.delete_tokens("id = ?1", [id.to_string()])?;
-        if deleted == 0 { Err(StoreError::NoSuchToken) } else { Ok(()) }
+        if deleted.is_empty() { Err(StoreError::NoSuchToken) } else { Ok(()) }
     }
 
-    /// Deletes all tokens, or those whose scope names a container; answers how many that were.
+    /// Deletes all tokens, or those whose scope names a container; answers which those were.
     pub(crate) fn delete_tokens_of(
         &self,
         container: Option<&ContainerId>,
-    ) -> Result<usize, StoreError> {
+    ) -> Result<Vec<TokenId>, StoreError> {
         let which = "?1 IS NULL OR id IN (SELECT token FROM token_containers WHERE container = ?1)";
         self.delete_tokens(which, [container.map(ContainerId::as_str)])
     }
 
     pub(crate) fn delete_expired_tokens(&self, now: UnixSeconds) -> Result<usize, StoreError> {
-        self.delete_tokens("expires_at <= ?1", [now.0])
+        Ok(self.delete_tokens("expires_at <= ?1", [now.0])?.len())
     }
 
     /// Ends what was issued for a container that is deleted: a token that names no other goes, one that
@@ -198,16 +198,16 @@ impl Tx<'_> {
         &self,
         which: &str,
         parameters: impl rusqlite::Params,
-    ) -> Result<usize, StoreError> {
+    ) -> Result<Vec<TokenId>, StoreError> {
         let mut delete = self
             .connection
             .prepare_cached(&format!("DELETE FROM tokens WHERE {which} RETURNING id"))?;
         let ids = delete.query_map(parameters, |row| row.get::<_, String>(0))?;
-        let ids = ids.collect::<Result<Vec<_>, _>>()?;
+        let ids = ids.map(|id| parse_id(&id?)).collect::<Result<Vec<_>, _>>()?;
         for id in &ids {
-            self.tell_tokens(TokenChange::Gone(parse_id(id)?));
+            self.tell_tokens(TokenChange::Gone(*id));
         }
-        Ok(ids.len())
+        Ok(ids)
     }
 
     fn tell_tokens(&self, change: TokenChange) {

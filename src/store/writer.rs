@@ -74,6 +74,23 @@ impl Writer {
         op: &'static str,
         f: impl FnOnce(&Tx<'_>) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
+        self.enqueue(op, f)?.await.map_err(|_| StoreError::Closed)?
+    }
+
+    pub(super) fn write_blocking<T: Send + 'static>(
+        &self,
+        op: &'static str,
+        f: impl FnOnce(&Tx<'_>) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        self.enqueue(op, f)?.blocking_recv().map_err(|_| StoreError::Closed)?
+    }
+
+    /// What is in the queue is done, whether anybody waits for the answer or not.
+    fn enqueue<T: Send + 'static>(
+        &self,
+        op: &'static str,
+        f: impl FnOnce(&Tx<'_>) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<oneshot::Receiver<Result<T, StoreError>>, StoreError> {
         let (reply, result) = oneshot::channel();
         let job: Job = Box::new(move |transaction| {
             let (outcome, told) = match transaction {
@@ -93,7 +110,7 @@ impl Writer {
             Done { answer: Box::new(answer), outbox_grew, token_changes, failed }
         });
         self.send(job)?;
-        result.await.map_err(|_| StoreError::Closed)?
+        Ok(result)
     }
 
     fn send(&self, job: Job) -> Result<(), StoreError> {

@@ -22,6 +22,7 @@ use super::registry::Registry;
 use super::task::BootLook;
 use super::workload::aside_name;
 use super::{ContainerHandle, Snapshot};
+use crate::domain::audit::Actor;
 use crate::domain::ids::ContainerId;
 use crate::domain::lifecycle::{Interruption, Phase};
 use crate::domain::observed::Observed;
@@ -202,7 +203,7 @@ impl Registry {
                 "a container in the engine belongs to no row; it is left alone"
             );
         }
-        match self.import_ports_of(strangers).await {
+        match self.import_ports_of(strangers, Actor::lightd()).await {
             Ok(ports) if ports.is_empty() => {}
             Ok(ports) => tracing::info!(?ports, "their ports are kept from being handed out"),
             Err(error) => {

@@ -15,6 +15,7 @@ use super::effects::Ctx;
 use super::looks::LOOK_SOON;
 use super::post_mortem::Evidence;
 use super::task::{Owner, Report};
+use crate::domain::audit::{Act, Action, Actor};
 use crate::domain::event::SignalKind;
 use crate::domain::ids::RunId;
 use crate::domain::lifecycle::{Effect, Fact, Phase};
@@ -137,7 +138,11 @@ impl Owner {
         let gone = self
             .services
             .store
-            .write("delete a container", move |tx| tx.delete_container(&id, &terms))
+            .write("delete a container", move |tx| {
+                tx.delete_container(&id, &terms)?;
+                let gone = Act::new(Actor::lightd(), Action::ContainerDeleted).on(&id);
+                tx.record(&gone, terms.now)
+            })
             .await;
         match gone {
             Ok(()) | Err(StoreError::NoSuchContainer(_)) => {

@@ -17,6 +17,7 @@ use super::services::Services;
 use super::task::Report;
 use super::workload::{aside_name, install_name, own_image_repository};
 use super::{Reply, Shared, Snapshot};
+use crate::domain::audit::Actor;
 use crate::domain::event::SignalKind;
 use crate::domain::ids::RunId;
 use crate::domain::lifecycle::Fact;
@@ -243,7 +244,7 @@ impl Ctx {
         self.fact(Fact::Resumed { run }).await;
     }
 
-    pub(super) async fn apply_limits(self, limits: Limits, reply: Reply) {
+    pub(super) async fn apply_limits(self, limits: Limits, actor: Actor, reply: Reply) {
         let result = match &self.snapshot.docker_id {
             Some(docker_id) => {
                 let effective = super::workload::with_defaults(limits, &self.services.settings());
@@ -251,7 +252,7 @@ impl Ctx {
             }
             None => Ok(()),
         };
-        self.report(Report::LimitsApplied { limits, reply, result }).await;
+        self.report(Report::LimitsApplied { limits, actor, reply, result }).await;
     }
 
     /// Sets the old Docker container aside and makes one with the new ports.

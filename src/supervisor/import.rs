@@ -8,6 +8,7 @@
 //! repeated; what is held, marked or leased stays as it is.
 
 use super::registry::Registry;
+use crate::domain::audit::{Act, Action, Actor};
 use crate::domain::ids::ContainerId;
 use crate::domain::spec::HostPort;
 use crate::domain::units::UnixSeconds;
@@ -35,12 +36,15 @@ pub(crate) enum ImportError {
 impl Registry {
     /// Takes into the pool what containers publish that are named like lightd's, or are this node's, and
     /// that no row stands for.
-    pub(crate) async fn import_ports(&self) -> Result<Vec<ImportedPort>, ImportError> {
+    pub(crate) async fn import_ports(
+        &self,
+        actor: Actor,
+    ) -> Result<Vec<ImportedPort>, ImportError> {
         let engine = &self.services().engine;
         let mut strangers = engine.list_ours().await?;
         strangers.retain(|found| self.row_of(found).is_none());
         strangers.extend(engine.list_of_others().await?);
-        self.import_ports_of(&strangers).await
+        self.import_ports_of(&strangers, actor).await
     }
 
     /// The container that one of the engine's belongs to.
@@ -52,6 +56,7 @@ impl Registry {
     pub(super) async fn import_ports_of(
         &self,
         strangers: &[Ours],
+        actor: Actor,
     ) -> Result<Vec<ImportedPort>, ImportError> {
         let mut published = Vec::new();
         for stranger in strangers {
@@ -68,7 +73,13 @@ impl Registry {
                 let outcome = tx.import_port(port, &note, now)?;
                 Ok(ImportedPort { port, by, outcome })
             });
-            each.collect::<Result<Vec<_>, StoreError>>()
+            let found = each.collect::<Result<Vec<_>, StoreError>>()?;
+            let mut news = found.iter().filter(|found| found.outcome != Imported::Known).peekable();
+            if news.peek().is_some() {
+                let act = Act::new(actor, Action::PortImport);
+                tx.record(&act.each("ports", news.map(|found| found.port)), now)?;
+            }
+            Ok(found)
         };
         Ok(self.services().store.write("import ports", import).await?)
     }

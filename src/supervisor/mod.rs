@@ -4,7 +4,7 @@
 //!  handle.send(kill, delete) --try_send--> [urgent 4]  --+
 //!  handle.send(start, …)     --try_send--> [mailbox 16] -+--> owner task --+--> watch<Arc<Snapshot>>   state, generation + 1
 //!  pumps, finished effects   -----------> [facts 64]  ---+   Machine::step |--> broadcast<Signal>      may be lost
-//!  engine hints, health, a look every 30 s, timers ------+                 |--> store, one transaction row and panel updates
+//!  engine hints, health, a look every 30 s, timers ------+                 |--> store, one transaction row, panel updates, audit rows
 //!                                                                          +--> effects: child tasks   their outcome is a fact
 //! ```
 //!
@@ -36,6 +36,7 @@ mod shared;
 mod stats;
 mod steady_clock;
 mod task;
+mod trail;
 mod wishes;
 mod workload;
 
@@ -45,6 +46,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::console::{Console, InputError};
+use crate::domain::audit::{Act, Action, Actor};
 use crate::domain::ids::{ContainerId, RunId};
 use crate::domain::lifecycle::{Answer, Command, Denied, LastExit, Phase, RunTimes};
 use crate::domain::observed::Exit;
@@ -184,14 +186,17 @@ pub(crate) type Reply = oneshot::Sender<Result<Accepted, Refusal>>;
 #[derive(Debug)]
 pub(crate) struct Msg {
     pub(crate) request: Request,
+    pub(crate) actor: Actor,
     pub(crate) reply: Reply,
 }
 
 /// The way to one container. Cheap to clone; outlives the container and then answers
-/// [`Refusal::Gone`].
+/// [`Refusal::Gone`]. What is asked through it is asked by its actor, who is lightd itself unless
+/// [`ContainerHandle::by`] says otherwise.
 #[derive(Clone, Debug)]
 pub(crate) struct ContainerHandle {
     id: ContainerId,
+    actor: Actor,
     urgent: mpsc::Sender<Box<Msg>>,
     mailbox: mpsc::Sender<Box<Msg>>,
     snapshot: watch::Receiver<Arc<Snapshot>>,
@@ -202,6 +207,11 @@ pub(crate) struct ContainerHandle {
 impl ContainerHandle {
     pub(crate) fn id(&self) -> &ContainerId {
         &self.id
+    }
+
+    /// The same container, for this actor.
+    pub(crate) fn by(self, actor: Actor) -> Self {
+        Self { actor, ..self }
     }
 
     pub(crate) fn snapshot(&self) -> Arc<Snapshot> {
@@ -217,7 +227,8 @@ impl ContainerHandle {
         let urgent = matches!(request, Request::Command(Command::Kill | Command::Delete));
         let queue = if urgent { &self.urgent } else { &self.mailbox };
         let (reply, answer) = oneshot::channel();
-        queue.try_send(Box::new(Msg { request, reply })).map_err(|error| match error {
+        let message = Box::new(Msg { request, actor: self.actor.clone(), reply });
+        queue.try_send(message).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => Refusal::Busy,
             mpsc::error::TrySendError::Closed(_) => Refusal::Gone,
         })?;
@@ -230,6 +241,24 @@ impl ContainerHandle {
 
     /// Writes one line to the workload's standard input: in order, at most once, acknowledged.
     pub(crate) async fn write_input(&self, line: String) -> Result<(), InputError> {
+        let text = self.services.settings().record_commands.then(|| line.clone());
+        let act = self.act(Action::ConsoleCommand).with_some("command", text);
+        let sent = trail::Sent::new(&self.services.store, act);
+        match self.try_write_input(line).await {
+            Ok(()) => sent.recorded().await,
+            Err(error) => {
+                sent.forget();
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    fn act(&self, action: Action) -> Act {
+        Act::new(self.actor.clone(), action).on(&self.id)
+    }
+
+    async fn try_write_input(&self, line: String) -> Result<(), InputError> {
         let snapshot = self.snapshot();
         if snapshot.unknown_since.is_none() {
             return self.shared.write_input(line, snapshot.is_up()).await;
@@ -269,6 +298,14 @@ impl ContainerHandle {
         let Some(docker_id) = snapshot.docker_id.clone().filter(|_| snapshot.is_up()) else {
             return Err(ExecError::Denied(Denied::NotRunning));
         };
+        let arguments = self.services.settings().record_commands.then(|| command.clone());
+        let act = self.act(Action::Exec).with("program", command.first().cloned());
+        let act = match arguments {
+            Some(all) => act.listing("arguments", all.into_iter().skip(1)),
+            None => act,
+        };
+        // Before it runs: nobody can say afterwards that it has not.
+        self.services.store.record(act).await.map_err(ExecError::Store)?;
         let request = ExecRequest {
             cmd: command,
             user: Some(self.services.settings().user_text()),
@@ -298,6 +335,8 @@ pub(crate) enum ExecError {
     Denied(Denied),
     #[error("the container engine does not answer")]
     EngineUnavailable,
+    #[error("cannot store that it is run")]
+    Store(#[source] StoreError),
     #[error("cannot run the command")]
     Engine(#[source] EngineError),
 }

@@ -1,13 +1,14 @@
 //! A container's row and the machine in it: read, written, shown.
 //!
 //! The record is changed only by its owner task and stored whole with the panel updates that report the
-//! change, in one transaction.
+//! change and the acts that explain it, in one transaction.
 
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use super::{Restarts, Settings, Snapshot};
+use crate::domain::audit::Act;
 use crate::domain::event::{StateEvent, StateName};
 use crate::domain::ids::ContainerId;
 use crate::domain::lifecycle::{Effect, Machine, Phase};
@@ -69,12 +70,14 @@ pub(super) enum Change {
 pub(super) struct With {
     pub(super) changes: Vec<Change>,
     pub(super) updates: Vec<PanelUpdate>,
+    pub(super) acts: Vec<Act>,
 }
 
 impl With {
     pub(super) fn extend(&mut self, other: Self) {
         self.changes.extend(other.changes);
         self.updates.extend(other.updates);
+        self.acts.extend(other.acts);
     }
 }
 
@@ -168,8 +171,8 @@ impl Record {
         }
     }
 
-    /// Stores the record with changes and the panel updates that report them. On an error the changes
-    /// are not taken over.
+    /// Stores the record with changes, the panel updates that report them and who made them. On an error
+    /// the changes are not taken over.
     pub(super) async fn save(
         &mut self,
         store: &Store,
@@ -185,6 +188,9 @@ impl Record {
                 tx.save_state(&next.id, &next.state(), terms.now)?;
                 for update in &with.updates {
                     tx.enqueue_update(&next.id, update, terms.now)?;
+                }
+                for act in &with.acts {
+                    tx.record(act, terms.now)?;
                 }
                 Ok(next)
             })

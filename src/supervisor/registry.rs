@@ -16,8 +16,10 @@ use super::record::{Record, first_state};
 use super::services::Services;
 use super::shared::Shared;
 use super::task::{BootLook, Owner, Queues};
+use super::trail;
 use super::{ContainerHandle, Snapshot};
 use crate::console::Console;
+use crate::domain::audit::{Act, Action, Actor};
 use crate::domain::event::{Signal, SignalKind, StateName};
 use crate::domain::ids::ContainerId;
 use crate::domain::lifecycle::{Effect, Machine};
@@ -58,6 +60,8 @@ pub(crate) struct CreateContainer {
     pub(crate) spec: ContainerSpec,
     pub(crate) ports: PortsWanted,
     pub(crate) registry_auth: Option<RegistryAuth>,
+    /// Who makes it.
+    pub(crate) actor: Actor,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -153,7 +157,11 @@ impl Registry {
     /// A container without a folder would be a row that nobody can see or delete.
     async fn take_back(&self, id: ContainerId) {
         let terms = self.services.port_terms();
-        let delete = move |tx: &crate::store::Tx<'_>| tx.delete_container(&id, &terms);
+        let delete = move |tx: &crate::store::Tx<'_>| {
+            tx.delete_container(&id, &terms)?;
+            let gone = Act::new(Actor::lightd(), Action::ContainerDeleted).on(&id);
+            tx.record(&gone.with("reason", "its folder could not be made"), terms.now)
+        };
         if let Err(error) = self.services.store.write("take a container back", delete).await {
             tracing::error!(error = %Chain(&error), "a container that could not be made stays in the store");
         }
@@ -177,6 +185,10 @@ impl Registry {
         sealed_auth: Option<Vec<u8>>,
     ) -> Result<ContainerRow, StoreError> {
         let terms = self.services.port_terms();
+        let act = Act::new(new.actor, Action::ContainerCreate)
+            .on(&new.id)
+            .in_volume(new.spec.volume_id)
+            .with("image", new.spec.image.as_str());
         let row = NewContainer {
             id: new.id,
             spec: new.spec,
@@ -195,7 +207,10 @@ impl Registry {
                 if panel {
                     tx.enqueue_update(&row.id, &PanelUpdate::Installing, terms.now)?;
                 }
-                tx.container(&row.id)
+                let created = tx.container(&row.id)?;
+                let ports = created.ports.iter().map(|port| trail::text(&(*port).into()));
+                tx.record(&act.listing("ports", ports), terms.now)?;
+                Ok(created)
             })
             .await
     }
@@ -218,6 +233,7 @@ impl Registry {
         let (reports, received) = mpsc::channel(REPORTS);
         let handle = ContainerHandle {
             id: record.id.clone(),
+            actor: Actor::lightd(),
             urgent: urgent_tx,
             mailbox: mailbox_tx,
             snapshot: watched,

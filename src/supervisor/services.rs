@@ -49,6 +49,8 @@ pub(crate) struct Settings {
     /// Whether there is a panel to report to, and whether it wants power states too.
     pub(crate) panel: bool,
     pub(crate) panel_power_events: bool,
+    /// Whether the audit log holds what was typed and run, and not only that something was.
+    pub(crate) record_commands: bool,
 }
 
 impl Settings {

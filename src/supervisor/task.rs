@@ -19,8 +19,10 @@ use super::looks::LOOK_SOON;
 use super::record::{Change, Record, With};
 use super::registry::Registry;
 use super::services::Services;
+use super::trail;
 use super::workload::policy;
 use super::{Msg, Refusal, Reply, Shared, Snapshot};
+use crate::domain::audit::{Act, Actor};
 use crate::domain::ids::RunId;
 use crate::domain::lifecycle::{Effect, Fact, Interruption, Machine, Phase};
 use crate::domain::observed::Observed;
@@ -64,6 +66,7 @@ pub(super) enum Report {
     Detached,
     LimitsApplied {
         limits: Limits,
+        actor: Actor,
         reply: Reply,
         result: Result<(), EngineError>,
     },
@@ -165,7 +168,11 @@ impl Owner {
     }
 
     /// Runs until the container is deleted or lightd stops.
-    pub(super) async fn run(mut self, mut queues: Queues, mut reports: mpsc::Receiver<Box<Report>>) {
+    pub(super) async fn run(
+        mut self,
+        mut queues: Queues,
+        mut reports: mpsc::Receiver<Box<Report>>,
+    ) {
         let services = Arc::clone(&self.services);
         let mut health = services.engine.health();
         let mut tick = tokio::time::interval_at(Instant::now() + LOOK_EVERY, LOOK_EVERY);
@@ -248,9 +255,9 @@ impl Owner {
                 self.looked(generation, seen).await;
             }
             Report::Detached => self.look_at = Some(Instant::now() + LOOK_SOON),
-            Report::LimitsApplied { limits, reply, result } => {
+            Report::LimitsApplied { limits, actor, reply, result } => {
                 // Whoever asked may have gone away; the limits stand.
-                drop(reply.send(self.limits_applied(limits, result).await));
+                drop(reply.send(self.limits_applied(limits, actor, result).await));
             }
         }
     }
@@ -285,8 +292,10 @@ impl Owner {
 
     pub(super) async fn settle(&mut self, before: &Machine, effects: Vec<Effect>) {
         if self.record.machine != *before || self.unsaved {
-            if let Err(error) = self.save(&effects, None).await {
-                self.store_later(&effects, &error);
+            let acts = self.happened(before, &effects);
+            let with = self.with(&effects, None, acts);
+            if let Err(error) = self.save(&effects, with.clone()).await {
+                self.store_later(with, &error);
             }
             self.publish();
         }
@@ -294,34 +303,34 @@ impl Owner {
     }
 
     /// For what counts although it could not be stored.
-    pub(super) fn store_later(&mut self, effects: &[Effect], error: &StoreError) {
+    pub(super) fn store_later(&mut self, with: With, error: &StoreError) {
         tracing::error!(container.id = %self.record.id, error = %Chain(error), "cannot store what happened; it will be tried again");
         self.unsaved = true;
-        let owed = self.with(effects, None);
-        self.owed.extend(owed);
+        self.owed.extend(with);
         self.look_at = Some(Instant::now() + STORE_AGAIN);
     }
 
-    pub(super) async fn save(
-        &mut self,
-        effects: &[Effect],
-        change: Option<Change>,
-    ) -> Result<(), StoreError> {
+    pub(super) async fn save(&mut self, effects: &[Effect], with: With) -> Result<(), StoreError> {
         let terms = self.services.port_terms();
         self.record.updated_at = terms.now;
         if effects.iter().any(|effect| matches!(effect, Effect::Start { .. })) {
             self.record.begun_at_ms = Some(now_unix_ms());
         }
-        let mut with = self.owed.clone();
-        with.extend(self.with(effects, change));
-        self.record.save(&self.services.store, with, terms).await?;
+        let mut all = self.owed.clone();
+        all.extend(with);
+        self.record.save(&self.services.store, all, terms).await?;
         self.owed = With::default();
         self.unsaved = false;
         Ok(())
     }
 
+    /// What people want to know later of a decision that has these effects.
+    pub(super) fn happened(&self, before: &Machine, effects: &[Effect]) -> Vec<Act> {
+        trail::of_effects(&self.record.id, before, &self.record.machine, effects)
+    }
+
     /// What is to be stored with a decision that has these effects.
-    fn with(&self, effects: &[Effect], change: Option<Change>) -> With {
+    pub(super) fn with(&self, effects: &[Effect], change: Option<Change>, acts: Vec<Act>) -> With {
         let events: Vec<_> = effects
             .iter()
             .filter_map(|effect| match effect {
@@ -332,6 +341,7 @@ impl Owner {
         With {
             changes: Vec::from_iter(change.or_else(|| Change::that_follows(effects))),
             updates: self.record.panel_updates(&events, &self.services.settings()),
+            acts,
         }
     }
 

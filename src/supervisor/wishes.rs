@@ -3,29 +3,31 @@
 //! The answer goes out with the decision and says nothing of its effects. A wish that is refused, or
 //! that cannot be stored, has changed nothing.
 
-use super::record::Change;
+use super::record::{Change, Record};
 use super::task::Owner;
+use super::trail;
 use super::workload::policy;
 use super::{Accepted, Msg, Refusal, Reply, Request};
+use crate::domain::audit::{Act, Actor};
 use crate::domain::lifecycle::{Answer, Command, Denied, Phase};
 use crate::domain::spec::{ContainerSpec, Limits};
 use crate::engine::EngineError;
 
 impl Owner {
-    pub(super) async fn take_request(&mut self, Msg { request, reply }: Msg) {
+    pub(super) async fn take_request(&mut self, Msg { request, actor, reply }: Msg) {
         let decided = match request {
-            Request::Resources(limits) => return self.resources(limits, reply).await,
-            Request::Command(command) => self.wish(command, None).await,
+            Request::Resources(limits) => return self.resources(limits, actor, reply).await,
+            Request::Command(command) => self.wish(command, None, actor).await,
             Request::Reinstall { image, install_script } => {
                 let mut spec = (*self.record.spec).clone();
                 spec.image = image.unwrap_or(spec.image);
                 spec.install_script = install_script.or(spec.install_script);
-                self.wish(Command::Reinstall, Some(Change::Spec(Box::new(spec)))).await
+                self.wish(Command::Reinstall, Some(Change::Spec(Box::new(spec))), actor).await
             }
             Request::Rebind { ports } => {
-                self.wish(Command::Rebind, Some(Change::Ports(ports))).await
+                self.wish(Command::Rebind, Some(Change::Ports(ports)), actor).await
             }
-            Request::Update(patch) => self.update(patch.apply(&self.record.spec)).await,
+            Request::Update(patch) => self.update(patch.apply(&self.record.spec), actor).await,
         };
         // Whoever asked may have gone away; the decision stands.
         drop(reply.send(decided));
@@ -35,6 +37,7 @@ impl Owner {
         &mut self,
         command: Command,
         change: Option<Change>,
+        actor: Actor,
     ) -> Result<Accepted, Refusal> {
         let may_wait_for_engine =
             matches!(command, Command::Kill | Command::Delete | Command::Stop | Command::Thaw);
@@ -60,25 +63,45 @@ impl Owner {
         {
             return Ok(Accepted { generation: self.generation, answer });
         }
-        if let Err(error) = self.save(&effects, change).await {
+        let mut acts = Vec::from_iter(self.wished(&before, (answer, command), &change, actor));
+        acts.extend(self.happened(&before.machine, &effects));
+        let with = self.with(&effects, change, acts);
+        if let Err(error) = self.save(&effects, with.clone()).await {
             if !matches!(command, Command::Kill | Command::Stop | Command::Thaw) {
                 self.record = before;
                 return Err(Refusal::Store(error));
             }
-            self.store_later(&effects, &error);
+            self.store_later(with, &error);
         }
         self.publish();
         self.carry_out(effects).await;
         Ok(Accepted { generation: self.generation, answer })
     }
 
-    async fn update(&mut self, spec: ContainerSpec) -> Result<Accepted, Refusal> {
+    /// The wish as the audit log has it. One that was satisfied already is none, unless it has changed more
+    /// than what is counted of restarts.
+    fn wished(
+        &self,
+        before: &Record,
+        (answer, command): (Answer, Command),
+        change: &Option<Change>,
+        actor: Actor,
+    ) -> Option<Act> {
+        let (now, was) = (&self.record.machine, &before.machine);
+        let has_changed = now.phase() != was.phase() || now.wanted_up() != was.wanted_up();
+        if answer == Answer::Satisfied && !has_changed {
+            return None;
+        }
+        trail::of_wish(actor, &self.record.id, command, &before.spec, change.as_ref())
+    }
+
+    async fn update(&mut self, spec: ContainerSpec, actor: Actor) -> Result<Accepted, Refusal> {
         // The start command and the policies are read at each start; the rest is built into the Docker
         // container.
         let built_in = |spec: &ContainerSpec| (spec.env.clone(), spec.limits);
         let restart_needed =
             self.record.restart_needed || built_in(&spec) != built_in(&self.record.spec);
-        self.replace_spec(spec, restart_needed).await
+        self.replace_spec(spec, restart_needed, actor).await
     }
 
     /// Stores a specification. `restart_needed`: the Docker container is of another one.
@@ -86,6 +109,7 @@ impl Owner {
         &mut self,
         spec: ContainerSpec,
         restart_needed: bool,
+        actor: Actor,
     ) -> Result<Accepted, Refusal> {
         if matches!(self.record.machine.phase(), Phase::Deleting) {
             return Err(Refusal::Denied(Denied::Deleting));
@@ -93,7 +117,10 @@ impl Owner {
         self.check(&spec)?;
         let before = self.record.clone();
         self.record.restart_needed = restart_needed;
-        if let Err(error) = self.save(&[], Some(Change::Spec(Box::new(spec)))).await {
+        let act = trail::of_update(actor, &self.record.id, &self.record.spec, &spec);
+        let change = Change::Spec(Box::new(spec));
+        let with = self.with(&[], Some(change), Vec::from_iter(act));
+        if let Err(error) = self.save(&[], with).await {
             self.record = before;
             return Err(Refusal::Store(error));
         }
@@ -107,7 +134,7 @@ impl Owner {
     }
 
     /// Limits are given to the running workload first: the engine may know better what is possible.
-    async fn resources(&mut self, limits: Limits, reply: Reply) {
+    async fn resources(&mut self, limits: Limits, actor: Actor, reply: Reply) {
         let problems = limits.problems(self.services.capacity);
         let refusal = if !problems.is_empty() {
             Some(Refusal::Invalid(problems))
@@ -123,12 +150,12 @@ impl Owner {
         match (&self.record.docker_id, self.record.machine.live_run()) {
             (Some(_), Some(_)) => {
                 let ctx = self.ctx();
-                self.tasks.spawn(ctx.apply_limits(limits, reply));
+                self.tasks.spawn(ctx.apply_limits(limits, actor, reply));
             }
             _ => {
                 let mut spec = (*self.record.spec).clone();
                 spec.limits = limits;
-                drop(reply.send(self.update(spec).await));
+                drop(reply.send(self.update(spec, actor).await));
             }
         }
     }
@@ -137,6 +164,7 @@ impl Owner {
     pub(super) async fn limits_applied(
         &mut self,
         limits: Limits,
+        actor: Actor,
         result: Result<(), EngineError>,
     ) -> Result<Accepted, Refusal> {
         match result {
@@ -147,7 +175,7 @@ impl Owner {
                 spec.limits = limits;
                 // The engine has them, but lifts none; what else waits for a restart goes on waiting.
                 let waits = lifts_a_limit(&self.record.spec.limits, &limits);
-                self.replace_spec(spec, self.record.restart_needed || waits).await
+                self.replace_spec(spec, self.record.restart_needed || waits, actor).await
             }
         }
     }

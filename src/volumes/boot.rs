@@ -27,7 +27,7 @@ impl Volumes {
     /// Looks what there is to do, and keeps everybody from volumes that are not mounted yet. Before
     /// anything else may happen.
     pub(crate) async fn look_over(&self) -> Result<LeftOver, StoreError> {
-        let left = self.0.store.write("look over the volumes", |tx| {
+        let left = self.inner.store.write("look over the volumes", |tx| {
             tx.forget_unfinished_snapshots()?;
             Ok(LeftOver {
                 volumes: tx.volumes()?,
@@ -37,7 +37,7 @@ impl Volumes {
         let left = left.await?;
         for volume in &left.volumes {
             if volume.backing.is_some_and(|backing| backing.backend == QuotaBackend::Image) {
-                self.0.files.expect_image(volume.id);
+                self.inner.files.expect_image(volume.id);
             }
         }
         Ok(left)
@@ -46,7 +46,7 @@ impl Volumes {
     /// Does it, and tries the configured backend. A volume that cannot be taken up keeps none of the
     /// others from it.
     pub(crate) async fn take_up(&self, left: LeftOver) {
-        let inner = &self.0;
+        let inner = &self.inner;
         let volumes = futures_util::stream::iter(left.volumes);
         volumes.for_each_concurrent(AT_ONCE, |volume| inner.take_up_one(volume)).await;
         for id in left.folders_to_remove {

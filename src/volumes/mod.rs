@@ -20,6 +20,7 @@ use tokio::sync::{Mutex, watch};
 use tokio_util::task::TaskTracker;
 
 pub(crate) use self::boot::LeftOver;
+use crate::domain::audit::{Act, Action, Actor};
 use crate::domain::ids::{ContainerId, VolumeId};
 use crate::domain::lifecycle::Phase;
 use crate::domain::quota::{Backing, QuotaBackend};
@@ -63,8 +64,12 @@ pub(crate) enum VolumesError {
     Stopping,
 }
 
+/// Acts for somebody: for lightd itself unless [`Volumes::by`] says otherwise.
 #[derive(Clone, Debug)]
-pub(crate) struct Volumes(Arc<Inner>);
+pub(crate) struct Volumes {
+    inner: Arc<Inner>,
+    actor: Actor,
+}
 
 #[derive(Debug)]
 struct Inner {
@@ -85,7 +90,17 @@ impl Volumes {
     ) -> Self {
         let files = supervisor.services().files.clone();
         let (tasks, working) = (TaskTracker::new(), Mutex::default());
-        Self(Arc::new(Inner { store, files, supervisor, settings, tasks, working }))
+        let inner = Inner { store, files, supervisor, settings, tasks, working };
+        Self { inner: Arc::new(inner), actor: Actor::lightd() }
+    }
+
+    /// The same, for this actor.
+    pub(crate) fn by(&self, actor: Actor) -> Self {
+        Self { inner: Arc::clone(&self.inner), actor }
+    }
+
+    fn act(&self, action: Action) -> Act {
+        Act::new(self.actor.clone(), action)
     }
 
     /// Makes a volume. One with a size is held to it by what the node is configured for, or not made.
@@ -94,8 +109,8 @@ impl Volumes {
         name: Option<String>,
         size_bytes: Option<u64>,
     ) -> Result<VolumeRow, VolumesError> {
-        let this = self.clone();
-        self.to_its_end(async move { this.0.create(name, size_bytes).await }).await
+        let (inner, act) = (Arc::clone(&self.inner), self.act(Action::VolumeCreate));
+        self.to_its_end(async move { inner.create(name, size_bytes, act).await }).await
     }
 
     /// Gives a volume another size, or none.
@@ -104,8 +119,8 @@ impl Volumes {
         volume: VolumeId,
         size_bytes: Option<u64>,
     ) -> Result<VolumeRow, VolumesError> {
-        let this = self.clone();
-        self.to_its_end(async move { this.0.resize(volume, size_bytes).await }).await
+        let (inner, act) = (Arc::clone(&self.inner), self.act(Action::VolumeResize));
+        self.to_its_end(async move { inner.resize(volume, size_bytes, act).await }).await
     }
 
     /// Deletes a volume that no container uses.
@@ -115,24 +130,24 @@ impl Volumes {
         volume: VolumeId,
         cancel: impl FnOnce() + Send + 'static,
     ) -> Result<(), VolumesError> {
-        let this = self.clone();
-        self.to_its_end(async move { this.0.remove(volume, cancel).await }).await
+        let (inner, act) = (Arc::clone(&self.inner), self.act(Action::VolumeDelete));
+        self.to_its_end(async move { inner.remove(volume, cancel, act).await }).await
     }
 
     /// Waits for what has been begun; nothing more is.
     pub(crate) async fn shutdown(&self) {
-        self.0.tasks.close();
-        self.0.tasks.wait().await;
+        self.inner.tasks.close();
+        self.inner.tasks.wait().await;
     }
 
     async fn to_its_end<T: Send + 'static>(
         &self,
         work: impl Future<Output = Result<T, VolumesError>> + Send + 'static,
     ) -> Result<T, VolumesError> {
-        if self.0.tasks.is_closed() {
+        if self.inner.tasks.is_closed() {
             return Err(VolumesError::Stopping);
         }
-        match self.0.tasks.spawn(work).await {
+        match self.inner.tasks.spawn(work).await {
             Ok(done) => done,
             Err(ended) => match ended.try_into_panic() {
                 Ok(panic) => std::panic::resume_unwind(panic),
@@ -147,6 +162,7 @@ impl Inner {
         &self,
         name: Option<String>,
         size_bytes: Option<u64>,
+        act: Act,
     ) -> Result<VolumeRow, VolumesError> {
         let id = VolumeId::random();
         let backing = match size_bytes {
@@ -167,7 +183,13 @@ impl Inner {
         }
         let row = VolumeRow { id, name, size_bytes, backing, created_at: UnixSeconds::now() };
         let stored = row.clone();
-        self.store.write("store a volume", move |tx| tx.insert_volume(&stored)).await?;
+        let act = act.in_volume(id).with_some("name", row.name.as_deref());
+        let act = act.with_some("size", size_bytes);
+        let store = move |tx: &crate::store::Tx<'_>| {
+            tx.insert_volume(&stored)?;
+            tx.record(&act, stored.created_at)
+        };
+        self.store.write("store a volume", store).await?;
         Ok(row)
     }
 
@@ -229,6 +251,7 @@ impl Inner {
         &self,
         id: VolumeId,
         size_bytes: Option<u64>,
+        act: Act,
     ) -> Result<VolumeRow, VolumesError> {
         let row = self.store.read("look up a volume", move |rx| rx.volume(id)).await?;
         let backing = match (row.backing, size_bytes) {
@@ -255,7 +278,11 @@ impl Inner {
                 }
             },
         };
-        let store = move |tx: &crate::store::Tx<'_>| tx.resize_volume(id, size_bytes, backing);
+        let act = act.in_volume(id).with("size", size_bytes);
+        let store = move |tx: &crate::store::Tx<'_>| {
+            tx.resize_volume(id, size_bytes, backing)?;
+            tx.record(&act, UnixSeconds::now())
+        };
         self.store.write("resize a volume", store).await?;
         Ok(VolumeRow { size_bytes, backing, ..row })
     }
@@ -316,8 +343,17 @@ impl Inner {
         Ok(claim)
     }
 
-    async fn remove(&self, id: VolumeId, cancel: impl FnOnce()) -> Result<(), VolumesError> {
-        self.store.write("delete a volume", move |tx| tx.delete_volume(id)).await?;
+    async fn remove(
+        &self,
+        id: VolumeId,
+        cancel: impl FnOnce(),
+        act: Act,
+    ) -> Result<(), VolumesError> {
+        let delete = move |tx: &crate::store::Tx<'_>| {
+            tx.delete_volume(id)?;
+            tx.record(&act.in_volume(id), UnixSeconds::now())
+        };
+        self.store.write("delete a volume", delete).await?;
         cancel();
         let _claim = self.files.claim_to_remove(id).await?;
         self.remove_folder(id).await

@@ -28,7 +28,7 @@ impl Volumes {
         let mut rounds = tokio::time::interval(ROUND);
         rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
         while stop.run_until_cancelled(rounds.tick()).await.is_some() {
-            let round = self.0.count_again(&mut exceeded);
+            let round = self.inner.count_again(&mut exceeded);
             match stop.run_until_cancelled(round).await {
                 Some(Err(error)) => {
                     tracing::warn!(error = %Chain(&error), "volumes were not counted again");

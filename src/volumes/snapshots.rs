@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::{Inner, Volumes, VolumesError};
+use crate::domain::audit::{Act, Action};
 use crate::domain::ids::VolumeId;
 use crate::domain::lifecycle::{Answer, Command};
 use crate::domain::operation::{OperationId, OperationKind};
@@ -41,8 +42,10 @@ impl Volumes {
         name: String,
         pause: bool,
     ) -> Result<OperationId, VolumesError> {
-        let (inner, operations) = (Arc::clone(&self.0), operations.clone());
-        self.to_its_end(async move { inner.begin(&operations, volume, name, pause).await }).await
+        let (inner, operations) = (Arc::clone(&self.inner), operations.clone());
+        let act = self.act(Action::SnapshotTake).with("name", name.as_str());
+        let new = (volume, name, pause);
+        self.to_its_end(async move { inner.begin(&operations, new, act).await }).await
     }
 
     /// Begins to put a snapshot in its volume's place. Its containers must be stopped, and are not
@@ -53,8 +56,10 @@ impl Volumes {
         volume: VolumeId,
         name: String,
     ) -> Result<OperationId, VolumesError> {
-        let (inner, operations) = (Arc::clone(&self.0), operations.clone());
-        self.to_its_end(async move { inner.begin_restore(&operations, volume, name).await }).await
+        let (inner, operations) = (Arc::clone(&self.inner), operations.clone());
+        let act = self.act(Action::SnapshotRestore).with("name", name.as_str());
+        self.to_its_end(async move { inner.begin_restore(&operations, volume, name, act).await })
+            .await
     }
 
     /// Removes a snapshot.
@@ -63,13 +68,14 @@ impl Volumes {
         volume: VolumeId,
         name: String,
     ) -> Result<(), VolumesError> {
-        let this = self.clone();
+        let inner = Arc::clone(&self.inner);
+        let act = self.act(Action::SnapshotDelete).in_volume(volume).with("name", name.as_str());
         self.to_its_end(async move {
-            let inner = &this.0;
             let _claim = inner.files.claim(volume, Work::Snapshot).await?;
             let removing = inner.store.write("begin to remove a snapshot", move |tx| {
                 let row = tx.snapshot(volume, &name)?;
                 tx.begin_snapshot_removal(row.id)?;
+                tx.record(&act, UnixSeconds::now())?;
                 Ok(row.id)
             });
             let id = removing.await?;
@@ -85,9 +91,8 @@ impl Inner {
     async fn begin(
         self: Arc<Self>,
         operations: &Operations,
-        volume: VolumeId,
-        name: String,
-        pause: bool,
+        (volume, name, pause): (VolumeId, String, bool),
+        act: Act,
     ) -> Result<OperationId, VolumesError> {
         let claim = self.files.claim(volume, Work::Snapshot).await?;
         let (id, created_at) = (Uuid::new_v4(), UnixSeconds::now());
@@ -97,7 +102,8 @@ impl Inner {
         self.store.write("begin a snapshot", move |tx| tx.begin_snapshot(&new, most)).await?;
         let inner = Arc::clone(&self);
         let work = move |progress| async move { inner.take(claim, row, progress).await };
-        let started = operations.start(OperationKind::Snapshot, volume, work).await;
+        let started =
+            operations.start(act.with("pause", pause), OperationKind::Snapshot, volume, work).await;
         if started.is_err() {
             self.forget_snapshot(id).await;
         }
@@ -109,6 +115,7 @@ impl Inner {
         operations: &Operations,
         volume: VolumeId,
         name: String,
+        act: Act,
     ) -> Result<OperationId, VolumesError> {
         let claim = self.claim_at_rest(volume, Work::Restore).await?;
         let look = move |rx: &crate::store::Read<'_>| {
@@ -134,7 +141,7 @@ impl Inner {
             progress.set_result(result(&snapshot.name, restore.expected));
             Ok(())
         };
-        Ok(operations.start(OperationKind::Restore, volume, work).await?)
+        Ok(operations.start(act, OperationKind::Restore, volume, work).await?)
     }
 
     async fn take(

@@ -2,6 +2,7 @@
 
 mod access;
 mod architecture;
+mod audit;
 mod console;
 mod containers;
 mod crash;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
+use crate::audit::entries;
 use crate::support::SOON;
 use crate::support::numbers::free_port;
 use crate::support::panel::Panel;
@@ -273,6 +274,14 @@ async fn what_the_panel_has_not_taken_is_listed_sent_again_and_dropped() {
     nothing_waits(&daemon).await;
     let empty = client.get("/remote/outbox").await.is(200);
     assert_eq!(empty, json!({"updates": [], "next_cursor": null}));
+    let recorded = entries(&client, "action=outbox").await;
+    let of =
+        |entry: &Value| [&entry["action"], &entry["container"], &entry["count"]].map(Value::clone);
+    let wanted = [
+        [json!("outbox.retry"), json!(id), json!(1)],
+        [json!("outbox.drop"), Value::Null, json!(1)],
+    ];
+    assert_eq!(recorded.iter().map(of).collect::<Vec<_>>(), wanted, "who did that is known");
     daemon.close().await;
 }
 

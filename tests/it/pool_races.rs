@@ -282,6 +282,10 @@ async fn what_an_older_lightds_containers_publish_is_taken_into_the_pool_and_lef
     let shown = client.get(&format!("/network/ports/127.0.0.1/{}", ports[0])).await.is(200);
     assert!(shown["in_use"] == true && shown["container"].is_null(), "{shown}");
     assert!(shown["note"].as_str().is_some_and(|note| note.contains(&name)), "{shown}");
+    let recorded = crate::audit::entries(&client, "action=port.import").await;
+    let all = imported["ports"].as_array().expect("a list").iter();
+    let news = all.filter(|found| found["outcome"] != "known").count();
+    assert_eq!(recorded.iter().map(|entry| &entry["count"]).collect::<Vec<_>>(), [news]);
     let again = client.post_empty("/network/ports/import").await.is(200);
     assert_eq!(found(&again, ports[0]).expect("it is found")["outcome"], "known");
     let made = daemon.create(&daemon.id("new"), json!({"ports": [{}]})).await;

@@ -11,6 +11,7 @@ use utoipa_axum::routes;
 use super::files::{entry_paths, must_be_free, must_exist};
 use super::listing::{kind_name, octal};
 use super::operations::{CancelOnDrop, Job, StartedView, Told};
+use super::recording::FileLog;
 use super::volumes::{entry_path, folder_path, made, page_limit, reach};
 use crate::api::auth::Auth;
 use crate::api::error::ApiError;
@@ -21,6 +22,7 @@ use crate::api::openapi::refusals::refusals;
 use crate::api::openapi::schemas::{EntryKind, Mode};
 use crate::api::state::AppState;
 use crate::domain::access::Permission;
+use crate::domain::audit::Action;
 use crate::domain::ids::VolumeId;
 use crate::domain::path::RelPath;
 use crate::domain::units::UnixSeconds;
@@ -130,7 +132,9 @@ async fn compress(
 ) -> Result<Response, ApiError> {
     let reached = reach(&auth, &state, id, Permission::FilesWrite).await?;
     let request = body.read()?;
-    let job = Job { state: &state, volume: &reached, kind: OperationKind::Compress };
+    let act = FileLog::new(&auth, &state, id).act(Action::ArchiveCompress);
+    let act = act.with("archive", request.output.as_str()).listing("paths", &request.paths);
+    let job = Job { state: &state, volume: &reached, kind: OperationKind::Compress, act };
     let checked = request.clone();
     let work = move |volume: &Volume, progress: &Progress| {
         let Packed { size, entries, skipped, is_new } = volume.pack(&request, progress)?;
@@ -144,7 +148,7 @@ async fn compress(
         state.files.run(id, check).await?;
         return job.start(move |volume, progress| Ok(work(volume, progress)?.1)).await;
     }
-    let (is_new, result) = job.run(work).await?;
+    let (is_new, result) = job.run(work, |_| true).await?;
     Ok((made(is_new), JsonAnswer(Told { message: "Archive created", result })).into_response())
 }
 
@@ -222,7 +226,10 @@ async fn decompress(
     let reached = reach(&auth, &state, id, Permission::FilesWrite).await?;
     let request = body.read()?;
     let archive = request.archive.clone();
-    let job = Job { state: &state, volume: &reached, kind: OperationKind::Decompress };
+    let act = FileLog::new(&auth, &state, id).act(Action::ArchiveDecompress);
+    let act = act.with("archive", archive.as_str());
+    let act = act.with("destination", request.destination.as_str());
+    let job = Job { state: &state, volume: &reached, kind: OperationKind::Decompress, act };
     let work = move |volume: &Volume, progress: &Progress| {
         let Unpacked { entries, skipped } = volume.unpack(&request, progress)?;
         Ok(UnpackedView { destination: request.destination, entries, skipped })
@@ -231,7 +238,7 @@ async fn decompress(
         state.files.run(id, move |volume| volume.open_read(&archive).map(drop)).await?;
         return job.start(work).await;
     }
-    let result = job.run(work).await?;
+    let result = job.run(work, |_| true).await?;
     let view = Told { message: "Archive extracted", result };
     Ok((StatusCode::CREATED, JsonAnswer(view)).into_response())
 }

@@ -65,6 +65,7 @@ async fn create(
         spec,
         ports: wanted(&auth, ports, lease),
         registry_auth: registry_auth.map(Into::into),
+        actor: auth.actor(),
     };
     state.supervisor.create(new).await?;
     // The install may have begun, and even have ended, by now; the contract names the first state.

@@ -19,6 +19,7 @@ use utoipa_axum::routes;
 use super::body::{Begin, bridge};
 use super::content_headers::{Tags, attachment, range_of};
 use super::files::{WrittenView, written_answer};
+use super::recording::FileLog;
 use super::volumes::{entry_path, reach};
 use crate::api::auth::Auth;
 use crate::api::error::ApiError;
@@ -193,8 +194,8 @@ async fn write_contents(
     let announced = request.headers().get(header::CONTENT_LENGTH);
     let announced = announced.and_then(|length| length.to_str().ok()?.parse().ok()).unwrap_or(0);
     let (sender, mut incoming) = bridge(Progress::default(), Begin::of(request.headers()));
-    let target = path.clone();
-    let limit_bytes = reached.limit_bytes();
+    let (target, limit_bytes) = (path.clone(), reached.limit_bytes());
+    let log = FileLog::new(&auth, &state, id);
     let work = move |volume: &Volume| {
         let progress = incoming.progress.clone();
         volume.hold_to(limit_bytes, volume.replaced_bytes(&target), &progress)?;
@@ -206,7 +207,7 @@ async fn write_contents(
             Err(FileError::AlreadyExists { path }) if create_only => {
                 Err(FileError::PreconditionFailed { path, how: "exists already" })
             }
-            outcome => outcome,
+            outcome => outcome.inspect(|_| log.wrote([&target])),
         }
     };
     let written = state.files.run_in(Lane::Transfer, id, work);

@@ -13,6 +13,7 @@ use utoipa_axum::routes;
 
 use super::listing::octal;
 use super::operations::{Job, StartedView, Told};
+use super::recording::FileLog;
 use super::volumes::{entry_path, made, reach};
 use crate::api::auth::Auth;
 use crate::api::error::ApiError;
@@ -23,6 +24,7 @@ use crate::api::openapi::refusals::refusals;
 use crate::api::openapi::schemas::Mode;
 use crate::api::state::AppState;
 use crate::domain::access::Permission;
+use crate::domain::audit::Action;
 use crate::domain::ids::VolumeId;
 use crate::domain::path::RelPath;
 use crate::files::content::{WriteMode, Written};
@@ -123,11 +125,14 @@ async fn write(
     let path = entry_path("path", &body.path)?;
     let mode = WriteMode { create_only: body.create_only, if_match: None };
     let (target, content, limit_bytes) = (path.clone(), body.content()?, reached.limit_bytes());
+    let log = FileLog::new(&auth, &state, id);
     let work = move |volume: &Volume| {
         let progress = Progress::default();
         volume.hold_to(limit_bytes, volume.replaced_bytes(&target), &progress)?;
         progress.spend(content.len() as u64)?;
-        volume.write_atomic(&target, &mut content.as_slice(), &mode)
+        let written = volume.write_atomic(&target, &mut content.as_slice(), &mode)?;
+        log.wrote([&target]);
+        Ok(written)
     };
     // What may be written is counted, which may go through all that is there.
     let written = state.files.run_in(Lane::Transfer, id, work).await?;
@@ -168,10 +173,14 @@ async fn make_folder(
 ) -> Result<(StatusCode, JsonAnswer<FolderView>), ApiError> {
     reach(&auth, &state, id, Permission::FilesWrite).await?;
     let path = entry_path("path", &body.path)?;
-    let folder = path.clone();
+    let (folder, log) = (path.clone(), FileLog::new(&auth, &state, id));
     let work = move |volume: &Volume| {
         let is_new = !volume.exists(&folder)?;
-        volume.mkdir_all(&folder).map(|()| is_new)
+        volume.mkdir_all(&folder)?;
+        if is_new {
+            log.note(log.act(Action::FilesMakeFolder).each("paths", [&folder]));
+        }
+        Ok(is_new)
     };
     let is_new = state.files.run(id, work).await?;
     let message = if is_new { "Folder created" } else { "Folder exists" };
@@ -214,7 +223,14 @@ async fn rename(
     let source = entry_path("source", &body.source)?;
     let destination = entry_path("destination", &body.destination)?;
     let (from, to) = (source.clone(), destination.clone());
-    state.files.run(id, move |volume| volume.rename(&from, &to, body.overwrite)).await?;
+    let log = FileLog::new(&auth, &state, id);
+    let work = move |volume: &Volume| {
+        volume.rename(&from, &to, body.overwrite)?;
+        let act = log.act(Action::FilesRename).with("source", from.as_str());
+        log.note(act.with("destination", to.as_str()));
+        Ok(())
+    };
+    state.files.run(id, work).await?;
     let result = MovedView { source, destination };
     Ok(JsonAnswer(Told { message: "Moved", result }))
 }
@@ -256,7 +272,9 @@ async fn copy(
     let reached = reach(&auth, &state, id, Permission::FilesWrite).await?;
     let source = entry_path("source", &body.source)?;
     let destination = entry_path("destination", &body.destination)?;
-    let job = Job { state: &state, volume: &reached, kind: OperationKind::Copy };
+    let act = FileLog::new(&auth, &state, id).act(Action::FilesCopy);
+    let act = act.with("source", source.as_str()).with("destination", destination.as_str());
+    let job = Job { state: &state, volume: &reached, kind: OperationKind::Copy, act };
     let moved = MovedView { source: source.clone(), destination: destination.clone() };
     let overwrite = body.overwrite;
     let work = move |volume: &Volume, progress: &Progress| {
@@ -272,7 +290,7 @@ async fn copy(
         state.files.run(id, check).await?;
         return job.start(move |volume, progress| Ok(work(volume, progress)?.1)).await;
     }
-    let (is_new, result) = job.run(work).await?;
+    let (is_new, result) = job.run(work, |_| true).await?;
     Ok((made(is_new), JsonAnswer(Told { message: "Copied", result })).into_response())
 }
 
@@ -339,8 +357,14 @@ async fn chmod(
     reach(&auth, &state, id, Permission::FilesWrite).await?;
     let path = entry_path("path", &body.path)?;
     let mode = permissions(&body.mode)?;
-    let target = path.clone();
-    state.files.run(id, move |volume| volume.chmod(&target, mode)).await?;
+    let (target, log) = (path.clone(), FileLog::new(&auth, &state, id));
+    let work = move |volume: &Volume| {
+        volume.chmod(&target, mode)?;
+        let act = log.act(Action::FilesChmod).with("path", target.as_str());
+        log.note(act.with("mode", octal(mode)));
+        Ok(())
+    };
+    state.files.run(id, work).await?;
     Ok(JsonAnswer(ChangedView { message: "Permissions changed", path, mode: octal(mode) }))
 }
 
@@ -384,7 +408,8 @@ async fn delete_files(
     if paths.is_empty() {
         return Err(ApiError::field("paths", "must name at least one file or folder"));
     }
-    let job = Job { state: &state, volume: &reached, kind: OperationKind::Delete };
+    let act = FileLog::new(&auth, &state, id).act(Action::FilesDelete).each("paths", &paths);
+    let job = Job { state: &state, volume: &reached, kind: OperationKind::Delete, act };
     let (named, work) = (paths.clone(), move |volume: &Volume, progress: &Progress| {
         volume.delete(&paths, progress).map(|deleted| DeletedView { deleted })
     });
@@ -394,7 +419,7 @@ async fn delete_files(
         state.files.run(id, check).await?;
         return job.start(work).await;
     }
-    Ok(JsonAnswer(job.run(work).await?).into_response())
+    Ok(JsonAnswer(job.run(work, |view| view.deleted > 0).await?).into_response())
 }
 
 pub(super) fn entry_paths(field: &str, texts: &[String]) -> Result<Vec<RelPath>, ApiError> {

@@ -111,7 +111,7 @@ async fn add_rule(
 ) -> Result<(StatusCode, JsonAnswer<RuleAnswer>), ApiError> {
     let id = body.container_id.clone();
     auth.container(&state, &id, Permission::NetworkWrite)?;
-    let row = state.firewall.add_rule(id, body.rule()?).await?;
+    let row = state.firewall.by(auth.actor()).add_rule(id, body.rule()?).await?;
     let answer = shown(&state, Some("Firewall rule created"), row).await?;
     Ok((StatusCode::CREATED, answer))
 }
@@ -179,7 +179,7 @@ async fn toggle_rule(
     Json(body): Json<ToggleBody>,
 ) -> Result<JsonAnswer<RuleAnswer>, ApiError> {
     let row = reach(&auth, &state, id, Permission::NetworkWrite).await?;
-    let row = state.firewall.enable_rule(row, body.enabled).await?;
+    let row = state.firewall.by(auth.actor()).enable_rule(row, body.enabled).await?;
     let message = if body.enabled { "Firewall rule enabled" } else { "Firewall rule disabled" };
     shown(&state, Some(message), row).await
 }
@@ -204,7 +204,7 @@ async fn delete_rule(
     Path(id): Path<RuleId>,
 ) -> Result<JsonAnswer<RuleDeleted>, ApiError> {
     let row = reach(&auth, &state, id, Permission::NetworkWrite).await?;
-    state.firewall.delete_rule(row).await?;
+    state.firewall.by(auth.actor()).delete_rule(row).await?;
     Ok(JsonAnswer(RuleDeleted { message: "Firewall rule deleted", id }))
 }
 

@@ -119,7 +119,7 @@ async fn set_ddos(
     if !problems.is_empty() {
         return Err(ApiError::invalid(problems));
     }
-    state.firewall.set_ddos(id.clone(), ddos).await?;
+    state.firewall.by(auth.actor()).set_ddos(id.clone(), ddos).await?;
     let message = if body.enabled { "DDoS protection enabled" } else { "DDoS protection disabled" };
     ddos_of(&state, id, Some(message)).await
 }
@@ -184,7 +184,7 @@ async fn attach(
     Path(id): Path<ContainerId>,
 ) -> Result<(StatusCode, JsonAnswer<NetworkAnswer>), ApiError> {
     auth.container(&state, &id, Permission::NetworkWrite)?;
-    let is_new = state.firewall.attach(id.clone(), true).await?;
+    let is_new = state.firewall.by(auth.actor()).attach(id.clone(), true).await?;
     let message =
         if is_new { "Firewall network created" } else { "Firewall network exists already" };
     Ok((made(is_new), network_of(&state, id, Some(message)).await?))
@@ -217,7 +217,7 @@ async fn detach(
     Path(id): Path<ContainerId>,
 ) -> Result<JsonAnswer<NetworkAnswer>, ApiError> {
     auth.container(&state, &id, Permission::NetworkWrite)?;
-    state.firewall.attach(id.clone(), false).await?;
+    state.firewall.by(auth.actor()).attach(id.clone(), false).await?;
     network_of(&state, id, Some("Firewall network removed")).await
 }
 
@@ -242,7 +242,7 @@ async fn clean(
     Path(id): Path<ContainerId>,
 ) -> Result<JsonAnswer<CleanedView>, ApiError> {
     auth.container(&state, &id, Permission::NetworkWrite)?;
-    let was = state.firewall.clean(id.clone()).await?;
+    let was = state.firewall.by(auth.actor()).clean(id.clone()).await?;
     let deleted_rules = was.map_or(0, |FirewallRow { rules, .. }| rules.len());
     Ok(JsonAnswer(CleanedView { message: "Firewall cleaned up", container_id: id, deleted_rules }))
 }

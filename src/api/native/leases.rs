@@ -104,7 +104,7 @@ async fn allocate(
         lease: body.lease_id,
         holder: auth.principal().name(),
     };
-    let lease = state.ports.allocate(wanted).await?;
+    let lease = state.ports.by(auth.actor()).allocate(wanted).await?;
     Ok((StatusCode::CREATED, JsonAnswer(lease.into())))
 }
 
@@ -195,7 +195,7 @@ async fn renew_lease(
 ) -> Result<JsonAnswer<LeaseView>, ApiError> {
     auth.require(Permission::NetworkWrite)?;
     let reserve = body.reserve.unwrap_or(RESERVE_DEFAULT).0;
-    Ok(JsonAnswer(state.ports.renew(id, reserve).await?.into()))
+    Ok(JsonAnswer(state.ports.by(auth.actor()).renew(id, reserve).await?.into()))
 }
 
 #[derive(Debug, Serialize, ToSchema)]
@@ -221,7 +221,7 @@ async fn end_lease(
     Path(id): Path<Uuid>,
 ) -> Result<JsonAnswer<EndedView>, ApiError> {
     auth.require(Permission::NetworkWrite)?;
-    let lease = state.ports.end_lease(id).await?;
+    let lease = state.ports.by(auth.actor()).end_lease(id).await?;
     let view =
         EndedView { message: "Lease ended", lease_id: id, released_count: lease.ports.len() };
     Ok(JsonAnswer(view))

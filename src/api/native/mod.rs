@@ -5,6 +5,7 @@
 //! client that goes away interrupts nothing half-way. Whatever fails is an `ApiError`.
 
 mod archives;
+mod audit;
 mod body;
 mod console;
 mod container_body;
@@ -28,6 +29,7 @@ mod post_mortems;
 mod power;
 mod public;
 mod pulls;
+mod recording;
 mod remote;
 mod resources;
 mod search;
@@ -68,6 +70,7 @@ pub(super) fn quick_routes() -> Routes {
         .merge(listing::routes())
         .merge(operations::routes())
         .merge(pulls::routes())
+        .merge(audit::routes())
 }
 
 /// Calls that bring their own deadline, or stream.

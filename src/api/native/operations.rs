@@ -11,6 +11,7 @@ use tokio::sync::broadcast::error::RecvError;
 use utoipa::ToSchema;
 use utoipa_axum::routes;
 
+use super::recording::FileLog;
 use super::volumes::Reached;
 use crate::api::auth::Auth;
 use crate::api::error::ApiError;
@@ -19,6 +20,7 @@ use crate::api::openapi::Routes;
 use crate::api::openapi::refusals::refusals;
 use crate::api::state::AppState;
 use crate::domain::access::{Permission, Resource, allows, permits};
+use crate::domain::audit::{Act, Action};
 use crate::domain::ids::VolumeId;
 use crate::files::operation::{OperationId, OperationKind, OperationState, OperationView};
 use crate::files::{FileError, Progress, Volume};
@@ -32,6 +34,8 @@ pub(super) struct Job<'a> {
     pub(super) state: &'a AppState,
     pub(super) volume: &'a Reached,
     pub(super) kind: OperationKind,
+    /// As the audit log has it.
+    pub(super) act: Act,
 }
 
 /// Ends the work of a caller that has gone away.
@@ -59,13 +63,22 @@ pub(super) struct StartedView {
 }
 
 impl Job<'_> {
-    /// Does the work while the caller waits.
+    /// Does the work while the caller waits. It is recorded if it has changed something.
     pub(super) async fn run<T: Send + 'static>(
         self,
         work: impl FnOnce(&Volume, &Progress) -> Result<T, FileError> + Send + 'static,
+        has_changed: impl FnOnce(&T) -> bool + Send + 'static,
     ) -> Result<T, ApiError> {
         let guard = CancelOnDrop(Progress::default());
-        let run = self.state.files.run_long(self.volume.row.id, guard.0.clone(), self.held(work));
+        let (store, work) = (self.state.store.clone(), self.held(work));
+        let work = move |volume: &Volume, progress: &Progress| {
+            let done = work(volume, progress)?;
+            if has_changed(&done) {
+                store.record_done_blocking(self.act);
+            }
+            Ok(done)
+        };
+        let run = self.state.files.run_long(self.volume.row.id, guard.0.clone(), work);
         Ok(run.await?)
     }
 
@@ -75,12 +88,13 @@ impl Job<'_> {
         work: impl FnOnce(&Volume, &Progress) -> Result<T, FileError> + Send + 'static,
     ) -> Result<Response, ApiError> {
         let (files, id, work) = (self.state.files.clone(), self.volume.row.id, self.held(work));
-        let started = self.state.operations.start(self.kind, id, move |progress| async move {
+        let work = move |progress: Progress| async move {
             let result = files.run_long(id, progress.clone(), work).await?;
             let result = serde_json::to_value(result);
             progress.set_result(result.expect("invariant: a struct of plain values is JSON"));
             Ok(())
-        });
+        };
+        let started = self.state.operations.start(self.act, self.kind, id, work);
         Ok(started_answer(started.await?))
     }
 
@@ -171,6 +185,10 @@ async fn cancel(
     Path(id): Path<String>,
 ) -> Result<(StatusCode, JsonAnswer<OperationView>), ApiError> {
     let seen = find(&auth, &state, &id, may_cancel).await?;
+    if seen.state == OperationState::Running {
+        let act = FileLog::new(&auth, &state, seen.volume).act(Action::OperationCancel);
+        state.store.record(act.with("operation_id", seen.id.to_string())).await?;
+    }
     let mut changes = state.operations.subscribe();
     let mut seen = state.operations.cancel(seen.id).unwrap_or(seen);
     let ended = async {

@@ -17,9 +17,11 @@ use crate::api::openapi::Routes;
 use crate::api::openapi::refusals::refusals;
 use crate::api::state::AppState;
 use crate::domain::access::Permission;
+use crate::domain::audit::{Act, Action};
 use crate::domain::ids::ContainerId;
 use crate::domain::units::UnixSeconds;
 use crate::store::outbox::{OutboxEntry, OutboxFilter};
+use crate::store::{StoreError, Tx};
 
 pub(super) fn routes() -> Routes {
     Routes::default()
@@ -207,7 +209,12 @@ async fn retry_update(
     Path(sequence): Path<i64>,
 ) -> Result<Json<OneView>, ApiError> {
     auth.require(Permission::Node)?;
-    state.store.write("retry an update", move |tx| tx.retry_update(sequence)).await?;
+    let act = Act::new(auth.actor(), Action::OutboxRetry).with("sequence", sequence);
+    let retry = move |tx: &Tx<'_>| {
+        let server = tx.retry_update(sequence)?;
+        tx.record(&act.on(&server), UnixSeconds::now())
+    };
+    state.store.write("retry an update", retry).await?;
     tracing::info!(sequence, by = ?auth.principal(), "an update for the panel is sent again on request");
     Ok(Json(OneView { message: "Update will be sent again", sequence }))
 }
@@ -241,7 +248,11 @@ async fn retry_updates(
 ) -> Result<Json<RetriedView>, ApiError> {
     auth.require(Permission::Node)?;
     let server = read_server(query.server)?;
-    let retry = move |tx: &crate::store::Tx<'_>| tx.retry_updates(server.as_ref());
+    let act = Act::new(auth.actor(), Action::OutboxRetry);
+    let retry = move |tx: &Tx<'_>| {
+        let retried = tx.retry_updates(server.as_ref())?;
+        record_all(tx, act, server.as_ref(), retried)
+    };
     let retried = state.store.write("retry updates", retry).await?;
     tracing::info!(retried, by = ?auth.principal(), "updates for the panel are sent again on request");
     Ok(Json(RetriedView { message: "Updates will be sent again", retried }))
@@ -259,7 +270,12 @@ async fn drop_update(
     Path(sequence): Path<i64>,
 ) -> Result<Json<OneView>, ApiError> {
     auth.require(Permission::Node)?;
-    state.store.write("drop an update", move |tx| tx.drop_update(sequence)).await?;
+    let act = Act::new(auth.actor(), Action::OutboxDrop).with("sequence", sequence);
+    let drop = move |tx: &Tx<'_>| {
+        let server = tx.drop_update(sequence)?;
+        tx.record(&act.on(&server), UnixSeconds::now())
+    };
+    state.store.write("drop an update", drop).await?;
     tracing::warn!(sequence, by = ?auth.principal(), "an update for the panel was dropped on request");
     Ok(Json(OneView { message: "Update dropped", sequence }))
 }
@@ -300,8 +316,26 @@ async fn drop_parked(
         return Err(ApiError::field("?state", message));
     }
     let server = read_server(query.server)?;
-    let drop = move |tx: &crate::store::Tx<'_>| tx.drop_parked(server.as_ref());
+    let act = Act::new(auth.actor(), Action::OutboxDrop);
+    let drop = move |tx: &Tx<'_>| {
+        let dropped = tx.drop_parked(server.as_ref())?;
+        record_all(tx, act, server.as_ref(), dropped)
+    };
     let dropped = state.store.write("drop parked updates", drop).await?;
     tracing::warn!(dropped, by = ?auth.principal(), "parked updates for the panel were dropped on request");
     Ok(Json(DroppedView { message: "Parked updates dropped", dropped }))
+}
+
+/// Writes down what was done to so many updates, if to any. Answers how many.
+fn record_all(
+    tx: &Tx<'_>,
+    act: Act,
+    server: Option<&ContainerId>,
+    count: u64,
+) -> Result<u64, StoreError> {
+    if count > 0 {
+        let act = Act { container: server.cloned(), count, ..act };
+        tx.record(&act, UnixSeconds::now())?;
+    }
+    Ok(count)
 }

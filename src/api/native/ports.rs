@@ -100,7 +100,8 @@ async fn add(
         }
         _ => return Err(ApiError::field("port", "is required, or from and to together")),
     };
-    let added = state.ports.add(PortRange { ip: body.ip, ports, protocol }).await?;
+    let added =
+        state.ports.by(auth.actor()).add(PortRange { ip: body.ip, ports, protocol }).await?;
     let view = AddedView {
         message: if body.port.is_some() { "Port added" } else { "Ports added" },
         ip: body.ip,
@@ -361,7 +362,7 @@ async fn mark(
     }
     let claim = Claim { holder: Some(auth.principal().name()), lease: body.lease_id };
     let mark = Mark { in_use: body.in_use, note: non_empty(body.note), claim };
-    let found = state.ports.mark(protocol.on(address), mark).await?;
+    let found = state.ports.by(auth.actor()).mark(protocol.on(address), mark).await?;
     Ok(JsonAnswer(MarkedView {
         message: if body.in_use { "Port marked as in use" } else { "Port marked as free" },
         ip: found.host.ip,
@@ -394,6 +395,6 @@ async fn delete(
     Query(protocol): Query<ProtocolQuery>,
 ) -> Result<JsonAnswer<DeletedView>, ApiError> {
     auth.require(Permission::NetworkWrite)?;
-    state.ports.delete(protocol.on(address)).await?;
+    state.ports.by(auth.actor()).delete(protocol.on(address)).await?;
     Ok(JsonAnswer(DeletedView { message: "Port deleted" }))
 }

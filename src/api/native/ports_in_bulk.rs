@@ -106,10 +106,10 @@ async fn delete_many(
         return Err(ApiError::field("ports", format!("must not be more than {BULK_MAX}")));
     }
     let ports = body.ports.into_iter().map(HostPort::from).collect();
-    let outcome = state.ports.delete_many(ports).await?;
+    let outcome = state.ports.by(auth.actor()).delete_many(ports).await?;
     Ok(JsonAnswer(BulkDeletedView {
         message: "Ports deleted",
-        deleted_count: outcome.deleted,
+        deleted_count: outcome.deleted.len(),
         kept: outcome.kept.into_iter().map(KeptView::from).collect(),
     }))
 }
@@ -152,7 +152,7 @@ async fn import(
     State(state): State<AppState>,
 ) -> Result<JsonAnswer<ImportView>, ApiError> {
     auth.require(Permission::NetworkWrite)?;
-    let found = state.supervisor.import_ports().await?;
+    let found = state.supervisor.import_ports(auth.actor()).await?;
     let news = found.iter().filter(|found| found.outcome != Imported::Known).count();
     let view = |found: ImportedPort| ImportedView {
         ip: found.port.ip,

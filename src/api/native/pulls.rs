@@ -21,6 +21,7 @@ use utoipa_axum::routes;
 use super::body::{Begin, Incoming, bridge};
 use super::content_headers::filename_of;
 use super::operations::{StartedView, Told, started_answer};
+use super::recording::FileLog;
 use super::volumes::{folder_path, reach};
 use crate::api::auth::Auth;
 use crate::api::error::ApiError;
@@ -30,6 +31,7 @@ use crate::api::openapi::params::VolumePath;
 use crate::api::openapi::refusals::refusals;
 use crate::api::state::AppState;
 use crate::domain::access::Permission;
+use crate::domain::audit::Action;
 use crate::domain::ids::VolumeId;
 use crate::domain::operation::OperationKind;
 use crate::domain::path::RelPath;
@@ -88,6 +90,8 @@ async fn pull(
     let url = url.ok_or_else(|| ApiError::field("url", "must be an address to fetch from"))?;
     check_url(&url, &rules).map_err(|why| ApiError::field("url", why.to_string()))?;
     let is_folder = path.is_root() || body.path.ends_with('/');
+    // No more of the address: what follows the host may be somebody's key to it.
+    let host = url.host_str().unwrap_or_default().to_owned();
     let work = Pull {
         files: state.files.clone(),
         fetcher: state.fetcher.clone(),
@@ -101,7 +105,9 @@ async fn pull(
     state.files.run(id, move |volume| checked.check(volume)).await?;
     let timeout = config.pulls.timeout;
     let run = move |progress: Progress| async move { work.run(progress, timeout).await };
-    let started = state.operations.start(OperationKind::Pull, id, run).await?;
+    let act = FileLog::new(&auth, &state, id).act(Action::FilesPull);
+    let act = act.with("path", body.path.as_str()).with("host", host);
+    let started = state.operations.start(act, OperationKind::Pull, id, run).await?;
     Ok(started_answer(started))
 }
 

@@ -14,7 +14,9 @@ use crate::api::openapi::Routes;
 use crate::api::openapi::refusals::refusals;
 use crate::api::openapi::schemas::PanelState;
 use crate::api::state::AppState;
+use crate::config::ConfigError;
 use crate::domain::access::Permission;
+use crate::domain::audit::{Act, Action};
 use crate::domain::units::UnixSeconds;
 use crate::panel::PanelReport;
 
@@ -60,8 +62,15 @@ refusals!(ReloadRefusals: ; 400: "invalid_config");
 async fn reload(auth: Auth, State(state): State<AppState>) -> Result<Json<ReloadView>, ApiError> {
     auth.require(Permission::Node)?;
     let live = Arc::clone(&state.config);
-    let reload = tokio::task::spawn_blocking(move || live.reload()).await;
-    let changes = reload.map_err(ApiError::internal)??;
+    let (store, act) = (state.store.clone(), Act::new(auth.actor(), Action::ConfigReload));
+    let reload = tokio::task::spawn_blocking(move || {
+        let changes = live.reload()?;
+        if !changes.applied.is_empty() {
+            store.record_done_blocking(act.listing("applied", &changes.applied));
+        }
+        Ok::<_, ConfigError>(changes)
+    });
+    let changes = reload.await.map_err(ApiError::internal)??;
     tracing::info!(applied = ?changes.applied, waiting = ?changes.needs_restart, "configuration reloaded");
     Ok(Json(ReloadView {
         message: "Configuration reloaded",

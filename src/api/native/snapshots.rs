@@ -138,8 +138,11 @@ async fn take(
         return Err(ApiError::field("name", message));
     }
     let name = body.name.clone();
-    let operation_id =
-        state.volumes.take_snapshot(&state.operations, id, body.name, body.pause).await?;
+    let operation_id = state
+        .volumes
+        .by(auth.actor())
+        .take_snapshot(&state.operations, id, body.name, body.pause)
+        .await?;
     Ok(StartedView { operation_id, name }.told("The snapshot is being taken"))
 }
 
@@ -193,7 +196,11 @@ async fn restore(
     Path((id, name)): Path<(VolumeId, String)>,
 ) -> Result<(StatusCode, JsonAnswer<Told<StartedView>>), ApiError> {
     reach(&auth, &state, id, Permission::SnapshotsWrite).await?;
-    let operation_id = state.volumes.restore_snapshot(&state.operations, id, name.clone()).await?;
+    let operation_id = state
+        .volumes
+        .by(auth.actor())
+        .restore_snapshot(&state.operations, id, name.clone())
+        .await?;
     Ok(StartedView { operation_id, name }.told("The volume is being restored"))
 }
 
@@ -211,6 +218,6 @@ async fn remove(
     Path((id, name)): Path<(VolumeId, String)>,
 ) -> Result<JsonAnswer<DeletedView>, ApiError> {
     reach(&auth, &state, id, Permission::SnapshotsWrite).await?;
-    state.volumes.remove_snapshot(id, name.clone()).await?;
+    state.volumes.by(auth.actor()).remove_snapshot(id, name.clone()).await?;
     Ok(JsonAnswer(DeletedView { message: "Snapshot deleted", name }))
 }

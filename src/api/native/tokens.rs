@@ -109,7 +109,8 @@ async fn issue(
     OptionalJson(body): OptionalJson<IssueBody>,
 ) -> Result<(StatusCode, Json<IssuedView>), ApiError> {
     auth.require(Permission::Tokens)?;
-    let issued = state.access.issue(body.read()?, auth.principal(), auth.client()).await?;
+    let access = state.access.by(auth.actor());
+    let issued = access.issue(body.read()?, auth.principal(), auth.client()).await?;
     let view = IssuedView {
         id: issued.id,
         token: issued.token.expose().to_owned(),
@@ -264,7 +265,7 @@ async fn revoke(
     Path(id): Path<TokenId>,
 ) -> Result<Json<RevokedView>, ApiError> {
     auth.require(Permission::Tokens)?;
-    state.access.revoke(id).await?;
+    state.access.by(auth.actor()).revoke(id).await?;
     Ok(Json(RevokedView { message: "Token revoked", id }))
 }
 
@@ -306,7 +307,7 @@ async fn revoke_many(
         let message = "either this or ?all=true is needed, and not both";
         return Err(ApiError::field("?container", message));
     }
-    let revoked = state.access.revoke_all(query.container).await?;
+    let revoked = state.access.by(auth.actor()).revoke_all(query.container).await?;
     Ok(Json(RevokedManyView { message: "Tokens revoked", revoked }))
 }
 

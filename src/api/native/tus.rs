@@ -14,6 +14,7 @@ use utoipa::IntoParams;
 use utoipa_axum::routes;
 
 use super::body::{Begin, bridge};
+use super::recording::FileLog;
 use super::tus_create;
 use super::tus_headers::{checksum, number, required_number};
 use super::volumes::{Reached, reach};
@@ -238,8 +239,8 @@ async fn append(
         checksum: checksum_of(headers)?,
     };
     let lock = state.files.resumable_locks().try_lock(upload)?;
-    let limits = limits(&state, &reached);
-    let now = receive(&state, id, lock, piece, limits, request).await?;
+    let (limits, log) = (limits(&state, &reached), FileLog::new(&auth, &state, id));
+    let now = receive(&state, lock, piece, limits, (log, request)).await?;
     let mut response = StatusCode::NO_CONTENT.into_response();
     tell(response.headers_mut(), &state, &now);
     Ok(response)
@@ -248,17 +249,22 @@ async fn append(
 /// Takes in a piece, until it ends, breaks off, or another request wants the upload.
 pub(super) async fn receive(
     state: &AppState,
-    id: VolumeId,
     lock: Lock,
     piece: Piece,
     limits: ResumableLimits,
-    request: Request,
+    (log, request): (FileLog, Request),
 ) -> Result<Resumable, ApiError> {
+    let (id, began_at) = (log.volume(), piece.offset);
     let (sender, mut incoming) = bridge(Progress::default(), Begin::of(request.headers()));
     let wanted = lock.wanted();
     let work = move |volume: &Volume| {
         let progress = incoming.progress.clone();
-        volume.append(&lock, &piece, &mut incoming, &progress, &limits)
+        let now = volume.append(&lock, &piece, &mut incoming, &progress, &limits)?;
+        // One that had arrived before is in its place already.
+        if now.offset > began_at || piece.length.is_some() {
+            note_if_complete(&log, &now);
+        }
+        Ok(now)
     };
     let appended = state.files.run_in(Lane::Transfer, id, work);
     tokio::pin!(appended);
@@ -272,6 +278,15 @@ pub(super) async fn receive(
         () = sender.send_all(request.into_body()) => appended.await?,
     };
     Ok(appended)
+}
+
+/// An upload is a change of the volume once its file is in its place.
+pub(super) fn note_if_complete(log: &FileLog, upload: &Resumable) {
+    if let Some(path) = &upload.info.path
+        && upload.info.length == Some(upload.offset)
+    {
+        log.wrote([path]);
+    }
 }
 
 /// Gives an upload up.

@@ -6,9 +6,10 @@ use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use utoipa::IntoParams;
 
+use super::recording::FileLog;
 use super::tus::{
-    CONCAT, DEFER_LENGTH, LENGTH, METADATA, TusHeaders, checksum_of, is_piece, limits, receive,
-    speaks_version, tell,
+    CONCAT, DEFER_LENGTH, LENGTH, METADATA, TusHeaders, checksum_of, is_piece, limits,
+    note_if_complete, receive, speaks_version, tell,
 };
 use super::tus_headers::{Concat, metadata, metadata_value, number, part_id};
 use super::volumes::{folder_path, reach};
@@ -81,13 +82,15 @@ pub(super) async fn create(
     speaks_version(request.headers())?;
     let concat = request.headers().get(CONCAT).map(Concat::read).transpose()?;
     let info = info_of(&query, request.headers(), concat.as_ref())?;
-    let limits = limits(&state, &reached);
+    let (limits, log) = (limits(&state, &reached), FileLog::new(&auth, &state, id));
     let (made, lock) = match concat {
-        Some(Concat::Final(parts)) => join(&state, id, info, &parts, limits).await?,
+        Some(Concat::Final(parts)) => join(&state, info, &parts, limits, log.clone()).await?,
         Some(Concat::Partial) | None => {
-            let locks = state.files.resumable_locks().clone();
+            let (locks, log) = (state.files.resumable_locks().clone(), log.clone());
             let work = move |volume: &Volume| {
-                volume.create_resumable(info, &limits, |id| locks.try_lock(id))
+                let made = volume.create_resumable(info, &limits, |id| locks.try_lock(id))?;
+                note_if_complete(&log, &made.0);
+                Ok(made)
             };
             // What it may hold is counted, which may go through all that is there.
             state.files.run_in(Lane::Scan, id, work).await?
@@ -97,7 +100,7 @@ pub(super) async fn create(
     let brings_data = request.headers().get(header::CONTENT_TYPE).is_some_and(is_piece);
     let made = if brings_data && made.info.length != Some(made.offset) {
         let piece = Piece { offset: 0, length: None, checksum: checksum_of(request.headers())? };
-        receive(&state, id, lock, piece, limits, request).await?
+        receive(&state, lock, piece, limits, (log, request)).await?
     } else {
         drop(lock);
         made
@@ -153,10 +156,10 @@ fn destination(query: &CreateQuery, pairs: &[(String, String)]) -> Result<RelPat
 
 async fn join(
     state: &AppState,
-    id: VolumeId,
     info: Info,
     parts: &[String],
     limits: ResumableLimits,
+    log: FileLog,
 ) -> Result<(Resumable, Lock), ApiError> {
     if parts.is_empty() || parts.len() > MAX_PARTS {
         let message = format!("must name 1 to {MAX_PARTS} parts");
@@ -168,10 +171,13 @@ async fn join(
         let part = part_id(part).ok_or(FileError::NoUpload)?;
         held.push(locks.try_lock(part)?);
     }
-    let locks = locks.clone();
+    let (locks, id) = (locks.clone(), log.volume());
     let work = move |volume: &Volume| {
         let progress = Progress::default();
-        volume.join_resumables(info, &held, &limits, |id| locks.try_lock(id), &progress)
+        let locked = |id| locks.try_lock(id);
+        let joined = volume.join_resumables(info, &held, &limits, locked, &progress)?;
+        note_if_complete(&log, &joined.0);
+        Ok(joined)
     };
     Ok(state.files.run_in(Lane::Transfer, id, work).await?)
 }

@@ -24,6 +24,7 @@ use utoipa_axum::routes;
 
 use super::body::Arriving;
 use super::content_headers::filename_of;
+use super::recording::FileLog;
 use super::volumes::{folder_path, reach};
 use crate::api::auth::Auth;
 use crate::api::error::ApiError;
@@ -129,10 +130,13 @@ async fn upload(
     let (want, wanted) = oneshot::channel();
     let mode = WriteMode { create_only: query.create_only, if_match: None };
     let limit_bytes = reached.limit_bytes();
+    let log = FileLog::new(&auth, &state, id);
     let work = move |volume: &Volume| {
         let progress = Progress::default();
         volume.hold_to(limit_bytes, 0, &progress)?;
-        receive(volume, &folder, mode, progress, (want, parts))
+        let received = receive(volume, &folder, mode, progress, (want, parts))?;
+        note_stored(&log, &received);
+        Ok(received)
     };
     let received = state.files.run_in(Lane::Transfer, id, work);
     tokio::pin!(received);
@@ -150,6 +154,14 @@ async fn upload(
         },
     };
     answer(received)
+}
+
+fn note_stored(log: &FileLog, received: &[Uploaded]) {
+    let stored = received.iter().filter_map(|file| file.outcome.as_ref().ok());
+    let mut paths = stored.map(|stored| &stored.path).peekable();
+    if paths.peek().is_some() {
+        log.wrote(paths);
+    }
 }
 
 fn boundary_of(request: &Request) -> Result<String, ApiError> {

@@ -189,7 +189,7 @@ async fn create(
 ) -> Result<(StatusCode, JsonAnswer<VolumeView>), ApiError> {
     auth.require(Permission::ContainersWrite)?;
     let (name, size_bytes) = (checked_name(body.name)?, size_bytes(body.size)?);
-    let row = state.volumes.create(name, size_bytes).await?;
+    let row = state.volumes.by(auth.actor()).create(name, size_bytes).await?;
     Ok((StatusCode::CREATED, JsonAnswer(VolumeView::new(&state, row, Vec::new()))))
 }
 
@@ -302,7 +302,7 @@ async fn remove(
             }
         }
     };
-    state.volumes.remove(id, cancel).await?;
+    state.volumes.by(auth.actor()).remove(id, cancel).await?;
     Ok(JsonAnswer(DeletedView { message: "Volume deleted", volume_id: id }))
 }
 
@@ -394,7 +394,7 @@ async fn resize(
     Json(body): Json<ResizeBody>,
 ) -> Result<JsonAnswer<ResizedView>, ApiError> {
     let mut found = reach(&auth, &state, id, Permission::ContainersWrite).await?;
-    found.row = state.volumes.resize(id, size_bytes(body.size)?).await?;
+    found.row = state.volumes.by(auth.actor()).resize(id, size_bytes(body.size)?).await?;
     let quota = QuotaView::of(&state, &found).await?;
     Ok(JsonAnswer(ResizedView { message: "Volume resized", volume_id: id, quota }))
 }

@@ -44,6 +44,7 @@ const TAGS: &[(&str, &str)] = &[
     ("operations", "Work that goes on in the background."),
     ("network", "The pool of ports."),
     ("firewall", "Who reaches containers' published ports, and how often."),
+    ("audit", "Who did what, and from where."),
     ("remote", "The configuration, the link to the panel, and the whole node in one answer."),
 ];
 

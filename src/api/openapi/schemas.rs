@@ -12,6 +12,7 @@ use utoipa::{PartialSchema, ToSchema};
 
 use crate::console::Mark;
 use crate::domain::access::{Permission, TokenId};
+use crate::domain::audit::{Action, Way, Who};
 use crate::domain::firewall::{RuleAction, RuleId, RuleProtocol};
 use crate::domain::ids::{ContainerId, RunId, VolumeId};
 use crate::domain::operation::{OperationId, OperationKind, OperationState};
@@ -158,6 +159,16 @@ schema!(
     )
 );
 schema!(Protocol, "Protocol", one_of("Of the transport layer.", &["tcp", "udp"]));
+schema!(Action, "Action", one_of("What was done.", Action::NAMES));
+schema!(Who, "ActorType", one_of("Who does something; `lightd`: of its own accord.", &Who::KINDS));
+schema!(
+    Way,
+    "Way",
+    one_of(
+        "How a wish came in: `cli` is lightd's own command line, `lightd` lightd itself.",
+        &Way::NAMES
+    )
+);
 schema!(Permission, "Permission", one_of("What a token may allow.", Permission::NAMES));
 schema!(
     QuotaBackend,

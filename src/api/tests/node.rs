@@ -240,6 +240,7 @@ fn settings() -> Settings {
         install_image_max_bytes: 1 << 30,
         panel: false,
         panel_power_events: false,
+        record_commands: false,
     }
 }
 

@@ -60,7 +60,12 @@ fn body(method: &str, path: &str) -> Body {
     Body::from(body.to_string())
 }
 
-async fn send(node: &Node, token: Option<&str>, method: &str, path: &str) -> (StatusCode, Value) {
+pub(super) async fn send(
+    node: &Node,
+    token: Option<&str>,
+    method: &str,
+    path: &str,
+) -> (StatusCode, Value) {
     let uri = address(node, path);
     let mut request = Request::builder().method(method).uri(uri).header(header::ACCEPT, VENDOR);
     if let Some(token) = token {

@@ -10,12 +10,11 @@ use axum::extract::ws::Utf8Bytes;
 use tokio::time::Instant;
 
 use super::frame::{Inbound, Outbound, PowerAction, RequestId};
-use crate::api::auth::{Auth, StayingAuth};
+use crate::api::auth::{Auth, Caller, StayingAuth};
 use crate::api::error::ApiError;
 use crate::api::past::Past;
 use crate::api::state::AppState;
 use crate::domain::access::Permission;
-use crate::domain::client::ClientAddress;
 use crate::domain::lifecycle::Command;
 use crate::supervisor::{ContainerHandle, Request};
 
@@ -46,13 +45,13 @@ pub(super) fn work(
     if needed.is_some_and(|permission| !auth.may(permission, handle.id())) {
         return Box::pin(std::future::ready(refused(&ApiError::scope(), id.as_ref())));
     }
-    let client = auth.client();
+    let caller = auth.caller();
     Box::pin(async move {
         let done = match request {
             Inbound::SendCommand { command } => send_command(&handle, command).await,
             Inbound::Power { action } => power(&handle, action).await,
             Inbound::RequestLogs(past) => logs(&handle, past, id.as_ref()).await,
-            Inbound::Auth { token } => renew(&state, &handle, &token, client).await,
+            Inbound::Auth { token } => renew(&state, &handle, &token, caller).await,
         };
         match (done, id) {
             (Ok(Reply::Done), Some(id)) => Reply::Frame(Outbound::Done { id: &id }.text()),
@@ -102,9 +101,9 @@ async fn renew(
     state: &AppState,
     handle: &ContainerHandle,
     token: &str,
-    client: ClientAddress,
+    caller: Caller,
 ) -> Result<Reply, ApiError> {
-    let renewed = StayingAuth::check(state, Some(token), client).await?;
+    let renewed = StayingAuth::check(state, Some(token), caller).await?;
     let sees = [Permission::ContainersRead, Permission::ConsoleRead];
     if !sees.into_iter().any(|permission| renewed.auth.may(permission, handle.id())) {
         return Err(ApiError::scope());

@@ -149,7 +149,9 @@ impl Session {
         let id = request_id(&text);
         match Inbound::parse(&text) {
             Ok(request) => {
-                let (state, handle) = (self.state.clone(), self.handle.clone());
+                // A socket that goes on with another token acts for that one's holder.
+                let (state, handle) =
+                    (self.state.clone(), self.handle.clone().by(self.auth.actor()));
                 Ok(Some(requests::work(request, id, &self.auth, state, handle)))
             }
             Err(bad) => {

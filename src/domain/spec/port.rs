@@ -1,6 +1,7 @@
 //! Ports: one of the pool by its address, and one published into a container.
 
-use std::net::IpAddr;
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
@@ -34,6 +35,13 @@ pub(crate) struct HostPort {
     pub(crate) ip: IpAddr,
     pub(crate) port: u16,
     pub(crate) protocol: Protocol,
+}
+
+impl fmt::Display for HostPort {
+    /// `192.0.2.7:25565/tcp`
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", SocketAddr::new(self.ip, self.port), self.protocol.as_str())
+    }
 }
 
 impl HostPort {

@@ -2,9 +2,14 @@ use std::time::Duration;
 
 use super::super::operation::{OperationId, OperationKind, OperationState, Operations};
 use super::*;
+use crate::domain::audit::{Act, Action, Actor};
 use crate::domain::ids::VolumeId;
 use crate::domain::operation::ENDED_KEPT_SECONDS;
 use crate::domain::units::UnixSeconds;
+
+fn act() -> Act {
+    Act::new(Actor::lightd(), Action::FilesCopy)
+}
 
 fn subject() -> VolumeId {
     VolumeId::random()
@@ -28,7 +33,7 @@ async fn an_operation_reports_its_end_and_how_far_it_came() {
     let operations = Operations::in_memory();
     let mut changes = operations.subscribe();
     let id = operations
-        .start(OperationKind::Copy, subject(), |progress| async move {
+        .start(act(), OperationKind::Copy, subject(), |progress| async move {
             progress.set_total_bytes(10);
             progress.add_bytes(10);
             progress.add_entry();
@@ -51,13 +56,13 @@ async fn an_operation_reports_its_end_and_how_far_it_came() {
 async fn failures_and_panics_end_one_operation_only() {
     let operations = Operations::in_memory();
     let failing = operations
-        .start(OperationKind::Compress, subject(), |_| async {
+        .start(act(), OperationKind::Compress, subject(), |_| async {
             Err(FileError::NotFound { path: "x".to_owned() })
         })
         .await
         .expect("start");
     let panicking = operations
-        .start(OperationKind::Compress, subject(), |_| async { panic!("of this test") })
+        .start(act(), OperationKind::Compress, subject(), |_| async { panic!("of this test") })
         .await
         .expect("start");
     assert_eq!(ended(&operations, failing).await, OperationState::Failed);
@@ -71,7 +76,7 @@ async fn failures_and_panics_end_one_operation_only() {
 async fn cancel_and_shutdown_wait_for_the_work_to_clean_up() {
     let operations = Operations::in_memory();
     let start = || {
-        operations.start(OperationKind::Delete, subject(), |progress| async move {
+        operations.start(act(), OperationKind::Delete, subject(), |progress| async move {
             progress.cancelled().await;
             progress.check()
         })
@@ -92,7 +97,7 @@ async fn what_has_ended_is_kept_in_bounds_also_across_restarts() {
     let operations = Operations::in_memory();
     for _ in 0..230 {
         let id = operations
-            .start(OperationKind::Copy, subject(), |_| async { Ok(()) })
+            .start(act(), OperationKind::Copy, subject(), |_| async { Ok(()) })
             .await
             .expect("start");
         ended(&operations, id).await;
@@ -105,7 +110,7 @@ async fn what_has_ended_is_kept_in_bounds_also_across_restarts() {
         view.finished_at = view.finished_at.map(|at| UnixSeconds(at.0 - age_seconds));
     }
     let (gone, kept) = (past[0].id, past[1].id);
-    let restarted = Operations::new(past, std::sync::Arc::new(|_| Box::pin(async { Ok(()) })));
+    let restarted = Operations::new(past, std::sync::Arc::new(|_, _| Box::pin(async { Ok(()) })));
     assert_eq!(restarted.list().len(), 199);
     assert!(restarted.get(gone).is_none() && restarted.get(kept).is_some());
 }
@@ -115,7 +120,7 @@ async fn progress_is_announced_at_most_twice_a_second() {
     let operations = Operations::in_memory();
     let mut changes = operations.subscribe();
     let id = operations
-        .start(OperationKind::Copy, subject(), |progress| async move {
+        .start(act(), OperationKind::Copy, subject(), |progress| async move {
             for _ in 0..1000 {
                 progress.add_bytes(1);
                 tokio::time::sleep(Duration::from_millis(2)).await;

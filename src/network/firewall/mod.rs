@@ -17,20 +17,22 @@
 mod addresses;
 mod block;
 mod keeper;
+mod kernel;
+mod trail;
 mod transaction;
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError};
 
 use tokio::sync::{Mutex, Notify, Semaphore, watch};
-use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
-use self::addresses::Addresses;
 pub(crate) use self::keeper::Cues;
+use self::kernel::Kernel;
 use self::transaction::Blocks;
 use super::isolation::Firewall as Backend;
-use super::nft::{self, NftError, Standing};
+use super::nft::{self, NftError};
+use crate::domain::audit::{Act, Action, Actor};
 use crate::domain::firewall::{Ddos, Rule, RuleId};
 use crate::domain::ids::ContainerId;
 use crate::domain::units::UnixSeconds;
@@ -69,10 +71,12 @@ pub(crate) enum FirewallStatus {
     Off,
 }
 
-/// The keeper of all containers' firewalls. Clones share it.
+/// The keeper of all containers' firewalls. Clones share it, but for whom they act: lightd itself unless
+/// [`Firewall::by`] says otherwise.
 #[derive(Clone, Debug)]
 pub(crate) struct Firewall {
     inner: Arc<Inner>,
+    actor: Actor,
 }
 
 #[derive(Debug)]
@@ -92,15 +96,6 @@ struct Inner {
     permits: Semaphore,
     /// Changes go on to their end when whoever asked is gone.
     tasks: TaskTracker,
-}
-
-/// What is known of the kernel.
-#[derive(Debug, Default)]
-struct Kernel {
-    /// What it was last given; `None`: not known.
-    given: Option<Blocks>,
-    standing: Option<Standing>,
-    addresses: Addresses,
 }
 
 impl Firewall {
@@ -123,7 +118,17 @@ impl Firewall {
                 permits: Semaphore::new(CHANGES_AT_ONCE),
                 tasks: TaskTracker::new(),
             }),
+            actor: Actor::lightd(),
         }
+    }
+
+    /// The same, for this actor.
+    pub(crate) fn by(&self, actor: Actor) -> Self {
+        Self { inner: Arc::clone(&self.inner), actor }
+    }
+
+    fn act(&self, action: Action, container: &ContainerId) -> Act {
+        Act::new(self.actor.clone(), action).on(container)
     }
 
     pub(crate) fn status(&self) -> FirewallStatus {
@@ -163,9 +168,11 @@ impl Firewall {
     ) -> Result<RuleRow, FirewallError> {
         self.refuse_if_off()?;
         let now = UnixSeconds::now();
-        let of = container.clone();
+        let (of, act) = (container.clone(), self.act(Action::FirewallAddRule, &container));
         self.change("store a firewall rule", of, move |tx| {
-            tx.add_rule(&container, &rule, BOUNDS, now)
+            let row = tx.add_rule(&container, &rule, BOUNDS, now)?;
+            let act = trail::of_rule(act, row.id, &row.rule);
+            Ok((row, act))
         })
         .await
     }
@@ -177,14 +184,18 @@ impl Firewall {
     ) -> Result<RuleRow, FirewallError> {
         self.refuse_if_off()?;
         let now = UnixSeconds::now();
+        let act = self.act(Action::FirewallToggleRule, &row.container);
+        let act = act.with("rule_id", row.id.to_string()).with("enabled", enabled);
         self.change("switch a firewall rule", row.container, move |tx| {
-            tx.enable_rule(row.id, enabled, now)
+            Ok((tx.enable_rule(row.id, enabled, now)?, act))
         })
         .await
     }
 
     pub(crate) async fn delete_rule(&self, row: RuleRow) -> Result<(), FirewallError> {
-        let delete = move |tx: &Tx<'_>| tx.delete_rule(row.id);
+        let act = self.act(Action::FirewallDeleteRule, &row.container);
+        let act = trail::of_rule(act, row.id, &row.rule);
+        let delete = move |tx: &Tx<'_>| Ok((tx.delete_rule(row.id)?, act));
         self.change("delete a firewall rule", row.container, delete).await
     }
 
@@ -194,9 +205,10 @@ impl Firewall {
         ddos: Ddos,
     ) -> Result<(), FirewallError> {
         self.refuse_if_off()?;
+        let act = trail::of_ddos(self.act(Action::FirewallProtect, &container), &ddos);
         let of = container.clone();
-        self.change("store a protection from floods", of, move |tx| tx.set_ddos(&container, ddos))
-            .await
+        let set = move |tx: &Tx<'_>| Ok((tx.set_ddos(&container, ddos)?, act));
+        self.change("store a protection from floods", of, set).await
     }
 
     /// Brings a container's firewall into the kernel, or takes it out and keeps its rules. Whether that
@@ -209,9 +221,10 @@ impl Firewall {
         if attached {
             self.refuse_if_off()?;
         }
-        let of = container.clone();
-        self.change("switch a firewall", of, move |tx| tx.attach_firewall(&container, attached))
-            .await
+        let action = if attached { Action::FirewallAttach } else { Action::FirewallDetach };
+        let (of, act) = (container.clone(), self.act(action, &container));
+        let attach = move |tx: &Tx<'_>| Ok((tx.attach_firewall(&container, attached)?, act));
+        self.change("switch a firewall", of, attach).await
     }
 
     /// Deletes all of a container's firewall; what there was.
@@ -219,8 +232,13 @@ impl Firewall {
         &self,
         container: ContainerId,
     ) -> Result<Option<FirewallRow>, FirewallError> {
-        let of = container.clone();
-        self.change("delete a firewall", of, move |tx| tx.delete_firewall(&container)).await
+        let (of, act) = (container.clone(), self.act(Action::FirewallCleanup, &container));
+        let delete = move |tx: &Tx<'_>| {
+            let was = tx.delete_firewall(&container)?;
+            let rules = was.as_ref().map_or(0, |was| was.rules.len());
+            Ok((was, act.with("deleted_rules", rules)))
+        };
+        self.change("delete a firewall", of, delete).await
     }
 
     /// A container's firewall, as stored.
@@ -240,12 +258,12 @@ impl Firewall {
         }
     }
 
-    /// Changes store and kernel, or neither.
+    /// Changes store and kernel, or neither. Whatever `change` does is recorded as the act that comes of it.
     async fn change<T: Send + 'static>(
         &self,
         op: &'static str,
         container: ContainerId,
-        change: impl FnOnce(&Tx<'_>) -> Result<T, StoreError> + Send + 'static,
+        change: impl FnOnce(&Tx<'_>) -> Result<(T, Act), StoreError> + Send + 'static,
     ) -> Result<T, FirewallError> {
         let inner = Arc::clone(&self.inner);
         let work = async move {
@@ -266,12 +284,20 @@ impl Inner {
         &self,
         op: &'static str,
         container: ContainerId,
-        change: impl FnOnce(&Tx<'_>) -> Result<T, StoreError> + Send + 'static,
+        change: impl FnOnce(&Tx<'_>) -> Result<(T, Act), StoreError> + Send + 'static,
     ) -> Result<T, FirewallError> {
         let mut kernel = self.kernel.lock().await;
         let of = container.clone();
-        let write = move |tx: &Tx<'_>| Ok((tx.firewall(&of)?, change(tx)?));
-        let (before, made) = self.store.write(op, write).await?;
+        let write = move |tx: &Tx<'_>| {
+            let before = tx.firewall(&of)?;
+            let (made, act) = change(tx)?;
+            let is_news = tx.firewall(&of)? != before;
+            if is_news {
+                tx.record(&act, UnixSeconds::now())?;
+            }
+            Ok((before, made, is_news.then_some(act.action)))
+        };
+        let (before, made, done) = self.store.write(op, write).await?;
         if self.backend == Backend::Off {
             return Ok(made);
         }
@@ -279,104 +305,16 @@ impl Inner {
         let Err(error) = self.set(&mut kernel).await else { return Ok(made) };
         // What the kernel has of it is for the keeper to find out.
         self.touched.notify_one();
-        let undo = move |tx: &Tx<'_>| tx.restore_firewall(&container, before.as_ref());
+        let act = done.map(|done| trail::of_undo(&container, done, &error));
+        let undo = move |tx: &Tx<'_>| {
+            tx.restore_firewall(&container, before.as_ref())?;
+            act.map_or(Ok(()), |act| tx.record(&act, UnixSeconds::now()))
+        };
         if let Err(error) = self.store.write("undo a change of the firewall", undo).await {
             tracing::error!(error = %Chain(&error), "a firewall that could not be set stays in the store; it will be tried again");
         }
         Err(error)
     }
-
-    /// Brings the kernel to what the store has, and tells how it went.
-    async fn set(&self, kernel: &mut Kernel) -> Result<(), FirewallError> {
-        let set = self.try_to_set(kernel).await;
-        let status = match &set {
-            Ok(()) => FirewallStatus::Standing,
-            Err(error) => FirewallStatus::Failed { why: Chain(error).to_string() },
-        };
-        self.status.send_if_modified(|present| {
-            let is_news = *present != status;
-            *present = status;
-            is_news
-        });
-        set
-    }
-
-    async fn try_to_set(&self, kernel: &mut Kernel) -> Result<(), FirewallError> {
-        let rows = self.store.read("read the firewalls", |rx| rx.firewalls()).await?;
-        let wanted = blocks(&rows, &kernel.addresses);
-        if kernel.given.as_ref() == Some(&wanted) {
-            return Ok(());
-        }
-        let began = Instant::now();
-        let result = self.give(kernel.given.take(), &wanted).await;
-        if let Err(error) = result {
-            kernel.standing = None;
-            return Err(FirewallError::Nft(error));
-        }
-        kernel.standing = self.note(&wanted).await;
-        let rules: usize = rows.iter().map(|row| row.rules.len()).sum();
-        let took_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
-        tracing::debug!(
-            containers = wanted.len(),
-            rules,
-            took_ms,
-            "the containers' firewall is set"
-        );
-        kernel.given = Some(wanted);
-        Ok(())
-    }
-
-    /// By a change where it is known what the kernel has; where it has something else after all, whole.
-    async fn give(&self, known: Option<Blocks>, wanted: &Blocks) -> Result<(), NftError> {
-        let table = &self.table;
-        let some = known.filter(|known| !known.is_empty() && !wanted.is_empty());
-        if let Some(known) = some {
-            match nft::apply(&transaction::change(table, &known, wanted)).await {
-                Err(NftError::Refused { said }) => {
-                    tracing::warn!(
-                        said,
-                        "the containers' firewall is not as it was set; it is set anew"
-                    );
-                }
-                result => return result,
-            }
-        }
-        if !wanted.is_empty() {
-            return nft::apply(&transaction::whole(table, wanted)).await;
-        }
-        match nft::apply(&nft::drop_table("inet", table)).await {
-            // Then nothing stands there either.
-            Err(NftError::Missing) => Ok(()),
-            result => result,
-        }
-    }
-
-    /// What can't be noted is not compared later; it is set all the same.
-    async fn note(&self, wanted: &Blocks) -> Option<Standing> {
-        if wanted.is_empty() {
-            return None;
-        }
-        match Standing::note(vec![format!("inet {}", self.table)]).await {
-            Ok(standing) => Some(standing),
-            Err(error) => {
-                tracing::warn!(error = %Chain(&error), "the containers' firewall cannot be read back");
-                None
-            }
-        }
-    }
-}
-
-/// A key leads to one chain only: what the store keeps apart is not to be told twice, whatever comes.
-fn blocks(rows: &[FirewallRow], addresses: &Addresses) -> Blocks {
-    let mut taken = HashSet::new();
-    let attached = rows.iter().filter(|row| row.attached);
-    attached
-        .map(|row| {
-            let mut block = block::block(row, addresses.of(&row.container));
-            block.elements.retain(|element| taken.insert((element.way, element.key.clone())));
-            (row.number, block)
-        })
-        .collect()
 }
 
 /// Whether nft and the kernel take rules such as these. Changes nothing.

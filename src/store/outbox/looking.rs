@@ -136,8 +136,8 @@ impl Read<'_> {
 
 impl Tx<'_> {
     /// Lets an update be tried at once: a parked one in its old place, of one that waits the first of its
-    /// server.
-    pub(crate) fn retry_update(&self, sequence: i64) -> Result<(), StoreError> {
+    /// server. Answers whose it is.
+    pub(crate) fn retry_update(&self, sequence: i64) -> Result<ContainerId, StoreError> {
         let server = self.server_of(sequence)?;
         self.connection
             .prepare_cached(
@@ -146,7 +146,7 @@ impl Tx<'_> {
             .execute([sequence])?;
         self.settle(&server, 0)?;
         self.outbox_grew.set(true);
-        Ok(())
+        Ok(server)
     }
 
     /// As [`Tx::retry_update`], of everything, or of all of one server. How many are tried again.
@@ -172,13 +172,13 @@ impl Tx<'_> {
         Ok(from_sql(count))
     }
 
-    /// Forgets an update: the panel will not hear of it.
-    pub(crate) fn drop_update(&self, sequence: i64) -> Result<(), StoreError> {
+    /// Forgets an update: the panel will not hear of it. Answers whose it was.
+    pub(crate) fn drop_update(&self, sequence: i64) -> Result<ContainerId, StoreError> {
         let server = self.server_of(sequence)?;
         self.delete_update(sequence)?;
         self.settle(&server, 0)?;
         self.outbox_grew.set(true);
-        Ok(())
+        Ok(server)
     }
 
     /// Forgets what is parked, of all servers or of one; how many that were.

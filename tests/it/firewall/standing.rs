@@ -5,7 +5,7 @@ use std::fs::File;
 use std::process::Command;
 
 use rustix::process::Signal;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::Site;
 use crate::engine_down::with_an_engine;
@@ -178,5 +178,19 @@ async fn what_the_kernel_does_not_take_is_refused_and_not_kept() {
     site.daemon.power(&site.id, "start").await;
     site.daemon.state(&site.id, "running").await;
     assert_eq!((site.tcp(0), site.tcp(1), site.udp(1)), (Nothing, Nothing, Answered));
+    let query = format!("container={}&action=firewall", site.id);
+    let told = crate::audit::entries(&client, &query).await;
+    let action = |entry: &Value| entry["action"].as_str().expect("a name").to_owned();
+    let undone = told.iter().filter(|entry| entry["action"] == "firewall.undone");
+    let undone =
+        undone.map(|entry| entry["details"]["undone"].as_str().expect("a name").to_owned());
+    let tried = ["add_rule", "toggle_rule", "delete_rule", "protect"]
+        .map(|name| format!("firewall.{name}"));
+    assert_eq!(undone.collect::<Vec<_>>(), tried, "what was taken back is told");
+    let came = told.iter().map(action).filter(|name| name != "firewall.undone");
+    let mut wanted = tried.to_vec();
+    wanted.insert(0, "firewall.add_rule".to_owned());
+    wanted.push("firewall.add_rule".to_owned());
+    assert_eq!(came.collect::<Vec<_>>(), wanted);
     site.daemon.close().await;
 }
