@@ -17,7 +17,7 @@ use crate::engine::{EngineError, EngineErrorKind};
 use crate::files::FileError;
 use crate::network::pool::PoolError;
 use crate::store::StoreError;
-use crate::supervisor::{CreateError, ExecError, Refusal};
+use crate::supervisor::{CreateError, ExecError, Refusal, Unreached};
 use crate::volumes::VolumesError;
 
 pub(crate) use super::failure::ApiError;
@@ -86,6 +86,19 @@ impl From<Refusal> for ApiError {
             Refusal::Store(error) => Self::binding(error),
             Refusal::Engine(error) => error.into(),
         }
+    }
+}
+
+impl From<Unreached> for ApiError {
+    fn from(why: Unreached) -> Self {
+        let code = match why {
+            Unreached::StartFailed(_) => "start_failed",
+            Unreached::InstallFailed(_) => "install_failed",
+            Unreached::RebindFailed(_) => "rebind_failed",
+            Unreached::Superseded(_) => "superseded",
+            Unreached::Deleting => "deleting",
+        };
+        Self::conflict(code, why.to_string())
     }
 }
 
@@ -182,7 +195,7 @@ impl ApiError {
     /// As for a store's error, where a container's body named the volume and the ports: one that is
     /// not there is then a bad field, and no free one a conflict.
     #[expect(clippy::wildcard_enum_match_arm, reason = "the rest is what it is everywhere")]
-    fn binding(error: StoreError) -> Self {
+    pub(super) fn binding(error: StoreError) -> Self {
         match error {
             StoreError::NoSuchVolume(_) => Self::field("volume_id", "there is no such volume"),
             StoreError::PortNotInPool(_) => Self::field("ports", error.to_string()),

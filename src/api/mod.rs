@@ -34,10 +34,11 @@ pub(crate) use self::ws::Sockets;
 
 /// Everything lightd answers.
 pub(crate) fn router(state: AppState) -> Router {
-    let quick = native::quick_routes()
-        .route_layer(from_fn_with_state(state.clone(), idempotency::idempotent))
-        .route_layer(from_fn(layers::deadline));
-    let routes = quick.merge(native::long_routes()).merge(ws::routes());
+    let once = || from_fn_with_state(state.clone(), idempotency::idempotent);
+    let quick =
+        native::quick_routes().route_layer(once()).route_layer(from_fn(layers::deadline));
+    let long = native::long_routes().route_layer(once());
+    let routes = quick.merge(long).merge(ws::routes());
     with_layers(with_fallbacks(routes), &state).with_state(state)
 }
 

@@ -9,6 +9,7 @@
 //! daemon as it was, with every problem named. Each part of lightd gets its own small struct by value;
 //! only the composition root sees the whole. [`live::Live`] holds the present one and swaps it whole.
 
+mod billing;
 pub(crate) mod edit;
 pub(crate) mod error;
 pub(crate) mod live;
@@ -30,6 +31,7 @@ use url::Url;
 
 pub(crate) use self::error::ConfigError;
 pub(crate) use self::raw::{Firewall, LogFormat, LogLevel, OnExceeded};
+use self::billing::Billing;
 use self::supervision::Supervision;
 use crate::domain::quota::QuotaBackend;
 use crate::domain::spec::Protocol;
@@ -54,6 +56,7 @@ pub(crate) struct Config {
     pub(crate) pulls: Pulls,
     pub(crate) remote: Remote,
     pub(crate) log: Log,
+    pub(crate) billing: Billing,
     /// What all of the above was made from; shown, and compared at a reload.
     raw: raw::Raw,
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::billing::RawBilling;
 pub(crate) use super::raw_streams::{Console, Sockets};
 use super::supervision::RawSupervision;
 use crate::domain::spec::Protocol;
@@ -38,6 +39,7 @@ pub(crate) struct Raw {
     pub(crate) ssh: Ssh,
     pub(crate) dialects: Dialects,
     pub(crate) log: Log,
+    pub(crate) billing: RawBilling,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -30,6 +30,7 @@ pub(super) const LIVE: &[&str] = &[
     "pulls",
     "remote",
     "log.level",
+    "billing",
 ];
 
 /// Keys, or sections, that the daemon reads once. With the ones above, all there are.

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use url::Url;
 
+use super::billing::billing;
 use super::error::ConfigProblem;
 use super::network::network;
 use super::raw::{self, Raw};
@@ -25,7 +26,11 @@ pub(super) struct Check<'p> {
     problems: &'p mut Vec<ConfigProblem>,
 }
 
-impl Check<'_> {
+impl<'p> Check<'p> {
+    pub(super) fn new(problems: &'p mut Vec<ConfigProblem>) -> Self {
+        Self { problems }
+    }
+
     pub(super) fn say(&mut self, key: &str, message: impl Into<String>) {
         let message = message.into();
         self.problems.push(ConfigProblem { key: key.to_owned(), origin: None, message });
@@ -60,7 +65,7 @@ impl Check<'_> {
         value
     }
 
-    fn span(&mut self, key: &str, value: Duration, least: &str, most: &str) -> Duration {
+    pub(super) fn span(&mut self, key: &str, value: Duration, least: &str, most: &str) -> Duration {
         let bound = |text| humantime::parse_duration(text).unwrap_or_default();
         if value < bound(least) || value > bound(most) {
             self.say(key, format!("must be between {least} and {most}"));
@@ -70,7 +75,7 @@ impl Check<'_> {
 }
 
 pub(super) fn validate(raw: Raw, problems: &mut Vec<ConfigProblem>) -> Config {
-    let mut check = Check { problems };
+    let mut check = Check::new(problems);
     let server = server(&raw.server, &mut check);
     dialects(&raw.dialects, &mut check);
     Config {
@@ -116,6 +121,7 @@ pub(super) fn validate(raw: Raw, problems: &mut Vec<ConfigProblem>) -> Config {
         },
         remote: remote(&raw.remote, &mut check),
         log: Log { format: raw.log.format, level: raw.log.level },
+        billing: billing(&raw.billing, &mut check),
         raw,
     }
 }

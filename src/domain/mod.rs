@@ -20,3 +20,4 @@ pub(crate) mod spec;
 pub(crate) mod stats;
 pub(crate) mod template;
 pub(crate) mod units;
+pub(crate) mod usage;

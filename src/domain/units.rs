@@ -1,5 +1,6 @@
 //! Durations and sizes as people write them in requests and in the configuration.
 
+use std::fmt;
 use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -38,9 +39,25 @@ impl<'de> Deserialize<'de> for Span {
 
 impl Serialize for Span {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
-        // Its words for days are not among the units that are read.
-        let text = humantime::format_duration(self.0).to_string();
-        to.serialize_str(&text.replace("days", "d").replace("day", "d").replace(' ', ""))
+        to.collect_str(self)
+    }
+}
+
+/// In the units that are read, the largest first: months and years are of no certain length.
+impl fmt::Display for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut left_ms = self.0.as_millis();
+        if left_ms == 0 {
+            return f.write_str("0s");
+        }
+        let units = [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)];
+        for (unit, ms) in units {
+            if left_ms >= ms {
+                write!(f, "{}{unit}", left_ms / ms)?;
+                left_ms %= ms;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -72,6 +89,13 @@ pub(crate) fn now_unix_nanos() -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn spans_are_written_as_they_are_read() {
+        for text in ["0s", "30s", "1h30m", "400d", "35d", "1d", "1d2h3m4s5ms"] {
+            assert_eq!(Span::parse(text).unwrap().to_string(), text);
+        }
+    }
 
     #[test]
     fn spans_read_as_the_contract_writes_them() {

@@ -11,6 +11,7 @@ const STEPS: &[&str] = &[
     include_str!("migrations/0001.sql"),
     include_str!("migrations/0002.sql"),
     include_str!("migrations/0003.sql"),
+    include_str!("migrations/0008.sql"),
 ];
 
 /// Runs what is missing, each step in a transaction with the new version number.

@@ -27,6 +27,8 @@ pub(crate) mod outbox;
 pub(crate) mod ports;
 pub(crate) mod snapshots;
 pub(crate) mod tokens;
+pub(crate) mod trial;
+pub(crate) mod usage;
 pub(crate) mod volumes;
 mod writer;
 

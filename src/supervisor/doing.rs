@@ -13,7 +13,7 @@ use super::post_mortem::Evidence;
 use super::task::{Owner, Report};
 use crate::domain::event::SignalKind;
 use crate::domain::lifecycle::{Effect, Fact, Phase};
-use crate::store::StoreError;
+use crate::store::{StoreError, Tx};
 use crate::util::chain::Chain;
 
 impl Owner {
@@ -103,13 +103,13 @@ impl Owner {
 
     /// The last act: the row goes, everybody learns of it, and only then is the name free.
     async fn forget(&mut self) {
-        let id = self.record.id.clone();
-        let gone = self
-            .services
-            .store
-            .write("delete a container", move |tx| tx.delete_container(&id))
-            .await;
-        match gone {
+        let (id, used) = (self.record.id.clone(), self.shared.take_usage());
+        let last = used.clone();
+        let delete = move |tx: &Tx<'_>| {
+            tx.add_usage(&id, &last)?;
+            tx.delete_container(&id)
+        };
+        match self.services.store.write("delete a container", delete).await {
             Ok(()) | Err(StoreError::NoSuchContainer(_)) => {
                 self.generation += 1;
                 let last = self.record.snapshot(self.generation, None, true);
@@ -117,6 +117,7 @@ impl Owner {
                 self.registry.remove(&self.record.id);
             }
             Err(error) => {
+                self.shared.usage().give_back(&used);
                 tracing::error!(container.id = %self.record.id, error = %Chain(&error), "cannot delete the row; it will be tried again");
                 let ctx = self.ctx();
                 self.tasks.spawn(async move {

@@ -108,7 +108,7 @@ impl Ctx {
         let ran_out_of_memory = AtomicBool::new(false);
         let end = {
             let reading = self.read(run, docker_id, attached.output, readiness, &caught_up);
-            let sampling = Sampler::new(self, docker_id, &ran_out_of_memory).run();
+            let sampling = Sampler::new(self, run, docker_id, &ran_out_of_memory).run();
             tokio::pin!(reading, writing, sampling);
             let (end, all_read) = tokio::select! {
                 biased;

@@ -23,6 +23,8 @@ mod install;
 mod install_log;
 mod launch;
 mod looks;
+mod metering;
+mod outcome;
 mod pace;
 mod post_mortem;
 mod record;
@@ -33,6 +35,7 @@ mod services;
 mod shared;
 mod stats;
 mod task;
+mod trial;
 mod wishes;
 mod workload;
 
@@ -54,10 +57,13 @@ use crate::files::claims::Work;
 use crate::store::StoreError;
 use crate::store::bindings::PortRequest;
 
+pub(crate) use metering::Metering;
+pub(crate) use outcome::{Goal, Unreached, Waited};
 pub(crate) use pace::StartPace;
 pub(crate) use registry::{CreateContainer, CreateError, Registry};
 pub(crate) use services::{Services, Settings};
 use shared::Shared;
+pub(crate) use trial::Sketch;
 
 /// What is known of a container at one moment. Replaced whole on every change.
 #[derive(Clone, Debug)]
@@ -136,14 +142,18 @@ pub(crate) enum Request {
     Update(Box<SpecPatch>),
     /// New limits, applied to the running workload as well.
     Resources(Limits),
+    /// What would come of it, without doing it.
+    Trial(Box<Request>),
 }
 
 /// A request that was taken on.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Accepted {
-    /// The snapshot with this generation, or a later one, contains the decision.
-    pub(crate) generation: u64,
+    /// The container as the decision left it; later snapshots have a higher generation.
+    pub(crate) decided: Arc<Snapshot>,
     pub(crate) answer: Answer,
+    /// What the engine could not give; for the person who asked.
+    pub(crate) warnings: Vec<String>,
 }
 
 /// A request that was not taken on; nothing has changed.

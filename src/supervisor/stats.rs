@@ -1,8 +1,9 @@
 //! A running workload's figures, read from the kernel.
 //!
 //! Sampled once a second while somebody looks and every five seconds otherwise, which makes the hour of
-//! history: a node with hundreds of quiet containers pays next to nothing. Where the kernel's files cannot be
-//! read (an engine on another machine) the engine is asked, and only while somebody looks: that costs it much.
+//! history: a node with hundreds of quiet containers pays next to nothing. Each reading also counts as usage.
+//! Where the kernel's files cannot be read (an engine on another machine) the engine is asked, and while
+//! nobody looks only once a minute, for the usage: that costs it much.
 //!
 //! Run beside the reading of a run's output, whose end drops it. A look that fails says nothing about the
 //! workload: the figures that are known are withdrawn, and it is tried again after a while.
@@ -17,14 +18,18 @@ use tokio::time::Instant;
 
 use super::effects::Ctx;
 use crate::cgroup::{self, Cgroup, CgroupError};
+use crate::domain::ids::RunId;
 use crate::domain::stats::history::STEP_S;
 use crate::domain::stats::{Counters, Meter, Sample};
 use crate::domain::units::now_unix_ms;
+use crate::domain::usage::meter::Reading;
 use crate::engine::EngineError;
 use crate::util::chain::Chain;
 
 const WATCHED: Duration = Duration::from_secs(1);
 const UNWATCHED: Duration = Duration::from_secs(STEP_S as u64);
+/// While nobody looks, where it is the engine that is asked.
+const METERED: Duration = Duration::from_secs(60);
 /// What the volume holds costs a look at its folders, so it is taken rarely, and only while somebody looks.
 const DISK_EVERY: Duration = Duration::from_secs(10);
 /// After a look that failed.
@@ -65,6 +70,7 @@ impl Source<'_> {
 /// Keeps a container's latest sample while its run lasts.
 pub(super) struct Sampler<'a> {
     ctx: &'a Ctx,
+    run: RunId,
     docker_id: &'a str,
     ran_out_of_memory: &'a AtomicBool,
     disk_bytes: Option<u64>,
@@ -73,8 +79,13 @@ pub(super) struct Sampler<'a> {
 
 impl<'a> Sampler<'a> {
     /// `ran_out_of_memory` is set when the kernel says so.
-    pub(super) fn new(ctx: &'a Ctx, docker_id: &'a str, ran_out_of_memory: &'a AtomicBool) -> Self {
-        Self { ctx, docker_id, ran_out_of_memory, disk_bytes: None, disk_counted_at: None }
+    pub(super) fn new(
+        ctx: &'a Ctx,
+        run: RunId,
+        docker_id: &'a str,
+        ran_out_of_memory: &'a AtomicBool,
+    ) -> Self {
+        Self { ctx, run, docker_id, ran_out_of_memory, disk_bytes: None, disk_counted_at: None }
     }
 
     /// Samples until the run is over, then waits to be dropped.
@@ -133,12 +144,15 @@ impl<'a> Sampler<'a> {
             if is_watched() {
                 self.count_disk().await;
             } else if matches!(source, Source::Engine) {
-                shared.stats_wanted.notified().await;
+                if !self.meter_until_wanted(&mut source, &age).await? {
+                    return Ok(());
+                }
                 continue;
             }
             let Some(counters) = source.read(self.ctx, self.docker_id).await? else {
                 return Ok(());
             };
+            self.note_usage(&counters, age());
             publish(&shared.stats, meter.read(counters, age(), self.disk_bytes));
             // A little early is in time: the pauses of a second add up to no exact step.
             if noted_at.is_none_or(|at| at.elapsed() + WATCHED / 2 >= UNWATCHED) {
@@ -170,6 +184,36 @@ impl<'a> Sampler<'a> {
         meter.read(counters, age(), None);
         tokio::time::sleep(WATCHED).await;
         Ok(Some(meter))
+    }
+
+    /// Counts usage alone until somebody wants to see figures. False once the run is over.
+    async fn meter_until_wanted(
+        &self,
+        source: &mut Source<'_>,
+        age: impl Fn() -> Duration,
+    ) -> Result<bool, SampleError> {
+        loop {
+            let Some(counters) = source.read(self.ctx, self.docker_id).await? else {
+                return Ok(false);
+            };
+            self.note_usage(&counters, age());
+            let wanted = self.ctx.shared.stats_wanted.notified();
+            if tokio::time::timeout(METERED, wanted).await.is_ok() {
+                return Ok(true);
+            }
+        }
+    }
+
+    fn note_usage(&self, counters: &Counters, age: Duration) {
+        let limit_bytes = counters.memory_limit_bytes;
+        let is_limit = limit_bytes < self.ctx.services.capacity.memory_bytes;
+        self.ctx.shared.usage().read(&Reading {
+            run: self.run,
+            counters,
+            unix_ms: now_unix_ms(),
+            age,
+            reserved_bytes: is_limit.then_some(limit_bytes),
+        });
     }
 
     async fn count_disk(&mut self) {

@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::effects::Ctx;
 use super::looks::LOOK_SOON;
+use super::metering::moment;
 use super::record::{Change, Record, With};
 use super::registry::Registry;
 use super::services::Services;
@@ -62,7 +63,8 @@ pub(super) enum Report {
     LimitsApplied {
         limits: Limits,
         reply: Reply,
-        result: Result<(), EngineError>,
+        /// What the engine warns of.
+        result: Result<Vec<String>, EngineError>,
     },
 }
 
@@ -269,6 +271,9 @@ impl Owner {
     }
 
     pub(super) async fn settle(&mut self, before: &Machine, effects: Vec<Effect>) {
+        if let Some(last) = self.record.machine.last_exit() {
+            self.shared.usage().end(last.run, moment(last.exit.at_ms));
+        }
         if self.record.machine != *before || self.unsaved {
             if let Err(error) = self.save(&effects, None).await {
                 self.store_later(&effects, &error);

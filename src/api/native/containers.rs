@@ -1,5 +1,6 @@
 //! Containers as things: made, listed, shown, changed and deleted.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use axum::Router;
@@ -9,16 +10,21 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use serde::{Deserialize, Serialize};
 
-use super::container_body::{CreateBody, Creation, PatchBody, PortBody};
+use super::container_body::{CreateBody, Creation, PatchBody, PortBody, waits_for_start};
 use super::container_view::ContainerView;
+use super::waiting::{self, WishQuery};
+use super::{dry_run, paging};
 use crate::api::auth::Auth;
 use crate::api::error::ApiError;
-use crate::api::extract::{Json, Path, Query};
+use crate::api::extract::{Path, Query, Whole};
+use crate::api::idempotency::Fate;
 use crate::api::state::AppState;
 use crate::domain::access::Permission;
-use crate::domain::ids::ContainerId;
+use crate::domain::ids::{ContainerId, RunId, VolumeId};
 use crate::domain::lifecycle::{Command, Phase};
-use crate::supervisor::{ContainerHandle, CreateContainer, Request, Snapshot};
+use crate::supervisor::{
+    ContainerHandle, CreateContainer, Goal, Request, Snapshot, Unreached, Waited,
+};
 
 pub(super) fn routes() -> Router<AppState> {
     Router::new()
@@ -26,20 +32,40 @@ pub(super) fn routes() -> Router<AppState> {
         .route("/containers/{id}", get(show).patch(patch).delete(delete))
 }
 
+/// Whether a request is only tried out.
+#[derive(Clone, Copy, Debug, Deserialize)]
+pub(super) struct TrialQuery {
+    /// Say what would come of it, and change nothing.
+    #[serde(default)]
+    pub(super) dry_run: bool,
+}
+
+/// A container that was made.
 #[derive(Debug, Serialize)]
-struct CreatedView {
-    message: &'static str,
-    internal_id: ContainerId,
+pub(super) struct CreatedView<'a> {
+    message: Cow<'static, str>,
+    internal_id: &'a ContainerId,
     state: &'static str,
+    /// With `?wait`: whether it is installed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    done: Option<bool>,
+    /// As it is once it is installed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    container: Option<ContainerView<'a>>,
 }
 
 async fn create(
     auth: Auth,
     State(state): State<AppState>,
-    Json(body): Json<CreateBody>,
-) -> Result<(StatusCode, axum::Json<CreatedView>), ApiError> {
+    Query(query): Query<WishQuery>,
+    body: Whole,
+) -> Result<Response, ApiError> {
     auth.require(Permission::ContainersWrite)?;
-    let Creation { id, spec, ports, registry_auth } = body.read()?;
+    if query.dry_run {
+        return dry_run::create(&state, &body).await;
+    }
+    let patience = query.patience()?;
+    let Creation { id, spec, ports, registry_auth } = body.json::<CreateBody>()?.read()?;
     let new = CreateContainer {
         id: id.clone(),
         spec,
@@ -47,10 +73,54 @@ async fn create(
         registry_auth: registry_auth.map(Into::into),
     };
     state.supervisor.create(new).await?;
+    if let Some(patience) = patience {
+        return Ok(installed(&state, &id, patience).await);
+    }
     // The install may have begun, and even have ended, by now; the contract names the first state.
-    let view =
-        CreatedView { message: "Container is installing", internal_id: id, state: "installing" };
-    Ok((StatusCode::CREATED, axum::Json(view)))
+    Ok((StatusCode::CREATED, axum::Json(CreatedView::installing(&id))).into_response())
+}
+
+impl<'a> CreatedView<'a> {
+    fn installing(id: &'a ContainerId) -> Self {
+        Self {
+            message: INSTALLING.into(),
+            internal_id: id,
+            state: "installing",
+            done: None,
+            container: None,
+        }
+    }
+}
+
+const INSTALLING: &str = "Container is installing";
+
+/// The answer once a new container's install is over.
+async fn installed(state: &AppState, id: &ContainerId, patience: Duration) -> Response {
+    let goal = Goal::Installed(RunId::default().next());
+    let waited = match state.supervisor.get(id) {
+        Some(handle) => handle.outcome(&goal, 0, patience).await,
+        None => Waited::Unreached(Unreached::Deleting),
+    };
+    let first = CreatedView::installing(id);
+    match waited {
+        Waited::Reached(seen) => {
+            let view = CreatedView {
+                message: "Container is installed".into(),
+                state: seen.state_name(),
+                done: Some(true),
+                container: Some(ContainerView::from(&*seen)),
+                ..first
+            };
+            (StatusCode::CREATED, axum::Json(view)).into_response()
+        }
+        Waited::TimedOut(_) => {
+            let view =
+                CreatedView { message: waiting::late(INSTALLING), done: Some(false), ..first };
+            (StatusCode::ACCEPTED, axum::Json(view)).into_response()
+        }
+        Waited::Unreached(why) => Fate::Stands.of(ApiError::from(why).into_response()),
+        Waited::Stopping => waiting::stopping(),
+    }
 }
 
 async fn show(
@@ -67,11 +137,15 @@ struct ListQuery {
     state: Option<String>,
     /// `name`, or `name=value`.
     label: Option<String>,
+    /// As the container was made with.
+    image: Option<String>,
+    volume: Option<VolumeId>,
+    /// A part of the id, in any case.
+    name: Option<String>,
     limit: Option<usize>,
     cursor: Option<String>,
 }
 
-const LIST_MAX: usize = 1000;
 const STATES: &[&str] = &[
     "installing",
     "failed",
@@ -91,21 +165,18 @@ async fn list(
     Query(query): Query<ListQuery>,
 ) -> Result<Response, ApiError> {
     auth.require_for_list(Permission::ContainersRead)?;
-    let page = Page::read(query)?;
+    let wanted = Wanted::read(query)?;
     let handles = state.supervisor.list();
-    let after = page.after.as_deref();
-    let mut found = handles
+    let found = handles
         .iter()
-        .filter(|handle| after.is_none_or(|after| handle.id().as_str() > after))
+        .filter(|handle| wanted.after.as_ref().is_none_or(|after| handle.id() > after))
         .filter(|handle| auth.may(Permission::ContainersRead, handle.id()))
         .map(ContainerHandle::snapshot)
-        .filter(|snapshot| !snapshot.deleted && page.wants(snapshot));
-    let shown: Vec<_> = found.by_ref().take(page.limit).collect();
-    let is_more = found.next().is_some();
-    let last = shown.last().map(|snapshot| &snapshot.id);
+        .filter(|snapshot| !snapshot.deleted && wanted.has(snapshot));
+    let (shown, next_cursor) = paging::page(found, wanted.limit, |last| last.id.clone());
     let view = ListView {
         containers: shown.iter().map(|snapshot| ContainerView::from(&**snapshot)).collect(),
-        next_cursor: last.filter(|_| is_more),
+        next_cursor,
     };
     Ok(axum::Json(view).into_response())
 }
@@ -114,42 +185,55 @@ async fn list(
 struct ListView<'a> {
     containers: Vec<ContainerView<'a>>,
     /// Give it as `cursor` for what follows; `null` at the end.
-    next_cursor: Option<&'a ContainerId>,
+    next_cursor: Option<ContainerId>,
 }
 
 /// Which containers a list shows.
 #[derive(Debug)]
-struct Page {
+struct Wanted {
     state: Option<String>,
     label: Option<(String, Option<String>)>,
-    after: Option<String>,
+    image: Option<String>,
+    volume: Option<VolumeId>,
+    /// In small letters.
+    name: Option<String>,
+    after: Option<ContainerId>,
     limit: usize,
 }
 
-impl Page {
+impl Wanted {
     fn read(query: ListQuery) -> Result<Self, ApiError> {
         if query.state.as_deref().is_some_and(|state| !STATES.contains(&state)) {
             let message = format!("must be one of {}", STATES.join(", "));
             return Err(ApiError::field("?state", message));
         }
-        let limit = query.limit.unwrap_or(LIST_MAX);
-        if !(1..=LIST_MAX).contains(&limit) {
-            return Err(ApiError::field("?limit", format!("must be between 1 and {LIST_MAX}")));
-        }
         let label = query.label.map(|label| match label.split_once('=') {
             Some((name, value)) => (name.to_owned(), Some(value.to_owned())),
             None => (label, None),
         });
-        Ok(Self { state: query.state, label, after: query.cursor, limit })
+        let read_id = |text: &str| ContainerId::parse(text).ok();
+        Ok(Self {
+            state: query.state,
+            label,
+            image: query.image,
+            volume: query.volume,
+            name: query.name.map(|name| name.to_ascii_lowercase()),
+            after: paging::cursor(query.cursor.as_deref(), read_id)?,
+            limit: paging::limit(query.limit)?,
+        })
     }
 
-    fn wants(&self, snapshot: &Snapshot) -> bool {
-        let state_fits = self.state.as_deref().is_none_or(|state| state == snapshot.state_name());
+    fn has(&self, seen: &Snapshot) -> bool {
         let label_fits = self.label.as_ref().is_none_or(|(name, value)| {
-            let found = snapshot.spec.labels.get(name);
+            let found = seen.spec.labels.get(name);
             found.is_some_and(|found| value.as_ref().is_none_or(|value| value == found))
         });
-        state_fits && label_fits
+        let name_fits = |part: &String| seen.id.as_str().to_ascii_lowercase().contains(part);
+        label_fits
+            && self.state.as_deref().is_none_or(|state| state == seen.state_name())
+            && self.image.as_ref().is_none_or(|image| *image == seen.spec.image)
+            && self.volume.is_none_or(|volume| volume == seen.spec.volume_id)
+            && self.name.as_ref().is_none_or(name_fits)
     }
 }
 
@@ -165,21 +249,32 @@ async fn patch(
     auth: Auth,
     State(state): State<AppState>,
     Path(id): Path<ContainerId>,
-    Json(body): Json<PatchBody>,
-) -> Result<axum::Json<PatchedView>, ApiError> {
+    Query(query): Query<TrialQuery>,
+    body: Whole,
+) -> Result<Response, ApiError> {
     let handle = auth.container(&state, &id, Permission::ContainersWrite)?;
-    let baked_in = body.fields_read_at_start();
-    let patch = body.read(&handle.snapshot().spec)?;
-    handle.send(Request::Update(Box::new(patch))).await?;
-    let is_up = matches!(
-        handle.snapshot().phase,
+    if query.dry_run {
+        return dry_run::patch(&handle, &body).await;
+    }
+    let before = handle.snapshot();
+    let patch = body.json::<PatchBody>()?.read(&before.spec)?;
+    let accepted = handle.send(Request::Update(Box::new(patch))).await?;
+    let after = &accepted.decided;
+    let waits_for_restart =
+        if is_up(after) { waits_for_start(&before.spec, &after.spec) } else { Vec::new() };
+    let view = PatchedView { message: "Container updated", internal_id: id, waits_for_restart };
+    Ok(axum::Json(view).into_response())
+}
+
+/// Whether there is a workload that has what its container was started with.
+pub(super) fn is_up(seen: &Snapshot) -> bool {
+    matches!(
+        seen.phase,
         Phase::Starting { .. }
             | Phase::Running { .. }
             | Phase::Paused { .. }
             | Phase::Stopping { .. }
-    );
-    let waits_for_restart = if is_up { baked_in } else { Vec::new() };
-    Ok(axum::Json(PatchedView { message: "Container updated", internal_id: id, waits_for_restart }))
+    )
 }
 
 #[derive(Debug, Serialize)]
@@ -188,29 +283,34 @@ struct DeletedView {
     internal_id: ContainerId,
 }
 
-/// How long a deletion is waited for, so that a panel's next call finds the id, the ports and the
-/// volume free. One that takes longer goes on in the background.
+/// How long a deletion is waited for, so that a panel's next call finds the id, the ports and the volume
+/// free, where the caller does not say. One that takes longer goes on in the background.
 const DELETE_PATIENCE: Duration = Duration::from_secs(10);
 
 async fn delete(
     auth: Auth,
     State(state): State<AppState>,
     Path(id): Path<ContainerId>,
-) -> Result<(StatusCode, axum::Json<DeletedView>), ApiError> {
+    Query(query): Query<WishQuery>,
+) -> Result<Response, ApiError> {
     let handle = auth.container(&state, &id, Permission::ContainersWrite)?;
-    handle.send(Request::Command(Command::Delete)).await?;
-    let mut snapshots = handle.watch();
-    let done = snapshots.wait_for(|seen| seen.deleted || seen.unknown_since.is_some());
-    let is_gone = match tokio::time::timeout(DELETE_PATIENCE, done).await {
-        Ok(Ok(snapshot)) => snapshot.deleted,
-        // The owner has left, which it does last.
-        Ok(Err(_)) => true,
-        Err(_) => false,
+    if query.dry_run {
+        return dry_run::wish(&handle, Command::Delete).await;
+    }
+    let asked = query.patience()?;
+    let accepted = handle.send(Request::Command(Command::Delete)).await?;
+    let patience = match asked {
+        // It waits for the engine.
+        None if accepted.decided.unknown_since.is_some() => Duration::ZERO,
+        asked => asked.unwrap_or(DELETE_PATIENCE),
     };
-    let (status, message) = if is_gone {
-        (StatusCode::OK, "Container deleted")
-    } else {
-        (StatusCode::ACCEPTED, "Container is being deleted")
+    let generation = accepted.decided.generation;
+    let (status, message) = match handle.outcome(&Goal::Deleted, generation, patience).await {
+        Waited::Reached(_) => (StatusCode::OK, "Container deleted"),
+        Waited::Stopping if asked.is_some() => return Ok(waiting::stopping()),
+        Waited::TimedOut(_) | Waited::Unreached(_) | Waited::Stopping => {
+            (StatusCode::ACCEPTED, "Container is being deleted")
+        }
     };
-    Ok((status, axum::Json(DeletedView { message, internal_id: id })))
+    Ok((status, axum::Json(DeletedView { message, internal_id: id })).into_response())
 }

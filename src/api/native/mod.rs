@@ -5,6 +5,7 @@
 //! client that goes away interrupts nothing half-way. Whatever fails is an `ApiError`.
 
 mod archives;
+mod billing;
 mod body;
 mod console;
 mod container_body;
@@ -13,9 +14,11 @@ mod containers;
 mod content_headers;
 mod contents;
 mod downloads;
+mod dry_run;
 mod files;
 mod listing;
 mod operations;
+mod paging;
 mod ports;
 mod post_mortems;
 mod power;
@@ -30,6 +33,7 @@ mod tus;
 mod tus_headers;
 mod uploads;
 mod volumes;
+mod waiting;
 
 use axum::Router;
 
@@ -53,6 +57,7 @@ pub(super) fn quick_routes() -> Router<AppState> {
         .merge(listing::routes())
         .merge(operations::routes())
         .merge(pulls::routes())
+        .merge(billing::routes())
 }
 
 /// Calls that bring their own deadline, or stream.

@@ -1,0 +1,436 @@
+//! What containers have used, and what that comes to at the configured rates.
+//!
+//! Read from the store, after what was measured in the last seconds has been put there. Costs are decimal
+//! numbers as texts, exact to the millionth; quantities are rounded for show alone.
+
+use axum::extract::State;
+use axum::routing::{get, post};
+use axum::{Json as JsonAnswer, Router};
+use serde::{Deserialize, Serialize};
+
+use super::paging;
+use crate::api::auth::Auth;
+use crate::api::error::ApiError;
+use crate::api::extract::{Json, Path, Query};
+use crate::api::state::AppState;
+use crate::domain::access::{Permission, Resource};
+use crate::domain::ids::{ContainerId, VolumeId};
+use crate::domain::units::{MIB, UnixSeconds};
+use crate::domain::usage::Usage;
+use crate::domain::usage::calendar::{DAY_S, Step, month, month_name};
+use crate::domain::usage::cost::{Money, Rates};
+use crate::store::usage::Period;
+
+pub(super) fn routes() -> Router<AppState> {
+    Router::new()
+        .route("/billing/rates", get(rates))
+        .route("/billing/estimate", post(estimate))
+        .route("/billing/estimate/volume", post(estimate_volume))
+        .route("/billing/containers", get(containers))
+        .route("/billing/usage/{id}/{step}", get(usage))
+}
+
+/// The bytes of a GB here.
+const GB: u64 = 1 << 30;
+const MS_PER_HOUR: f64 = 3.6e6;
+const CPU_US_PER_HOUR: f64 = 3.6e9;
+const KIB_S_PER_GB_HOUR: f64 = 3600.0 * 1_048_576.0;
+
+/// What was used, and what it comes to.
+#[derive(Debug, Serialize)]
+pub(super) struct UsageView {
+    /// Hours in which the workload ran.
+    duration_hours: f64,
+    /// Hours of one processor core.
+    vcpu_hours: f64,
+    /// Memory in use, in GB-hours.
+    memory_gb_hours: f64,
+    /// The limit on memory while it ran, in GB-hours; without a limit what it used.
+    memory_reserved_gb_hours: f64,
+    /// What the volume held, in GB-hours, also while nothing ran.
+    storage_gb_hours: f64,
+    /// Traffic that left the container, in GB.
+    egress_gb: f64,
+    /// Traffic that reached the container, in GB.
+    ingress_gb: f64,
+    estimated_cost: CostView,
+}
+
+/// Decimal numbers with six decimals, in the currency of the rates.
+#[derive(Debug, Serialize)]
+pub(super) struct CostView {
+    memory: Money,
+    vcpu: Money,
+    storage: Money,
+    egress: Money,
+    total: Money,
+}
+
+impl UsageView {
+    fn new(usage: &Usage, rates: &Rates) -> Self {
+        let cost = rates.cost(usage);
+        let share = |quantity: u64, unit: f64| (quantity as f64 / unit * 1e9).round() / 1e9;
+        Self {
+            duration_hours: share(usage.run_ms, MS_PER_HOUR),
+            vcpu_hours: share(usage.cpu_us, CPU_US_PER_HOUR),
+            memory_gb_hours: share(usage.memory_kib_s, KIB_S_PER_GB_HOUR),
+            memory_reserved_gb_hours: share(usage.reserved_kib_s, KIB_S_PER_GB_HOUR),
+            storage_gb_hours: share(usage.storage_kib_s, KIB_S_PER_GB_HOUR),
+            egress_gb: share(usage.egress_bytes, GB as f64),
+            ingress_gb: share(usage.ingress_bytes, GB as f64),
+            estimated_cost: CostView {
+                memory: cost.memory,
+                vcpu: cost.vcpu,
+                storage: cost.storage,
+                egress: cost.egress,
+                total: cost.total(),
+            },
+        }
+    }
+}
+
+/// What is charged, as the configuration has it.
+#[derive(Debug, Serialize)]
+pub(super) struct RatesView {
+    #[serde(flatten)]
+    rates: Rates,
+    /// The bytes of a GB.
+    gb_bytes: u64,
+}
+
+async fn rates(
+    auth: Auth,
+    State(state): State<AppState>,
+) -> Result<JsonAnswer<RatesView>, ApiError> {
+    auth.require_for_list(Permission::ContainersRead)?;
+    let rates = state.config.current().billing.rates.clone();
+    Ok(JsonAnswer(RatesView { rates, gb_bytes: GB }))
+}
+
+/// A month's hours, on average.
+const HOURS_DEFAULT: f64 = 730.0;
+/// Ten years.
+const HOURS_MAX: f64 = 87_600.0;
+const BYTES_MAX: u64 = 1 << 50;
+const CORES_MAX: f64 = 10_000.0;
+
+/// Something that would run.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct EstimateBody {
+    /// Bytes of memory.
+    memory: u64,
+    /// Cores in use.
+    cpu: f64,
+    /// Bytes on the disk.
+    storage: u64,
+    /// Bytes that leave, in all.
+    egress: u64,
+    /// How long; a month (730) if left out.
+    hours: Option<f64>,
+}
+
+/// What something comes to.
+#[derive(Debug, Serialize)]
+pub(super) struct EstimateView {
+    currency: String,
+    hours: f64,
+    #[serde(flatten)]
+    usage: UsageView,
+}
+
+impl EstimateView {
+    fn new(state: &AppState, hours: f64, usage: &Usage) -> JsonAnswer<Self> {
+        let config = state.config.current();
+        let rates = &config.billing.rates;
+        let currency = rates.currency.clone();
+        JsonAnswer(Self { currency, hours, usage: UsageView::new(usage, rates) })
+    }
+}
+
+async fn estimate(
+    auth: Auth,
+    State(state): State<AppState>,
+    Json(body): Json<EstimateBody>,
+) -> Result<JsonAnswer<EstimateView>, ApiError> {
+    auth.require_for_list(Permission::ContainersRead)?;
+    for (name, bytes) in
+        [("memory", body.memory), ("storage", body.storage), ("egress", body.egress)]
+    {
+        if bytes > BYTES_MAX {
+            return Err(ApiError::field(name, format!("must be at most {BYTES_MAX} bytes")));
+        }
+    }
+    if !(0.0..=CORES_MAX).contains(&body.cpu) {
+        return Err(ApiError::field("cpu", format!("must be between 0 and {CORES_MAX} cores")));
+    }
+    let (hours, seconds) = time_of(body.hours)?;
+    let memory_kib_s = (body.memory >> 10) * seconds;
+    let usage = Usage {
+        run_ms: seconds * 1000,
+        cpu_us: whole(body.cpu * 1000.0) * seconds * 1000,
+        memory_kib_s,
+        reserved_kib_s: memory_kib_s,
+        storage_kib_s: (body.storage >> 10) * seconds,
+        egress_bytes: body.egress,
+        ingress_bytes: 0,
+    };
+    Ok(EstimateView::new(&state, hours, &usage))
+}
+
+/// A volume, one that there is or one of a size.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct EstimateVolumeBody {
+    /// In MB, as for `POST /volumes`.
+    size: Option<u64>,
+    /// One that there is, with what it holds.
+    volume_id: Option<VolumeId>,
+    /// How long; a month (730) if left out.
+    hours: Option<f64>,
+}
+
+async fn estimate_volume(
+    auth: Auth,
+    State(state): State<AppState>,
+    Json(body): Json<EstimateVolumeBody>,
+) -> Result<JsonAnswer<EstimateView>, ApiError> {
+    auth.require_for_list(Permission::ContainersRead)?;
+    let (hours, seconds) = time_of(body.hours)?;
+    let bytes = match (body.size, body.volume_id) {
+        (Some(mb), None) if mb <= BYTES_MAX / MIB => mb * MIB,
+        (Some(_), None) => {
+            let message = format!("must be at most {} MB", BYTES_MAX / MIB);
+            return Err(ApiError::field("size", message));
+        }
+        (None, Some(id)) => {
+            super::volumes::reach(&auth, &state, id, Permission::FilesRead).await?;
+            let used = state.files.used_bytes(id).await;
+            let busy = || ApiError::unavailable("busy", "the volume's content is being counted");
+            used.ok_or_else(busy)?.min(BYTES_MAX)
+        }
+        _ => return Err(ApiError::field("size", "is required, or volume_id instead")),
+    };
+    let usage = Usage { storage_kib_s: (bytes >> 10) * seconds, ..Usage::default() };
+    Ok(EstimateView::new(&state, hours, &usage))
+}
+
+/// The hours, and as whole seconds.
+fn time_of(hours: Option<f64>) -> Result<(f64, u64), ApiError> {
+    let hours = hours.unwrap_or(HOURS_DEFAULT);
+    if !(0.0..=HOURS_MAX).contains(&hours) {
+        return Err(ApiError::field("hours", format!("must be between 0 and {HOURS_MAX}")));
+    }
+    Ok((hours, whole(hours * 3600.0)))
+}
+
+/// The nearest whole number of one that is known to be neither negative nor large.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "see above")]
+fn whole(number: f64) -> u64 {
+    number.round() as u64
+}
+
+/// Which time, and how much of it at once.
+#[derive(Debug, Deserialize)]
+pub(super) struct UsageQuery {
+    /// Unix seconds; the step that it lies in is the first.
+    from: Option<i64>,
+    /// Unix seconds, not included; now if left out.
+    to: Option<i64>,
+    limit: Option<usize>,
+    cursor: Option<String>,
+}
+
+/// What a container has used, step by step.
+#[derive(Debug, Serialize)]
+pub(super) struct UsageListView {
+    internal_id: ContainerId,
+    currency: String,
+    /// What was asked for, rounded to whole steps.
+    from: UnixSeconds,
+    to: UnixSeconds,
+    /// Those in which there was something, in their order.
+    buckets: Vec<BucketView>,
+    /// Of all of the time asked for, whatever the page.
+    total: UsageView,
+    next_cursor: Option<String>,
+}
+
+/// An hour, a day or a month of UTC.
+#[derive(Debug, Serialize)]
+pub(super) struct BucketView {
+    /// When it began.
+    at: UnixSeconds,
+    #[serde(flatten)]
+    usage: UsageView,
+}
+
+async fn usage(
+    auth: Auth,
+    State(state): State<AppState>,
+    Path((id, step)): Path<(ContainerId, String)>,
+    Query(query): Query<UsageQuery>,
+) -> Result<JsonAnswer<UsageListView>, ApiError> {
+    auth.require_on(Permission::ContainersRead, Resource::Container(&id))?;
+    let step = step_of(&step).ok_or_else(|| {
+        ApiError::not_found("there is no such address; hourly, daily and monthly there are")
+    })?;
+    let limit = paging::limit(query.limit)?;
+    let period = period_of(step, &query, UnixSeconds::now())?;
+    let cursor = paging::cursor(query.cursor.as_deref(), |text| text.parse().ok())?;
+    state.metering.freshen().await;
+    let first = UnixSeconds(cursor.unwrap_or(period.from.0).max(period.from.0));
+    let asked = id.clone();
+    let read = state.store.read("read a container's usage", move |rx| {
+        // One more than asked for says that there is another page.
+        let rest = Period { from: first, ..period };
+        let found = rx.usage_of(&asked, step, rest, limit + 1)?;
+        Ok((found, rx.usage_in(&asked, step, period)?, rx.has_usage(&asked)?))
+    });
+    let (mut found, total, is_known) = read.await?;
+    if !is_known && state.supervisor.get(&id).is_none() {
+        return Err(ApiError::no_such_container());
+    }
+    let next_cursor = found.get(limit).map(|(at, _)| at.0.to_string());
+    found.truncate(limit);
+    let config = state.config.current();
+    let rates = &config.billing.rates;
+    let bucket = |(at, usage): (UnixSeconds, Usage)| BucketView {
+        at,
+        usage: UsageView::new(&usage, rates),
+    };
+    Ok(JsonAnswer(UsageListView {
+        internal_id: id,
+        currency: rates.currency.clone(),
+        from: period.from,
+        to: period.to,
+        buckets: found.into_iter().map(bucket).collect(),
+        total: UsageView::new(&total, rates),
+        next_cursor,
+    }))
+}
+
+fn step_of(name: &str) -> Option<Step> {
+    match name {
+        "hourly" => Some(Step::Hour),
+        "daily" => Some(Step::Day),
+        "monthly" => Some(Step::Month),
+        _ => None,
+    }
+}
+
+/// What is asked for, in whole steps: a day of hours, a month of days or a year of months where it does not
+/// say.
+fn period_of(step: Step, query: &UsageQuery, now: UnixSeconds) -> Result<Period, ApiError> {
+    let to = query.to.map_or_else(|| step.next(now), |to| step.ceil(UnixSeconds(to)));
+    let days = match step {
+        Step::Hour => 1,
+        Step::Day => 30,
+        Step::Month => 365,
+    };
+    let from = query.from.unwrap_or_else(|| to.0.saturating_sub(days * DAY_S));
+    let from = step.floor(UnixSeconds(from));
+    if from > to {
+        return Err(ApiError::field("?to", "must not be before ?from"));
+    }
+    Ok(Period { from, to })
+}
+
+/// Which month, and how much of it at once.
+#[derive(Debug, Deserialize)]
+pub(super) struct ContainersQuery {
+    /// `2026-11`; the present one if left out.
+    month: Option<String>,
+    limit: Option<usize>,
+    cursor: Option<String>,
+}
+
+/// What containers have used in a month.
+#[derive(Debug, Serialize)]
+pub(super) struct ContainersView {
+    month: String,
+    from: UnixSeconds,
+    to: UnixSeconds,
+    currency: String,
+    /// By their ids.
+    containers: Vec<ContainerUsageView>,
+    /// Of all that the caller may see, whatever the page.
+    total: UsageView,
+    next_cursor: Option<ContainerId>,
+}
+
+/// One container's month.
+#[derive(Debug, Serialize)]
+pub(super) struct ContainerUsageView {
+    internal_id: ContainerId,
+    /// It was deleted since.
+    deleted: bool,
+    #[serde(flatten)]
+    usage: UsageView,
+}
+
+async fn containers(
+    auth: Auth,
+    State(state): State<AppState>,
+    Query(query): Query<ContainersQuery>,
+) -> Result<JsonAnswer<ContainersView>, ApiError> {
+    auth.require_for_list(Permission::ContainersRead)?;
+    let limit = paging::limit(query.limit)?;
+    let from = match &query.month {
+        None => Step::Month.floor(UnixSeconds::now()),
+        Some(text) => month(text)
+            .ok_or_else(|| ApiError::field("?month", "must be a month, such as 2026-11"))?,
+    };
+    let read_id = |text: &str| ContainerId::parse(text).ok();
+    let after = paging::cursor(query.cursor.as_deref(), read_id)?;
+    state.metering.freshen().await;
+    let period = Period { from, to: Step::Month.next(from) };
+    let read = state.store.read("read a month's usage", move |rx| rx.usage_by_container(period));
+    let mut found = read.await?;
+    found.retain(|(id, _)| auth.may(Permission::ContainersRead, id));
+    let total = found.iter().fold(Usage::default(), |sum, (_, usage)| sum.plus(*usage));
+    let rest = found.into_iter().filter(|(id, _)| after.as_ref().is_none_or(|after| id > after));
+    let (shown, next_cursor) = paging::page(rest, limit, |(id, _)| id.clone());
+    let config = state.config.current();
+    let rates = &config.billing.rates;
+    let view = |(internal_id, usage): (ContainerId, Usage)| ContainerUsageView {
+        deleted: state.supervisor.get(&internal_id).is_none(),
+        internal_id,
+        usage: UsageView::new(&usage, rates),
+    };
+    Ok(JsonAnswer(ContainersView {
+        month: month_name(from),
+        from: period.from,
+        to: period.to,
+        currency: rates.currency.clone(),
+        containers: shown.into_iter().map(view).collect(),
+        total: UsageView::new(&total, rates),
+        next_cursor,
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn asked(step: Step, from: Option<i64>, to: Option<i64>) -> Option<(i64, i64)> {
+        // 2026-11-22T11:32:32Z.
+        let now = UnixSeconds(1_795_347_152);
+        let query = UsageQuery { from, to, limit: None, cursor: None };
+        period_of(step, &query, now).ok().map(|period| (period.from.0, period.to.0))
+    }
+
+    #[test]
+    fn a_time_is_rounded_to_whole_steps() {
+        let noon = 1_795_348_800;
+        assert_eq!(asked(Step::Hour, None, None), Some((noon - DAY_S, noon)));
+        assert_eq!(asked(Step::Hour, Some(noon - 1), Some(noon)), Some((noon - 3600, noon)));
+        let (from, to) = asked(Step::Month, None, None).unwrap();
+        assert_eq!((month_name(UnixSeconds(from)), month_name(UnixSeconds(to))), {
+            ("2025-12".to_owned(), "2026-12".to_owned())
+        });
+        assert_eq!(asked(Step::Day, Some(i64::MIN), Some(i64::MIN)), Some((0, 0)));
+        assert!(asked(Step::Day, Some(i64::MAX), Some(i64::MAX)).is_some());
+        assert_eq!(asked(Step::Day, Some(noon + 5 * DAY_S), Some(noon)), None);
+    }
+}
