@@ -35,8 +35,7 @@ pub(crate) use self::ws::Sockets;
 /// Everything lightd answers.
 pub(crate) fn router(state: AppState) -> Router {
     let once = || from_fn_with_state(state.clone(), idempotency::idempotent);
-    let quick =
-        native::quick_routes().route_layer(once()).route_layer(from_fn(layers::deadline));
+    let quick = native::quick_routes().route_layer(once()).route_layer(from_fn(layers::deadline));
     let long = native::long_routes().route_layer(once());
     let routes = quick.merge(long).merge(ws::routes());
     with_layers(with_fallbacks(routes), &state).with_state(state)

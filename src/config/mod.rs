@@ -29,9 +29,9 @@ use std::time::Duration;
 use ipnet::{IpNet, Ipv4Net};
 use url::Url;
 
+use self::billing::Billing;
 pub(crate) use self::error::ConfigError;
 pub(crate) use self::raw::{Firewall, LogFormat, LogLevel, OnExceeded};
-use self::billing::Billing;
 use self::supervision::Supervision;
 use crate::domain::quota::QuotaBackend;
 use crate::domain::spec::Protocol;

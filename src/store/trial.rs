@@ -3,11 +3,11 @@
 //! So that a trial and the real thing cannot differ: the same code decides. Nothing of it is seen by anybody
 //! else, or stays.
 
+use super::Tx;
 use super::bindings::PortRequest;
 use super::containers::NewContainer;
 use super::error::StoreError;
 use super::ports::Probe;
-use super::Tx;
 use super::volumes::VolumeRow;
 use crate::domain::ids::{ContainerId, VolumeId};
 use crate::domain::spec::PortBinding;
@@ -168,9 +168,7 @@ impl Tx<'_> {
 mod tests {
     use super::*;
     use crate::store::Store;
-    use crate::store::testing::{
-        NOW, add_ports, add_volume, any, id, named, new_container, open,
-    };
+    use crate::store::testing::{NOW, add_ports, add_volume, any, id, named, new_container, open};
 
     async fn tried(store: &Store, draft: Draft) -> Tried {
         let write = move |tx: &Tx<'_>| tx.try_creation(&draft, NOW, |_| true);
@@ -211,7 +209,9 @@ mod tests {
         assert_eq!(found.ports[0].unwrap().host.port, 1001);
         assert_eq!(found.volume_used_by, [id("taken")]);
         assert_eq!(fields(&tried(&store, draft).await), Vec::<&str>::new(), "it is still free");
-        let counts = store.read("test", |rx| Ok((rx.containers(&Default::default())?.len(), rx.volumes()?.len())));
+        let counts = store.read("test", |rx| {
+            Ok((rx.containers(&Default::default())?.len(), rx.volumes()?.len()))
+        });
         assert_eq!(counts.await.unwrap(), (1, 1));
     }
 

@@ -25,6 +25,8 @@ use crate::store::{StoreError, Tx};
 use crate::util::chain::Chain;
 
 const STORED_EVERY: Duration = Duration::from_secs(60);
+/// What a start of lightd has to do comes first.
+const FIRST_AFTER: Duration = Duration::from_secs(10);
 /// What somebody who asks finds is no older.
 const FRESH: Duration = Duration::from_secs(5);
 /// A look goes through the volume's folders.
@@ -46,9 +48,8 @@ impl Metering {
     /// Goes on where an earlier lightd was. To be done once the rows are loaded, before any run is followed.
     pub(crate) async fn restore(&self) -> Result<(), StoreError> {
         let store = &self.registry.services().store;
-        let read = store.read("read where usage stood", |rx| {
-            Ok((rx.usage_positions()?, rx.usage_since()?))
-        });
+        let read = store
+            .read("read where usage stood", |rx| Ok((rx.usage_positions()?, rx.usage_since()?)));
         let (positions, since) = read.await?;
         let mut positions: HashMap<_, _> = positions.into_iter().collect();
         for container in self.registry.list() {
@@ -59,17 +60,27 @@ impl Metering {
     }
 
     pub(crate) async fn run(&self, stop: CancellationToken) {
-        let mut tick = tokio::time::interval(STORED_EVERY);
-        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut looked_at = HashMap::new();
-        let work = async {
+        let ticks = || {
+            let mut ticks = tokio::time::interval_at(Instant::now() + FIRST_AFTER, STORED_EVERY);
+            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            ticks
+        };
+        let (mut stores, mut looks) = (ticks(), ticks());
+        let storing = async {
             loop {
-                tick.tick().await;
-                self.look_at_storage(&mut looked_at).await;
+                stores.tick().await;
                 self.store().await;
             }
         };
-        stop.run_until_cancelled(work).await;
+        // Apart from that: it may take long.
+        let looking = async {
+            let mut looked_at = HashMap::new();
+            loop {
+                looks.tick().await;
+                self.look_at_storage(&mut looked_at).await;
+            }
+        };
+        stop.run_until_cancelled(async { tokio::join!(storing, looking) }).await;
     }
 
     /// Stores what has come together, if that was not done just now.
@@ -90,11 +101,10 @@ impl Metering {
         if all.is_empty() {
             return;
         }
-        let rows: Vec<(ContainerId, Taken)> = all
-            .iter()
-            .map(|(container, taken)| (container.id().clone(), taken.clone()))
-            .collect();
-        let write = move |tx: &Tx<'_>| rows.iter().try_for_each(|(id, taken)| tx.add_usage(id, taken));
+        let rows: Vec<(ContainerId, Taken)> =
+            all.iter().map(|(container, taken)| (container.id().clone(), taken.clone())).collect();
+        let write =
+            move |tx: &Tx<'_>| rows.iter().try_for_each(|(id, taken)| tx.add_usage(id, taken));
         if let Err(error) = self.registry.services().store.write("store usage", write).await {
             tracing::warn!(error = %Chain(&error), "usage is not stored; it will be tried again");
             for (container, taken) in &all {

@@ -241,9 +241,8 @@ impl ContainerHandle {
     /// Waits until what was decided at this generation has happened, or can't any more. Changes nothing.
     pub(crate) async fn outcome(&self, goal: &Goal, generation: u64, patience: Duration) -> Waited {
         let mut snapshots = self.watch();
-        let decided = snapshots.wait_for(|seen| {
-            seen.generation >= generation && goal.judge(seen) != Verdict::Pending
-        });
+        let decided = snapshots
+            .wait_for(|seen| seen.generation >= generation && goal.judge(seen) != Verdict::Pending);
         let seen = tokio::select! {
             biased;
             seen = decided => seen.map(|seen| Arc::clone(&seen)),
@@ -419,9 +418,15 @@ mod tests {
 
         let stop = played.wish(Command::Stop);
         let start = played.wish(Command::Start);
-        assert_eq!((played.judge(&stop), played.judge(&start)), (Verdict::Pending, Verdict::Pending));
+        assert_eq!(
+            (played.judge(&stop), played.judge(&start)),
+            (Verdict::Pending, Verdict::Pending)
+        );
         played.exit(0);
-        assert_eq!((played.judge(&stop), played.judge(&start)), (Verdict::Reached, Verdict::Pending));
+        assert_eq!(
+            (played.judge(&stop), played.judge(&start)),
+            (Verdict::Reached, Verdict::Pending)
+        );
     }
 
     #[test]
@@ -498,7 +503,8 @@ mod tests {
             assert_eq!(played.judge(&goal), Verdict::Pending);
             (played, goal)
         };
-        let (old, new): (Arc<[PortBinding]>, Arc<[PortBinding]>) = ([port(1)].into(), [port(2)].into());
+        let (old, new): (Arc<[PortBinding]>, Arc<[PortBinding]>) =
+            ([port(1)].into(), [port(2)].into());
         let (mut played, goal) = begin(&new);
         played.fact(Fact::Rebound);
         assert_eq!(played.judge(&goal), Verdict::Pending, "it is tried");

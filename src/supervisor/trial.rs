@@ -90,7 +90,8 @@ impl Registry {
         let others: u64 = self.list().iter().map(|other| memory(&other.snapshot().spec)).sum();
         let all = others.saturating_add(memory(spec));
         if spec.limits.memory.is_none() {
-            warnings.push("limits.memory is not set: it may take all memory of this node".to_owned());
+            warnings
+                .push("limits.memory is not set: it may take all memory of this node".to_owned());
         } else if all > has {
             warnings.push(format!(
                 "the memory limits of all containers would be {all} bytes in all; this node has {has}"
@@ -155,11 +156,7 @@ impl Owner {
         Ok(Accepted { decided: Arc::new(would_be), answer, warnings: Vec::new() })
     }
 
-    fn would(
-        &self,
-        command: Command,
-        change: Option<&Change>,
-    ) -> Result<Answer, Refusal> {
+    fn would(&self, command: Command, change: Option<&Change>) -> Result<Answer, Refusal> {
         let mut machine = self.record.machine.clone();
         self.decide(&mut machine, command, change).map(|(answer, _)| answer)
     }

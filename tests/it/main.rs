@@ -2,6 +2,7 @@
 
 mod access;
 mod architecture;
+mod billing;
 mod console;
 mod containers;
 mod crash;
@@ -29,8 +30,10 @@ mod sockets;
 mod starts;
 mod stats;
 mod support;
+mod trials;
 mod tus;
 mod uploads;
 mod volumes;
+mod waits;
 mod workflow;
 mod workload;

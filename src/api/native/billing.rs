@@ -295,10 +295,8 @@ async fn usage(
     found.truncate(limit);
     let config = state.config.current();
     let rates = &config.billing.rates;
-    let bucket = |(at, usage): (UnixSeconds, Usage)| BucketView {
-        at,
-        usage: UsageView::new(&usage, rates),
-    };
+    let bucket =
+        |(at, usage): (UnixSeconds, Usage)| BucketView { at, usage: UsageView::new(&usage, rates) };
     Ok(JsonAnswer(UsageListView {
         internal_id: id,
         currency: rates.currency.clone(),

@@ -217,8 +217,7 @@ pub(super) async fn resources(
     let after = findings.owner(own_names)?;
     findings.verdict()?;
     let after = after.ok_or_else(ApiError::no_such_container)?;
-    let waits =
-        if is_up(&before) { wanted.lifted_since(&before.spec.limits) } else { Vec::new() };
+    let waits = if is_up(&before) { wanted.lifted_since(&before.spec.limits) } else { Vec::new() };
     Ok(answer(&after, None, waits, Vec::new()))
 }
 
@@ -237,10 +236,7 @@ pub(super) async fn reinstall(
     Ok(answer(&after, None, Vec::new(), warnings))
 }
 
-pub(super) async fn rebind(
-    handle: &ContainerHandle,
-    body: &Whole,
-) -> Result<Response, ApiError> {
+pub(super) async fn rebind(handle: &ContainerHandle, body: &Whole) -> Result<Response, ApiError> {
     let mut findings = Findings::default();
     let body: super::power::RebindBody = body.as_far_as_possible(&mut findings.problems)?;
     let mut problems = Vec::new();

@@ -7,13 +7,14 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json as JsonAnswer, Router};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast::error::RecvError;
 
+use super::paging;
 use super::volumes::Reached;
 use crate::api::auth::Auth;
 use crate::api::error::ApiError;
-use crate::api::extract::Path;
+use crate::api::extract::{Path, Query};
 use crate::api::state::AppState;
 use crate::domain::access::{Permission, Resource, allows};
 use crate::domain::ids::VolumeId;
@@ -106,14 +107,42 @@ pub(super) fn started_answer(operation_id: OperationId) -> Response {
     (StatusCode::ACCEPTED, JsonAnswer(view)).into_response()
 }
 
-#[derive(Debug, Serialize)]
-struct ListView {
-    operations: Vec<OperationView>,
+/// Which operations, and how many at once.
+#[derive(Debug, Deserialize)]
+struct ListQuery {
+    state: Option<OperationState>,
+    kind: Option<OperationKind>,
+    volume: Option<VolumeId>,
+    limit: Option<usize>,
+    cursor: Option<String>,
 }
 
-async fn list(auth: Auth, State(state): State<AppState>) -> Result<JsonAnswer<ListView>, ApiError> {
+impl ListQuery {
+    fn has(&self, seen: &OperationView) -> bool {
+        self.state.is_none_or(|state| state == seen.state)
+            && self.kind.is_none_or(|kind| kind == seen.kind)
+            && self.volume.is_none_or(|volume| volume == seen.volume)
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct ListView {
+    /// The newest first.
+    operations: Vec<OperationView>,
+    /// Give it as `cursor` for what follows; `null` at the end.
+    next_cursor: Option<OperationId>,
+}
+
+async fn list(
+    auth: Auth,
+    State(state): State<AppState>,
+    Query(query): Query<ListQuery>,
+) -> Result<JsonAnswer<ListView>, ApiError> {
     auth.require_for_list(Permission::FilesRead)?;
+    let limit = paging::limit(query.limit)?;
+    let after = paging::cursor(query.cursor.as_deref(), OperationId::parse)?;
     let mut operations = state.operations.list();
+    operations.retain(|seen| query.has(seen) && after.is_none_or(|after| seen.id < after));
     let mut volumes: Vec<VolumeId> = operations.iter().map(|seen| seen.volume).collect();
     volumes.sort_unstable();
     volumes.dedup();
@@ -125,7 +154,8 @@ async fn list(auth: Auth, State(state): State<AppState>) -> Result<JsonAnswer<Li
         let used_by = users.get(&seen.volume).map_or(&[][..], Vec::as_slice);
         allows(auth.principal(), Permission::FilesRead, Resource::Volume { used_by })
     });
-    Ok(JsonAnswer(ListView { operations }))
+    let (operations, next_cursor) = paging::page(operations, limit, |last| last.id);
+    Ok(JsonAnswer(ListView { operations, next_cursor }))
 }
 
 async fn show(

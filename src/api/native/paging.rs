@@ -24,7 +24,8 @@ pub(super) fn cursor<T>(
     text: Option<&str>,
     read: impl Fn(&str) -> Option<T>,
 ) -> Result<Option<T>, ApiError> {
-    let not_ours = || ApiError::malformed("invalid_cursor", "the cursor is not from an earlier page");
+    let not_ours =
+        || ApiError::malformed("invalid_cursor", "the cursor is not from an earlier page");
     text.map(|text| read(text).ok_or_else(not_ours)).transpose()
 }
 

@@ -5,12 +5,13 @@
 use axum::Router;
 use axum::extract::State;
 use axum::routing::get;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::paging;
 use crate::api::auth::Auth;
 use crate::api::error::ApiError;
-use crate::api::extract::Path;
+use crate::api::extract::{Path, Query};
 use crate::api::state::AppState;
 use crate::domain::access::Permission;
 use crate::domain::ids::{ContainerId, RunId};
@@ -25,16 +26,31 @@ pub(super) fn routes() -> Router<AppState> {
 struct ListView {
     /// The newest first.
     post_mortems: Vec<Value>,
+    /// Give it as `cursor` for what follows; `null` at the end.
+    next_cursor: Option<String>,
+}
+
+/// How many at once.
+#[derive(Debug, Deserialize)]
+struct ListQuery {
+    limit: Option<usize>,
+    cursor: Option<String>,
 }
 
 async fn list(
     auth: Auth,
     State(state): State<AppState>,
     Path(id): Path<ContainerId>,
+    Query(query): Query<ListQuery>,
 ) -> Result<axum::Json<ListView>, ApiError> {
     let handle = auth.container(&state, &id, Permission::ConsoleRead)?;
-    let post_mortems = handle.post_mortems().await.map_err(ApiError::internal)?;
-    Ok(axum::Json(ListView { post_mortems }))
+    let limit = paging::limit(query.limit)?;
+    let after = paging::cursor(query.cursor.as_deref(), |text| text.parse::<u64>().ok())?;
+    let all = handle.post_mortems().await.map_err(ApiError::internal)?;
+    let run_of = |found: &Value| found["run"].as_u64().unwrap_or(0);
+    let rest = all.into_iter().filter(|found| after.is_none_or(|after| run_of(found) < after));
+    let (post_mortems, next_cursor) = paging::page(rest, limit, |last| run_of(last).to_string());
+    Ok(axum::Json(ListView { post_mortems, next_cursor }))
 }
 
 async fn show(

@@ -10,8 +10,8 @@ use axum::routing::{MethodRouter, post};
 use serde::Deserialize;
 
 use super::container_body::{PortBody, ReinstallBody, check_ports};
-use super::waiting::{self, WishQuery};
 use super::dry_run;
+use super::waiting::{self, WishQuery};
 use crate::api::auth::Auth;
 use crate::api::error::ApiError;
 use crate::api::extract::{Path, Query, Whole};

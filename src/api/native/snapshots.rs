@@ -7,10 +7,11 @@ use axum::{Json as JsonAnswer, Router};
 use serde::{Deserialize, Serialize};
 
 use super::operations::Told;
+use super::paging;
 use super::volumes::reach;
 use crate::api::auth::Auth;
 use crate::api::error::ApiError;
-use crate::api::extract::{Json, Path};
+use crate::api::extract::{Json, Path, Query};
 use crate::api::state::AppState;
 use crate::domain::access::{Permission, Resource};
 use crate::domain::ids::{ContainerId, VolumeId};
@@ -75,9 +76,19 @@ impl StartedView {
     }
 }
 
+/// How many at once.
+#[derive(Debug, Deserialize)]
+struct ListQuery {
+    limit: Option<usize>,
+    cursor: Option<String>,
+}
+
 #[derive(Debug, Serialize)]
 struct ListView {
+    /// The oldest first.
     snapshots: Vec<SnapshotView>,
+    /// Give it as `cursor` for what follows; `null` at the end.
+    next_cursor: Option<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -116,10 +127,24 @@ async fn list(
     auth: Auth,
     State(state): State<AppState>,
     Path(id): Path<VolumeId>,
+    Query(query): Query<ListQuery>,
 ) -> Result<JsonAnswer<ListView>, ApiError> {
     reach(&auth, &state, id, Permission::FilesRead).await?;
+    let limit = paging::limit(query.limit)?;
+    let after = paging::cursor(query.cursor.as_deref(), read_cursor)?;
     let rows = state.store.read("list snapshots", move |rx| rx.snapshots(id)).await?;
-    Ok(JsonAnswer(ListView { snapshots: rows.into_iter().map(SnapshotView::from).collect() }))
+    let place = |row: &SnapshotRow| (row.created_at.0, row.name.clone());
+    let rest =
+        rows.into_iter().filter(|row| after.as_ref().is_none_or(|after| place(row) > *after));
+    let cursor_of = |row: &SnapshotRow| format!("{}-{}", row.created_at.0, row.name);
+    let (rows, next_cursor) = paging::page(rest, limit, cursor_of);
+    let snapshots = rows.into_iter().map(SnapshotView::from).collect();
+    Ok(JsonAnswer(ListView { snapshots, next_cursor }))
+}
+
+fn read_cursor(text: &str) -> Option<(i64, String)> {
+    let (created_at, name) = text.split_once('-')?;
+    Some((created_at.parse().ok()?, name.to_owned()))
 }
 
 async fn show(

@@ -9,6 +9,7 @@ use axum::routing::{delete, get, post};
 use axum::{Json as JsonAnswer, Router};
 use serde::{Deserialize, Serialize};
 
+use super::paging;
 use crate::api::auth::Auth;
 use crate::api::error::ApiError;
 use crate::api::extract::{Json, OptionalJson, Path, Query};
@@ -20,7 +21,7 @@ use crate::domain::quota::QuotaBackend;
 use crate::domain::units::{MIB, UnixSeconds};
 use crate::files::listing::MAX_PAGE;
 use crate::files::operation::OperationState;
-use crate::files::{FileError, Lane, Volume};
+use crate::files::{Lane, Volume};
 use crate::store::Read;
 use crate::store::volumes::VolumeRow;
 
@@ -174,13 +175,27 @@ async fn create(
     Ok((StatusCode::CREATED, JsonAnswer(VolumeView::new(&state, row, Vec::new()))))
 }
 
+/// Which volumes, and how many at once.
 #[derive(Debug, Deserialize)]
 struct ListQuery {
+    /// A part of the name, in any case.
+    name: Option<String>,
+    /// Only those that no container uses, or that one does.
+    unused: Option<bool>,
     limit: Option<usize>,
     cursor: Option<String>,
 }
 
-const LIST_MAX: usize = 1000;
+impl ListQuery {
+    fn has(&self, row: &VolumeRow, used_by: &[ContainerId]) -> bool {
+        let has_name = |part: &String| {
+            let name = row.name.as_deref().unwrap_or_default();
+            name.to_lowercase().contains(&part.to_lowercase())
+        };
+        self.name.as_ref().is_none_or(has_name)
+            && self.unused.is_none_or(|unused| unused == used_by.is_empty())
+    }
+}
 
 #[derive(Debug, Serialize)]
 struct ListView {
@@ -195,31 +210,25 @@ async fn list(
     Query(query): Query<ListQuery>,
 ) -> Result<JsonAnswer<ListView>, ApiError> {
     auth.require_for_list(Permission::FilesRead)?;
-    let limit = query.limit.unwrap_or(LIST_MAX);
-    if !(1..=LIST_MAX).contains(&limit) {
-        return Err(ApiError::field("?limit", format!("must be between 1 and {LIST_MAX}")));
-    }
-    let after = query.cursor.as_deref().map(read_cursor).transpose()?;
+    let limit = paging::limit(query.limit)?;
+    let after = paging::cursor(query.cursor.as_deref(), read_cursor)?;
     let principal = auth.principal().clone();
-    let may_see = move |used_by: &[ContainerId]| {
-        allows(&principal, Permission::FilesRead, Resource::Volume { used_by })
+    let is_wanted = move |row: &VolumeRow, used_by: &[ContainerId]| {
+        query.has(row, used_by)
+            && allows(&principal, Permission::FilesRead, Resource::Volume { used_by })
     };
     // One more than asked for says that there is another page.
-    let look = move |rx: &Read<'_>| rx.volumes_after(after, limit + 1, may_see);
-    let mut found = state.store.read("list the volumes", look).await?;
-    let is_more = found.len() > limit;
-    found.truncate(limit);
-    let last = found.last().filter(|_| is_more);
-    let next_cursor = last.map(|(row, _)| format!("{}-{}", row.created_at.0, row.id));
+    let look = move |rx: &Read<'_>| rx.volumes_after(after, limit + 1, is_wanted);
+    let found = state.store.read("list the volumes", look).await?;
+    let cursor_of = |(row, _): &(VolumeRow, _)| format!("{}-{}", row.created_at.0, row.id);
+    let (found, next_cursor) = paging::page(found, limit, cursor_of);
     let view = |(row, used_by)| VolumeView::new(&state, row, used_by);
     Ok(JsonAnswer(ListView { volumes: found.into_iter().map(view).collect(), next_cursor }))
 }
 
-fn read_cursor(text: &str) -> Result<(UnixSeconds, VolumeId), FileError> {
-    let parts = text.split_once('-').and_then(|(created_at, id)| {
-        Some((UnixSeconds(created_at.parse().ok()?), VolumeId::parse(id)?))
-    });
-    parts.ok_or(FileError::InvalidCursor)
+fn read_cursor(text: &str) -> Option<(UnixSeconds, VolumeId)> {
+    let (created_at, id) = text.split_once('-')?;
+    Some((UnixSeconds(created_at.parse().ok()?), VolumeId::parse(id)?))
 }
 
 async fn show(

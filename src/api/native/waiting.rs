@@ -97,11 +97,7 @@ pub(super) async fn answer(
     }
 }
 
-fn view<'a>(
-    seen: &'a Snapshot,
-    message: Cow<'static, str>,
-    generation: u64,
-) -> WishView<'a> {
+fn view<'a>(seen: &'a Snapshot, message: Cow<'static, str>, generation: u64) -> WishView<'a> {
     WishView {
         message,
         internal_id: &seen.id,
@@ -169,7 +165,9 @@ fn satisfied(command: Command) -> &'static str {
 fn happened(command: Command, seen: &Snapshot) -> Cow<'static, str> {
     let is_down = seen.state_name() == "offline";
     let text = match command {
-        Command::Start | Command::Restart if is_down => "Container was started, and has ended since",
+        Command::Start | Command::Restart if is_down => {
+            "Container was started, and has ended since"
+        }
         Command::Start | Command::Restart | Command::Resume | Command::Thaw => {
             "Container is running"
         }

@@ -36,9 +36,7 @@ use crate::network::pool::PortPool;
 use crate::panel::Panel;
 use crate::store::Store;
 use crate::store::volumes::VolumeRow;
-use crate::supervisor::{
-    Metering, Registry, Services as SupervisorServices, Settings, StartPace,
-};
+use crate::supervisor::{Metering, Registry, Services as SupervisorServices, Settings, StartPace};
 use crate::util::secret::{Sealer, SecretDigest};
 use crate::volumes::{OnExceeded, VolumeSettings, Volumes};
 

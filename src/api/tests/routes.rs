@@ -78,6 +78,11 @@ const PROTECTED: &[(&str, &str)] = &[
     ("GET", "/remote/status"),
     ("GET", "/remote/outbox"),
     ("POST", "/remote/outbox/1/retry"),
+    ("GET", "/billing/rates"),
+    ("POST", "/billing/estimate"),
+    ("POST", "/billing/estimate/volume"),
+    ("GET", "/billing/containers"),
+    ("GET", "/billing/usage/a/hourly"),
 ];
 
 fn request(method: &str, uri: &str, headers: &[(header::HeaderName, &str)]) -> Request<Body> {

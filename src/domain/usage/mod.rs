@@ -40,8 +40,15 @@ impl Usage {
     }
 
     pub(crate) fn from_array(quantities: [u64; QUANTITIES]) -> Self {
-        let [run_ms, cpu_us, memory_kib_s, reserved_kib_s, storage_kib_s, egress_bytes, ingress_bytes] =
-            quantities;
+        let [
+            run_ms,
+            cpu_us,
+            memory_kib_s,
+            reserved_kib_s,
+            storage_kib_s,
+            egress_bytes,
+            ingress_bytes,
+        ] = quantities;
         Self {
             run_ms,
             cpu_us,
