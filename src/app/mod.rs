@@ -55,6 +55,9 @@ const SIGNALS: usize = 1024;
 /// What requests and owners may take to end, within the ten seconds that stopping may take in all.
 const REQUESTS_END: Duration = Duration::from_secs(4);
 const OWNERS_END: Duration = Duration::from_secs(4);
+/// For how long a client may take nothing of what it is sent, before its connection is given up: a
+/// download or an event stream that nobody reads would otherwise keep its place for ever.
+const NOTHING_TAKEN_MS: u32 = 30_000;
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum AppError {
@@ -83,8 +86,7 @@ pub(crate) async fn run(
     ready: impl FnOnce(SocketAddr),
 ) -> Result<(), AppError> {
     let config = live.current();
-    let listener = TcpListener::bind(config.server.address)
-        .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
+    let listener = listen(config.server.address)
         .map_err(|source| AppError::Listen(config.server.address, source))?;
     let address = listener.local_addr().map_err(AppError::Serve)?;
     let app = App::build(Arc::clone(&live), &config, stop.child_token()).await?;
@@ -98,6 +100,14 @@ pub(crate) async fn run(
     };
     app.shut_down(tasks).await;
     served
+}
+
+/// What is accepted has the options of the socket that it came in by (tcp(7)).
+fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let listener = TcpListener::bind(address)?;
+    listener.set_nonblocking(true)?;
+    rustix::net::sockopt::set_tcp_user_timeout(&listener, NOTHING_TAKEN_MS)?;
+    Ok(listener)
 }
 
 struct App {

@@ -91,16 +91,20 @@ impl OutputStream {
         }
     }
 
-    /// Reads once; 0 bytes are the end.
+    /// Reads once; 0 bytes are the end. A container that is silent holds no buffer.
     async fn read(&mut self) -> Result<usize, EngineError> {
-        if self.buffer.capacity() - self.buffer.len() < READ_LEAST_BYTES {
-            self.buffer.reserve(READ_BYTES);
-        }
         loop {
             let readable = self.socket.readable().await;
+            if self.buffer.capacity() - self.buffer.len() < READ_LEAST_BYTES {
+                self.buffer.reserve(READ_BYTES);
+            }
             match readable.and_then(|()| self.socket.try_read_buf(&mut self.buffer)) {
                 Ok(read) => return Ok(read),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    if self.buffer.is_empty() {
+                        self.buffer = BytesMut::new();
+                    }
+                }
                 Err(error) => return Err(broke(self.op, &self.target, Fault::Io(error))),
             }
         }

@@ -164,3 +164,27 @@ async fn a_stream_is_refused_and_ended_as_a_socket_is() {
     assert_eq!(refused(&client, &all, None).await, told(409, "suspended"));
     daemon.close().await;
 }
+
+#[tokio::test]
+async fn a_stream_that_nobody_reads_loses_its_place() {
+    let daemon = Daemon::start_with(|config| {
+        config["sockets"] = json!({"per_container": 1});
+    })
+    .await;
+    let id = daemon.id("unread");
+    let spec = json!({"tty": false, "startup_command": "guest lines 400000 80; guest forever"});
+    daemon.create(&id, spec).await;
+    let (client, all) = (daemon.client(), path(&id, ""));
+    let unread = EventStream::open(&client, &all, None).await;
+    daemon.power(&id, "start").await;
+    let (status, refusal) =
+        EventStream::try_open(&client, &all, None).await.expect_err("the only place is taken");
+    assert_eq!((status, &refusal["code"]), (429, &json!("too_many_sockets")));
+    // Nothing but silence tells lightd that nobody is there: after half a minute of it.
+    eventually("the place to be free again", 4 * SOON, async || {
+        EventStream::try_open(&client, &all, None).await
+    })
+    .await;
+    drop(unread);
+    daemon.close().await;
+}

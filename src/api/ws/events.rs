@@ -5,7 +5,8 @@
 //! it back by itself: it goes on there, without a gap and without a repeat. Why a stream ended is its last
 //! event; a browser comes back, and is then refused with a status.
 //!
-//! The stream is pulled: one that is not read costs its place among the sockets and nothing else.
+//! The stream is pulled: one that is not read costs its place among the sockets and nothing else, and
+//! that only until its connection is given up, as every one is whose client takes nothing.
 
 use std::convert::Infallible;
 use std::time::Duration;
