@@ -85,6 +85,11 @@ impl From<Refusal> for ApiError {
             Refusal::Gone => Self::no_such_container(),
             Refusal::Store(error) => Self::binding(error),
             Refusal::Engine(error) => error.into(),
+            Refusal::Limits(error) => {
+                let message = "the container engine could not hold what runs to these limits; memory \
+                               cannot be limited to less than is in use";
+                Self::conflict("engine_conflict", message).because(error)
+            }
         }
     }
 }

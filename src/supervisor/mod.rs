@@ -175,6 +175,9 @@ pub(crate) enum Refusal {
     Store(#[source] StoreError),
     #[error("cannot apply the change to the running container")]
     Engine(#[source] EngineError),
+    /// What runs cannot be held to these limits.
+    #[error("the running container cannot be given these limits")]
+    Limits(#[source] EngineError),
 }
 
 pub(crate) type Reply = oneshot::Sender<Result<Accepted, Refusal>>;

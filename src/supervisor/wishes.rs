@@ -11,7 +11,7 @@ use super::workload::policy;
 use super::{Accepted, Msg, Refusal, Reply, Request};
 use crate::domain::lifecycle::{Answer, Command, Denied, Effect, Machine, Phase};
 use crate::domain::spec::{ContainerSpec, Limits};
-use crate::engine::EngineError;
+use crate::engine::{EngineError, EngineErrorKind};
 
 impl Owner {
     pub(super) async fn take_request(&mut self, Msg { request, reply }: Msg) {
@@ -172,6 +172,8 @@ impl Owner {
     ) -> Result<Accepted, Refusal> {
         match result {
             Err(error) if error.is_away() => Err(Refusal::EngineUnavailable),
+            // So it says, for one, that more memory is in use than there would be.
+            Err(error) if error.kind() == EngineErrorKind::Internal => Err(Refusal::Limits(error)),
             Err(error) => Err(Refusal::Engine(error)),
             Ok(warnings) => {
                 let mut spec = (*self.record.spec).clone();

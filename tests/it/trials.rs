@@ -215,6 +215,26 @@ async fn every_limit_is_applied_to_what_runs_and_what_can_not_be_lifted_is_named
     daemon.close().await;
 }
 
+#[tokio::test]
+async fn limits_that_what_runs_does_not_fit_into_change_nothing() {
+    let daemon = Daemon::start().await;
+    let (id, client) = (daemon.id("tight"), daemon.client());
+    daemon.run(&id, json!({"startup_command": "guest say Ready -- alloc 24"})).await;
+    daemon.expect_log(&id, "took 24 MiB").await;
+    let path = format!("/containers/{id}/resources");
+    let answer = client.post(&path, json!({"memory": 8 << 20})).await;
+    // With the second version of control groups, the kernel takes the limit and ends the workload.
+    if std::path::Path::new("/sys/fs/cgroup/memory").exists() {
+        answer.refused(409, "engine_conflict");
+        let shown = daemon.state(&id, "running").await;
+        assert_eq!(
+            (&shown["limits"]["memory"], &shown["restart_needed"]),
+            (&json!(64 << 20), &json!(false))
+        );
+    }
+    daemon.close().await;
+}
+
 /// All entries of a list, asked for page by page.
 async fn paged(daemon: &Daemon, path: &str, name: &str, pages: usize) -> Vec<Value> {
     let (mut found, mut cursor) = (Vec::new(), String::new());

@@ -1,21 +1,21 @@
-//! What containers have used, and what that comes to at the configured rates.
+//! What containers have used, step by step and by the month, and what that comes to.
 //!
 //! Read from the store, after what was measured in the last seconds has been put there. Costs are decimal
 //! numbers as texts, exact to the millionth; quantities are rounded for show alone.
 
 use axum::extract::State;
-use axum::routing::{get, post};
+use axum::routing::get;
 use axum::{Json as JsonAnswer, Router};
 use serde::{Deserialize, Serialize};
 
 use super::paging;
 use crate::api::auth::Auth;
 use crate::api::error::ApiError;
-use crate::api::extract::{Json, Path, Query};
+use crate::api::extract::{Path, Query};
 use crate::api::state::AppState;
 use crate::domain::access::{Permission, Resource};
-use crate::domain::ids::{ContainerId, VolumeId};
-use crate::domain::units::{MIB, UnixSeconds};
+use crate::domain::ids::ContainerId;
+use crate::domain::units::UnixSeconds;
 use crate::domain::usage::Usage;
 use crate::domain::usage::calendar::{DAY_S, Step, month, month_name};
 use crate::domain::usage::cost::{Money, Rates};
@@ -23,15 +23,12 @@ use crate::store::usage::Period;
 
 pub(super) fn routes() -> Router<AppState> {
     Router::new()
-        .route("/billing/rates", get(rates))
-        .route("/billing/estimate", post(estimate))
-        .route("/billing/estimate/volume", post(estimate_volume))
         .route("/billing/containers", get(containers))
         .route("/billing/usage/{id}/{step}", get(usage))
 }
 
 /// The bytes of a GB here.
-const GB: u64 = 1 << 30;
+pub(super) const GB: u64 = 1 << 30;
 const MS_PER_HOUR: f64 = 3.6e6;
 const CPU_US_PER_HOUR: f64 = 3.6e9;
 const KIB_S_PER_GB_HOUR: f64 = 3600.0 * 1_048_576.0;
@@ -67,7 +64,7 @@ pub(super) struct CostView {
 }
 
 impl UsageView {
-    fn new(usage: &Usage, rates: &Rates) -> Self {
+    pub(super) fn new(usage: &Usage, rates: &Rates) -> Self {
         let cost = rates.cost(usage);
         let share = |quantity: u64, unit: f64| (quantity as f64 / unit * 1e9).round() / 1e9;
         Self {
@@ -87,147 +84,6 @@ impl UsageView {
             },
         }
     }
-}
-
-/// What is charged, as the configuration has it.
-#[derive(Debug, Serialize)]
-pub(super) struct RatesView {
-    #[serde(flatten)]
-    rates: Rates,
-    /// The bytes of a GB.
-    gb_bytes: u64,
-}
-
-async fn rates(
-    auth: Auth,
-    State(state): State<AppState>,
-) -> Result<JsonAnswer<RatesView>, ApiError> {
-    auth.require_for_list(Permission::ContainersRead)?;
-    let rates = state.config.current().billing.rates.clone();
-    Ok(JsonAnswer(RatesView { rates, gb_bytes: GB }))
-}
-
-/// A month's hours, on average.
-const HOURS_DEFAULT: f64 = 730.0;
-/// Ten years.
-const HOURS_MAX: f64 = 87_600.0;
-const BYTES_MAX: u64 = 1 << 50;
-const CORES_MAX: f64 = 10_000.0;
-
-/// Something that would run.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub(super) struct EstimateBody {
-    /// Bytes of memory.
-    memory: u64,
-    /// Cores in use.
-    cpu: f64,
-    /// Bytes on the disk.
-    storage: u64,
-    /// Bytes that leave, in all.
-    egress: u64,
-    /// How long; a month (730) if left out.
-    hours: Option<f64>,
-}
-
-/// What something comes to.
-#[derive(Debug, Serialize)]
-pub(super) struct EstimateView {
-    currency: String,
-    hours: f64,
-    #[serde(flatten)]
-    usage: UsageView,
-}
-
-impl EstimateView {
-    fn new(state: &AppState, hours: f64, usage: &Usage) -> JsonAnswer<Self> {
-        let config = state.config.current();
-        let rates = &config.billing.rates;
-        let currency = rates.currency.clone();
-        JsonAnswer(Self { currency, hours, usage: UsageView::new(usage, rates) })
-    }
-}
-
-async fn estimate(
-    auth: Auth,
-    State(state): State<AppState>,
-    Json(body): Json<EstimateBody>,
-) -> Result<JsonAnswer<EstimateView>, ApiError> {
-    auth.require_for_list(Permission::ContainersRead)?;
-    for (name, bytes) in
-        [("memory", body.memory), ("storage", body.storage), ("egress", body.egress)]
-    {
-        if bytes > BYTES_MAX {
-            return Err(ApiError::field(name, format!("must be at most {BYTES_MAX} bytes")));
-        }
-    }
-    if !(0.0..=CORES_MAX).contains(&body.cpu) {
-        return Err(ApiError::field("cpu", format!("must be between 0 and {CORES_MAX} cores")));
-    }
-    let (hours, seconds) = time_of(body.hours)?;
-    let memory_kib_s = (body.memory >> 10) * seconds;
-    let usage = Usage {
-        run_ms: seconds * 1000,
-        cpu_us: whole(body.cpu * 1000.0) * seconds * 1000,
-        memory_kib_s,
-        reserved_kib_s: memory_kib_s,
-        storage_kib_s: (body.storage >> 10) * seconds,
-        egress_bytes: body.egress,
-        ingress_bytes: 0,
-    };
-    Ok(EstimateView::new(&state, hours, &usage))
-}
-
-/// A volume, one that there is or one of a size.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub(super) struct EstimateVolumeBody {
-    /// In MB, as for `POST /volumes`.
-    size: Option<u64>,
-    /// One that there is, with what it holds.
-    volume_id: Option<VolumeId>,
-    /// How long; a month (730) if left out.
-    hours: Option<f64>,
-}
-
-async fn estimate_volume(
-    auth: Auth,
-    State(state): State<AppState>,
-    Json(body): Json<EstimateVolumeBody>,
-) -> Result<JsonAnswer<EstimateView>, ApiError> {
-    auth.require_for_list(Permission::ContainersRead)?;
-    let (hours, seconds) = time_of(body.hours)?;
-    let bytes = match (body.size, body.volume_id) {
-        (Some(mb), None) if mb <= BYTES_MAX / MIB => mb * MIB,
-        (Some(_), None) => {
-            let message = format!("must be at most {} MB", BYTES_MAX / MIB);
-            return Err(ApiError::field("size", message));
-        }
-        (None, Some(id)) => {
-            super::volumes::reach(&auth, &state, id, Permission::FilesRead).await?;
-            let used = state.files.used_bytes(id).await;
-            let busy = || ApiError::unavailable("busy", "the volume's content is being counted");
-            used.ok_or_else(busy)?.min(BYTES_MAX)
-        }
-        _ => return Err(ApiError::field("size", "is required, or volume_id instead")),
-    };
-    let usage = Usage { storage_kib_s: (bytes >> 10) * seconds, ..Usage::default() };
-    Ok(EstimateView::new(&state, hours, &usage))
-}
-
-/// The hours, and as whole seconds.
-fn time_of(hours: Option<f64>) -> Result<(f64, u64), ApiError> {
-    let hours = hours.unwrap_or(HOURS_DEFAULT);
-    if !(0.0..=HOURS_MAX).contains(&hours) {
-        return Err(ApiError::field("hours", format!("must be between 0 and {HOURS_MAX}")));
-    }
-    Ok((hours, whole(hours * 3600.0)))
-}
-
-/// The nearest whole number of one that is known to be neither negative nor large.
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "see above")]
-fn whole(number: f64) -> u64 {
-    number.round() as u64
 }
 
 /// Which time, and how much of it at once.
@@ -268,13 +124,10 @@ pub(super) struct BucketView {
 async fn usage(
     auth: Auth,
     State(state): State<AppState>,
-    Path((id, step)): Path<(ContainerId, String)>,
+    Path((id, step)): Path<(ContainerId, Step)>,
     Query(query): Query<UsageQuery>,
 ) -> Result<JsonAnswer<UsageListView>, ApiError> {
     auth.require_on(Permission::ContainersRead, Resource::Container(&id))?;
-    let step = step_of(&step).ok_or_else(|| {
-        ApiError::not_found("there is no such address; hourly, daily and monthly there are")
-    })?;
     let limit = paging::limit(query.limit)?;
     let period = period_of(step, &query, UnixSeconds::now())?;
     let cursor = paging::cursor(query.cursor.as_deref(), |text| text.parse().ok())?;
@@ -306,15 +159,6 @@ async fn usage(
         total: UsageView::new(&total, rates),
         next_cursor,
     }))
-}
-
-fn step_of(name: &str) -> Option<Step> {
-    match name {
-        "hourly" => Some(Step::Hour),
-        "daily" => Some(Step::Day),
-        "monthly" => Some(Step::Month),
-        _ => None,
-    }
 }
 
 /// What is asked for, in whole steps: a day of hours, a month of days or a year of months where it does not

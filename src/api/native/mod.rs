@@ -15,6 +15,7 @@ mod content_headers;
 mod contents;
 mod downloads;
 mod dry_run;
+mod estimates;
 mod files;
 mod listing;
 mod operations;
@@ -58,6 +59,7 @@ pub(super) fn quick_routes() -> Router<AppState> {
         .merge(operations::routes())
         .merge(pulls::routes())
         .merge(billing::routes())
+        .merge(estimates::routes())
 }
 
 /// Calls that bring their own deadline, or stream.

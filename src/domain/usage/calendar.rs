@@ -3,6 +3,7 @@
 use jiff::Timestamp;
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
+use serde::Deserialize;
 
 use crate::domain::units::UnixSeconds;
 
@@ -12,10 +13,13 @@ pub(crate) const DAY_S: i64 = 24 * HOUR_S;
 const LAST: i64 = 253_370_764_800;
 
 /// How finely usage is asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 pub(crate) enum Step {
+    #[serde(rename = "hourly")]
     Hour,
+    #[serde(rename = "daily")]
     Day,
+    #[serde(rename = "monthly")]
     Month,
 }
 
