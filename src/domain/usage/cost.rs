@@ -166,8 +166,8 @@ mod tests {
         let hour = Usage {
             cpu_us: 2 * 3_600_000_000,
             memory_kib_s: 3600 << 20,
-            reserved_kib_s: 7 * 3600 << 20,
-            storage_kib_s: 10 * 3600 << 20,
+            reserved_kib_s: (7 * 3600) << 20,
+            storage_kib_s: (10 * 3600) << 20,
             egress_bytes: 3 << 29,
             ..Usage::default()
         };
