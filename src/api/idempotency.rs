@@ -37,7 +37,7 @@ const ANSWER_MAX_BYTES: usize = 1 << 20;
 
 /// Where a key counts: what makes something, what begins work in the background, and wishes about a
 /// container's life.
-const COUNTS: &[&str] = &[
+pub(super) const KEYED: &[&str] = &[
     "/volumes",
     "/volumes/{id}/pull",
     "/volumes/{id}/copy",
@@ -123,7 +123,7 @@ pub(super) async fn idempotent(
     next: Next,
 ) -> Response {
     let path = request.extensions().get::<MatchedPath>();
-    let counts = path.is_some_and(|path| COUNTS.contains(&path.as_str()))
+    let counts = path.is_some_and(|path| KEYED.contains(&path.as_str()))
         && request.method() == Method::POST
         && parameters(request.uri().query()).all(|pair| pair != "dry_run=true");
     if !counts || !request.headers().contains_key(KEY) {

@@ -18,6 +18,7 @@ mod idempotency;
 mod layers;
 mod linger;
 mod native;
+mod openapi;
 mod state;
 #[cfg(test)]
 mod tests;
@@ -29,16 +30,26 @@ use tower_http::catch_panic::CatchPanicLayer;
 
 use self::error::ApiError;
 pub(crate) use self::idempotency::Idempotency;
+pub(crate) use self::openapi::text as openapi_text;
+use self::openapi::{Deadline, Routes};
 pub(crate) use self::state::{AppState, Services};
 pub(crate) use self::ws::Sockets;
 
 /// Everything lightd answers.
 pub(crate) fn router(state: AppState) -> Router {
     let once = || from_fn_with_state(state.clone(), idempotency::idempotent);
-    let quick = native::quick_routes().route_layer(once()).route_layer(from_fn(layers::deadline));
-    let long = native::long_routes().route_layer(once());
-    let routes = quick.merge(long).merge(ws::routes());
+    let [(quick, _), (long, _)] = described();
+    let quick = Router::from(quick).route_layer(once()).route_layer(from_fn(layers::deadline));
+    let long = Router::from(long).route_layer(once());
+    let routes = quick.merge(long).merge(openapi::docs_routes());
     with_layers(with_fallbacks(routes), &state).with_state(state)
+}
+
+/// The routes with their descriptions, by the deadline that they have.
+fn described() -> [(Routes, Deadline); 2] {
+    let quick = native::quick_routes().merge(openapi::routes());
+    let long = native::long_routes().merge(ws::routes());
+    [(quick, Deadline::Common), (long, Deadline::Own)]
 }
 
 /// Answers for what no route answers, before any token is asked for.

@@ -21,6 +21,7 @@ use std::time::Duration;
 use axum_server::Handle;
 use axum_server::tls_rustls::RustlsConfig;
 use futures_util::FutureExt as _;
+use futures_util::future::Either;
 use tokio::sync::{Notify, Semaphore, broadcast};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -50,6 +51,8 @@ use crate::volumes::{LeftOver, Volumes};
 
 /// How many containers are brought up at once.
 const START_SLOTS: usize = 4;
+/// How many of the engine's logs are joined to their consoles at once.
+const LOG_TURNS: usize = 8;
 /// Signals that a slow reader may be behind.
 const SIGNALS: usize = 1024;
 /// What requests and owners may take to end, within the ten seconds that stopping may take in all.
@@ -92,14 +95,18 @@ pub(crate) async fn run(
     let app = App::build(Arc::clone(&live), &config, stop.child_token()).await?;
     let mut tasks = JoinSet::new();
     app.spawn_all(&mut tasks, telemetry, reload);
-    let server = app.serve(listener, &config).await?;
+    let mut server = std::pin::pin!(app.serve(listener, &config).await?);
     ready(address);
-    let served = tokio::select! {
-        served = server => served.map_err(AppError::Serve),
-        () = stop.cancelled() => Ok(()),
+    let ended = tokio::select! {
+        served = &mut server => Some(served),
+        () = stop.cancelled() => None,
     };
-    app.shut_down(tasks).await;
-    served
+    // Its connections end only while it is polled.
+    let rest = match ended {
+        Some(served) => Either::Left(std::future::ready(served)),
+        None => Either::Right(server),
+    };
+    app.shut_down(tasks, rest).await.map_err(AppError::Serve)
 }
 
 /// What is accepted has the options of the socket that it came in by (tcp(7)).
@@ -218,13 +225,19 @@ impl App {
         Ok(served)
     }
 
-    async fn shut_down(self, mut tasks: JoinSet<()>) {
+    /// `serving` ends once the requests that are under way have.
+    async fn shut_down(
+        self,
+        mut tasks: JoinSet<()>,
+        serving: impl Future<Output = std::io::Result<()>>,
+    ) -> std::io::Result<()> {
         tracing::info!("stopping; workloads run on");
         crate::shutdown::notify_stopping();
         self.handle.graceful_shutdown(Some(REQUESTS_END));
         self.state.stop.cancel();
         let end = async {
             tokio::join!(
+                serving,
                 self.state.sockets.drained(),
                 self.state.operations.shutdown(),
                 self.state.volumes.shutdown(),
@@ -232,7 +245,8 @@ impl App {
                 self.state.supervisor.wind_down(OWNERS_END)
             )
         };
-        if tokio::time::timeout(OWNERS_END + Duration::from_secs(1), end).await.is_err() {
+        let ended = tokio::time::timeout(OWNERS_END + Duration::from_secs(1), end).await;
+        if ended.is_err() {
             tracing::warn!("some work did not end in time");
         }
         tasks.shutdown().await;
@@ -242,6 +256,7 @@ impl App {
             tracing::error!("the store did not close");
         }
         tracing::info!("stopped");
+        ended.map_or(Ok(()), |(served, ..)| served)
     }
 }
 
@@ -276,6 +291,7 @@ fn services(
         containers_path: config.storage.containers_path.clone(),
         start_slots: Semaphore::new(START_SLOTS),
         start_pace: StartPace::default(),
+        log_turns: Semaphore::new(LOG_TURNS),
         began: Instant::now(),
         stop: stop.clone(),
     }

@@ -80,7 +80,8 @@ pub(super) fn settings(config: &Config) -> Settings {
         network: config.network.bridge.clone(),
         time_zone: host_time_zone(),
         default_pids: config.limits.pids,
-        log: LogCap { max_size_bytes: config.limits.log_max_bytes, max_files: 1 },
+        // Two files: a rotation throws away the older half, and not all there is.
+        log: LogCap { max_size_bytes: config.limits.log_max_bytes / 2, max_files: 2 },
         allowed_mounts: config.docker.allowed_mounts.clone(),
         install_timeout: config.install.timeout,
         starts_per_second: u32::try_from(config.supervision.starts_per_second).unwrap_or(u32::MAX),

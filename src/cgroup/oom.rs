@@ -28,6 +28,8 @@ const FILE_MAX_BYTES: usize = 1024;
 pub(crate) struct OomWatch {
     counter: File,
     calls: Calls,
+    /// Kills that were told of.
+    told: u64,
 }
 
 #[derive(Debug)]
@@ -50,12 +52,12 @@ impl Cgroup {
                 let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
                 register(&memory.oom, &event, &counter)?;
                 let event = AsyncFd::with_interest(event, Interest::READABLE)?;
-                Ok(OomWatch { counter, calls: Calls::Event(event) })
+                Ok(OomWatch { counter, calls: Calls::Event(event), told: 0 })
             }
             Files::V2 { memory, .. } => {
                 let counter = File::open(&memory.oom)?;
                 let urgent = AsyncFd::with_interest(counter.try_clone()?, Interest::PRIORITY)?;
-                Ok(OomWatch { counter, calls: Calls::Urgent(urgent) })
+                Ok(OomWatch { counter, calls: Calls::Urgent(urgent), told: 0 })
             }
         }
     }
@@ -68,33 +70,42 @@ fn register(oom_control: &Path, event: &OwnedFd, counter: &File) -> io::Result<(
 }
 
 impl OomWatch {
-    /// Returns when a process of the group was killed for want of memory, and only then.
+    /// Returns when a process of the group was killed for want of memory since the last time, and only
+    /// then.
     pub(crate) async fn killed(&mut self) {
         let watched = match &self.calls {
             Calls::Event(event) => self.called(event).await,
             Calls::Urgent(urgent) => self.counted(urgent).await,
         };
-        // The group is gone: nothing more will be told.
-        if watched.is_err() {
-            std::future::pending::<()>().await;
+        match watched {
+            Ok(kills) => self.told = kills,
+            // The group is gone: nothing more will be told.
+            Err(_) => std::future::pending().await,
         }
     }
 
     /// Version 1 calls before it kills, so the counter may not show it yet; that the counter is there
     /// tells the call from the one at the group's removal, when its files are gone already.
-    async fn called(&self, event: &AsyncFd<OwnedFd>) -> io::Result<()> {
-        if self.kills()? > 0 {
-            return Ok(());
+    async fn called(&self, event: &AsyncFd<OwnedFd>) -> io::Result<u64> {
+        let kills = self.kills()?;
+        if kills > self.told {
+            return Ok(kills);
         }
-        drop(event.readable().await?);
-        self.kills().map(drop)
+        let mut called = event.readable().await?;
+        // Reading the count of calls sets it back.
+        rustix::io::read(event.get_ref(), &mut [0; 8])?;
+        called.clear_ready();
+        self.kills().map(|kills| kills.max(self.told + 1))
     }
 
-    async fn counted(&self, urgent: &AsyncFd<File>) -> io::Result<()> {
-        while self.kills()? == 0 {
+    async fn counted(&self, urgent: &AsyncFd<File>) -> io::Result<u64> {
+        loop {
+            let kills = self.kills()?;
+            if kills > self.told {
+                return Ok(kills);
+            }
             urgent.ready(Interest::PRIORITY).await?.clear_ready();
         }
-        Ok(())
     }
 
     fn kills(&self) -> io::Result<u64> {

@@ -8,6 +8,7 @@ mod client;
 pub(crate) mod completions;
 mod console;
 mod doctor;
+mod openapi;
 mod ps;
 pub(crate) mod secrets;
 mod serve;
@@ -105,6 +106,8 @@ pub(crate) enum Command {
     Completions { shell: clap_complete::Shell },
     /// Check the configuration and print what counts, with secrets masked
     CheckConfig,
+    /// Print the API's description, in OpenAPI 3.1
+    Openapi,
     /// Print the admin key, or make a new one
     AdminKey { action: AdminKeyAction },
 }
@@ -139,6 +142,7 @@ pub(crate) fn main() -> ExitCode {
     match cli.command {
         None => ended(serve::run(source), |_| 1),
         Some(Command::CheckConfig) => printed(check_config::run(&source, out), |_| 1),
+        Some(Command::Openapi) => printed(openapi::run(out), |_| 1),
         Some(Command::Completions { shell }) => printed(completions::run(shell, out), |_| 1),
         Some(Command::AdminKey { action }) => {
             printed(secrets::admin_key(action, &source, out), SecretError::exit_code)

@@ -1,4 +1,4 @@
-//! A reader of a console: a position, and nothing that grows.
+//! A reader of a console: a position, and nothing that grows; a file of the journal while it reads there.
 //!
 //! It reads from memory where it can, from the journal where it is behind, and is told how many lines
 //! are gone where neither has them. It may be dropped or left alone at any time; `next` may be
@@ -77,7 +77,14 @@ impl Cursor {
     async fn look(&mut self, eager: bool) -> Look {
         let step = lock(&self.shared.state).step(self.at, Instant::now(), eager);
         match step {
-            Step::Block(block) => Look::Got(self.deliver(block)),
+            Step::Block(block) => {
+                self.place = None;
+                Look::Got(self.deliver(block))
+            }
+            Step::Unsafe(end) => {
+                self.shared.make_safe(end).await;
+                Look::Again
+            }
             Step::Behind(ring_start) => self.look_in_journal(ring_start).await,
             Step::Wait(wake) => Look::Nothing(wake),
             Step::Closed => Look::Closed,
@@ -111,7 +118,7 @@ impl Cursor {
 
 enum Look {
     Got(Delivery),
-    /// The position moved, and nothing was lost.
+    /// There is more now, or the position moved and nothing was lost.
     Again,
     Nothing(Option<Instant>),
     Closed,

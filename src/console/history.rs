@@ -53,7 +53,7 @@ impl Console {
             None if query.run.is_none() && query.grep.is_none() => Start::Tail(lines),
             None => Start::After(Mark::line(0)),
         };
-        let mut found = Found::default();
+        let mut found = Found { last_seq: query.since.unwrap_or(0), ..Found::default() };
         let mut cursor = self.cursor(start);
         let complete = found.collect(&mut cursor, &query, last_line).await;
         History {

@@ -7,7 +7,8 @@
 //! One pump per container writes; it never waits for a reader or the disk. Lines count from 1 for the
 //! container's life, across runs, restarts and crashes of this process. A reader is only a position:
 //! one that sleeps costs nothing and slows nobody, and what it can no longer get is announced to it as
-//! a number of lines. What is read by many is serialised once.
+//! a number of lines. What is read by many is serialised once. A line is in the journal before anybody
+//! reads it, so that what was seen keeps its number over a `kill -9`.
 //!
 //! Who owns what: the supervisor owns the [`Console`], the folder it lies in, and the task that runs
 //! [`Console::run`]; [`Cursor`]s belong to their sockets. Failure: a disk that takes no writes costs
@@ -41,6 +42,7 @@ use self::journal::Journal;
 use self::read::{Place, Stored};
 use self::state::State;
 use crate::domain::ids::RunId;
+use crate::domain::stream::Stream;
 use crate::util::chain::Chain;
 
 pub(crate) use self::block::Mark;
@@ -48,13 +50,14 @@ pub(crate) use self::cursor::{Cursor, Delivery};
 pub(crate) use self::history::Query;
 pub(crate) use self::input::{ConsoleInput, InputError, input};
 pub(crate) use self::journal::OpenError;
-pub(crate) use self::record::Stream;
-pub(crate) use self::resume::{EngineLine, join};
+pub(crate) use self::resume::{EngineLine, Tail, join};
 
 /// After the first line is on its way to the disk, the next ones are collected for so long.
 const FLUSH_INTERVAL: Duration = Duration::from_millis(100);
 /// So much is written without waiting for the interval.
 const FLUSH_BYTES: usize = 256 * 1024;
+/// So long a reader waits for the disk to take what it is about to get; then it gets it all the same.
+const DISK_PATIENCE: Duration = Duration::from_secs(1);
 /// A console that was silent for so long gives its memory back; the journal has it all.
 const SILENCE: Duration = Duration::from_secs(10);
 
@@ -114,6 +117,8 @@ struct Shared {
     state: Mutex<State>,
     /// Held by blocking threads only, and before `state` where both are.
     journal: Mutex<Journal>,
+    /// Held by the one reader that has the journal written for all.
+    writing: tokio::sync::Mutex<()>,
     /// Marked whenever there may be something for readers.
     changed: watch::Sender<()>,
     /// The pending records should not wait for the interval.
@@ -135,6 +140,7 @@ impl Console {
         let shared = Shared {
             state: Mutex::new(state),
             journal: Mutex::new(journal),
+            writing: tokio::sync::Mutex::new(()),
             changed: watch::Sender::new(()),
             flush_now: Notify::new(),
             journal_failing: watch::Sender::new(false),
@@ -281,12 +287,26 @@ impl Shared {
         work.await.ok()
     }
 
+    /// Has the journal written up to `end`, for readers who are about to get it.
+    async fn make_safe(self: &Arc<Self>, end: Position) {
+        let _turn = self.writing.lock().await;
+        if lock(&self.state).is_safe(end) {
+            return;
+        }
+        let writing = self.blocking(Self::write_pending);
+        let written = tokio::time::timeout(DISK_PATIENCE, writing).await;
+        if !matches!(written, Ok(Some(()))) {
+            // A disk that hangs, or a runtime that is ending: the console goes on without it.
+            lock(&self.state).note_safe(end);
+        }
+    }
+
     fn write_pending(&self) {
         // Taken under the journal's lock, so that two writers keep the order.
         let mut journal = lock(&self.journal);
-        let (mut pending, closed) = {
+        let (mut pending, end, closed) = {
             let mut state = lock(&self.state);
-            (std::mem::take(&mut state.pending), state.closed)
+            (std::mem::take(&mut state.pending), state.ring.end(), state.closed)
         };
         let result = if closed { Ok(()) } else { journal.append(&pending.bytes) };
         let lost_lines = result.as_ref().map_or_else(|refused| refused.lost_lines, |()| 0);
@@ -294,6 +314,7 @@ impl Shared {
         pending.clear();
         let mut state = lock(&self.state);
         state.journal_lost_lines += lost_lines;
+        state.note_safe(end);
         if state.pending.is_empty() {
             state.pending = pending;
         }

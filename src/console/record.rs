@@ -10,6 +10,7 @@
 
 use super::block::Position;
 use crate::domain::ids::RunId;
+use crate::domain::stream::Stream;
 
 pub(super) const HEADER_BYTES: usize = 48;
 const FOOTER_BYTES: usize = 4;
@@ -20,25 +21,6 @@ const CLOSED: u8 = 1;
 const NOTE: u8 = 2;
 /// An emptied buffer of records keeps no more than this.
 const KEPT_BYTES: usize = 512 * 1024;
-
-/// Where a piece of output came from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Stream {
-    /// Standard output, or the one stream of a terminal.
-    Out,
-    Err,
-}
-
-impl Stream {
-    pub(super) const ALL: [Self; 2] = [Self::Out, Self::Err];
-
-    pub(super) fn index(self) -> usize {
-        match self {
-            Self::Out => 0,
-            Self::Err => 1,
-        }
-    }
-}
 
 /// The description of a piece of text: whole lines, or (`lines` = 0) a piece of one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

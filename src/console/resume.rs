@@ -9,8 +9,9 @@ use std::collections::VecDeque;
 
 use super::block::Position;
 use super::record::Record;
-use super::{Console, Stream, lock, read};
+use super::{Console, lock, read};
 use crate::domain::ids::RunId;
+use crate::domain::stream::Stream;
 use crate::util::chain::Chain;
 
 /// So many lines are compared.

@@ -17,9 +17,10 @@ use tokio::time::Instant;
 
 use super::block::{BLOCK_BYTES, Block, Position};
 use super::pace::Pace;
-use super::record::{Pending, Record, Stream};
+use super::record::{Pending, Record};
 use super::ring::{Found, Ring};
 use crate::domain::ids::RunId;
+use crate::domain::stream::Stream;
 
 /// How long the beginning of a line stands before it is shown without its end.
 const PARTIAL_AFTER: Duration = Duration::from_millis(50);
@@ -30,6 +31,9 @@ const PENDING_BYTES: usize = 16 * 1024 * 1024;
 pub(super) struct State {
     pub(super) ring: Ring,
     pub(super) pending: Pending,
+    /// Up to where the journal was given everything. Readers get nothing beyond it: a number that one
+    /// has seen means the same line for ever, also when this process is killed the moment after.
+    safe: Position,
     forming: [Forming; 2],
     /// Whose line it is that the ring ends inside of.
     owner: Stream,
@@ -65,6 +69,8 @@ pub(super) enum Step {
     Block(Arc<Block>),
     /// Nothing that is still in memory; the ring begins there.
     Behind(Position),
+    /// A block up to there, once the journal has it.
+    Unsafe(Position),
     /// Nothing before the console changes, or before that moment.
     Wait(Option<Instant>),
     /// Nothing, for ever.
@@ -77,6 +83,7 @@ impl State {
         Self {
             ring: Ring::new(end, ring),
             pending: Pending::default(),
+            safe: end,
             forming: Default::default(),
             owner: last.map_or(Stream::Out, |last| last.stream),
             run: last.map_or_else(RunId::default, |last| last.run),
@@ -277,6 +284,16 @@ impl State {
         }
     }
 
+    /// Whether the journal was given everything up to there.
+    pub(super) fn is_safe(&self, end: Position) -> bool {
+        end <= self.safe
+    }
+
+    /// The journal was given everything up to there, or will not take it.
+    pub(super) fn note_safe(&mut self, end: Position) {
+        self.safe = self.safe.max(end);
+    }
+
     /// What a reader at `from` gets now. An eager one gets lines that are there although others are
     /// about to follow.
     pub(super) fn step(&mut self, from: Position, now: Instant, eager: bool) -> Step {
@@ -288,6 +305,7 @@ impl State {
             }
         }
         match self.ring.find(from) {
+            Found::Block(block) if block.end > self.safe => Step::Unsafe(block.end),
             Found::Block(block) => Step::Block(block),
             Found::Behind => Step::Behind(self.ring.start()),
             Found::Open | Found::End if self.closed => Step::Closed,
@@ -333,10 +351,21 @@ mod tests {
         State::new(Position::line(1), None, 1 << 20, MAX_LINE)
     }
 
+    /// A look with a journal that is written at once.
+    fn look(state: &mut State, from: Position, now: Instant, eager: bool) -> Step {
+        match state.step(from, now, eager) {
+            Step::Unsafe(end) => {
+                state.note_safe(end);
+                state.step(from, now, eager)
+            }
+            step => step,
+        }
+    }
+
     /// Everything a reader that looks now gets.
     fn drain(state: &mut State, from: &mut Position, now: Instant) -> Vec<(String, u64, bool)> {
         let mut all = Vec::new();
-        while let Step::Block(block) = state.step(*from, now, true) {
+        while let Step::Block(block) = look(state, *from, now, true) {
             assert_eq!(from.lines_until(block.start), 0);
             *from = block.end;
             all.push((block.text().into_owned(), block.last_seq(), block.is_partial()));
@@ -415,7 +444,7 @@ mod tests {
         let mut immediate = 0;
         let waits_until = loop {
             state.push(RUN, Stream::Out, 0, b"x\n", now);
-            match state.step(at, now, false) {
+            match look(&mut state, at, now, false) {
                 Step::Block(block) => at = block.end,
                 Step::Wait(Some(until)) => break until,
                 other => panic!("{other:?}"),
@@ -428,7 +457,7 @@ mod tests {
         for _ in 0..1000 {
             now += Duration::from_millis(10);
             state.push(RUN, Stream::Out, 0, b"x\n", now);
-            match state.step(at, now, false) {
+            match look(&mut state, at, now, false) {
                 Step::Block(block) => at = block.end,
                 other => panic!("a slow line was held back: {other:?}"),
             }

@@ -81,6 +81,20 @@ async fn a_waiting_reader_gets_lines_and_prompts() {
 }
 
 #[tokio::test]
+async fn what_a_reader_has_seen_is_in_the_journal() {
+    let dir = TempDir::new().unwrap();
+    let console = open(&dir, small());
+    let mut cursor = console.cursor(Start::Now);
+    push(&console, "one\ntwo\n> ");
+    assert_eq!(Got::until(&mut cursor, |got| got.text == "one\ntwo\n> ").await.last_seq, 3);
+    // As after a kill: nothing of the first one is closed or flushed.
+    let after = open(&dir, small());
+    let mut cursor = after.cursor(Start::After(Mark::line(0)));
+    let got = Got::until(&mut cursor, |got| got.last_seq == 3).await;
+    assert_eq!((got.text.as_str(), got.lines_lost), ("one\ntwo\n> ", 0));
+}
+
+#[tokio::test]
 async fn a_late_reader_gets_everything_from_memory_and_disk() {
     let dir = TempDir::new().unwrap();
     let console = open(&dir, small());

@@ -18,6 +18,7 @@ pub(crate) mod readiness;
 pub(crate) mod restart;
 pub(crate) mod spec;
 pub(crate) mod stats;
+pub(crate) mod stream;
 pub(crate) mod template;
 pub(crate) mod units;
 pub(crate) mod usage;

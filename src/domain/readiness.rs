@@ -2,13 +2,16 @@
 //!
 //! The pump feeds every chunk as it comes and tells when the output has paused. Lines end at `\n`, `\r\n`
 //! or `\r`; colours, titles and other escape sequences are taken out before matching, also where they are
-//! cut over chunks. A line is matched when it ends, and as it stands when the output pauses (a prompt).
+//! cut over chunks; the two streams of a workload without a terminal form their lines apart. A line is
+//! matched when it ends, and as it stands when the output pauses (a prompt).
 //! What has no line ends at all is matched piece by piece, with an overlap. Each byte is looked at a
 //! bounded number of times, and all patterns are looked for in one pass. In a line that matches both kinds
 //! the failure counts. A server without start patterns is ready when its process is up, which the caller
 //! knows: nothing is fed here then.
 
 use regex::bytes::{RegexSet, RegexSetBuilder};
+
+use super::stream::Stream;
 
 /// The size that all patterns of a start may have together, compiled.
 const SIZE_LIMIT_BYTES: usize = 4 << 20;
@@ -67,78 +70,86 @@ impl Patterns {
 pub(crate) struct Readiness {
     /// `None` once one has matched.
     patterns: Option<Patterns>,
+    lines: [Line; 2],
+}
+
+/// The line that one stream is at.
+#[derive(Debug, Default)]
+struct Line {
     strip: Strip,
-    line: Vec<u8>,
-    /// How much of `line` has been matched already.
+    text: Vec<u8>,
+    /// How much of `text` has been matched already.
     looked_at: usize,
     after_return: bool,
 }
 
 impl Readiness {
     pub(crate) fn new(patterns: Patterns) -> Self {
-        Self::looking_for(Some(patterns))
+        Self { patterns: Some(patterns), lines: Default::default() }
     }
 
-    fn looking_for(patterns: Option<Patterns>) -> Self {
-        Self { patterns, strip: Strip::Text, line: Vec::new(), looked_at: 0, after_return: false }
-    }
-
-    /// Takes the next output, cut anywhere. Answers once: when a line that ends in it matches.
-    pub(crate) fn feed(&mut self, chunk: &[u8]) -> Option<Shown> {
-        self.patterns.as_ref()?;
-        let shown = chunk.iter().find_map(|&byte| match self.strip.next(byte) {
-            Some(b'\n') => self.end_line(false),
-            Some(b'\r') => self.end_line(true),
-            Some(byte) => self.add(byte),
+    /// Takes the next output of a stream, cut anywhere. Answers once: when a line that ends in it matches.
+    pub(crate) fn feed(&mut self, stream: Stream, chunk: &[u8]) -> Option<Shown> {
+        let patterns = self.patterns.as_ref()?;
+        let line = &mut self.lines[stream.index()];
+        let shown = chunk.iter().find_map(|&byte| match line.strip.next(byte) {
+            Some(b'\n') => line.end(patterns, false),
+            Some(b'\r') => line.end(patterns, true),
+            Some(byte) => line.add(patterns, byte),
             None => None,
         });
         self.finish_if(shown)
     }
 
-    /// Says that the output has paused: answers, once, if the line as it stands matches.
+    /// Says that the output has paused: answers, once, if a line as it stands matches.
     pub(crate) fn feed_idle(&mut self) -> Option<Shown> {
-        let shown = if self.line.len() > self.looked_at { self.look() } else { None };
+        let patterns = self.patterns.as_ref()?;
+        let news = self.lines.iter_mut().filter(|line| line.text.len() > line.looked_at);
+        let shown = news.filter_map(|line| line.look(patterns)).next();
         self.finish_if(shown)
-    }
-
-    fn add(&mut self, byte: u8) -> Option<Shown> {
-        self.after_return = false;
-        self.line.push(byte);
-        if self.line.len() < PIECE_BYTES {
-            return None;
-        }
-        let shown = self.look();
-        self.line.drain(..PIECE_BYTES - OVERLAP_BYTES);
-        self.looked_at = self.line.len();
-        shown
-    }
-
-    fn end_line(&mut self, with_return: bool) -> Option<Shown> {
-        // The `\n` of `\r\n` ends no line of its own, nor does `\r\r\n` hold an empty one.
-        let is_line = !(self.after_return && self.line.is_empty());
-        self.after_return = with_return;
-        let shown = if is_line { self.look() } else { None };
-        self.line.clear();
-        self.looked_at = 0;
-        shown
-    }
-
-    fn look(&mut self) -> Option<Shown> {
-        self.looked_at = self.line.len();
-        self.patterns.as_ref()?.find(&self.line)
     }
 
     fn finish_if(&mut self, shown: Option<Shown>) -> Option<Shown> {
         if shown.is_some() {
-            *self = Self::looking_for(None);
+            *self = Self { patterns: None, lines: Default::default() };
         }
         shown
     }
 }
 
+impl Line {
+    fn add(&mut self, patterns: &Patterns, byte: u8) -> Option<Shown> {
+        self.after_return = false;
+        self.text.push(byte);
+        if self.text.len() < PIECE_BYTES {
+            return None;
+        }
+        let shown = self.look(patterns);
+        self.text.drain(..PIECE_BYTES - OVERLAP_BYTES);
+        self.looked_at = self.text.len();
+        shown
+    }
+
+    fn end(&mut self, patterns: &Patterns, with_return: bool) -> Option<Shown> {
+        // The `\n` of `\r\n` ends no line of its own, nor does `\r\r\n` hold an empty one.
+        let is_line = !(self.after_return && self.text.is_empty());
+        self.after_return = with_return;
+        let shown = if is_line { self.look(patterns) } else { None };
+        self.text.clear();
+        self.looked_at = 0;
+        shown
+    }
+
+    fn look(&mut self, patterns: &Patterns) -> Option<Shown> {
+        self.looked_at = self.text.len();
+        patterns.find(&self.text)
+    }
+}
+
 /// Takes escape sequences and control characters out of a stream of bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Strip {
+    #[default]
     Text,
     /// After ESC.
     Escape,
@@ -198,7 +209,7 @@ mod tests {
     }
 
     fn shown(mut readiness: Readiness, output: &[u8]) -> Option<Shown> {
-        readiness.feed(output).or_else(|| readiness.feed_idle())
+        readiness.feed(Stream::Out, output).or_else(|| readiness.feed_idle())
     }
 
     fn ready(pattern: &str, output: &[u8]) -> bool {
@@ -208,9 +219,9 @@ mod tests {
     #[test]
     fn a_line_matches_once() {
         let mut readiness = waiting_for(r"^Done \(\d+s\)!$");
-        assert_eq!(readiness.feed(b"[x] Done\r\nDone (3"), None);
-        assert_eq!(readiness.feed(b"s)!\r\nmore\r\n"), Some(Shown::Ready));
-        assert_eq!(readiness.feed(b"Done (3s)!\r\n"), None);
+        assert_eq!(readiness.feed(Stream::Out, b"[x] Done\r\nDone (3"), None);
+        assert_eq!(readiness.feed(Stream::Out, b"s)!\r\nmore\r\n"), Some(Shown::Ready));
+        assert_eq!(readiness.feed(Stream::Out, b"Done (3s)!\r\n"), None);
         assert_eq!(readiness.feed_idle(), None);
     }
 
@@ -227,7 +238,7 @@ mod tests {
     #[test]
     fn a_prompt_matches_when_the_output_pauses() {
         let mut readiness = waiting_for("> $");
-        assert_eq!(readiness.feed(b"hello\r\n> "), None);
+        assert_eq!(readiness.feed(Stream::Out, b"hello\r\n> "), None);
         assert_eq!(readiness.feed_idle(), Some(Shown::Ready));
         assert_eq!(readiness.feed_idle(), None);
     }
@@ -244,8 +255,8 @@ mod tests {
         for at in [0, PIECE_BYTES - 2, PIECE_BYTES + 1, 5 * PIECE_BYTES - 3] {
             let output = [&vec![b'.'; at][..], b"Done", &vec![b'.'; 3 * PIECE_BYTES]].concat();
             let mut readiness = waiting_for("Done");
-            assert_eq!(readiness.feed(&output), Some(Shown::Ready), "{at}");
-            assert!(readiness.line.capacity() <= 2 * PIECE_BYTES);
+            assert_eq!(readiness.feed(Stream::Out, &output), Some(Shown::Ready), "{at}");
+            assert!(readiness.lines[0].text.capacity() <= 2 * PIECE_BYTES);
         }
     }
 
@@ -258,6 +269,22 @@ mod tests {
         assert_eq!(shown(start(), b"it \x1b[31mcra\x1b[0mshed\nDone\n"), failed("crash(ed)?"));
         assert_eq!(shown(start(), b"Done, but FAILED to bind\n"), failed("FAILED to bind"));
         assert_eq!(shown(start(), b"nothing of it\n"), None);
+    }
+
+    #[test]
+    fn two_streams_form_their_lines_apart() {
+        let mut readiness = waiting_for("^Done$");
+        assert_eq!(readiness.feed(Stream::Out, b"Do"), None);
+        assert_eq!(readiness.feed(Stream::Err, b"\x1b[31mnoise\nDo"), None);
+        assert_eq!(readiness.feed(Stream::Out, b"ne\n"), Some(Shown::Ready));
+        let mut readiness = waiting_for("Server Done");
+        assert_eq!(readiness.feed(Stream::Out, b"Server "), None);
+        assert_eq!(readiness.feed(Stream::Err, b"Done\n"), None);
+        assert_eq!(readiness.feed_idle(), None);
+        let mut readiness = waiting_for("> $");
+        assert_eq!(readiness.feed(Stream::Out, b"hello"), None);
+        assert_eq!(readiness.feed(Stream::Err, b"> "), None);
+        assert_eq!(readiness.feed_idle(), Some(Shown::Ready));
     }
 
     #[test]
@@ -289,7 +316,7 @@ mod tests {
                     break;
                 }
                 let (chunk, after) = rest.split_at((*cut).min(rest.len()));
-                matched += usize::from(readiness.feed(chunk).is_some());
+                matched += usize::from(readiness.feed(Stream::Out, chunk).is_some());
                 rest = after;
             }
             matched += usize::from(readiness.feed_idle().is_some());

@@ -11,10 +11,10 @@ use bytes::Bytes;
 use hyper::Method;
 
 use super::error::EngineError;
-use super::frames::Stream;
 use super::raw::RawRequest;
 use super::streams::OutputStream;
 use super::{Engine, op, plain_name};
+use crate::domain::stream::Stream;
 
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
@@ -161,8 +161,8 @@ impl Kept {
             self.room -= kept.len();
             self.is_truncated |= kept.len() < chunk.bytes.len();
             match chunk.stream {
-                Stream::Stdout => self.stdout.extend_from_slice(kept),
-                Stream::Stderr => self.stderr.extend_from_slice(kept),
+                Stream::Out => self.stdout.extend_from_slice(kept),
+                Stream::Err => self.stderr.extend_from_slice(kept),
             }
         }
         Ok(())

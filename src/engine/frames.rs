@@ -6,11 +6,7 @@
 
 use bytes::{Buf, Bytes, BytesMut};
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Stream {
-    Stdout,
-    Stderr,
-}
+use crate::domain::stream::Stream;
 
 /// Some bytes of one stream; where it begins and ends means nothing. It shares its buffer with its
 /// neighbours: copy what is to be kept for long.
@@ -46,8 +42,8 @@ impl Header {
         };
         let source = match stream {
             // Standard input, which the engine shows as output.
-            0 | 1 => Source::Output(Stream::Stdout),
-            2 => Source::Output(Stream::Stderr),
+            0 | 1 => Source::Output(Stream::Out),
+            2 => Source::Output(Stream::Err),
             3 => Source::Engine,
             _ => return Err(format!("a frame of an unknown stream, {stream}")),
         };
@@ -73,14 +69,14 @@ pub(super) enum Decoder {
 
 impl Decoder {
     pub(super) fn new(tty: bool) -> Self {
-        if tty { Self::Raw } else { Self::Framed { stream: Stream::Stdout, left: 0 } }
+        if tty { Self::Raw } else { Self::Framed { stream: Stream::Out, left: 0 } }
     }
 
     /// The next chunk, or `Ok(None)` if more must be read first.
     pub(super) fn next(&mut self, buffer: &mut BytesMut) -> Result<Option<Chunk>, String> {
         match self {
             Self::Raw if buffer.is_empty() => Ok(None),
-            Self::Raw => Ok(Some(Chunk { stream: Stream::Stdout, bytes: buffer.split().freeze() })),
+            Self::Raw => Ok(Some(Chunk { stream: Stream::Out, bytes: buffer.split().freeze() })),
             Self::Framed { stream, left } => {
                 while *left == 0 {
                     let Some(header) = Header::take(buffer)? else { return Ok(None) };
@@ -120,8 +116,8 @@ mod tests {
             buffer.extend_from_slice(piece);
             while let Some(chunk) = decoder.next(&mut buffer)? {
                 match chunk.stream {
-                    Stream::Stdout => out.extend_from_slice(&chunk.bytes),
-                    Stream::Stderr => err.extend_from_slice(&chunk.bytes),
+                    Stream::Out => out.extend_from_slice(&chunk.bytes),
+                    Stream::Err => err.extend_from_slice(&chunk.bytes),
                 }
             }
         }

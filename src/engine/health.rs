@@ -1,8 +1,8 @@
 //! Whether the engine answers.
 //!
-//! [`Engine::watch_health`] is the only writer; everybody else reads the watch. A call that fails
-//! because the engine is away wakes the loop to look at once, so an outage is known within one
-//! failed call and not only at the next turn.
+//! [`Engine::watch_health`] writes it, and [`Engine::note_incarnation`] where it learns more; everybody else
+//! reads the watch. A call that fails because the engine is away wakes the loop to look at once, so an
+//! outage is known within one failed call and not only at the next turn.
 
 use std::time::Duration;
 
@@ -123,8 +123,10 @@ impl Engine {
     }
 
     async fn version(&self) -> Result<Health, EngineError> {
-        let found = self
-            .call(op::PING, "the container engine", |docker| async move { docker.version().await })
+        let found =
+            self.call(op::VERSION, "the container engine", |docker| async move {
+                docker.version().await
+            })
             .await?;
         Ok(Health::Reachable {
             version: found.version.unwrap_or_default(),

@@ -1,26 +1,44 @@
 //! Which run of the engine answers, told by its process.
 //!
-//! The API does not say when the engine was started. Its socket does: the kernel knows whose it is. Where
-//! a service manager holds the socket, the engine's pid file lies beside it. Where neither helps (an
-//! engine in another pid namespace) nothing is known, and nothing follows from it.
+//! The API does not say when the engine was started. Its pid file does, which lies beside its socket, and
+//! else the socket itself: the kernel knows whose it is. A socket that a service manager holds is nobody's.
+//! Where neither helps (an engine in another pid namespace) nothing is known, and nothing follows from it.
 
 use std::path::Path;
 use std::time::Duration;
 
 use tokio::net::UnixStream;
 
-use super::Engine;
+use super::{Engine, Health};
 
 const CONNECTS_WITHIN: Duration = Duration::from_secs(2);
 
 impl Engine {
+    /// Which run of the engine answers now. Everybody learns of it: one that was started again faster
+    /// than its health is asked shows in no failure.
+    pub(crate) async fn note_incarnation(&self) -> Option<String> {
+        let present = self.incarnation().await?;
+        self.inner.health.send_if_modified(|health| match health {
+            Health::Reachable { incarnation, .. } if incarnation.as_ref() != Some(&present) => {
+                tracing::info!("the container engine was started again");
+                *incarnation = Some(present.clone());
+                true
+            }
+            _ => false,
+        });
+        Some(present)
+    }
+
     /// A text that is another one once the engine, or the host, was started again.
     pub(super) async fn incarnation(&self) -> Option<String> {
         let socket = &self.inner.options.socket_path;
+        let named = |pid: i32| started_at(pid).map(|ticks| format!("{pid}:{ticks}"));
+        if let Some(engine) = pid_in(&socket.with_extension("pid")).and_then(named) {
+            return Some(engine);
+        }
         let connected = tokio::time::timeout(CONNECTS_WITHIN, UnixStream::connect(socket)).await;
         let peer = connected.ok()?.ok()?.peer_cred().ok()?.pid()?;
-        let pid = if peer > 1 { peer } else { pid_in(&socket.with_extension("pid"))? };
-        started_at(pid).map(|ticks| format!("{pid}:{ticks}"))
+        Some(peer).filter(|&pid| pid > 1).and_then(named)
     }
 }
 

@@ -8,9 +8,10 @@ use bytes::{Buf, Bytes, BytesMut};
 use hyper::Method;
 
 use super::error::{EngineError, Fault};
-use super::frames::{HEADER_BYTES, Header, Source, Stream};
+use super::frames::{HEADER_BYTES, Header, Source};
 use super::raw::{RawRequest, StreamedBody, broke, garbled};
 use super::{Engine, container_target, op};
+use crate::domain::stream::Stream;
 
 /// A moment: Unix seconds and nanoseconds.
 pub(crate) type LogMoment = (i64, u32);
@@ -23,6 +24,20 @@ pub(crate) struct LogLine {
     pub(crate) stream: Stream,
     /// With its line feed, if it has one.
     pub(crate) bytes: Bytes,
+}
+
+impl LogLine {
+    /// The most that it takes in a file of the engine's `json-file` driver: its own words around the text
+    /// and its way to escape it.
+    pub(crate) fn stored_bytes(&self) -> u64 {
+        const AROUND_BYTES: u64 = 96;
+        let escaped = |byte: &u8| match byte {
+            b'"' | b'\\' | b'\n' | b'\r' | b'\t' => 2,
+            0..0x20 | b'<' | b'>' | b'&' => 6,
+            _ => 1,
+        };
+        AROUND_BYTES + self.bytes.iter().map(escaped).sum::<u64>()
+    }
 }
 
 impl Engine {
@@ -176,7 +191,7 @@ impl Parser {
         if line_goes_on && parse_stamp(&self.buffer).is_none() {
             self.within = Some(at_nanos);
         }
-        Ok(LogLine { at_nanos, stream: Stream::Stdout, bytes: piece.freeze() })
+        Ok(LogLine { at_nanos, stream: Stream::Out, bytes: piece.freeze() })
     }
 }
 
@@ -238,7 +253,7 @@ mod tests {
             [frame(1, &format!("{STAMP}out\n")), frame(2, &format!("{STAMP}err, no end"))].concat();
         let lines = parse(false, &wire).expect("entries");
         assert_eq!(texts(&lines), ["out\n", "err, no end"]);
-        assert_eq!((lines[0].stream, lines[1].stream), (Stream::Stdout, Stream::Stderr));
+        assert_eq!((lines[0].stream, lines[1].stream), (Stream::Out, Stream::Err));
         assert_eq!(lines[0].at_nanos, AT);
     }
 

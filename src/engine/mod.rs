@@ -51,7 +51,7 @@ pub(crate) use self::{
     error::{EngineError, EngineErrorKind},
     events::Hint,
     exec::{ExecEnd, ExecRequest, ExecResult},
-    frames::{Chunk, Stream},
+    frames::Chunk,
     health::Health,
     images::{PullProgress, RegistryAuth},
     logs::LogLine,

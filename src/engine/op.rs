@@ -18,6 +18,8 @@ const fn op(verb: &'static str, seconds: u64) -> Op {
 
 /// A stopped engine accepts connections and never answers; this is how soon that is noticed.
 pub(super) const PING: Op = op("reach", 3);
+/// The engine runs helper programs for it, which on a busy disk takes its time.
+pub(super) const VERSION: Op = op("ask for the version of", 15);
 
 pub(super) const CREATE: Op = op("create", 60);
 pub(super) const START: Op = op("start", 60);

@@ -19,6 +19,7 @@ use super::testing::{SOCKET, TestNode, read_until};
 use super::*;
 use crate::domain::observed::ObservedStatus;
 use crate::domain::spec::Limits;
+use crate::domain::stream::Stream;
 use crate::domain::units::MIB;
 
 const SOON: Duration = Duration::from_secs(20);
@@ -31,8 +32,8 @@ async fn read_to_end(output: &mut OutputStream) -> (Vec<u8>, Vec<u8>) {
     let (mut out, mut err) = (Vec::new(), Vec::new());
     while let Some(chunk) = output.next().await.expect("no error") {
         match chunk.stream {
-            Stream::Stdout => out.extend_from_slice(&chunk.bytes),
-            Stream::Stderr => err.extend_from_slice(&chunk.bytes),
+            Stream::Out => out.extend_from_slice(&chunk.bytes),
+            Stream::Err => err.extend_from_slice(&chunk.bytes),
         }
     }
     (out, err)
@@ -204,10 +205,10 @@ async fn the_log_gives_the_same_bytes_also_of_long_lines_and_from_a_moment_on() 
         let expected = format!("line 1 {end}line 2 {end}line 3 {end}{long}{end}");
         let errors = format!("oops{end}");
         if tty {
-            assert_eq!(text(&lines, Stream::Stdout), format!("{expected}{errors}"));
+            assert_eq!(text(&lines, Stream::Out), format!("{expected}{errors}"));
         } else {
-            assert_eq!(text(&lines, Stream::Stdout), expected);
-            assert_eq!(text(&lines, Stream::Stderr), errors);
+            assert_eq!(text(&lines, Stream::Out), expected);
+            assert_eq!(text(&lines, Stream::Err), errors);
         }
         assert!(lines.iter().all(|line| line.bytes.len() <= 16 * 1024));
         let third = lines[2].at_nanos;

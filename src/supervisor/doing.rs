@@ -8,16 +8,19 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::effects::Ctx;
 use super::looks::LOOK_SOON;
 use super::post_mortem::Evidence;
 use super::task::{Owner, Report};
 use crate::domain::event::SignalKind;
+use crate::domain::ids::RunId;
 use crate::domain::lifecycle::{Effect, Fact, Phase};
 use crate::store::{StoreError, Tx};
 use crate::util::chain::Chain;
 
 impl Owner {
     pub(super) async fn carry_out(&mut self, effects: Vec<Effect>) {
+        self.shared.note_latest(self.record.machine.last_run());
         for effect in effects {
             match effect {
                 Effect::Emit(event) => {
@@ -57,16 +60,10 @@ impl Owner {
                 if self.launched == Some(run) {
                     self.tasks.spawn(ctx.stop(run, unpause));
                 } else {
-                    self.abort_run();
-                    self.tasks.spawn(ctx.kill(run));
+                    self.kill(ctx, run);
                 }
             }
-            Effect::Kill { run } => {
-                if self.launched != Some(run) {
-                    self.abort_run();
-                }
-                self.tasks.spawn(ctx.kill(run));
-            }
+            Effect::Kill { run } => self.kill(ctx, run),
             Effect::Pause { run } => drop(self.tasks.spawn(ctx.pause(run))),
             Effect::Unpause { run } => drop(self.tasks.spawn(ctx.unpause(run))),
             Effect::Freeze { run } => drop(self.tasks.spawn(ctx.freeze(run))),
@@ -86,6 +83,18 @@ impl Owner {
                 self.tasks.spawn(ctx.remove());
             }
             Effect::Forget | Effect::Emit(_) | Effect::Say(_) => {}
+        }
+    }
+
+    /// Ends a run that may not have begun. One task does it, however often it is asked for.
+    fn kill(&mut self, ctx: Ctx, run: RunId) {
+        if self.launched != Some(run) {
+            self.abort_run();
+        }
+        let is_at_it =
+            self.kill_task.as_ref().is_some_and(|(of, task)| *of == run && !task.is_finished());
+        if !is_at_it {
+            self.kill_task = Some((run, self.tasks.spawn(ctx.kill(run))));
         }
     }
 

@@ -119,8 +119,9 @@ impl Ctx {
         let asked = match &self.snapshot.spec.stop.how {
             StopHow::Signal(signal) => self
                 .services
-                .insist(|| engine.kill(&docker_id, signal))
+                .insist(|| self.signal(run, &docker_id, signal))
                 .await
+                .map(drop)
                 .map_err(|error| error.reason()),
             StopHow::Command(line) => self.stop_by_command(run, line).await,
         };
@@ -155,7 +156,6 @@ impl Ctx {
         };
         let engine = &self.services.engine;
         loop {
-            self.services.until_done(|| engine.kill(&docker_id, "SIGKILL")).await;
             let seen = self.services.until_done(|| engine.inspect(&docker_id)).await;
             let of_run = seen.as_ref().is_some_and(|seen| is_of_run(seen, self.begun_at_ms));
             match seen.map(|seen| seen.status) {
@@ -169,13 +169,24 @@ impl Ctx {
                     tokio::time::sleep(Duration::from_millis(500)).await;
                     return self.fact(Fact::Exited { run, exit }).await;
                 }
-                Some(ObservedStatus::Running | ObservedStatus::Paused) => {
-                    let wait = tokio::time::timeout(EXIT_AFTER_KILL, engine.wait(&docker_id));
-                    // Either way the next look tells.
-                    drop(wait.await);
-                }
+                Some(ObservedStatus::Running | ObservedStatus::Paused) => {}
             }
+            if !self.services.until_done(|| self.signal(run, &docker_id, "SIGKILL")).await {
+                return;
+            }
+            let wait = tokio::time::timeout(EXIT_AFTER_KILL, engine.wait(&docker_id));
+            // Either way the next look tells.
+            drop(wait.await);
         }
+    }
+
+    /// Sends a signal to a run's processes; false if what runs by now is a later one.
+    async fn signal(&self, run: RunId, docker_id: &str, signal: &str) -> Result<bool, EngineError> {
+        let _turn = self.shared.ending.lock().await;
+        if !self.shared.is_latest(run) {
+            return Ok(false);
+        }
+        self.services.engine.kill(docker_id, signal).await.map(|()| true)
     }
 
     async fn never_began(&self, run: RunId) {

@@ -6,7 +6,7 @@
 //! connections are reported, and the owner looks what became of the run.
 
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -19,6 +19,7 @@ use crate::domain::ids::RunId;
 use crate::domain::lifecycle::{Fact, Phase};
 use crate::domain::observed::Exit;
 use crate::domain::readiness::{Readiness, Shown};
+use crate::domain::stream::Stream;
 use crate::domain::units::now_unix_ms;
 use crate::engine::{Attached, Chunk, EngineError, EngineErrorKind, OutputStream};
 use crate::util::chain::Chain;
@@ -29,6 +30,8 @@ const DRAIN: Duration = Duration::from_secs(2);
 const CATCH_UP: Duration = Duration::from_secs(30);
 /// How long an exit may take to be known after the output has ended.
 const EXIT_AFTER_OUTPUT: Duration = Duration::from_secs(3);
+/// So soon after the kernel has killed a process for want of memory, an end is put down to that.
+const OUT_OF_MEMORY_ENDS_WITHIN_MS: i64 = 10_000;
 /// A line without an end is looked at for the start pattern after so long: it may be a prompt.
 const PROMPT_AFTER: Duration = Duration::from_millis(50);
 const NANOS_PER_MS: i64 = 1_000_000;
@@ -105,10 +108,11 @@ impl Ctx {
     ) {
         let writing = self.shared.open_input(run, attached.input);
         let caught_up = AtomicBool::new(when == AttachedWhen::BeforeStart);
-        let ran_out_of_memory = AtomicBool::new(false);
-        let end = {
+        let ran_out_of_memory_at_ms = AtomicI64::new(i64::MIN);
+        let engine = self.services.engine.health().borrow().incarnation().map(str::to_owned);
+        let (end, all_read) = {
             let reading = self.read(run, docker_id, attached.output, readiness, &caught_up);
-            let sampling = Sampler::new(self, run, docker_id, &ran_out_of_memory).run();
+            let sampling = Sampler::new(self, run, docker_id, &ran_out_of_memory_at_ms).run();
             tokio::pin!(reading, writing, sampling);
             let (end, all_read) = tokio::select! {
                 biased;
@@ -116,13 +120,28 @@ impl Ctx {
                 never = &mut sampling => match never {},
                 never = &mut writing => match never {},
             };
-            if !all_read && !matches!(end, End::Detached) {
-                drain(reading, &caught_up).await;
-            }
-            end
+            let all_read =
+                all_read || matches!(end, End::Detached) || drain(reading, &caught_up).await;
+            (end, all_read)
         };
         self.shared.close_input(run);
-        self.tell_end(run, end, ran_out_of_memory.load(Ordering::Relaxed)).await;
+        let end = self.of_one_engine(end, engine).await;
+        if !all_read && matches!(end, End::Exited(_)) {
+            self.take_rest(self.workload_log(run, docker_id)).await;
+        }
+        let out_of_memory_at_ms = ran_out_of_memory_at_ms.load(Ordering::Relaxed);
+        let since_ms = now_unix_ms().saturating_sub(out_of_memory_at_ms);
+        self.tell_end(run, end, since_ms < OUT_OF_MEMORY_ENDS_WITHIN_MS).await;
+    }
+
+    /// An end that another run of the engine tells of than the one that was attached to is none of the
+    /// workload's own: the engine took it down, or it went with the host. A look tells the one from the other.
+    async fn of_one_engine(&self, end: End, attached_to: Option<String>) -> End {
+        let End::Exited(exit) = end else { return end };
+        match (attached_to, self.services.engine.note_incarnation().await) {
+            (Some(before), Some(now)) if before != now => End::Detached,
+            _ => End::Exited(exit),
+        }
     }
 
     /// Reads the output until the engine says that the run is over, or neither is to be had any more.
@@ -196,7 +215,8 @@ impl Ctx {
         let caught = self.catch_up(log, output).await;
         for line in &caught.log {
             let at_ms = line.at_nanos / NANOS_PER_MS;
-            self.look_for_readiness(run, readiness, &line.bytes, at_ms).await;
+            self.look_for_readiness(run, readiness, (line.stream, &line.bytes), at_ms).await;
+            tokio::task::consume_budget().await;
         }
         for chunk in &caught.early {
             self.take_chunk(run, chunk, readiness).await;
@@ -237,17 +257,21 @@ impl Ctx {
     async fn take_chunk(&self, run: RunId, chunk: &Chunk, readiness: &mut Option<Readiness>) {
         let now_ms = now_unix_ms();
         self.shared.print(run, chunk.stream, now_ms, &chunk.bytes);
-        self.look_for_readiness(run, readiness, &chunk.bytes, now_ms).await;
+        self.look_for_readiness(run, readiness, (chunk.stream, &chunk.bytes), now_ms).await;
+        // Reading what is there already costs the runtime nothing that it counts, so a flood would keep
+        // everything else of this task from its turn.
+        tokio::task::consume_budget().await;
     }
 
     async fn look_for_readiness(
         &self,
         run: RunId,
         readiness: &mut Option<Readiness>,
-        bytes: &[u8],
+        (stream, bytes): (Stream, &[u8]),
         at_ms: i64,
     ) {
-        if let Some(shown) = readiness.as_mut().and_then(|readiness| readiness.feed(bytes)) {
+        if let Some(shown) = readiness.as_mut().and_then(|readiness| readiness.feed(stream, bytes))
+        {
             *readiness = None;
             self.tell_shown(run, shown, at_ms).await;
         }
@@ -265,12 +289,16 @@ impl Ctx {
     }
 }
 
-/// Reads what is still to come of an output whose run has ended. What is not here by the deadline will
-/// not come: an attach to what had exited never ends.
-async fn drain(mut reading: Pin<&mut impl Future<Output = ()>>, caught_up: &AtomicBool) {
+/// Reads what is still to come of an output whose run has ended; false if its end has not come. Most of
+/// the time it will not: an attach to what had exited never ends.
+async fn drain(mut reading: Pin<&mut impl Future<Output = ()>>, caught_up: &AtomicBool) -> bool {
     let began = Instant::now();
-    while tokio::time::timeout(DRAIN, reading.as_mut()).await.is_err()
-        && !caught_up.load(Ordering::Relaxed)
-        && began.elapsed() < CATCH_UP
-    {}
+    loop {
+        if tokio::time::timeout(DRAIN, reading.as_mut()).await.is_ok() {
+            return true;
+        }
+        if caught_up.load(Ordering::Relaxed) || began.elapsed() >= CATCH_UP {
+            return false;
+        }
+    }
 }

@@ -1,22 +1,23 @@
 //! What a workload printed while nobody was attached: taken from the engine's log, joined to the
 //! console's end line by line, and to the beginning of the new attach byte by byte ([`super::seam`]).
 //!
-//! Where the engine has rotated lines away, the gap is said and not papered over.
+//! Where the engine has rotated lines away, the gap is said and not papered over. After an outage all
+//! containers want their logs at once; few of them are read at a time.
 
 use std::time::Duration;
 
 use super::effects::Ctx;
 use super::seam::{self, Bounds, Early};
-use crate::console::{EngineLine, Stream as ConsoleStream, join};
+use crate::console::{EngineLine, Tail, join};
 use crate::domain::ids::RunId;
+use crate::domain::stream::Stream;
 use crate::domain::units::{now_unix_ms, now_unix_nanos};
-use crate::engine::{Chunk, EngineError, LogLine, OutputStream, Stream};
+use crate::engine::{Chunk, EngineError, LogLine, OutputStream};
 use crate::util::chain::Chain;
 
 /// The most of a log that is joined; of a longer one only the end.
 const LOG_MAX_BYTES: usize = 16 * 1024 * 1024;
 const NANOS_PER_MS: i64 = 1_000_000;
-const STREAMS: [Stream; 2] = [Stream::Stdout, Stream::Stderr];
 /// So far the engine's log may lag behind its attach.
 const LOG_LAG: Duration = Duration::from_millis(100);
 /// So far an attach may lag behind the log.
@@ -51,8 +52,35 @@ pub(super) struct Caught {
 #[derive(Debug, Default)]
 struct Log {
     lines: Vec<LogLine>,
-    /// From the run's first line on, as far as the engine kept it.
-    whole: bool,
+    /// It begins with the run's first line.
+    from_start: bool,
+    /// Why lines before its first one may be missing.
+    lacks: Option<Lack>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lack {
+    /// It is so long that the engine may have thrown its beginning away.
+    Rotated,
+    /// Of what the engine has, only the end was taken.
+    TooLong,
+}
+
+/// A time of which the console has nothing, in Unix milliseconds.
+#[derive(Clone, Copy, Debug)]
+struct Gap {
+    from_ms: i64,
+    until_ms: i64,
+}
+
+impl Gap {
+    fn with(self, other: Option<Self>) -> Self {
+        let Some(other) = other else { return self };
+        Self {
+            from_ms: self.from_ms.min(other.from_ms),
+            until_ms: self.until_ms.max(other.until_ms),
+        }
+    }
 }
 
 impl Ctx {
@@ -65,8 +93,12 @@ impl Ctx {
     pub(super) async fn catch_up(&self, of: RunLog<'_>, output: &mut OutputStream) -> Caught {
         let attached_at = now_unix_nanos();
         let mut early = Early::default();
+        let _turn = tokio::select! {
+            turn = self.services.log_turns.acquire() => turn.ok(),
+            () = early.collect(output) => None,
+        };
         let read = self.read_up_to(of, output, &mut early, attached_at).await;
-        let mut caught = self.take_over(of.run, read).await;
+        let mut caught = self.take_over(of, read).await;
         caught.early = early.into_chunks();
         caught
     }
@@ -81,22 +113,24 @@ impl Ctx {
 
     /// Takes over all that the engine's log has of a run that has ended.
     pub(super) async fn take_rest(&self, of: RunLog<'_>) -> Caught {
+        let turn = self.services.log_turns.acquire().await.ok();
         let read = self.read_log(of).await;
-        let caught = self.take_over(of.run, read).await;
+        let caught = self.take_over(of, read).await;
+        drop(turn);
         self.end_output().await;
         caught
     }
 
-    async fn take_over(&self, run: RunId, read: Result<Log, EngineError>) -> Caught {
+    async fn take_over(&self, of: RunLog<'_>, read: Result<Log, EngineError>) -> Caught {
         match read {
-            Ok(Log { lines, whole }) => {
-                let news = self.push_new(run, &lines, whole).await;
-                Caught { log: lines, news, early: Vec::new() }
+            Ok(log) => {
+                let news = self.push_new(of, &log).await;
+                Caught { log: log.lines, news, early: Vec::new() }
             }
             Err(error) => {
                 tracing::warn!(container.id = %self.snapshot.id, error = %Chain(&error), "cannot read the engine's log");
                 self.tell_gap(
-                    run,
+                    of.run,
                     "some output may be missing: the engine's log was not to be read",
                 );
                 Caught::default()
@@ -116,14 +150,14 @@ impl Ctx {
         loop {
             tries += 1;
             early.collect_for(output, LOG_LAG).await;
-            let in_log_by_now = STREAMS.map(|stream| early.whole_lines(stream));
+            let in_log_by_now = Stream::ALL.map(|stream| early.whole_lines(stream));
             let mut log = tokio::select! {
                 log = self.read_log(of) => log?,
                 () = early.collect(output) => Log::default(),
             };
             early.collect_for(output, ATTACH_LAG).await;
             let mut places = [None; 2];
-            for (index, stream) in STREAMS.into_iter().enumerate() {
+            for (index, stream) in Stream::ALL.into_iter().enumerate() {
                 let bounds = Bounds {
                     not_before_nanos: output.asked_at_nanos(),
                     at_least_bytes: in_log_by_now[index],
@@ -133,7 +167,7 @@ impl Ctx {
             if places.contains(&None) && tries < TRIES {
                 continue;
             }
-            for (place, stream) in places.into_iter().zip(STREAMS) {
+            for (place, stream) in places.into_iter().zip(Stream::ALL) {
                 match place {
                     Some(length) => seam::cut(&mut log.lines, stream, length),
                     // The log has other bytes than were printed, as with what is no UTF-8.
@@ -160,17 +194,23 @@ impl Ctx {
             (ms.div_euclid(1000), nanos)
         });
         let mut entries = engine.logs(of.docker_id, observed.tty, since).await?;
-        let mut log = Log { lines: Vec::new(), whole: overlap_ms.is_none() };
-        let mut bytes = 0;
+        let mut log = Log::default();
+        let (mut bytes, mut stored_bytes) = (0, 0);
         while let Some(line) = entries.next().await? {
             bytes += line.bytes.len();
+            stored_bytes += line.stored_bytes();
             log.lines.push(line);
             if bytes > LOG_MAX_BYTES {
                 let half = log.lines.len() / 2;
                 bytes -= log.lines.drain(..half).map(|line| line.bytes.len()).sum::<usize>();
-                log.whole = false;
+                log.lacks = Some(Lack::TooLong);
             }
         }
+        // The engine says nothing of what it has thrown away. It keeps a full file when it does.
+        if stored_bytes >= self.services.settings().log.max_size_bytes {
+            log.lacks.get_or_insert(Lack::Rotated);
+        }
+        log.from_start = overlap_ms.is_none() && log.lacks.is_none();
         Ok(log)
     }
 
@@ -178,7 +218,7 @@ impl Ctx {
     /// Reading whole logs of hundreds of containers after each outage would keep the engine busy.
     async fn overlap_ms(&self, run: RunId) -> Option<i64> {
         let mut from_ms: Option<i64> = None;
-        for stream in [ConsoleStream::Out, ConsoleStream::Err] {
+        for stream in Stream::ALL {
             let tail = self.shared.console.tail(run, stream).await;
             if tail.lines_in_run == Some(0) {
                 continue;
@@ -190,43 +230,23 @@ impl Ctx {
     }
 
     /// Pushes what the console does not have, and returns that.
-    async fn push_new(&self, run: RunId, lines: &[LogLine], whole: bool) -> Vec<LogLine> {
-        let mut skip: Vec<Option<usize>> = vec![None; lines.len()];
-        let mut gap: Option<(i64, i64)> = None;
-        for (stream, ours) in
-            [(Stream::Stdout, ConsoleStream::Out), (Stream::Stderr, ConsoleStream::Err)]
-        {
-            let of_stream: Vec<usize> =
-                (0..lines.len()).filter(|&index| lines[index].stream == stream).collect();
-            if of_stream.is_empty() {
-                continue;
-            }
-            let theirs: Vec<EngineLine<'_>> = of_stream
-                .iter()
-                .map(|&index| EngineLine {
-                    time_ms: lines[index].at_nanos / NANOS_PER_MS,
-                    text: &lines[index].bytes,
-                })
-                .collect();
-            let tail = self.shared.console.tail(run, ours).await;
-            let place = join(&tail, &theirs, whole);
-            if let (true, Some(from_ms)) = (place.gap, tail.last_time_ms()) {
-                let until_ms = theirs.get(place.first_new).map_or(from_ms, |line| line.time_ms);
-                let wider = gap.unwrap_or((from_ms, until_ms));
-                gap = Some((wider.0.min(from_ms), wider.1.max(until_ms)));
-            }
-            for (nth, &index) in of_stream.iter().enumerate().skip(place.first_new) {
-                skip[index] = Some(if nth == place.first_new { place.skip_bytes } else { 0 });
+    async fn push_new(&self, of: RunLog<'_>, log: &Log) -> Vec<LogLine> {
+        let mut skip: Vec<Option<usize>> = vec![None; log.lines.len()];
+        let mut gap: Option<Gap> = None;
+        for stream in Stream::ALL {
+            let tail = self.shared.console.tail(of.run, stream).await;
+            if let Some(missing) = join_stream(&tail, log, stream, of.since_ms, &mut skip) {
+                gap = Some(missing.with(gap));
             }
         }
-        if let Some((from_ms, until_ms)) = gap {
-            self.tell_gap(run, &missing(from_ms, until_ms));
+        if let Some(gap) = gap {
+            self.tell_gap(of.run, &missing(gap, log.lacks));
         }
         let mut news = Vec::new();
-        for (line, skip) in lines.iter().zip(skip) {
+        for (line, skip) in log.lines.iter().zip(skip) {
             let Some(skip) = skip else { continue };
             let new = LogLine { bytes: line.bytes.slice(skip..), ..line.clone() };
-            self.shared.print(run, line.stream, line.at_nanos / NANOS_PER_MS, &new.bytes);
+            self.shared.print(of.run, line.stream, line.at_nanos / NANOS_PER_MS, &new.bytes);
             news.push(new);
         }
         news
@@ -240,14 +260,54 @@ impl Ctx {
     }
 }
 
+/// Marks the lines of a stream that the console does not have, each with the bytes that it does have of
+/// it, and says what is missing before them. `began_ms` is when the run was decided, if that is known.
+fn join_stream(
+    tail: &Tail,
+    log: &Log,
+    stream: Stream,
+    began_ms: Option<i64>,
+    skip: &mut [Option<usize>],
+) -> Option<Gap> {
+    let of_stream = |&index: &usize| log.lines[index].stream == stream;
+    let of_stream: Vec<usize> = (0..log.lines.len()).filter(of_stream).collect();
+    let theirs: Vec<EngineLine<'_>> = of_stream
+        .iter()
+        .map(|&index| EngineLine {
+            time_ms: log.lines[index].at_nanos / NANOS_PER_MS,
+            text: &log.lines[index].bytes,
+        })
+        .collect();
+    let first_ms = theirs.first()?.time_ms;
+    let place = join(tail, &theirs, log.from_start);
+    for (nth, &index) in of_stream.iter().enumerate().skip(place.first_new) {
+        skip[index] = Some(if nth == place.first_new { place.skip_bytes } else { 0 });
+    }
+    match tail.last_time_ms() {
+        Some(from_ms) if place.gap => {
+            let until_ms = theirs.get(place.first_new).map_or(from_ms, |line| line.time_ms);
+            Some(Gap { from_ms, until_ms })
+        }
+        Some(_) => None,
+        // Of a stream that the console has nothing of, nobody knows how it began.
+        None => {
+            log.lacks.map(|_| Gap { from_ms: began_ms.unwrap_or(first_ms), until_ms: first_ms })
+        }
+    }
+}
+
 /// How much is missing: the engine counts no lines, so its length in time.
-fn missing(from_ms: i64, until_ms: i64) -> String {
+fn missing(Gap { from_ms, until_ms }: Gap, lacks: Option<Lack>) -> String {
     let at = |ms: i64| {
         jiff::Timestamp::from_millisecond(ms).map_or_else(|_| ms.to_string(), |at| at.to_string())
     };
     let seconds = until_ms.saturating_sub(from_ms).max(0) as f64 / 1000.0;
+    let why = match lacks {
+        Some(Lack::TooLong) => "of the engine's log only the newest 16 MiB are taken over",
+        Some(Lack::Rotated) | None => "the engine's log had been rotated",
+    };
     format!(
-        "the output of {seconds:.1} s is missing here, from {} to {}: the engine's log had been rotated",
+        "the output of {seconds:.1} s is missing here, from {} to {}: {why}",
         at(from_ms),
         at(until_ms),
     )

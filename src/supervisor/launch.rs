@@ -55,6 +55,8 @@ impl Ctx {
             }
         }
         let _reading = self.reading_after(before).await;
+        // A call that was to end the run before may still be on its way; it has its own deadline.
+        drop(self.shared.ending.lock().await);
         let mut failures = 0;
         loop {
             self.services.engine_back().await;

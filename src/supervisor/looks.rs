@@ -109,7 +109,12 @@ impl Owner {
             {
                 ctx.take_unread(run, &docker_id).await;
             }
-            ctx.report(Report::Looked { generation, seen }).await;
+            // What the engine's health has not shown: it was started again faster than it is asked.
+            let has_ended =
+                matches!(&seen, Ok(Some(seen)) if matches!(seen.status, ObservedStatus::Exited(_)));
+            let engine =
+                if has_ended { ctx.services.engine.note_incarnation().await } else { None };
+            ctx.report(Report::Looked { generation, seen, engine }).await;
         });
     }
 
@@ -167,13 +172,22 @@ impl Owner {
         self.run_task.as_ref().is_some_and(|(of, task)| *of == run && !task.is_finished())
     }
 
-    pub(super) async fn note_health(&mut self, health: &Health) {
-        if let Some(present) = health.incarnation() {
-            // Out of reach, but the same: what has ended meanwhile did so by itself.
-            if self.engine.as_deref() == Some(present) {
-                self.engine_was_away = false;
-            }
+    /// Takes note of which run of the engine answers, `came_back` after an absence. Out of reach, but the
+    /// same: what has ended meanwhile did so by itself.
+    pub(super) fn note_engine(&mut self, present: Option<&str>, came_back: bool) {
+        let is_other = match (self.engine.as_deref(), present) {
+            (Some(before), Some(present)) => before != present,
+            (None, _) | (_, None) => came_back,
+        };
+        self.engine_was_away |= is_other;
+        if let Some(present) = present {
             self.engine = Some(present.to_owned());
+        }
+    }
+
+    pub(super) async fn note_health(&mut self, health: &Health) {
+        if health.is_reachable() {
+            self.note_engine(health.incarnation(), self.unknown_since.is_some());
         }
         match health {
             Health::Reachable { .. } if self.booted && self.unknown_since.is_some() => {
@@ -184,7 +198,6 @@ impl Owner {
                 self.look();
             }
             Health::Unreachable { since, .. } => {
-                self.engine_was_away = true;
                 if self.unknown_since.is_none() {
                     self.unknown_since = Some(*since);
                     self.publish();

@@ -10,8 +10,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::Instant;
 
+use crate::domain::stream::Stream;
 use crate::domain::units::now_unix_nanos;
-use crate::engine::{Chunk, LogLine, OutputStream, Stream};
+use crate::engine::{Chunk, LogLine, OutputStream};
 
 /// So much of an attach is kept while the log is read; beyond it the workload waits.
 const EARLY_MAX_BYTES: usize = 256 * 1024;
@@ -52,6 +53,8 @@ impl Early {
             match output.next().await {
                 Ok(Some(chunk)) => {
                     self.bytes += chunk.bytes.len();
+                    // A copy: what is read in small pieces lies in as many large buffers.
+                    let chunk = Chunk { bytes: Bytes::copy_from_slice(&chunk.bytes), ..chunk };
                     self.came.push(Came { at_nanos: now_unix_nanos(), chunk });
                 }
                 // Whoever reads on from here learns of it again.
@@ -230,12 +233,12 @@ mod tests {
             bytes: Bytes::from_static(text.as_bytes()),
         };
         let mut log = vec![
-            line(Stream::Stdout, "ab\n"),
-            line(Stream::Stderr, "x\n"),
-            line(Stream::Stdout, "cd\n"),
-            line(Stream::Stdout, "ef\n"),
+            line(Stream::Out, "ab\n"),
+            line(Stream::Err, "x\n"),
+            line(Stream::Out, "cd\n"),
+            line(Stream::Out, "ef\n"),
         ];
-        cut(&mut log, Stream::Stdout, 4);
+        cut(&mut log, Stream::Out, 4);
         let left: Vec<&[u8]> = log.iter().map(|line| &line.bytes[..]).collect();
         assert_eq!(left, [&b"ab\n"[..], b"x\n", b"c"]);
     }
@@ -243,16 +246,16 @@ mod tests {
     #[test]
     fn equal_lines_are_told_apart_by_their_times() {
         let tick = || Bytes::from_static(b"tick\n");
-        let line = |at_nanos| LogLine { at_nanos, stream: Stream::Stdout, bytes: tick() };
+        let line = |at_nanos| LogLine { at_nanos, stream: Stream::Out, bytes: tick() };
         let log: Vec<LogLine> = (1..=10).map(|n| line(n * 1000)).collect();
         let came =
-            |at_nanos| Came { at_nanos, chunk: Chunk { stream: Stream::Stdout, bytes: tick() } };
+            |at_nanos| Came { at_nanos, chunk: Chunk { stream: Stream::Out, bytes: tick() } };
         let early = |times: &[i64]| Early {
             came: times.iter().copied().map(came).collect(),
             ..Early::default()
         };
         let place = |early: &Early, not_before_nanos, at_least_bytes| {
-            early.place_in(&log, Stream::Stdout, Bounds { not_before_nanos, at_least_bytes })
+            early.place_in(&log, Stream::Out, Bounds { not_before_nanos, at_least_bytes })
         };
         // Three that the log has, and one that came after it was read.
         let four = early(&[8100, 9100, 10_100, 11_100]);

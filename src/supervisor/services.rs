@@ -69,6 +69,8 @@ pub(crate) struct Services {
     /// do not end the machine again.
     pub(crate) start_slots: Semaphore,
     pub(crate) start_pace: StartPace,
+    /// How many of the engine's logs are read at the same time: each may be large, and held in memory.
+    pub(crate) log_turns: Semaphore,
     pub(crate) began: Instant,
     /// Ends supervision; workloads run on.
     pub(crate) stop: CancellationToken,

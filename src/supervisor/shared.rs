@@ -13,13 +13,14 @@ use bytes::Bytes;
 use tokio::sync::{Mutex, Notify, watch};
 use tokio_util::task::TaskTracker;
 
-use crate::console::{Console, ConsoleInput, InputError, Stream as ConsoleStream, input};
+use crate::console::{Console, ConsoleInput, InputError, input};
 use crate::domain::ids::RunId;
 use crate::domain::stats::Sample;
 use crate::domain::stats::history::History;
+use crate::domain::stream::Stream;
 use crate::domain::units::UnixSeconds;
 use crate::domain::usage::meter::UsageMeter;
-use crate::engine::{AttachedInput, CreateRequest, Created, Engine, EngineError, Stream};
+use crate::engine::{AttachedInput, CreateRequest, Created, Engine, EngineError};
 
 /// What runs is attached to a moment after it is found running, at the start of lightd or when the
 /// engine is back; so long is a command held for that.
@@ -41,6 +42,11 @@ pub(crate) struct Shared {
     /// Held by whoever reads a run's output. The engine keeps an attach to what has exited and gives it the
     /// next run's output, and its log does not tell runs apart: two who read would print a run twice.
     pub(super) reading: Mutex<()>,
+    /// Held while the engine is told to end a run. A start waits for it: a signal that the engine gets
+    /// late would end the next run.
+    pub(super) ending: Mutex<()>,
+    /// The latest run that was decided on.
+    latest: watch::Sender<RunId>,
     /// Somebody asks for a start that waits for its turn.
     pub(super) start_wanted: Notify,
     /// Docker containers that are being made. The engine goes on with that when whoever asked is gone,
@@ -59,6 +65,8 @@ impl Shared {
             history: std::sync::Mutex::default(),
             usage: std::sync::Mutex::default(),
             reading: Mutex::default(),
+            ending: Mutex::default(),
+            latest: watch::Sender::new(RunId::default()),
             start_wanted: Notify::new(),
             creating: TaskTracker::new(),
         }
@@ -75,6 +83,15 @@ impl Shared {
 
     pub(super) fn install_log_path(&self) -> PathBuf {
         self.folder.join("install.log")
+    }
+
+    pub(super) fn note_latest(&self, run: RunId) {
+        self.latest.send_replace(run);
+    }
+
+    /// Whether no later run was decided on.
+    pub(super) fn is_latest(&self, run: RunId) -> bool {
+        *self.latest.borrow() <= run
     }
 
     /// Makes a Docker container, to the end also if the caller is aborted.
@@ -100,10 +117,6 @@ impl Shared {
 
     /// Puts output of a run onto the console.
     pub(super) fn print(&self, run: RunId, stream: Stream, at_ms: i64, bytes: &[u8]) {
-        let stream = match stream {
-            Stream::Stdout => ConsoleStream::Out,
-            Stream::Stderr => ConsoleStream::Err,
-        };
         self.console.push(run, stream, at_ms, bytes);
     }
 

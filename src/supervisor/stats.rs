@@ -10,7 +10,7 @@
 
 use std::convert::Infallible;
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -27,6 +27,8 @@ use crate::engine::EngineError;
 use crate::util::chain::Chain;
 
 const WATCHED: Duration = Duration::from_secs(1);
+/// Two readings that are closer together say little: the kernel counts processor time in ticks.
+const LEAST_APART: Duration = Duration::from_millis(250);
 const UNWATCHED: Duration = Duration::from_secs(STEP_S as u64);
 /// While nobody looks, where it is the engine that is asked.
 const METERED: Duration = Duration::from_secs(60);
@@ -72,20 +74,27 @@ pub(super) struct Sampler<'a> {
     ctx: &'a Ctx,
     run: RunId,
     docker_id: &'a str,
-    ran_out_of_memory: &'a AtomicBool,
+    ran_out_of_memory_at_ms: &'a AtomicI64,
     disk_bytes: Option<u64>,
     disk_counted_at: Option<Instant>,
 }
 
 impl<'a> Sampler<'a> {
-    /// `ran_out_of_memory` is set when the kernel says so.
+    /// `ran_out_of_memory_at_ms` is set when the kernel says so, each time.
     pub(super) fn new(
         ctx: &'a Ctx,
         run: RunId,
         docker_id: &'a str,
-        ran_out_of_memory: &'a AtomicBool,
+        ran_out_of_memory_at_ms: &'a AtomicI64,
     ) -> Self {
-        Self { ctx, run, docker_id, ran_out_of_memory, disk_bytes: None, disk_counted_at: None }
+        Self {
+            ctx,
+            run,
+            docker_id,
+            ran_out_of_memory_at_ms,
+            disk_bytes: None,
+            disk_counted_at: None,
+        }
     }
 
     /// Samples until the run is over, then waits to be dropped.
@@ -118,14 +127,15 @@ impl<'a> Sampler<'a> {
             Ok(group) => group,
         };
         let mut oom = group.watch_oom().map_err(SampleError::WatchOom)?;
-        let ran_out = self.ran_out_of_memory;
+        let ran_out_at_ms = self.ran_out_of_memory_at_ms;
         let watching = async {
-            oom.killed().await;
-            ran_out.store(true, Ordering::Relaxed);
-            std::future::pending::<()>().await;
+            loop {
+                oom.killed().await;
+                ran_out_at_ms.store(now_unix_ms(), Ordering::Relaxed);
+            }
         };
         tokio::select! {
-            () = watching => Ok(()),
+            never = watching => never,
             sampled = self.sample(Source::Kernel { group: &group, text: Vec::new() }, age) => sampled,
         }
     }
@@ -147,6 +157,9 @@ impl<'a> Sampler<'a> {
                 if !self.meter_until_wanted(&mut source, &age).await? {
                     return Ok(());
                 }
+                // A figure stands for the second before it, and not for the hours since the last one.
+                let Some(again) = self.first_meter(&mut source, &age).await? else { return Ok(()) };
+                meter = again;
                 continue;
             }
             let Some(counters) = source.read(self.ctx, self.docker_id).await? else {
@@ -160,9 +173,12 @@ impl<'a> Sampler<'a> {
                 shared.note_stats(history.read(counters, age(), self.disk_bytes));
             }
             let pause = if is_watched() { WATCHED } else { UNWATCHED };
+            let read_at = Instant::now();
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
-                () = shared.stats_wanted.notified(), if !is_watched() => {}
+                () = shared.stats_wanted.notified(), if !is_watched() => {
+                    tokio::time::sleep_until(read_at + LEAST_APART).await;
+                }
             }
         }
     }

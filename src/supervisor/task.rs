@@ -57,6 +57,8 @@ pub(super) enum Report {
     Looked {
         generation: u64,
         seen: Result<Option<Observed>, EngineError>,
+        /// Which run of the engine answered, if that is known and matters.
+        engine: Option<String>,
     },
     /// The output of a run is followed no longer, and nothing is known of its end.
     Detached,
@@ -116,6 +118,8 @@ pub(super) struct Owner {
     pub(super) launched: Option<RunId>,
     /// The task that brings up and follows the present run.
     pub(super) run_task: Option<(RunId, AbortHandle)>,
+    /// The task that ends a run.
+    pub(super) kill_task: Option<(RunId, AbortHandle)>,
     pub(super) install_task: Option<AbortHandle>,
 }
 
@@ -150,6 +154,7 @@ impl Owner {
             reports,
             launched: None,
             run_task: None,
+            kill_task: None,
             install_task: None,
         }
     }
@@ -232,7 +237,10 @@ impl Owner {
                 self.record.docker_id = None;
                 self.save_and_publish().await;
             }
-            Report::Looked { generation, seen } => self.looked(generation, seen).await,
+            Report::Looked { generation, seen, engine } => {
+                self.note_engine(engine.as_deref(), false);
+                self.looked(generation, seen).await;
+            }
             Report::Detached => self.look_at = Some(Instant::now() + LOOK_SOON),
             Report::LimitsApplied { limits, reply, result } => {
                 // Whoever asked may have gone away; the limits stand.

@@ -53,6 +53,9 @@ const VENDORS: &[(&str, &[&str])] = &[
     ("rusqlite", &["store"]),
     ("axum", &["api"]),
     ("axum_server", &["app"]),
+    ("utoipa", &["api"]),
+    ("utoipa_axum", &["api"]),
+    ("utoipa_swagger_ui", &["api"]),
 ];
 
 /// What a module may not name although it may name where that is: module, path in the crate, reason.

@@ -71,7 +71,7 @@ async fn what_a_workload_uses_is_counted_and_survives_restarts_and_its_end() {
 
     // lightd dies, the workload goes on: what it used meanwhile is found by its counters.
     daemon.kill9().await;
-    let began = std::time::Instant::now();
+    let began = tokio::time::Instant::now();
     eventually("a second and a half", SOON, async || {
         let passed = began.elapsed();
         if passed > Duration::from_millis(1500) { Ok(()) } else { Err(passed) }

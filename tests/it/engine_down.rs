@@ -2,7 +2,9 @@
 //! And outages at bad moments, by a door in front of the shared one.
 
 use std::fs::File;
-use std::path::PathBuf;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -26,13 +28,21 @@ struct Engine {
     default_bridge: String,
     containerd: Child,
     dockerd: Option<Child>,
-    /// Whether workloads outlive dockerd (`--live-restore`).
-    keeps_workloads: bool,
+    kind: Kind,
+}
+
+#[derive(Debug)]
+enum Kind {
+    Plain,
+    /// Workloads outlive dockerd (`--live-restore`).
+    KeepsWorkloads,
+    /// The socket outlives it, held by somebody else, as a service manager does. While there is no
+    /// dockerd, who connects waits.
+    HeldSocket(UnixListener),
 }
 
 impl Engine {
-    async fn start(bridge: &str, keeps_workloads: bool) -> Self {
-        let folder = TempDir::with_prefix("lightd-engine-").expect("a folder");
+    async fn start(bridge: &str, folder: TempDir, kind: Kind) -> Self {
         let at = |name: &str| folder.path().join(name);
         // Not dockerd's own child, so that it outlives a kill of dockerd, as it does on a real host.
         let containerd = Command::new("containerd")
@@ -59,8 +69,7 @@ impl Engine {
             assert!(added.is_ok_and(|status| status.success()), "ip {arguments}");
         }
         let bridge = bridge.to_owned();
-        let mut engine =
-            Self { containerd, dockerd: None, bridge, default_bridge, folder, keeps_workloads };
+        let mut engine = Self { containerd, dockerd: None, bridge, default_bridge, folder, kind };
         engine.launch().await;
         engine
     }
@@ -77,7 +86,23 @@ impl Engine {
 
     async fn launch(&mut self) {
         let log = File::options().create(true).append(true).open(self.at("dockerd.log"));
-        let dockerd = Command::new("dockerd")
+        let listens = match &self.kind {
+            Kind::Plain | Kind::KeepsWorkloads => {
+                format!("unix://{}", self.at("docker.sock").display())
+            }
+            Kind::HeldSocket(_) => "fd://".to_owned(),
+        };
+        let held = match &self.kind {
+            Kind::Plain | Kind::KeepsWorkloads => Stdio::null(),
+            Kind::HeldSocket(listener) => {
+                OwnedFd::from(listener.try_clone().expect("a listener")).into()
+            }
+        };
+        // A socket is handed over as descriptor 3, with the receiver's pid (sd_listen_fds(3)).
+        let handed_over = "exec 3<&0 0</dev/null; LISTEN_PID=$$ LISTEN_FDS=1 exec dockerd \"$@\"";
+        let dockerd = Command::new("sh")
+            .args(["-c", handed_over, "dockerd"])
+            .stdin(held)
             .arg("--containerd")
             .arg(self.at("containerd.sock"))
             .arg("--data-root")
@@ -85,12 +110,11 @@ impl Engine {
             .arg("--exec-root")
             .arg(self.at("exec"))
             .arg("--pidfile")
-            .arg(self.at("pid"))
-            .arg("-H")
-            .arg(format!("unix://{}", self.at("docker.sock").display()))
+            .arg(self.at("docker.pid"))
+            .args(["-H", &listens])
             .args(["--bridge", &self.default_bridge])
             .args(["--iptables=false", "--ip6tables=false", "--ip-forward=false"])
-            .args(self.keeps_workloads.then_some("--live-restore"))
+            .args(matches!(self.kind, Kind::KeepsWorkloads).then_some("--live-restore"))
             .stdout(Stdio::null())
             .stderr(log.expect("a log"))
             .spawn();
@@ -134,7 +158,7 @@ impl Engine {
 impl Drop for Engine {
     fn drop(&mut self) {
         if let Some(mut dockerd) = self.dockerd.take() {
-            if self.keeps_workloads {
+            if matches!(self.kind, Kind::KeepsWorkloads) {
                 let remove = "docker -H \"unix://$0\" ps --all --quiet | xargs --no-run-if-empty docker -H \"unix://$0\" rm --force";
                 let mut remove_all = Command::new("sh");
                 remove_all
@@ -171,12 +195,15 @@ impl Drop for Engine {
 
 /// A daemon with an engine of its own. The engine is dropped last.
 async fn with_an_engine() -> (Engine, Daemon) {
-    with_an_engine_that(false).await
+    with_an_engine_that(|_| Kind::Plain).await
 }
 
-async fn with_an_engine_that(keeps_workloads: bool) -> (Engine, Daemon) {
+/// `kind` is told where the socket will be.
+async fn with_an_engine_that(kind: impl FnOnce(&Path) -> Kind) -> (Engine, Daemon) {
     let mut daemon = Daemon::prepare(|_| {}).await;
-    let engine = Engine::start(&daemon.bridge, keeps_workloads).await;
+    let folder = TempDir::with_prefix("lightd-engine-").expect("a folder");
+    let kind = kind(&folder.path().join("docker.sock"));
+    let engine = Engine::start(&daemon.bridge, folder, kind).await;
     daemon.docker = engine.docker();
     guest::ensure_image(&daemon.docker).await.expect("the test image");
     let path = engine.at("docker.sock");
@@ -237,6 +264,35 @@ async fn what_a_restarted_or_killed_engine_ended_is_started_again_and_counts_as_
     // What it said when the engine ended it is here, although nobody was attached any more.
     assert!(count(&log, "bye") > 0, "{log}");
     assert!(!daemon.log().contains("it crashed"), "no crash was counted");
+    daemon.close().await;
+}
+
+#[tokio::test]
+async fn an_engine_that_is_restarted_behind_a_socket_that_stays_ends_no_workload_by_itself() {
+    let (mut engine, daemon) = with_an_engine_that(|socket| {
+        Kind::HeldSocket(UnixListener::bind(socket).expect("a socket"))
+    })
+    .await;
+    let (id, other) = (daemon.id("a"), daemon.id("b"));
+    let spec = json!({"startup_command": COUNTS, "tty": false, "start_pattern": "Up"});
+    daemon.run(&id, spec).await;
+    // It does not end by itself, and so the engine kills it.
+    daemon.run(&other, json!({"restart_on_crash": true})).await;
+    for runs in [2, 3] {
+        engine.end(Signal::TERM).await;
+        engine.launch().await;
+        eventually(&format!("it has come up {runs} times"), SOON, async || {
+            let log = daemon.logs(&id).await;
+            if count(&log, "Up") == runs { Ok(()) } else { Err(log) }
+        })
+        .await;
+        for id in [&id, &other] {
+            let shown = daemon.state(id, "running").await;
+            assert_eq!(shown["last_exit"]["ended_by"], "engine", "{shown}");
+            assert_eq!(shown["restarts"]["count"], 0, "{shown}");
+        }
+    }
+    assert_counts_up(&daemon.logs(&id).await, 3);
     daemon.close().await;
 }
 
@@ -319,7 +375,7 @@ async fn a_stopped_engine_is_noticed_and_its_workloads_are_the_same_when_it_goes
 
 #[tokio::test]
 async fn an_engine_that_keeps_its_workloads_is_restarted_under_them_and_no_line_is_missing() {
-    let (mut engine, daemon) = with_an_engine_that(true).await;
+    let (mut engine, daemon) = with_an_engine_that(|_| Kind::KeepsWorkloads).await;
     let id = daemon.id("a");
     let spec = json!({"startup_command": COUNTS, "tty": false, "start_pattern": "Up"});
     let before = daemon.run(&id, spec).await;

@@ -1,5 +1,7 @@
 //! The engine goes away and comes back: nothing is guessed, nothing is lost.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use serde_json::json;
 
 use crate::support::SOON;
@@ -67,5 +69,33 @@ async fn lightd_starts_and_answers_without_an_engine_and_takes_up_its_work_with_
     stopped.refused(503, "engine_unavailable");
     door.reopen();
     daemon.state(&id, "running").await;
+    daemon.close().await;
+}
+
+#[tokio::test]
+async fn kills_that_were_asked_for_again_and_again_meanwhile_end_one_run_only() {
+    let (daemon, mut door) = Door::and_daemon().await;
+    let id = daemon.id("once");
+    let spec = json!({"startup_command": "trap '' TERM; echo Ready; guest forever",
+                      "stop": {"signal": "SIGTERM", "timeout": 600}});
+    daemon.run(&id, spec).await;
+    daemon.power(&id, "stop").await;
+    door.shut();
+    daemon.state(&id, "unknown").await;
+    for _ in 0..30 {
+        daemon.power(&id, "kill").await;
+    }
+    door.reopen();
+    daemon.state(&id, "offline").await;
+    daemon.power(&id, "start").await;
+    // Longer than a call is put off that is tried again.
+    let shown = daemon
+        .shown(&id, "running for a while", |shown| {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("a time").as_secs();
+            shown["state"] == "running"
+                && shown["started_at"].as_u64().is_some_and(|at| now > at + 7)
+        })
+        .await;
+    assert_eq!(daemon.logs(&id).await.matches("Ready").count(), 2, "{shown}");
     daemon.close().await;
 }

@@ -11,6 +11,7 @@ use crate::support::chaos::Door;
 use crate::support::numbers::free_ports;
 use crate::support::process::Daemon;
 use crate::support::wait::eventually;
+use crate::support::ws::Socket;
 
 /// Waits for the file `go` in the volume.
 const WAIT_FOR_GO: &str = "until test -e /home/container/go; do sleep 0.02; done";
@@ -55,6 +56,48 @@ async fn engine_ended(daemon: &Daemon, id: &str) {
 /// The moment of a kill is what is varied here; nothing is waited for.
 async fn some_time(ms: u64) {
     tokio::time::sleep(Duration::from_millis(ms)).await;
+}
+
+/// Reads whole lines behind `since` from a socket until there are `more`, each under its number.
+async fn read_lines(daemon: &Daemon, id: &str, since: u64, more: usize) -> Vec<(u64, String)> {
+    let query = format!("&events=console,daemon_message&since={since}");
+    let mut socket = Socket::open(&daemon.ws_url(id, &daemon.token, &query)).await;
+    let mut heard = Vec::new();
+    while heard.len() < more {
+        let frame = socket.next().await;
+        assert_eq!(frame["event"], "console", "nothing is lost: {frame}");
+        assert_eq!(frame.get("partial"), None, "{frame}");
+        let lines = frame["data"].as_str().expect("a text").lines();
+        let last = frame["seq"].as_u64().expect("a number");
+        let first = last + 1 - lines.clone().count() as u64;
+        heard.extend((first..).zip(lines.map(str::to_owned)));
+    }
+    heard
+}
+
+#[tokio::test]
+async fn a_reader_that_comes_back_after_kills_has_each_line_once_under_its_number() {
+    let mut daemon = Daemon::start().await;
+    let id = daemon.id("reader");
+    let counts = "n=0; while :; do n=$((n+1)); echo o$n; echo e$n >&2; \
+                  test $((n % 4)) = 0 && sleep 0.01; done";
+    let spec = json!({"startup_command": counts, "tty": false, "start_pattern": "o1"});
+    daemon.run(&id, spec).await;
+    let mut heard: Vec<(u64, String)> = Vec::new();
+    for _ in 0..6 {
+        let since = heard.last().map_or(0, |(seq, _)| *seq);
+        heard.extend(read_lines(&daemon, &id, since, 300).await);
+        daemon.kill9().await;
+        daemon.launch().await;
+    }
+    grows_by(&daemon, &id, 100).await;
+    daemon.power(&id, "kill").await;
+    daemon.state(&id, "offline").await;
+    let stored = all_lines(&daemon, &id).await;
+    let stored: Vec<(u64, String)> = (1..).zip(stored).take(heard.len()).collect();
+    let differs = heard.iter().zip(&stored).find(|(heard, stored)| heard != stored);
+    assert_eq!(differs, None, "heard and stored");
+    daemon.close().await;
 }
 
 #[tokio::test]

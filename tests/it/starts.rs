@@ -153,3 +153,22 @@ async fn a_deadline_that_passed_while_lightd_was_away_is_judged_by_what_was_prin
     assert_eq!(again["ready_after_ms"], up["ready_after_ms"]);
     daemon.close().await;
 }
+
+#[tokio::test]
+async fn a_pattern_is_looked_for_in_the_lines_of_each_stream() {
+    let daemon = Daemon::start().await;
+    let (id, torn) = (daemon.id("streams"), daemon.id("torn"));
+    let command = "printf Do; echo noise >&2; sleep 0.2; echo ne; guest forever";
+    let spec = json!({"startup_command": command, "tty": false, "start_pattern": "^Done$"});
+    daemon.run(&id, spec).await;
+    // What two streams make together is no line.
+    let command = "printf 'Server '; echo up >&2; sleep 0.2; echo is up; guest forever";
+    let spec = json!({"startup_command": command, "tty": false, "start_pattern": "^Server up$",
+                      "start_timeout": 2});
+    daemon.create(&torn, spec).await;
+    daemon.power(&torn, "start").await;
+    let shown =
+        daemon.shown(&torn, "a start that was given up", |shown| shown["start_error"].is_string());
+    shown.await;
+    daemon.close().await;
+}

@@ -135,10 +135,12 @@ async fn a_stop_of_lightd_ends_waits_and_what_was_asked_stands() {
     let client = daemon.client();
     let path = format!("/containers/{id}/start?wait=5m");
     let request = client.request(Method::POST, &path).header("idempotency-key", "once");
-    let waiting = tokio::spawn(answer(request));
-    daemon.state(&id, "starting").await;
-    daemon.terminate().await;
-    waiting.await.expect("an answer").refused(503, "stopping");
+    let stopping = async {
+        daemon.state(&id, "starting").await;
+        daemon.terminate().await;
+    };
+    let (answered, ()) = tokio::join!(answer(request), stopping);
+    answered.refused(503, "stopping");
     daemon.launch().await;
     daemon.state(&id, "running").await;
     let again = client.request(Method::POST, &path).header("idempotency-key", "once");

@@ -27,7 +27,7 @@ async fn a_workload_is_hardened_by_default() {
     assert_eq!((&host["CpuQuota"], &host["CpuPeriod"]), (&json!(50_000), &json!(100_000)));
     assert_eq!(host["NetworkMode"], daemon.bridge.as_str());
     assert_eq!(host["RestartPolicy"]["Name"], "no", "restarts are lightd's decision");
-    assert_eq!(host["LogConfig"]["Config"]["max-size"], "16777216");
+    assert_eq!(host["LogConfig"]["Config"], json!({"max-size": "8388608", "max-file": "2"}));
     assert_eq!(host["PortBindings"], json!({}));
     for namespace in ["PidMode", "UTSMode", "UsernsMode"] {
         assert_eq!(host[namespace], "", "{namespace}");

@@ -1,19 +1,24 @@
 //! Archives in a volume, made, looked into and taken apart.
 
+use axum::Json as JsonAnswer;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
-use axum::{Json as JsonAnswer, Router};
 use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+use utoipa_axum::routes;
 
 use super::files::{entry_paths, must_be_free, must_exist};
 use super::listing::{kind_name, octal};
-use super::operations::{CancelOnDrop, Job, Told};
+use super::operations::{CancelOnDrop, Job, StartedView, Told};
 use super::volumes::{entry_path, folder_path, made, page_limit, reach};
 use crate::api::auth::Auth;
 use crate::api::error::ApiError;
 use crate::api::extract::{Json, Path, Query};
+use crate::api::openapi::Routes;
+use crate::api::openapi::params::VolumePath;
+use crate::api::openapi::refusals::refusals;
+use crate::api::openapi::schemas::{EntryKind, Mode};
 use crate::api::state::AppState;
 use crate::domain::access::Permission;
 use crate::domain::ids::VolumeId;
@@ -28,14 +33,12 @@ use crate::files::operation::OperationKind;
 use crate::files::{Progress, Volume};
 
 /// All of them read or write whole trees.
-pub(super) fn long_routes() -> Router<AppState> {
-    Router::new()
-        .route("/volumes/{id}/compress", post(compress))
-        .route("/volumes/{id}/decompress", post(decompress))
-        .route("/volumes/{id}/archive", get(list))
+pub(super) fn long_routes() -> Routes {
+    Routes::default().routes(routes!(compress)).routes(routes!(decompress)).routes(routes!(list))
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
+#[schema(as = Compress, example = json!({"format": "zip", "output_name": "backup.zip", "paths": ["world"], "ignore": ["*.log"]}))]
 #[serde(deny_unknown_fields)]
 struct CompressBody {
     format: ArchiveFormat,
@@ -47,9 +50,11 @@ struct CompressBody {
     /// Patterns of what to leave out: `*`, `?` and `**`, and no exceptions.
     #[serde(default)]
     ignore: Vec<String>,
+    /// From fast to small; each format has its own.
     level: Option<u32>,
     #[serde(default)]
     overwrite: bool,
+    /// Answer at once with the id of an operation.
     #[serde(default)]
     background: bool,
 }
@@ -94,7 +99,8 @@ fn with_ending(output: RelPath, format: ArchiveFormat) -> Result<RelPath, ApiErr
     entry_path("output_name", &format!("{output}.{}", format.as_str()))
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Packed)]
 struct PackedView {
     archive_path: RelPath,
     size: u64,
@@ -103,6 +109,19 @@ struct PackedView {
     skipped: u64,
 }
 
+refusals!(PackRefusals: VOLUME, PATH, CHANGE, WORK; 400: "invalid_pattern", "archive_limit");
+
+/// Packs files and folders into an archive.
+#[utoipa::path(
+    post, path = "/volumes/{id}/compress", tag = "archives",
+    params(VolumePath), request_body = CompressBody,
+    responses(
+        (status = 200, description = "It has replaced another", body = Told<PackedView>),
+        (status = 201, description = "It is there", body = Told<PackedView>),
+        (status = 202, description = "It goes on in the background", body = Told<StartedView>),
+        PackRefusals,
+    ),
+)]
 async fn compress(
     auth: Auth,
     State(state): State<AppState>,
@@ -129,7 +148,8 @@ async fn compress(
     Ok((made(is_new), JsonAnswer(Told { message: "Archive created", result })).into_response())
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
+#[schema(as = Decompress, example = json!({"archive_path": "backup.zip", "destination": "back", "entries": ["world"]}))]
 #[serde(deny_unknown_fields)]
 struct DecompressBody {
     archive_path: String,
@@ -138,9 +158,11 @@ struct DecompressBody {
     destination: String,
     /// What of the archive to take, folders with what is in them; nothing named is everything.
     #[serde(default)]
+    #[schema(max_items = 1000)]
     entries: Vec<String>,
     /// What a single compressed file shall be called, if not as its archive without the ending.
     name: Option<String>,
+    /// Answer at once with the id of an operation.
     #[serde(default)]
     background: bool,
 }
@@ -167,7 +189,8 @@ impl DecompressBody {
 /// Each entry of an archive is held against all that are wanted.
 const MAX_WANTED: usize = 1000;
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Unpacked)]
 struct UnpackedView {
     destination: RelPath,
     entries: u64,
@@ -175,6 +198,21 @@ struct UnpackedView {
     skipped: u64,
 }
 
+refusals!(UnpackRefusals: VOLUME, PATH, CHANGE, WORK, ARCHIVE);
+
+/// Unpacks an archive, or some of it.
+///
+/// What kind it is its content says, not its name. Only once all of it has been read does anything enter its place; a
+/// damaged one changes nothing.
+#[utoipa::path(
+    post, path = "/volumes/{id}/decompress", tag = "archives",
+    params(VolumePath), request_body = DecompressBody,
+    responses(
+        (status = 201, description = "It is unpacked", body = Told<UnpackedView>),
+        (status = 202, description = "It goes on in the background", body = Told<StartedView>),
+        UnpackRefusals,
+    ),
+)]
 async fn decompress(
     auth: Auth,
     State(state): State<AppState>,
@@ -198,32 +236,47 @@ async fn decompress(
     Ok((StatusCode::CREATED, JsonAnswer(view)).into_response())
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 struct ListQuery {
+    /// The archive.
     #[serde(default)]
+    #[param(required = true, example = "backup.zip")]
     path: String,
+    /// So many entries at most; 1000 if it is left out.
+    #[param(minimum = 1, maximum = 10_000)]
     limit: Option<usize>,
+    /// The `next_cursor` of the page before.
     cursor: Option<String>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = ArchiveList)]
 struct ListView {
     path: RelPath,
     /// As `compress` takes it; `gz`, `bz2`, `zst` or `xz` for a single compressed file.
+    #[schema(example = "zip")]
     format: &'static str,
     entries: Vec<EntryView>,
     /// Give it as `cursor` for what follows; `null` at the end.
+    #[schema(required)]
     next_cursor: Option<String>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = ArchiveEntry)]
 struct EntryView {
+    #[schema(example = "world/level.dat")]
     name: String,
     #[serde(rename = "type")]
+    #[schema(value_type = EntryKind)]
     kind: &'static str,
     /// `null` where only unpacking would tell.
+    #[schema(required)]
     size: Option<u64>,
+    #[schema(value_type = Mode)]
     mode: String,
+    #[schema(required)]
     modified_at: Option<UnixSeconds>,
     /// Where a link leads, or which earlier entry this is the same file as.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -237,7 +290,14 @@ impl From<ArchiveEntry> for EntryView {
     }
 }
 
-/// Reads no more of the archive than the page needs. A caller that goes away ends it.
+refusals!(LookRefusals: VOLUME, PATH, ARCHIVE; 400: "invalid_cursor"; 409: "cancelled");
+
+/// Lists what is in an archive, without unpacking it.
+#[utoipa::path(
+    get, path = "/volumes/{id}/archive", tag = "archives",
+    params(VolumePath, ListQuery),
+    responses((status = 200, description = "A page of its entries", body = ListView), LookRefusals),
+)]
 async fn list(
     auth: Auth,
     State(state): State<AppState>,

@@ -3,15 +3,19 @@
 //! Read from the store, after what was measured in the last seconds has been put there. Costs are decimal
 //! numbers as texts, exact to the millionth; quantities are rounded for show alone.
 
+use axum::Json as JsonAnswer;
 use axum::extract::State;
-use axum::routing::get;
-use axum::{Json as JsonAnswer, Router};
 use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+use utoipa_axum::routes;
 
 use super::paging;
 use crate::api::auth::Auth;
 use crate::api::error::ApiError;
 use crate::api::extract::{Path, Query};
+use crate::api::openapi::Routes;
+use crate::api::openapi::refusals::refusals;
+use crate::api::openapi::schemas::{Decimal, UsageStep};
 use crate::api::state::AppState;
 use crate::domain::access::{Permission, Resource};
 use crate::domain::ids::ContainerId;
@@ -21,10 +25,8 @@ use crate::domain::usage::calendar::{DAY_S, Step, month, month_name};
 use crate::domain::usage::cost::{Money, Rates};
 use crate::store::usage::Period;
 
-pub(super) fn routes() -> Router<AppState> {
-    Router::new()
-        .route("/billing/containers", get(containers))
-        .route("/billing/usage/{id}/{step}", get(usage))
+pub(super) fn routes() -> Routes {
+    Routes::default().routes(routes!(containers)).routes(routes!(usage))
 }
 
 /// The bytes of a GB here.
@@ -34,32 +36,47 @@ const CPU_US_PER_HOUR: f64 = 3.6e9;
 const KIB_S_PER_GB_HOUR: f64 = 3600.0 * 1_048_576.0;
 
 /// What was used, and what it comes to.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Usage)]
 pub(super) struct UsageView {
     /// Hours in which the workload ran.
+    #[schema(minimum = 0, example = 12.5)]
     duration_hours: f64,
     /// Hours of one processor core.
+    #[schema(minimum = 0, example = 3.25)]
     vcpu_hours: f64,
     /// Memory in use, in GB-hours.
+    #[schema(minimum = 0, example = 6.1)]
     memory_gb_hours: f64,
     /// The limit on memory while it ran, in GB-hours; without a limit what it used.
+    #[schema(minimum = 0, example = 12.5)]
     memory_reserved_gb_hours: f64,
     /// What the volume held, in GB-hours, also while nothing ran.
+    #[schema(minimum = 0, example = 24.0)]
     storage_gb_hours: f64,
     /// Traffic that left the container, in GB.
+    #[schema(minimum = 0, example = 0.5)]
     egress_gb: f64,
     /// Traffic that reached the container, in GB.
+    #[schema(minimum = 0, example = 0.25)]
     ingress_gb: f64,
     estimated_cost: CostView,
 }
 
 /// Decimal numbers with six decimals, in the currency of the rates.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Cost)]
 pub(super) struct CostView {
+    #[schema(value_type = Decimal)]
     memory: Money,
+    #[schema(value_type = Decimal)]
     vcpu: Money,
+    #[schema(value_type = Decimal)]
     storage: Money,
+    #[schema(value_type = Decimal)]
     egress: Money,
+    /// Their sum.
+    #[schema(value_type = Decimal)]
     total: Money,
 }
 
@@ -87,20 +104,26 @@ impl UsageView {
 }
 
 /// Which time, and how much of it at once.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub(super) struct UsageQuery {
     /// Unix seconds; the step that it lies in is the first.
     from: Option<i64>,
     /// Unix seconds, not included; now if left out.
     to: Option<i64>,
+    /// So many at most; 1000 if it is left out.
+    #[param(minimum = 1, maximum = 1000)]
     limit: Option<usize>,
+    /// The `next_cursor` of the page before.
     cursor: Option<String>,
 }
 
 /// What a container has used, step by step.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = UsageList)]
 pub(super) struct UsageListView {
     internal_id: ContainerId,
+    #[schema(example = "EUR")]
     currency: String,
     /// What was asked for, rounded to whole steps.
     from: UnixSeconds,
@@ -109,11 +132,14 @@ pub(super) struct UsageListView {
     buckets: Vec<BucketView>,
     /// Of all of the time asked for, whatever the page.
     total: UsageView,
+    /// Give it as `cursor` for what follows; `null` at the end.
+    #[schema(required)]
     next_cursor: Option<String>,
 }
 
 /// An hour, a day or a month of UTC.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = UsageBucket)]
 pub(super) struct BucketView {
     /// When it began.
     at: UnixSeconds,
@@ -121,6 +147,22 @@ pub(super) struct BucketView {
     usage: UsageView,
 }
 
+refusals!(UsageRefusals: ; 400: "invalid_cursor"; 404: "not_found");
+refusals!(ListRefusals: ; 400: "invalid_cursor");
+
+/// Shows what a container has used, by hours, days or months of UTC.
+///
+/// Also of one that was deleted. `from` and `to` are rounded to whole steps; without them it is the last day of hours, the
+/// last month of days or the last year of months. Steps in which there was nothing are left out.
+#[utoipa::path(
+    get, path = "/billing/usage/{id}/{step}", tag = "billing",
+    params(
+        ("id" = ContainerId, Path, description = "The container's `internal_id`"),
+        ("step" = UsageStep, Path, description = "How finely"),
+        UsageQuery,
+    ),
+    responses((status = 200, description = "A page of it, and the total of all", body = UsageListView), UsageRefusals),
+)]
 async fn usage(
     auth: Auth,
     State(state): State<AppState>,
@@ -179,30 +221,41 @@ fn period_of(step: Step, query: &UsageQuery, now: UnixSeconds) -> Result<Period,
 }
 
 /// Which month, and how much of it at once.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub(super) struct ContainersQuery {
     /// `2026-11`; the present one if left out.
+    #[param(pattern = "^(19[7-9][0-9]|[2-8][0-9]{3})-(0[1-9]|1[0-2])$", example = "2026-11")]
     month: Option<String>,
+    /// So many at most; 1000 if it is left out.
+    #[param(minimum = 1, maximum = 1000)]
     limit: Option<usize>,
+    /// The `next_cursor` of the page before.
     cursor: Option<String>,
 }
 
 /// What containers have used in a month.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = ContainerUsageList)]
 pub(super) struct ContainersView {
+    #[schema(example = "2026-11")]
     month: String,
     from: UnixSeconds,
     to: UnixSeconds,
+    #[schema(example = "EUR")]
     currency: String,
     /// By their ids.
     containers: Vec<ContainerUsageView>,
     /// Of all that the caller may see, whatever the page.
     total: UsageView,
+    /// Give it as `cursor` for what follows; `null` at the end.
+    #[schema(required)]
     next_cursor: Option<ContainerId>,
 }
 
 /// One container's month.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = ContainerUsage)]
 pub(super) struct ContainerUsageView {
     internal_id: ContainerId,
     /// It was deleted since.
@@ -211,6 +264,14 @@ pub(super) struct ContainerUsageView {
     usage: UsageView,
 }
 
+/// Shows what each container has used in a month, and what that comes to.
+///
+/// Also of those that were deleted.
+#[utoipa::path(
+    get, path = "/billing/containers", tag = "billing",
+    params(ContainersQuery),
+    responses((status = 200, description = "A page of them, and the total of all", body = ContainersView), ListRefusals),
+)]
 async fn containers(
     auth: Auth,
     State(state): State<AppState>,

@@ -9,8 +9,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Deserializer};
+use utoipa::ToSchema;
 
 use crate::api::error::ApiError;
+use crate::api::openapi::schemas::IpAddress;
 use crate::domain::ids::{ContainerId, VolumeId};
 use crate::domain::restart::RestartOnCrash;
 use crate::domain::spec::{
@@ -22,56 +24,100 @@ use crate::supervisor::Request;
 
 /// `POST /containers`. What is required is an `Option` too, so that all that is missing is told at
 /// once.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
+#[schema(as = CreateContainer, example = json!({
+    "internal_id": "server-001", "image": "ubuntu:22.04",
+    "volume_id": "0190c6a0-5f1e-4c8e-9d57-8a3f0c2b7e11",
+    "startup_command": "while true; do echo Ready; sleep 1; done", "start_pattern": "Ready",
+    "ports": [{"ip": "0.0.0.0", "port": 25565, "protocol": "tcp"}],
+    "limits": {"memory": 536_870_912, "cpu": 1.0},
+}))]
 #[serde(deny_unknown_fields)]
 pub(super) struct CreateBody {
+    #[schema(required = true, value_type = ContainerId)]
     internal_id: Option<String>,
+    /// As `docker pull` takes it.
+    #[schema(required = true, value_type = String, example = "ubuntu:22.04")]
     image: Option<String>,
+    /// Mounted at `/home/container`, the working directory.
+    #[schema(required = true, value_type = VolumeId)]
     volume_id: Option<String>,
+    /// A shell command line. `{{NAME}}` is replaced from `env`, `SERVER_MEMORY`, `SERVER_IP` and `SERVER_PORT`.
+    #[schema(required = true, value_type = String, max_length = 65536)]
     startup_command: Option<String>,
+    /// A regular expression; it is `running` once a line of output matches. Without one: once its process is up.
+    #[schema(max_length = 4096)]
     start_pattern: Option<String>,
+    /// Further ones; any of them says so.
+    #[schema(max_items = 16)]
     start_patterns: Option<Vec<String>>,
+    /// What says, while it starts, that it will not come up.
+    #[schema(max_items = 16)]
     fail_patterns: Option<Vec<String>>,
-    /// Seconds.
+    /// Seconds in which it has to be `running`.
+    #[schema(minimum = 1, maximum = 86_400)]
     start_timeout: Option<u64>,
+    /// Ports of the pool to publish.
     ports: Option<Vec<PortBody>>,
+    /// What it may use; what is left out is the node's default.
+    #[schema(value_type = Option<LimitsBody>)]
     limits: Option<Limits>,
-    /// Container path to host path.
+    /// Container path to host path, beneath `docker.allowed_mounts`.
+    #[schema(value_type = Option<BTreeMap<String, String>>)]
     mount: Option<BTreeMap<String, PathBuf>>,
+    /// Run once, as root, with the volume at `/home/container` and `/mnt/server`.
+    #[schema(max_length = 1_048_576)]
     install_script: Option<String>,
+    /// An image for the install script alone.
     install_image: Option<String>,
+    /// Environment variables.
     env: Option<BTreeMap<String, String>>,
+    /// How it is asked to end: `SIGTERM` and 30 seconds, unless this says otherwise.
     stop: Option<StopBody>,
     labels: Option<BTreeMap<String, String>>,
     restart_on_crash: Option<RestartOnCrash>,
+    /// Start it when its install is done, and when lightd comes up.
     autostart: Option<bool>,
+    /// Whether its console is a terminal; it is, unless this says otherwise.
     tty: Option<bool>,
+    /// Whether its root file system is read-only; it is, unless this says otherwise.
     read_only: Option<bool>,
     registry_auth: Option<RegistryAuthBody>,
 }
 
 /// A port to publish; without `port` one is taken from the pool.
-#[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, ToSchema)]
+#[schema(as = PortToPublish)]
 #[serde(deny_unknown_fields)]
 pub(super) struct PortBody {
+    #[schema(value_type = Option<IpAddress>)]
     pub(super) ip: Option<IpAddr>,
+    #[schema(minimum = 1, example = 25565)]
     pub(super) port: Option<u16>,
     #[serde(default, deserialize_with = "optional_protocol")]
     pub(super) protocol: Option<Protocol>,
+    /// As `port`, if it is left out.
+    #[schema(minimum = 1, example = 25565)]
     pub(super) container_port: Option<u16>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
+#[schema(as = Stop, example = json!({"signal": "SIGTERM", "timeout": 30}))]
 #[serde(deny_unknown_fields)]
 pub(super) struct StopBody {
+    /// `SIGTERM`, `SIGINT`, `SIGQUIT`, `SIGHUP`, `SIGUSR1`, `SIGUSR2` or `SIGWINCH`; in any case, also without `SIG`.
     signal: Option<String>,
+    /// Or a line on its standard input.
+    #[schema(max_length = 4096)]
     command: Option<String>,
-    /// Seconds.
+    /// Seconds until it is killed.
+    #[schema(maximum = 3600)]
     timeout: Option<u64>,
 }
 
 /// Credentials for the image's registry.
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
+#[schema(as = RegistryAuth, example = json!({"username": "me", "password": "secret"}))]
 #[serde(deny_unknown_fields)]
 pub(super) struct RegistryAuthBody {
     pub(super) username: String,
@@ -231,21 +277,31 @@ fn full_signal_name(name: &str) -> String {
 }
 
 /// `PATCH /containers/{id}`.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
+#[schema(as = PatchContainer, example = json!({"startup_command": "./run", "env": {"MODE": "fast", "OLD": null}}))]
 #[serde(deny_unknown_fields)]
 pub(super) struct PatchBody {
+    #[schema(max_length = 65536)]
     startup_command: Option<String>,
+    #[schema(value_type = Option<String>, required = false, max_length = 4096)]
     #[serde(default, deserialize_with = "present")]
     start_pattern: Option<Option<String>>,
+    #[schema(value_type = Option<Vec<String>>, required = false, max_items = 16)]
     #[serde(default, deserialize_with = "present")]
     start_patterns: Option<Option<Vec<String>>>,
+    #[schema(value_type = Option<Vec<String>>, required = false, max_items = 16)]
     #[serde(default, deserialize_with = "present")]
     fail_patterns: Option<Option<Vec<String>>>,
+    /// Seconds.
+    #[schema(value_type = Option<u64>, required = false, minimum = 1, maximum = 86_400)]
     #[serde(default, deserialize_with = "present")]
     start_timeout: Option<Option<u64>>,
+    /// Merged into what is there; `null` removes a variable.
+    #[schema(value_type = BTreeMap<String, Option<String>>)]
     #[serde(default)]
     env: BTreeMap<String, Option<String>>,
     stop: Option<StopBody>,
+    /// Replace all that are there.
     labels: Option<BTreeMap<String, String>>,
     limits: Option<LimitsBody>,
     restart_on_crash: Option<RestartOnCrash>,
@@ -292,11 +348,15 @@ impl PatchBody {
     }
 }
 
-/// `POST /containers/{id}/reinstall`; what is left out stays.
-#[derive(Debug, Default, Deserialize)]
+/// `POST /containers/{id}/reinstall`.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[schema(as = Reinstall, example = json!({"image": "ubuntu:24.04"}))]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct ReinstallBody {
+    /// As it is, if this is left out.
     image: Option<String>,
+    /// As it is, if this is left out.
+    #[schema(max_length = 1_048_576)]
     install_script: Option<String>,
 }
 
@@ -310,25 +370,42 @@ impl From<ReinstallBody> for Request {
 }
 
 /// Some limits changed: one that is left out stays, `null` lifts it.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[schema(as = LimitsChange)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct LimitsBody {
+    /// Bytes of memory.
+    #[schema(value_type = Option<u64>, minimum = 6_291_456, example = 536_870_912)]
     #[serde(deserialize_with = "present")]
     memory: Option<Option<u64>>,
+    /// Bytes of memory and swap together, as Docker counts.
+    #[schema(value_type = Option<u64>)]
     #[serde(deserialize_with = "present")]
     memory_swap: Option<Option<u64>>,
+    /// Bytes of memory that the kernel tries to leave it under pressure.
+    #[schema(value_type = Option<u64>)]
     #[serde(deserialize_with = "present")]
     memory_reservation: Option<Option<u64>>,
+    /// Cores; 0.5 is half of one.
+    #[schema(value_type = Option<f64>, minimum = 0.01, example = 1.5)]
     #[serde(deserialize_with = "present")]
     cpu: Option<Option<f64>>,
+    #[schema(value_type = Option<u64>, minimum = 2, maximum = 262_144)]
     #[serde(deserialize_with = "present")]
     cpu_shares: Option<Option<u64>>,
+    /// Microseconds of each period; with `cpu_period` the long form of `cpu`.
+    #[schema(value_type = Option<u64>, minimum = 1_000, maximum = 1_000_000_000)]
     #[serde(deserialize_with = "present")]
     cpu_quota: Option<Option<u64>>,
+    #[schema(value_type = Option<u64>, minimum = 1_000, maximum = 1_000_000)]
     #[serde(deserialize_with = "present")]
     cpu_period: Option<Option<u64>>,
+    /// Processes and threads.
+    #[schema(value_type = Option<u64>, minimum = 1, maximum = 4_194_304, example = 512)]
     #[serde(deserialize_with = "present")]
     pids: Option<Option<u64>>,
+    /// Bytes in the volume.
+    #[schema(value_type = Option<u64>, minimum = 1_048_576, maximum = 1_125_899_906_842_624_u64)]
     #[serde(deserialize_with = "present")]
     disk: Option<Option<u64>>,
 }

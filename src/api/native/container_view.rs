@@ -7,7 +7,11 @@ use std::path::Path;
 
 use serde::ser::{SerializeMap, SerializeSeq};
 use serde::{Serialize, Serializer};
+use utoipa::ToSchema;
 
+use crate::api::openapi::schemas::{
+    ContainerState, DesiredState, EndedBy, InstallState, IpAddress,
+};
 use crate::domain::ids::{ContainerId, VolumeId};
 use crate::domain::lifecycle::LastExit;
 use crate::domain::restart::RestartOnCrash;
@@ -16,34 +20,70 @@ use crate::domain::units::UnixSeconds;
 use crate::supervisor::{Restarts, Snapshot};
 
 /// All stored fields of a container, and its state.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Container, example = json!({
+    "internal_id": "server-001", "container_id": "9f1c2d3e4f50", "state": "running", "desired_state": "running",
+    "install_state": "ready", "install_error": null, "exit_code": null, "oom_killed": false, "last_exit": null,
+    "image": "ubuntu:22.04", "volume_id": "0190c6a0-5f1e-4c8e-9d57-8a3f0c2b7e11",
+    "startup_command": "while true; do echo Ready; sleep 1; done", "start_pattern": "Ready",
+    "start_patterns": [], "fail_patterns": [], "start_timeout": null, "start_error": null,
+    "ports": [{"ip": "0.0.0.0", "port": 25565, "protocol": "tcp", "container_port": 25565}],
+    "limits": {
+        "memory": 536_870_912, "memory_swap": null, "memory_reservation": null, "cpu": 1.0, "cpu_shares": null,
+        "cpu_quota": null, "cpu_period": null, "pids": null, "disk": null,
+    },
+    "mount": {}, "install_script": null, "install_image": null, "env": {"MODE": "fast"},
+    "stop": {"signal": "SIGTERM", "timeout": 30}, "labels": {}, "restart_on_crash": true,
+    "restarts": {"count": 0, "next_at": null, "gave_up": false}, "autostart": false, "tty": true,
+    "read_only": true, "restart_needed": false, "started_at": 1_767_225_600, "ready_at": 1_767_225_604,
+    "ready_after_ms": 4012, "created_at": 1_767_225_000, "updated_at": 1_767_225_604, "unknown_since": null,
+    "generation": 12,
+}))]
 pub(super) struct ContainerView<'a> {
     internal_id: &'a ContainerId,
+    /// Docker's id of it, once there is one.
+    #[schema(required)]
     container_id: Option<&'a str>,
+    #[schema(value_type = ContainerState)]
     state: &'static str,
-    /// What it was last asked to be: `running` or `offline`.
+    #[schema(value_type = DesiredState)]
     desired_state: &'static str,
+    #[schema(value_type = InstallState)]
     install_state: &'static str,
+    /// Why the install failed.
+    #[schema(required)]
     install_error: Option<&'a str>,
+    /// Of the last run, while it is down.
+    #[schema(required)]
     exit_code: Option<i64>,
     oom_killed: bool,
     /// Of the latest run that has ended.
+    #[schema(required)]
     last_exit: Option<ExitView<'a>>,
     image: &'a str,
     volume_id: VolumeId,
     startup_command: &'a str,
+    #[schema(required)]
     start_pattern: Option<&'a str>,
     start_patterns: &'a [String],
     fail_patterns: &'a [String],
     /// Seconds.
+    #[schema(required)]
     start_timeout: Option<u64>,
+    /// Why the last start came to nothing.
+    #[schema(required)]
     start_error: Option<&'a str>,
     #[serde(serialize_with = "ports")]
+    #[schema(value_type = Vec<PortView>)]
     ports: &'a [PortBinding],
     limits: &'a Limits,
+    /// Container path to host path.
     #[serde(serialize_with = "mounts")]
+    #[schema(value_type = BTreeMap<String, String>)]
     mount: &'a [Mount],
+    #[schema(required)]
     install_script: Option<&'a str>,
+    #[schema(required)]
     install_image: Option<&'a str>,
     env: &'a BTreeMap<String, String>,
     stop: StopView<'a>,
@@ -53,13 +93,21 @@ pub(super) struct ContainerView<'a> {
     autostart: bool,
     tty: bool,
     read_only: bool,
+    /// A change waits for the next start.
     restart_needed: bool,
-    started_at: Option<UnixSeconds>,
     /// Of the latest run.
+    #[schema(required)]
+    started_at: Option<UnixSeconds>,
+    /// When it was `running`.
+    #[schema(required)]
     ready_at: Option<UnixSeconds>,
+    /// From its process's start until it was `running`.
+    #[schema(required)]
     ready_after_ms: Option<u64>,
     created_at: UnixSeconds,
     updated_at: UnixSeconds,
+    /// Since when the container engine does not answer; `state` is `unknown` then.
+    #[schema(required)]
     unknown_since: Option<UnixSeconds>,
     /// Grows with every change, so that a reader can tell an older answer from a newer one.
     generation: u64,
@@ -112,16 +160,22 @@ impl<'a> From<&'a Snapshot> for ContainerView<'a> {
 }
 
 /// How a run ended.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Exit)]
 pub(super) struct ExitView<'a> {
     run: u64,
     code: i64,
+    /// The signal that the code stands for.
+    #[schema(required)]
     signal: Option<&'static str>,
     oom_killed: bool,
+    #[schema(value_type = EndedBy)]
     ended_by: &'static str,
     /// Why it was not left to run.
+    #[schema(required)]
     reason: Option<&'a str>,
     at: UnixSeconds,
+    #[schema(required)]
     uptime_s: Option<u64>,
 }
 
@@ -141,9 +195,11 @@ impl<'a> From<&'a LastExit> for ExitView<'a> {
 }
 
 /// The restarts after crashes.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Restarts)]
 struct RestartsView {
     count: u32,
+    #[schema(required)]
     next_at: Option<UnixSeconds>,
     gave_up: bool,
 }
@@ -155,12 +211,14 @@ impl From<&Restarts> for RestartsView {
     }
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = StopPolicy)]
 struct StopView<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     signal: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     command: Option<&'a str>,
+    /// Seconds until it is killed.
     timeout: u64,
 }
 
@@ -175,8 +233,10 @@ impl<'a> From<&'a StopPolicy> for StopView<'a> {
 }
 
 /// A published port, written out: a flattened struct would be collected in a map first.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = PublishedPort)]
 struct PortView {
+    #[schema(value_type = IpAddress)]
     ip: IpAddr,
     port: u16,
     protocol: Protocol,

@@ -3,21 +3,26 @@
 use std::borrow::Cow;
 use std::time::Duration;
 
-use axum::Router;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
 use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+use utoipa_axum::routes;
 
 use super::container_body::{CreateBody, Creation, PatchBody, PortBody, waits_for_start};
 use super::container_view::ContainerView;
+use super::dry_run::{self, DryRunView};
+use super::paging;
 use super::waiting::{self, WishQuery};
-use super::{dry_run, paging};
 use crate::api::auth::Auth;
 use crate::api::error::ApiError;
 use crate::api::extract::{Path, Query, Whole};
 use crate::api::idempotency::Fate;
+use crate::api::openapi::Routes;
+use crate::api::openapi::params::ContainerPath;
+use crate::api::openapi::refusals::refusals;
+use crate::api::openapi::schemas::{ContainerState, either};
 use crate::api::state::AppState;
 use crate::domain::access::Permission;
 use crate::domain::ids::{ContainerId, RunId, VolumeId};
@@ -26,34 +31,55 @@ use crate::supervisor::{
     ContainerHandle, CreateContainer, Goal, Request, Snapshot, Unreached, Waited,
 };
 
-pub(super) fn routes() -> Router<AppState> {
-    Router::new()
-        .route("/containers", post(create).get(list))
-        .route("/containers/{id}", get(show).patch(patch).delete(delete))
+pub(super) fn routes() -> Routes {
+    Routes::default().routes(routes!(create, list)).routes(routes!(show, patch, delete))
 }
 
 /// Whether a request is only tried out.
-#[derive(Clone, Copy, Debug, Deserialize)]
+#[derive(Clone, Copy, Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub(super) struct TrialQuery {
     /// Say what would come of it, and change nothing.
     #[serde(default)]
+    #[param(required = false)]
     pub(super) dry_run: bool,
 }
 
 /// A container that was made.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = ContainerCreated)]
 pub(super) struct CreatedView<'a> {
+    #[schema(value_type = String, example = "Container is installing")]
     message: Cow<'static, str>,
     internal_id: &'a ContainerId,
+    #[schema(value_type = ContainerState, example = "installing")]
     state: &'static str,
     /// With `?wait`: whether it is installed.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     done: Option<bool>,
     /// As it is once it is installed.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = ContainerView, required = false)]
     container: Option<ContainerView<'a>>,
 }
 
+refusals!(CreateRefusals: BINDING, WAIT; 409: "container_exists", "volume_in_use"; 503: "engine_unavailable");
+
+/// Makes a container and installs it.
+///
+/// It answers at once, or with `wait` when it is installed: the image is pulled, the Docker container made, the install script run.
+/// Everything that can be known beforehand is checked beforehand, and every problem is told.
+#[utoipa::path(
+    post, path = "/containers", tag = "containers",
+    params(WishQuery), request_body = CreateBody,
+    responses(
+        (status = 200, description = "What would come of it (`dry_run`)", body = DryRunView),
+        (status = 201, description = "It is being installed; or it is installed (`wait`)", body = CreatedView),
+        (status = 202, description = "It is made, and its install takes longer than was to be waited", body = CreatedView),
+        CreateRefusals,
+    ),
+)]
 async fn create(
     auth: Auth,
     State(state): State<AppState>,
@@ -123,6 +149,17 @@ async fn installed(state: &AppState, id: &ContainerId, patience: Duration) -> Re
     }
 }
 
+refusals!(NamedRefusals: CONTAINER);
+
+/// Shows a container: what it should be, and how it does.
+#[utoipa::path(
+    get, path = "/containers/{id}", tag = "containers",
+    params(ContainerPath),
+    responses(
+        (status = 200, description = "The container", body = ContainerView),
+        NamedRefusals,
+    ),
+)]
 async fn show(
     auth: Auth,
     State(state): State<AppState>,
@@ -132,21 +169,30 @@ async fn show(
     Ok(axum::Json(ContainerView::from(&*handle.snapshot())).into_response())
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 struct ListQuery {
+    /// Only those in this state.
+    #[param(value_type = Option<ContainerState>)]
     state: Option<String>,
-    /// `name`, or `name=value`.
+    /// Only those with this label: `name`, or `name=value`.
     label: Option<String>,
-    /// As the container was made with.
+    /// Only those made with this image.
     image: Option<String>,
+    /// Only those that use this volume.
     volume: Option<VolumeId>,
-    /// A part of the id, in any case.
+    /// Only those with this in their id, in any case.
     name: Option<String>,
+    /// So many at most; 1000 if it is left out.
+    #[param(minimum = 1, maximum = 1000)]
     limit: Option<usize>,
+    /// The `next_cursor` of the page before.
+    #[param(value_type = Option<String>)]
     cursor: Option<String>,
 }
 
-const STATES: &[&str] = &[
+/// Every `state` of a container.
+pub(in crate::api) const STATES: &[&str] = &[
     "installing",
     "failed",
     "offline",
@@ -159,6 +205,14 @@ const STATES: &[&str] = &[
     "deleting",
 ];
 
+refusals!(ListRefusals: ; 400: "invalid_cursor");
+
+/// Lists the containers that the token may see, by name.
+#[utoipa::path(
+    get, path = "/containers", tag = "containers",
+    params(ListQuery),
+    responses((status = 200, description = "A page of them", body = ListView), ListRefusals),
+)]
 async fn list(
     auth: Auth,
     State(state): State<AppState>,
@@ -181,10 +235,12 @@ async fn list(
     Ok(axum::Json(view).into_response())
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = ContainerList)]
 struct ListView<'a> {
     containers: Vec<ContainerView<'a>>,
     /// Give it as `cursor` for what follows; `null` at the end.
+    #[schema(required)]
     next_cursor: Option<ContainerId>,
 }
 
@@ -237,14 +293,32 @@ impl Wanted {
     }
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = ContainerPatched)]
 struct PatchedView {
+    #[schema(example = "Container updated")]
     message: &'static str,
     internal_id: ContainerId,
     /// The fields of this change that take effect with the next start only.
+    #[schema(example = json!(["startup_command", "env"]))]
     waits_for_restart: Vec<&'static str>,
 }
 
+either!(PatchedOrTrial, "ContainerPatchedOrTrial": PatchedView, DryRunView<'static>);
+
+refusals!(PatchRefusals: CONTAINER, WISH, STATE, ENGINE);
+
+/// Changes a container.
+///
+/// What is left out stays. `waits_for_restart` names what a running workload does not see before it is started again.
+#[utoipa::path(
+    patch, path = "/containers/{id}", tag = "containers",
+    params(ContainerPath, TrialQuery), request_body = PatchBody,
+    responses(
+        (status = 200, description = "It is stored; or what would come of it (`dry_run`)", body = PatchedOrTrial),
+        PatchRefusals,
+    ),
+)]
 async fn patch(
     auth: Auth,
     State(state): State<AppState>,
@@ -277,8 +351,10 @@ pub(super) fn is_up(seen: &Snapshot) -> bool {
     )
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = ContainerDeleted)]
 struct DeletedView {
+    #[schema(example = "Container deleted")]
     message: &'static str,
     internal_id: ContainerId,
 }
@@ -287,6 +363,20 @@ struct DeletedView {
 /// free, where the caller does not say. One that takes longer goes on in the background.
 const DELETE_PATIENCE: Duration = Duration::from_secs(10);
 
+either!(DeletedOrTrial, "ContainerDeletedOrTrial": DeletedView, DryRunView<'static>);
+
+refusals!(DeleteRefusals: CONTAINER; 409: "deleting"; 503: "busy", "engine_unavailable");
+
+/// Deletes a container, in whatever state it is. The volume stays.
+#[utoipa::path(
+    delete, path = "/containers/{id}", tag = "containers",
+    params(ContainerPath, WishQuery),
+    responses(
+        (status = 200, description = "It is gone, and its ports are free; or what would come of it (`dry_run`)", body = DeletedOrTrial),
+        (status = 202, description = "It is going; that takes longer", body = DeletedView),
+        DeleteRefusals,
+    ),
+)]
 async fn delete(
     auth: Auth,
     State(state): State<AppState>,

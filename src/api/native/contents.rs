@@ -6,23 +6,27 @@
 
 use std::io::{Seek, SeekFrom};
 
-use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
 use serde::Deserialize;
 use tokio::io::AsyncReadExt as _;
 use tokio_util::io::ReaderStream;
+use utoipa::IntoParams;
+use utoipa_axum::routes;
 
 use super::body::{Begin, bridge};
 use super::content_headers::{Tags, attachment, range_of};
-use super::files::written_answer;
+use super::files::{WrittenView, written_answer};
 use super::volumes::{entry_path, reach};
 use crate::api::auth::Auth;
 use crate::api::error::ApiError;
 use crate::api::extract::{Path, Query};
+use crate::api::openapi::Routes;
+use crate::api::openapi::params::VolumePath;
+use crate::api::openapi::refusals::refusals;
+use crate::api::openapi::schemas::Binary;
 use crate::api::state::AppState;
 use crate::domain::access::Permission;
 use crate::domain::ids::VolumeId;
@@ -31,21 +35,48 @@ use crate::files::content::WriteMode;
 use crate::files::volume::Stat;
 use crate::files::{FileError, Lane, Progress, Volume};
 
-pub(super) fn long_routes() -> Router<AppState> {
-    Router::new().route("/volumes/{id}/files/contents", get(read).put(write))
+pub(super) fn long_routes() -> Routes {
+    Routes::default().routes(routes!(read, write))
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 struct ReadQuery {
+    /// The file.
     #[serde(default)]
+    #[param(required = true, example = "server.properties")]
     path: String,
+    /// Have a browser save it.
     #[serde(default)]
+    #[param(required = false)]
     download: bool,
 }
 
 /// How much of a file is read at a time.
 const READ_BYTES: usize = 128 * 1024;
 
+refusals!(ReadRefusals: VOLUME, PATH; 416: "range_not_satisfiable");
+
+/// Reads a file, or a part of it.
+///
+/// One range is served; what is not a range of bytes, or several, is answered with the whole file.
+#[utoipa::path(
+    get, path = "/volumes/{id}/files/contents", tag = "files",
+    params(
+        VolumePath, ReadQuery,
+        ("Range" = Option<String>, Header, description = "`bytes=0-99`, `bytes=100-` or `bytes=-100`"),
+        ("If-Range" = Option<String>, Header, description = "A tag: the range counts only while the content has it"),
+        ("If-None-Match" = Option<String>, Header, description = "Tags: 304 while the content has one of them"),
+    ),
+    responses(
+        (status = 200, description = "The whole file", body = Binary, content_type = "application/octet-stream",
+         headers(("ETag" = String, description = "Of this content"), ("Accept-Ranges" = String, description = "`bytes`"))),
+        (status = 206, description = "The range", body = Binary, content_type = "application/octet-stream",
+         headers(("ETag" = String, description = "Of this content"), ("Content-Range" = String, description = "`bytes 0-99/1234`"))),
+        (status = 304, description = "It is what the caller has", headers(("ETag" = String, description = "Of this content"))),
+        ReadRefusals,
+    ),
+)]
 async fn read(
     auth: Auth,
     State(state): State<AppState>,
@@ -120,12 +151,34 @@ fn insert_range(headers: &mut HeaderMap, range: &str) {
     headers.insert(header::CONTENT_RANGE, range);
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 struct WriteQuery {
+    /// The file.
     #[serde(default)]
+    #[param(required = true, example = "server.properties")]
     path: String,
 }
 
+refusals!(WriteRefusals: VOLUME, PATH, CHANGE; 400: "incomplete_body"; 412: "precondition_failed");
+
+/// Writes a file, of any size, as it comes. It replaces what is there once all of it has arrived, or not at all.
+#[utoipa::path(
+    put, path = "/volumes/{id}/files/contents", tag = "files",
+    params(
+        VolumePath, WriteQuery,
+        ("If-Match" = Option<String>, Header, description = "Tags: refused (412) unless the content has one of them; `*`: unless there is a file"),
+        ("If-None-Match" = Option<String>, Header, description = "Tags: refused (412) if the content has one of them; `*`: if there is a file"),
+    ),
+    request_body(content = Binary, content_type = "application/octet-stream"),
+    responses(
+        (status = 200, description = "It has replaced another", body = WrittenView,
+         headers(("ETag" = String, description = "Of the new content"))),
+        (status = 201, description = "It is new", body = WrittenView,
+         headers(("ETag" = String, description = "Of the new content"))),
+        WriteRefusals,
+    ),
+)]
 async fn write(
     auth: Auth,
     State(state): State<AppState>,

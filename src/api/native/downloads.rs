@@ -9,17 +9,17 @@ use std::io::{self, Write};
 use std::pin::Pin;
 use std::time::Duration;
 
-use axum::Router;
 use axum::body::Body;
 use axum::extract::{RawQuery, State};
 use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt as _, Stream, StreamExt as _};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
+use utoipa::IntoParams;
+use utoipa_axum::routes;
 
 use super::archives::level_of;
 use super::content_headers::attachment;
@@ -29,6 +29,10 @@ use super::volumes::{folder_path, reach};
 use crate::api::auth::Auth;
 use crate::api::error::ApiError;
 use crate::api::extract::{Path, utf8_query};
+use crate::api::openapi::Routes;
+use crate::api::openapi::params::VolumePath;
+use crate::api::openapi::refusals::refusals;
+use crate::api::openapi::schemas::Binary;
 use crate::api::state::AppState;
 use crate::domain::access::Permission;
 use crate::domain::ids::VolumeId;
@@ -38,8 +42,25 @@ use crate::files::archive::stream::StreamRequest;
 use crate::files::volume::Kind;
 use crate::files::{FileError, Lane, Progress, Volume};
 
-pub(super) fn long_routes() -> Router<AppState> {
-    Router::new().route("/volumes/{id}/download", get(download))
+pub(super) fn long_routes() -> Routes {
+    Routes::default().routes(routes!(download))
+}
+
+/// What [`DownloadQuery`] is read from.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Query)]
+#[expect(dead_code, reason = "the query is read by hand: `paths` may stand there many times")]
+struct DownloadParams {
+    /// The folder, or a file; the volume's root if it is left out.
+    #[param(example = "world")]
+    path: Option<String>,
+    /// What of the folder; all of it if there is none.
+    #[param(max_items = 1000)]
+    paths: Option<Vec<String>>,
+    /// `zip` if it is left out.
+    format: Option<ArchiveFormat>,
+    /// From fast to small; each format has its own.
+    level: Option<u32>,
 }
 
 const QUEUED_CHUNKS: usize = 8;
@@ -114,6 +135,23 @@ impl DownloadQuery {
     }
 }
 
+refusals!(DownloadRefusals: VOLUME, PATH; 400: "archive_limit"; 409: "cancelled");
+
+/// Sends a folder, or some of it, as an archive that is made meanwhile.
+///
+/// What fails later than at once breaks the transfer off, so that half an archive is not taken for a whole one.
+#[utoipa::path(
+    get, path = "/volumes/{id}/download", tag = "archives",
+    params(VolumePath, DownloadParams),
+    responses(
+        (status = 200, description = "The archive", headers(("Content-Disposition" = String, description = "Its name")),
+         content(
+             (Binary = "application/zip"), (Binary = "application/x-tar"), (Binary = "application/gzip"),
+             (Binary = "application/x-bzip2"), (Binary = "application/zstd"), (Binary = "application/x-xz"),
+         )),
+        DownloadRefusals,
+    ),
+)]
 async fn download(
     auth: Auth,
     State(state): State<AppState>,

@@ -8,6 +8,7 @@ use std::net::IpAddr;
 
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::container_body::{
     CreateBody, Draft, LimitsBody, PatchBody, PortBody, ReinstallBody, check_ports, waits_for_start,
@@ -16,6 +17,7 @@ use super::container_view::ContainerView;
 use super::containers::is_up;
 use crate::api::error::ApiError;
 use crate::api::extract::Whole;
+use crate::api::openapi::schemas::IpAddress;
 use crate::api::state::AppState;
 use crate::domain::ids::ContainerId;
 use crate::domain::lifecycle::Command;
@@ -25,31 +27,42 @@ use crate::store::trial::Tried;
 use crate::supervisor::{ContainerHandle, Refusal, Request, Sketch, Snapshot};
 
 /// What would be made or changed.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Trial)]
 pub(super) struct DryRunView<'a> {
+    #[schema(example = "This was a trial; nothing was changed")]
     message: &'static str,
+    /// Always `true`.
+    #[schema(example = true)]
     dry_run: bool,
     internal_id: &'a ContainerId,
     /// As it would be.
     container: ContainerView<'a>,
     /// The ports that were asked for, as they would be.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     ports: Option<Vec<WouldBePort>>,
     /// What would take effect with the next start only.
+    #[schema(example = json!([]))]
     waits_for_restart: Vec<&'static str>,
     /// What is allowed, and may not be meant.
+    #[schema(example = json!([]))]
     warnings: Vec<String>,
 }
 
 /// A port as it would be published.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = TrialPort)]
 pub(super) struct WouldBePort {
-    /// `null`: any address that the pool has the port on.
+    /// `null`: any address that the pool has one on.
+    #[schema(required, value_type = Option<IpAddress>)]
     ip: Option<IpAddr>,
     /// `null`: one of the pool would be taken.
+    #[schema(required)]
     port: Option<u16>,
     protocol: Protocol,
     /// `null`: the same as `port`.
+    #[schema(required)]
     container_port: Option<u16>,
     from_pool: bool,
 }

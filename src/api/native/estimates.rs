@@ -2,45 +2,75 @@
 //!
 //! Estimates are computed as bills are: from whole quantities, exactly.
 
+use axum::Json as JsonAnswer;
 use axum::extract::State;
-use axum::routing::{get, post};
-use axum::{Json as JsonAnswer, Router};
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+use utoipa_axum::routes;
 
 use super::billing::{GB, UsageView};
 use crate::api::auth::Auth;
 use crate::api::error::ApiError;
 use crate::api::extract::Json;
+use crate::api::openapi::Routes;
+use crate::api::openapi::refusals::refusals;
+use crate::api::openapi::schemas::{Decimal, MemoryCharged};
 use crate::api::state::AppState;
 use crate::domain::access::Permission;
 use crate::domain::ids::VolumeId;
 use crate::domain::units::MIB;
 use crate::domain::usage::Usage;
-use crate::domain::usage::cost::Rates;
+use crate::domain::usage::cost::{MemoryBasis, Price};
 
-pub(super) fn routes() -> Router<AppState> {
-    Router::new()
-        .route("/billing/rates", get(rates))
-        .route("/billing/estimate", post(estimate))
-        .route("/billing/estimate/volume", post(estimate_volume))
+pub(super) fn routes() -> Routes {
+    Routes::default()
+        .routes(routes!(rates))
+        .routes(routes!(estimate))
+        .routes(routes!(estimate_volume))
 }
 
 /// What is charged, as the configuration has it.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Rates)]
 pub(super) struct RatesView {
-    #[serde(flatten)]
-    rates: Rates,
+    #[schema(example = "EUR")]
+    currency: String,
+    #[schema(value_type = Decimal)]
+    memory_gb_hour: Price,
+    #[schema(value_type = Decimal)]
+    vcpu_hour: Price,
+    #[schema(value_type = Decimal)]
+    storage_gb_hour: Price,
+    #[schema(value_type = Decimal)]
+    egress_gb: Price,
+    /// Which memory is charged.
+    #[schema(value_type = MemoryCharged)]
+    memory: MemoryBasis,
     /// The bytes of a GB.
+    #[schema(example = 1_073_741_824)]
     gb_bytes: u64,
 }
 
+/// Shows what is charged.
+#[utoipa::path(
+    get, path = "/billing/rates", tag = "billing",
+    responses((status = 200, description = "The configured rates", body = RatesView)),
+)]
 async fn rates(
     auth: Auth,
     State(state): State<AppState>,
 ) -> Result<JsonAnswer<RatesView>, ApiError> {
     auth.require_for_list(Permission::ContainersRead)?;
     let rates = state.config.current().billing.rates.clone();
-    Ok(JsonAnswer(RatesView { rates, gb_bytes: GB }))
+    Ok(JsonAnswer(RatesView {
+        currency: rates.currency,
+        memory_gb_hour: rates.memory_gb_hour,
+        vcpu_hour: rates.vcpu_hour,
+        storage_gb_hour: rates.storage_gb_hour,
+        egress_gb: rates.egress_gb,
+        memory: rates.memory_basis,
+        gb_bytes: GB,
+    }))
 }
 
 /// A month's hours, on average.
@@ -51,25 +81,34 @@ const BYTES_MAX: u64 = 1 << 50;
 const CORES_MAX: f64 = 10_000.0;
 
 /// Something that would run.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[schema(as = Estimate)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct EstimateBody {
     /// Bytes of memory.
+    #[schema(maximum = 1_125_899_906_842_624_u64, example = 1_073_741_824)]
     memory: u64,
     /// Cores in use.
+    #[schema(minimum = 0, maximum = 10_000, example = 0.5)]
     cpu: f64,
     /// Bytes on the disk.
+    #[schema(maximum = 1_125_899_906_842_624_u64, example = 10_737_418_240_u64)]
     storage: u64,
     /// Bytes that leave, in all.
+    #[schema(maximum = 1_125_899_906_842_624_u64, example = 1_073_741_824)]
     egress: u64,
     /// How long; a month (730) if left out.
+    #[schema(minimum = 0, maximum = 87_600, example = 730.0)]
     hours: Option<f64>,
 }
 
 /// What something comes to.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Estimated)]
 pub(super) struct EstimateView {
+    #[schema(example = "EUR")]
     currency: String,
+    #[schema(example = 730.0)]
     hours: f64,
     #[serde(flatten)]
     usage: UsageView,
@@ -84,6 +123,12 @@ impl EstimateView {
     }
 }
 
+/// Says what something would come to that uses so much for so long.
+#[utoipa::path(
+    post, path = "/billing/estimate", tag = "billing",
+    request_body = EstimateBody,
+    responses((status = 200, description = "What it comes to", body = EstimateView)),
+)]
 async fn estimate(
     auth: Auth,
     State(state): State<AppState>,
@@ -115,17 +160,28 @@ async fn estimate(
 }
 
 /// A volume, one that there is or one of a size.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[schema(as = VolumeEstimate, example = json!({"size": 1024, "hours": 730}))]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct EstimateVolumeBody {
     /// In MB, as for `POST /volumes`.
+    #[schema(maximum = 1_073_741_824)]
     size: Option<u64>,
     /// One that there is, with what it holds.
     volume_id: Option<VolumeId>,
     /// How long; a month (730) if left out.
+    #[schema(minimum = 0, maximum = 87_600)]
     hours: Option<f64>,
 }
 
+refusals!(VolumeRefusals: VOLUME);
+
+/// Says what a volume would come to: one of a size, or one that there is.
+#[utoipa::path(
+    post, path = "/billing/estimate/volume", tag = "billing",
+    request_body = EstimateVolumeBody,
+    responses((status = 200, description = "What it comes to", body = EstimateView), VolumeRefusals),
+)]
 async fn estimate_volume(
     auth: Auth,
     State(state): State<AppState>,

@@ -1,21 +1,26 @@
 //! Files and folders of a volume: written in one piece, moved, copied and deleted. Content as a stream is
 //! `contents`, and what is in a folder `listing`.
 
+use axum::Json as JsonAnswer;
 use axum::extract::State;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{delete, post};
-use axum::{Json as JsonAnswer, Router};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+use utoipa_axum::routes;
 
 use super::listing::octal;
-use super::operations::{Job, Told};
+use super::operations::{Job, StartedView, Told};
 use super::volumes::{entry_path, made, reach};
 use crate::api::auth::Auth;
 use crate::api::error::ApiError;
 use crate::api::extract::{Json, Path};
+use crate::api::openapi::Routes;
+use crate::api::openapi::params::VolumePath;
+use crate::api::openapi::refusals::refusals;
+use crate::api::openapi::schemas::Mode;
 use crate::api::state::AppState;
 use crate::domain::access::Permission;
 use crate::domain::ids::VolumeId;
@@ -24,33 +29,37 @@ use crate::files::content::{WriteMode, Written};
 use crate::files::operation::OperationKind;
 use crate::files::{FileError, Lane, Progress, Volume};
 
-pub(super) fn routes() -> Router<AppState> {
-    Router::new()
-        .route("/volumes/{id}/files", post(write))
-        .route("/volumes/{id}/folders", post(make_folder))
-        .route("/volumes/{id}/rename", post(rename))
-        .route("/volumes/{id}/chmod", post(chmod))
+pub(super) fn routes() -> Routes {
+    Routes::default()
+        .routes(routes!(write))
+        .routes(routes!(make_folder))
+        .routes(routes!(rename))
+        .routes(routes!(chmod))
 }
 
 /// Calls on whole trees.
-pub(super) fn long_routes() -> Router<AppState> {
-    Router::new()
-        .route("/volumes/{id}/files", delete(delete_files))
-        .route("/volumes/{id}/copy", post(copy))
+pub(super) fn long_routes() -> Routes {
+    Routes::default().routes(routes!(delete_files)).routes(routes!(copy))
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
+#[schema(as = WriteFile)]
 #[serde(deny_unknown_fields)]
 struct WriteBody {
+    #[schema(example = "server.properties")]
     path: String,
+    #[schema(example = "server-port=25565")]
     content: String,
     #[serde(default)]
     encoding: Encoding,
+    /// Refuse to replace what is there.
     #[serde(default)]
     create_only: bool,
 }
 
-#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, ToSchema)]
+/// How `content` is written. `utf8` is `utf-8`.
+#[schema(as = Encoding)]
 enum Encoding {
     #[default]
     #[serde(rename = "utf-8", alias = "utf8")]
@@ -70,8 +79,10 @@ impl WriteBody {
     }
 }
 
-#[derive(Debug, Serialize)]
-struct WrittenView {
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = FileWritten)]
+pub(super) struct WrittenView {
+    #[schema(example = "File written")]
     message: &'static str,
     path: RelPath,
     size: u64,
@@ -88,6 +99,20 @@ pub(super) fn written_answer(path: RelPath, written: &Written) -> Response {
     response
 }
 
+refusals!(ChangeRefusals: VOLUME, PATH, CHANGE; 404: "not_found");
+
+/// Writes a file in one piece. It replaces what is there at once, or not at all.
+#[utoipa::path(
+    post, path = "/volumes/{id}/files", tag = "files",
+    params(VolumePath), request_body = WriteBody,
+    responses(
+        (status = 200, description = "It has replaced another", body = WrittenView,
+         headers(("ETag" = String, description = "Of the new content"))),
+        (status = 201, description = "It is new", body = WrittenView,
+         headers(("ETag" = String, description = "Of the new content"))),
+        ChangeRefusals,
+    ),
+)]
 async fn write(
     auth: Auth,
     State(state): State<AppState>,
@@ -109,18 +134,32 @@ async fn write(
     Ok(written_answer(path, &written))
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
+#[schema(as = MakeFolder)]
 #[serde(deny_unknown_fields)]
 struct FolderBody {
+    #[schema(example = "plugins/off")]
     path: String,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = FolderMade)]
 struct FolderView {
+    #[schema(example = "Folder created")]
     message: &'static str,
     path: RelPath,
 }
 
+/// Makes a folder, and those above it.
+#[utoipa::path(
+    post, path = "/volumes/{id}/folders", tag = "files",
+    params(VolumePath), request_body = FolderBody,
+    responses(
+        (status = 200, description = "It was there", body = FolderView),
+        (status = 201, description = "It is new", body = FolderView),
+        ChangeRefusals,
+    ),
+)]
 async fn make_folder(
     auth: Auth,
     State(state): State<AppState>,
@@ -140,21 +179,31 @@ async fn make_folder(
 }
 
 /// From where to where.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
+#[schema(as = Rename)]
 #[serde(deny_unknown_fields)]
 struct RenameBody {
+    #[schema(example = "world")]
     source: String,
+    #[schema(example = "world-2")]
     destination: String,
     #[serde(default)]
     overwrite: bool,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Moved)]
 struct MovedView {
     source: RelPath,
     destination: RelPath,
 }
 
+/// Moves a file or folder.
+#[utoipa::path(
+    post, path = "/volumes/{id}/rename", tag = "files",
+    params(VolumePath), request_body = RenameBody,
+    responses((status = 200, description = "It is there", body = Told<MovedView>), ChangeRefusals),
+)]
 async fn rename(
     auth: Auth,
     State(state): State<AppState>,
@@ -170,17 +219,34 @@ async fn rename(
     Ok(JsonAnswer(Told { message: "Moved", result }))
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
+#[schema(as = Copy)]
 #[serde(deny_unknown_fields)]
 struct CopyBody {
+    #[schema(example = "world")]
     source: String,
+    #[schema(example = "world-2")]
     destination: String,
     #[serde(default)]
     overwrite: bool,
+    /// Answer at once with the id of an operation.
     #[serde(default)]
     background: bool,
 }
 
+refusals!(WorkRefusals: VOLUME, PATH, CHANGE, WORK);
+
+/// Copies a file or folder.
+#[utoipa::path(
+    post, path = "/volumes/{id}/copy", tag = "files",
+    params(VolumePath), request_body = CopyBody,
+    responses(
+        (status = 200, description = "It has replaced another", body = Told<MovedView>),
+        (status = 201, description = "It is there", body = Told<MovedView>),
+        (status = 202, description = "It goes on in the background", body = Told<StartedView>),
+        WorkRefusals,
+    ),
+)]
 async fn copy(
     auth: Auth,
     State(state): State<AppState>,
@@ -229,17 +295,23 @@ pub(super) fn must_be_free(
     Err(FileError::AlreadyExists { path: path.to_string() })
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
+#[schema(as = Chmod)]
 #[serde(deny_unknown_fields)]
 struct ChmodBody {
+    #[schema(example = "run.sh")]
     path: String,
+    #[schema(value_type = Mode)]
     mode: String,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = ModeChanged)]
 struct ChangedView {
+    #[schema(example = "Permissions changed")]
     message: &'static str,
     path: RelPath,
+    #[schema(value_type = Mode)]
     mode: String,
 }
 
@@ -252,6 +324,12 @@ fn permissions(text: &str) -> Result<u32, ApiError> {
     }
 }
 
+/// Changes the permissions of a file or folder. It never follows a symbolic link.
+#[utoipa::path(
+    post, path = "/volumes/{id}/chmod", tag = "files",
+    params(VolumePath), request_body = ChmodBody,
+    responses((status = 200, description = "It has them", body = ChangedView), ChangeRefusals),
+)]
 async fn chmod(
     auth: Auth,
     State(state): State<AppState>,
@@ -266,19 +344,35 @@ async fn chmod(
     Ok(JsonAnswer(ChangedView { message: "Permissions changed", path, mode: octal(mode) }))
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
+#[schema(as = DeleteFiles)]
 #[serde(deny_unknown_fields)]
 struct DeleteBody {
+    #[schema(min_items = 1, example = json!(["world-2", "logs/old.log"]))]
     paths: Vec<String>,
+    /// Answer at once with the id of an operation.
     #[serde(default)]
     background: bool,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = FilesDeleted)]
 struct DeletedView {
+    /// Files and folders, with what was in them.
+    #[schema(example = 2)]
     deleted: u64,
 }
 
+/// Deletes files and folders.
+#[utoipa::path(
+    delete, path = "/volumes/{id}/files", tag = "files",
+    params(VolumePath), request_body = DeleteBody,
+    responses(
+        (status = 200, description = "They are gone", body = DeletedView),
+        (status = 202, description = "It goes on in the background", body = Told<StartedView>),
+        WorkRefusals,
+    ),
+)]
 async fn delete_files(
     auth: Auth,
     State(state): State<AppState>,

@@ -1,14 +1,19 @@
 //! What is in a folder of a volume, a page at a time, and how an entry is shown wherever one is.
 
+use axum::Json as JsonAnswer;
 use axum::extract::State;
-use axum::routing::get;
-use axum::{Json as JsonAnswer, Router};
 use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+use utoipa_axum::routes;
 
 use super::volumes::{folder_path, page_limit, reach};
 use crate::api::auth::Auth;
 use crate::api::error::ApiError;
 use crate::api::extract::{Path, Query};
+use crate::api::openapi::Routes;
+use crate::api::openapi::params::VolumePath;
+use crate::api::openapi::refusals::refusals;
+use crate::api::openapi::schemas::{EntryKind, Mode};
 use crate::api::state::AppState;
 use crate::domain::access::Permission;
 use crate::domain::ids::VolumeId;
@@ -18,49 +23,67 @@ use crate::files::Volume;
 use crate::files::listing::{Entry, MAX_PAGE, Page};
 use crate::files::volume::Kind;
 
-pub(super) fn routes() -> Router<AppState> {
-    Router::new().route("/volumes/{id}/files", get(list))
+pub(super) fn routes() -> Routes {
+    Routes::default().routes(routes!(list))
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 struct ListQuery {
+    /// The folder; the volume's root if it is left out.
     #[serde(default)]
+    #[param(required = false, example = "world")]
     path: String,
+    /// So many at most; 10,000 if it is left out.
+    #[param(minimum = 1, maximum = 10_000)]
     limit: Option<usize>,
+    /// The `next_cursor` of the page before.
     cursor: Option<String>,
+    /// Also tell what each file is.
     #[serde(default)]
+    #[param(required = false)]
     mime: bool,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = FileList)]
 struct ListView {
     path: RelPath,
     files: Vec<EntryView>,
     /// Give it as `cursor` for what follows; `null` at the end.
+    #[schema(required)]
     next_cursor: Option<String>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = File)]
 struct EntryView {
+    #[schema(example = "level.dat")]
     name: String,
     #[serde(rename = "type")]
+    #[schema(value_type = EntryKind)]
     kind: &'static str,
     size: u64,
+    #[schema(value_type = Mode)]
     mode: String,
     modified_at: UnixSeconds,
     /// Where a symbolic link leads.
     #[serde(flatten)]
     link: Option<LinkView>,
     /// What a file is, with `?mime=true`.
+    #[schema(example = "text/plain")]
     #[serde(skip_serializing_if = "Option::is_none")]
     mime: Option<String>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Link)]
 struct LinkView {
+    #[schema(example = "../shared")]
     target: String,
     target_inside: bool,
     /// `null` for what is outside, or is not there.
+    #[schema(required, value_type = Option<EntryKind>)]
     target_type: Option<&'static str>,
 }
 
@@ -90,6 +113,14 @@ pub(super) fn octal(mode: u32) -> String {
     format!("{mode:04o}")
 }
 
+refusals!(ListRefusals: VOLUME, PATH; 400: "invalid_cursor");
+
+/// Lists a folder: folders first, by name.
+#[utoipa::path(
+    get, path = "/volumes/{id}/files", tag = "files",
+    params(VolumePath, ListQuery),
+    responses((status = 200, description = "A page of what is in it", body = ListView), ListRefusals),
+)]
 async fn list(
     auth: Auth,
     State(state): State<AppState>,

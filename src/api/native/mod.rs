@@ -36,13 +36,12 @@ mod uploads;
 mod volumes;
 mod waiting;
 
-use axum::Router;
-
-use super::state::AppState;
+pub(in crate::api) use self::containers::STATES;
+use super::openapi::Routes;
 
 /// Calls that answer within the common deadline.
-pub(super) fn quick_routes() -> Router<AppState> {
-    Router::new()
+pub(super) fn quick_routes() -> Routes {
+    Routes::default()
         .merge(public::routes())
         .merge(tokens::routes())
         .merge(ports::routes())
@@ -63,8 +62,8 @@ pub(super) fn quick_routes() -> Router<AppState> {
 }
 
 /// Calls that bring their own deadline, or stream.
-pub(super) fn long_routes() -> Router<AppState> {
-    Router::new()
+pub(super) fn long_routes() -> Routes {
+    Routes::default()
         .merge(console::long_routes())
         .merge(volumes::long_routes())
         .merge(snapshots::long_routes())

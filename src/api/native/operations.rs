@@ -2,29 +2,30 @@
 
 use std::time::Duration;
 
+use axum::Json as JsonAnswer;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
-use axum::{Json as JsonAnswer, Router};
 use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast::error::RecvError;
+use utoipa::{IntoParams, ToSchema};
+use utoipa_axum::routes;
 
 use super::paging;
 use super::volumes::Reached;
 use crate::api::auth::Auth;
 use crate::api::error::ApiError;
 use crate::api::extract::{Path, Query};
+use crate::api::openapi::Routes;
+use crate::api::openapi::refusals::refusals;
 use crate::api::state::AppState;
 use crate::domain::access::{Permission, Resource, allows};
 use crate::domain::ids::VolumeId;
 use crate::files::operation::{OperationId, OperationKind, OperationState, OperationView};
 use crate::files::{FileError, Progress, Volume};
 
-pub(super) fn routes() -> Router<AppState> {
-    Router::new()
-        .route("/operations", get(list))
-        .route("/operations/{id}", get(show).delete(cancel))
+pub(super) fn routes() -> Routes {
+    Routes::default().routes(routes!(list)).routes(routes!(show, cancel))
 }
 
 /// Work on a volume that may take long.
@@ -44,15 +45,17 @@ impl Drop for CancelOnDrop {
 }
 
 /// What has come of work, in words and as the result that the same work has in the background.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Told<T> {
+    #[schema(example = "The work goes on in the background")]
     pub(super) message: &'static str,
     #[serde(flatten)]
     pub(super) result: T,
 }
 
-#[derive(Debug, Serialize)]
-struct StartedView {
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = OperationStarted)]
+pub(super) struct StartedView {
     operation_id: OperationId,
 }
 
@@ -108,12 +111,19 @@ pub(super) fn started_answer(operation_id: OperationId) -> Response {
 }
 
 /// Which operations, and how many at once.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 struct ListQuery {
+    /// Only those in this state.
     state: Option<OperationState>,
+    /// Only those of this kind.
     kind: Option<OperationKind>,
+    /// Only those on this volume.
     volume: Option<VolumeId>,
+    /// So many at most; 1000 if it is left out.
+    #[param(minimum = 1, maximum = 1000)]
     limit: Option<usize>,
+    /// The `next_cursor` of the page before.
     cursor: Option<String>,
 }
 
@@ -125,14 +135,24 @@ impl ListQuery {
     }
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = OperationList)]
 struct ListView {
     /// The newest first.
     operations: Vec<OperationView>,
     /// Give it as `cursor` for what follows; `null` at the end.
+    #[schema(required)]
     next_cursor: Option<OperationId>,
 }
 
+refusals!(ListRefusals: ; 400: "invalid_cursor");
+
+/// Lists the work that goes on in volumes that the token may see, and what has ended in the last day.
+#[utoipa::path(
+    get, path = "/operations", tag = "operations",
+    params(ListQuery),
+    responses((status = 200, description = "A page of it", body = ListView), ListRefusals),
+)]
 async fn list(
     auth: Auth,
     State(state): State<AppState>,
@@ -158,6 +178,14 @@ async fn list(
     Ok(JsonAnswer(ListView { operations, next_cursor }))
 }
 
+refusals!(NamedRefusals: ; 404: "not_found");
+
+/// Shows how far some work has come.
+#[utoipa::path(
+    get, path = "/operations/{id}", tag = "operations",
+    params(("id" = OperationId, Path)),
+    responses((status = 200, description = "As it stands", body = OperationView), NamedRefusals),
+)]
 async fn show(
     auth: Auth,
     State(state): State<AppState>,
@@ -169,6 +197,16 @@ async fn show(
 /// How long a cancelled operation may take to clean up before the answer goes out without its end.
 const CLEAN_UP: Duration = Duration::from_secs(10);
 
+/// Ends some work. It leaves nothing half made behind.
+#[utoipa::path(
+    delete, path = "/operations/{id}", tag = "operations",
+    params(("id" = OperationId, Path)),
+    responses(
+        (status = 200, description = "It has ended", body = OperationView),
+        (status = 202, description = "It ends; it still cleans up", body = OperationView),
+        NamedRefusals,
+    ),
+)]
 async fn cancel(
     auth: Auth,
     State(state): State<AppState>,

@@ -7,24 +7,27 @@ use std::io::{self, Read};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use axum::Router;
 use axum::body::Body;
 use axum::extract::State;
 use axum::response::Response;
-use axum::routing::post;
 use futures_util::TryStreamExt as _;
 use percent_encoding::percent_decode_str;
 use serde::Deserialize;
 use serde_json::json;
 use url::Url;
+use utoipa::ToSchema;
+use utoipa_axum::routes;
 
 use super::body::{Begin, Incoming, bridge};
 use super::content_headers::filename_of;
-use super::operations::started_answer;
+use super::operations::{StartedView, Told, started_answer};
 use super::volumes::{folder_path, reach};
 use crate::api::auth::Auth;
 use crate::api::error::ApiError;
 use crate::api::extract::{Json, Path};
+use crate::api::openapi::Routes;
+use crate::api::openapi::params::VolumePath;
+use crate::api::openapi::refusals::refusals;
 use crate::api::state::AppState;
 use crate::domain::access::Permission;
 use crate::domain::ids::VolumeId;
@@ -35,8 +38,8 @@ use crate::files::content::WriteMode;
 use crate::files::volume::Kind;
 use crate::files::{FileError, Files, Lane, Progress, Volume};
 
-pub(super) fn routes() -> Router<AppState> {
-    Router::new().route("/volumes/{id}/pull", post(pull))
+pub(super) fn routes() -> Routes {
+    Routes::default().routes(routes!(pull))
 }
 
 const MAX_URL_BYTES: usize = 8192;
@@ -44,18 +47,31 @@ const MAX_NAME_BYTES: usize = 255;
 /// The name of a file that nothing gives a name.
 const NAMELESS: &str = "download";
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
+#[schema(as = Pull)]
 #[serde(deny_unknown_fields)]
 struct PullBody {
+    #[schema(max_length = 8192, example = "https://example.com/plugin.jar")]
     url: String,
     /// A file; or a folder (one that exists, or with a slash at the end), where the file gets the name
     /// that the other side gives it.
     #[serde(default)]
+    #[schema(example = "plugins/")]
     path: String,
     #[serde(default)]
     overwrite: bool,
 }
 
+refusals!(PullRefusals: VOLUME, PATH, CHANGE, WORK);
+
+/// Fetches a file from elsewhere, in the background.
+///
+/// Addresses of private networks are refused unless they are configured, also where a redirect leads there.
+#[utoipa::path(
+    post, path = "/volumes/{id}/pull", tag = "uploads",
+    params(VolumePath), request_body = PullBody,
+    responses((status = 202, description = "It is being fetched", body = Told<StartedView>), PullRefusals),
+)]
 async fn pull(
     auth: Auth,
     State(state): State<AppState>,

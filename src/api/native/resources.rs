@@ -1,17 +1,21 @@
 //! What a container may use, what it does use, and what it used in the last hour.
 
-use axum::Router;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
 use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+use utoipa_axum::routes;
 
 use super::container_body::LimitsBody;
 use super::containers::{TrialQuery, is_up};
-use super::dry_run;
+use super::dry_run::{self, DryRunView};
 use crate::api::auth::Auth;
 use crate::api::error::ApiError;
 use crate::api::extract::{Path, Query, Whole};
+use crate::api::openapi::Routes;
+use crate::api::openapi::params::ContainerPath;
+use crate::api::openapi::refusals::refusals;
+use crate::api::openapi::schemas::{ContainerState, either};
 use crate::api::state::AppState;
 use crate::domain::access::Permission;
 use crate::domain::ids::ContainerId;
@@ -21,12 +25,18 @@ use crate::domain::stats::history::{KEPT_S, Point, Range, STEP_S};
 use crate::domain::units::UnixSeconds;
 use crate::supervisor::{ContainerHandle, Refusal, Request};
 
-pub(super) fn routes() -> Router<AppState> {
-    Router::new()
-        .route("/containers/{id}/resources", get(show).post(change))
-        .route("/containers/{id}/stats", get(stats))
+pub(super) fn routes() -> Routes {
+    Routes::default().routes(routes!(show, change)).routes(routes!(stats))
 }
 
+refusals!(ReadRefusals: CONTAINER);
+
+/// Shows what a container may use.
+#[utoipa::path(
+    get, path = "/containers/{id}/resources", tag = "resources",
+    params(ContainerPath),
+    responses((status = 200, description = "Its limits", body = Limits), ReadRefusals),
+)]
 async fn show(
     auth: Auth,
     State(state): State<AppState>,
@@ -37,17 +47,34 @@ async fn show(
 }
 
 /// Limits that were changed.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = LimitsChanged)]
 pub(super) struct ChangedView {
     #[serde(flatten)]
     limits: Limits,
     /// What the running workload goes on having until its next start: the engine can lift no limit.
+    #[schema(example = json!([]))]
     waits_for_restart: Vec<&'static str>,
     /// What the engine could not give, in its words.
+    #[schema(example = json!([]))]
     warnings: Vec<String>,
 }
 
-/// Changes some limits, of the running workload as well: it answers when the engine has taken them.
+either!(ChangedOrTrial, "LimitsChangedOrTrial": ChangedView, DryRunView<'static>);
+
+refusals!(ChangeRefusals: CONTAINER, WISH, STATE, ENGINE);
+
+/// Changes what a container may use, also while it runs.
+///
+/// What is left out stays, `null` lifts a limit. It answers when the container engine has taken them.
+#[utoipa::path(
+    post, path = "/containers/{id}/resources", tag = "resources",
+    params(ContainerPath, TrialQuery), request_body = LimitsBody,
+    responses(
+        (status = 200, description = "The limits as they are now; or what would come of it (`dry_run`)", body = ChangedOrTrial),
+        ChangeRefusals,
+    ),
+)]
 async fn change(
     auth: Auth,
     State(state): State<AppState>,
@@ -79,32 +106,60 @@ pub(super) fn with_own_names(refusal: Refusal) -> Refusal {
     Refusal::Invalid(problems.into_iter().map(renamed).collect())
 }
 
-#[derive(Debug, Serialize)]
+/// The present, or a time of the past.
+#[derive(ToSchema)]
+#[schema(as = StatsAnswer)]
+#[serde(untagged)]
+#[expect(dead_code, reason = "it says what `stats` answers")]
+enum StatsAnswer {
+    Present(StatsView),
+    Past(PastView),
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Stats)]
 struct StatsView {
+    #[schema(value_type = ContainerState)]
     state: &'static str,
     #[serde(flatten)]
     sample: Sample,
 }
 
 /// The past is asked for with any of them: seconds since 1970, and how many of them make one point.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 struct StatsQuery {
+    /// Where the past begins; an hour is kept.
+    #[param(value_type = Option<UnixSeconds>)]
     from: Option<i64>,
+    /// Where it ends; now, if it is left out.
+    #[param(value_type = Option<UnixSeconds>)]
     to: Option<i64>,
+    /// Seconds of each point, a multiple of 5; 5 if it is left out.
+    #[param(minimum = 5, maximum = 3600, example = 60)]
     step: Option<u32>,
 }
 
 /// The past, as it is answered: what was asked for, cut to what is kept.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = PastStats)]
 struct PastView {
     from: UnixSeconds,
     to: UnixSeconds,
+    #[schema(example = 60)]
     step: u32,
     samples: Vec<Point>,
 }
 
-/// The last sample, zeros while nothing runs; or the samples of a time.
+/// Shows what a container uses, or used in the last hour.
+///
+/// Without parameters the last sample, zeros while nothing runs; with any of them the samples of that time.
+#[utoipa::path(
+    get, path = "/containers/{id}/stats", tag = "resources",
+    params(ContainerPath, StatsQuery),
+    responses((status = 200, description = "The present, or a time", body = StatsAnswer), ReadRefusals),
+)]
 async fn stats(
     auth: Auth,
     State(state): State<AppState>,

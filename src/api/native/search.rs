@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
+use axum::Json as JsonAnswer;
 use axum::extract::State;
-use axum::routing::get;
-use axum::{Json as JsonAnswer, Router};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
+use utoipa::{IntoParams, ToSchema};
+use utoipa_axum::routes;
 
 use super::listing::{kind_name, octal};
 use super::operations::CancelOnDrop;
@@ -14,6 +15,10 @@ use super::volumes::{entry_path, folder_path, reach};
 use crate::api::auth::Auth;
 use crate::api::error::ApiError;
 use crate::api::extract::{Path, Query};
+use crate::api::openapi::Routes;
+use crate::api::openapi::params::VolumePath;
+use crate::api::openapi::refusals::refusals;
+use crate::api::openapi::schemas::{ChecksumAlgorithm, EntryKind, Mode, SearchBound};
 use crate::api::state::AppState;
 use crate::domain::access::Permission;
 use crate::domain::ids::VolumeId;
@@ -23,10 +28,8 @@ use crate::files::digest::Algorithm;
 use crate::files::search::{Bound, Hit, Match, Search};
 use crate::files::{Lane, Progress};
 
-pub(super) fn long_routes() -> Router<AppState> {
-    Router::new()
-        .route("/volumes/{id}/search", get(search))
-        .route("/volumes/{id}/checksum", get(checksum))
+pub(super) fn long_routes() -> Routes {
+    Routes::default().routes(routes!(search)).routes(routes!(checksum))
 }
 
 const DEFAULT_LIMIT: usize = 100;
@@ -34,21 +37,32 @@ const MAX_LIMIT: usize = 1000;
 /// What a search has found by then is its answer.
 const SEARCH_TIME: Duration = Duration::from_secs(20);
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 struct SearchQuery {
+    /// What names shall be like: a pattern with `*` and `?`, or a part of them.
+    #[param(example = "*.properties")]
     q: Option<String>,
+    /// A regular expression that a line of the content shall match. One of `q` and `content` is needed.
     content: Option<String>,
+    /// Where to look; the volume's root if it is left out.
     #[serde(default)]
+    #[param(required = false)]
     path: String,
+    /// So many at most; 100 if it is left out.
+    #[param(minimum = 1, maximum = 1000)]
     limit: Option<usize>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = SearchResult)]
 struct SearchView {
     path: RelPath,
     results: Vec<HitView>,
     /// There may be more.
     truncated: bool,
+    /// What ended it.
+    #[schema(required, value_type = Option<SearchBound>)]
     truncated_by: Option<&'static str>,
     entries_seen: u64,
     bytes_read: u64,
@@ -56,22 +70,28 @@ struct SearchView {
     files_cut: u64,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Hit)]
 struct HitView {
+    #[schema(example = "server.properties")]
     path: String,
     #[serde(rename = "type")]
+    #[schema(value_type = EntryKind)]
     kind: &'static str,
     size: u64,
+    #[schema(value_type = Mode)]
     mode: String,
     modified_at: UnixSeconds,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     matches: Vec<MatchView>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Match)]
 struct MatchView {
     line: u64,
     column: usize,
+    #[schema(example = "server-port=25565")]
     excerpt: String,
 }
 
@@ -89,6 +109,16 @@ impl From<Hit> for HitView {
     }
 }
 
+refusals!(SearchRefusals: VOLUME, PATH; 400: "invalid_pattern"; 409: "cancelled");
+
+/// Looks for files by their name or their content.
+///
+/// It ends after 20 seconds at most, with what it has found by then.
+#[utoipa::path(
+    get, path = "/volumes/{id}/search", tag = "files",
+    params(VolumePath, SearchQuery),
+    responses((status = 200, description = "What was found", body = SearchView), SearchRefusals),
+)]
 async fn search(
     auth: Auth,
     State(state): State<AppState>,
@@ -133,24 +163,40 @@ async fn search(
     }))
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 struct ChecksumQuery {
+    /// The file.
     #[serde(default)]
+    #[param(required = true, example = "world/level.dat")]
     path: String,
+    /// `sha256` if it is left out.
+    #[param(value_type = Option<ChecksumAlgorithm>)]
     algorithm: Option<String>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Checksum)]
 struct ChecksumView {
     path: RelPath,
+    #[schema(value_type = ChecksumAlgorithm)]
     algorithm: &'static str,
     /// In hexadecimal digits.
+    #[schema(pattern = "^[0-9a-f]+$", example = "e3b0c44298fc1c14")]
     checksum: String,
     size: u64,
     /// The tag of the content that this is the checksum of.
     etag: String,
 }
 
+refusals!(ChecksumRefusals: VOLUME, PATH; 409: "cancelled");
+
+/// Computes the checksum of a file.
+#[utoipa::path(
+    get, path = "/volumes/{id}/checksum", tag = "files",
+    params(VolumePath, ChecksumQuery),
+    responses((status = 200, description = "The checksum", body = ChecksumView), ChecksumRefusals),
+)]
 async fn checksum(
     auth: Auth,
     State(state): State<AppState>,

@@ -1,10 +1,11 @@
 //! Snapshots of volumes: taken and put back in the background, listed and deleted.
 
+use axum::Json as JsonAnswer;
 use axum::extract::State;
 use axum::http::StatusCode;
-use axum::routing::{delete, get, post};
-use axum::{Json as JsonAnswer, Router};
 use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+use utoipa_axum::routes;
 
 use super::operations::Told;
 use super::paging;
@@ -12,6 +13,9 @@ use super::volumes::reach;
 use crate::api::auth::Auth;
 use crate::api::error::ApiError;
 use crate::api::extract::{Json, Path, Query};
+use crate::api::openapi::Routes;
+use crate::api::openapi::params::VolumePath;
+use crate::api::openapi::refusals::refusals;
 use crate::api::state::AppState;
 use crate::domain::access::{Permission, Resource};
 use crate::domain::ids::{ContainerId, VolumeId};
@@ -19,34 +23,47 @@ use crate::domain::operation::OperationId;
 use crate::domain::units::UnixSeconds;
 use crate::store::snapshots::SnapshotRow;
 
-pub(super) fn routes() -> Router<AppState> {
-    Router::new()
-        .route("/volumes/{id}/snapshots", post(take).get(list))
-        .route("/volumes/{id}/snapshots/{name}", get(show))
-        .route("/volumes/{id}/snapshots/{name}/restore", post(restore))
+pub(super) fn routes() -> Routes {
+    Routes::default().routes(routes!(take, list)).routes(routes!(show)).routes(routes!(restore))
 }
 
 /// A snapshot may hold a million files, which take their time to go.
-pub(super) fn long_routes() -> Router<AppState> {
-    Router::new().route("/volumes/{id}/snapshots/{name}", delete(remove))
+pub(super) fn long_routes() -> Routes {
+    Routes::default().routes(routes!(remove))
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(IntoParams)]
+#[into_params(parameter_in = Path)]
+#[expect(dead_code, reason = "it describes what `Path<(VolumeId, String)>` reads")]
+struct SnapshotPath {
+    /// The volume's id.
+    id: VolumeId,
+    /// The snapshot's name.
+    #[param(example = "before-update")]
+    name: String,
+}
+
+#[derive(Debug, Deserialize, ToSchema)]
+#[schema(as = TakeSnapshot)]
 #[serde(deny_unknown_fields)]
 struct TakeBody {
+    #[schema(pattern = "^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$", example = "before-update")]
     name: String,
     /// Let the volume's containers stand still while their files are copied.
     #[serde(default)]
     pause: bool,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Snapshot)]
 struct SnapshotView {
+    #[schema(example = "before-update")]
     name: String,
     volume_id: VolumeId,
-    /// Of content, each file once.
+    /// Bytes of content, each file once.
     size: u64,
     entries: u64,
+    /// Whether its containers stood still meanwhile.
     paused: bool,
     created_at: UnixSeconds,
 }
@@ -64,9 +81,11 @@ impl From<SnapshotRow> for SnapshotView {
     }
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = SnapshotWork)]
 struct StartedView {
     operation_id: OperationId,
+    #[schema(example = "before-update")]
     name: String,
 }
 
@@ -77,23 +96,32 @@ impl StartedView {
 }
 
 /// How many at once.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 struct ListQuery {
+    /// So many at most; 1000 if it is left out.
+    #[param(minimum = 1, maximum = 1000)]
     limit: Option<usize>,
+    /// The `next_cursor` of the page before.
     cursor: Option<String>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = SnapshotList)]
 struct ListView {
     /// The oldest first.
     snapshots: Vec<SnapshotView>,
     /// Give it as `cursor` for what follows; `null` at the end.
+    #[schema(required)]
     next_cursor: Option<String>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = SnapshotDeleted)]
 struct DeletedView {
+    #[schema(example = "Snapshot deleted")]
     message: &'static str,
+    #[schema(example = "before-update")]
     name: String,
 }
 
@@ -102,6 +130,14 @@ fn is_name(name: &str) -> bool {
     ContainerId::parse(name).is_ok()
 }
 
+refusals!(TakeRefusals: VOLUME, WORK; 409: "snapshot_exists", "too_many_snapshots");
+
+/// Takes a snapshot of a volume, in the background.
+#[utoipa::path(
+    post, path = "/volumes/{id}/snapshots", tag = "snapshots",
+    params(VolumePath), request_body = TakeBody,
+    responses((status = 202, description = "It is being taken", body = Told<StartedView>), TakeRefusals),
+)]
 async fn take(
     auth: Auth,
     State(state): State<AppState>,
@@ -123,6 +159,15 @@ async fn take(
     Ok(StartedView { operation_id, name }.told("The snapshot is being taken"))
 }
 
+refusals!(VolumeRefusals: ; 404: "not_found");
+refusals!(ListRefusals: ; 400: "invalid_cursor"; 404: "not_found");
+
+/// Lists a volume's snapshots.
+#[utoipa::path(
+    get, path = "/volumes/{id}/snapshots", tag = "snapshots",
+    params(VolumePath, ListQuery),
+    responses((status = 200, description = "A page of them", body = ListView), ListRefusals),
+)]
 async fn list(
     auth: Auth,
     State(state): State<AppState>,
@@ -147,6 +192,12 @@ fn read_cursor(text: &str) -> Option<(i64, String)> {
     Some((created_at.parse().ok()?, name.to_owned()))
 }
 
+/// Shows a snapshot.
+#[utoipa::path(
+    get, path = "/volumes/{id}/snapshots/{name}", tag = "snapshots",
+    params(SnapshotPath),
+    responses((status = 200, description = "The snapshot", body = SnapshotView), VolumeRefusals),
+)]
 async fn show(
     auth: Auth,
     State(state): State<AppState>,
@@ -157,6 +208,16 @@ async fn show(
     Ok(JsonAnswer(row.into()))
 }
 
+refusals!(RestoreRefusals: VOLUME, WORK, STATE);
+
+/// Puts a volume back to a snapshot, in the background.
+///
+/// The volume's containers must be stopped; until it is done the volume takes no other calls.
+#[utoipa::path(
+    post, path = "/volumes/{id}/snapshots/{name}/restore", tag = "snapshots",
+    params(SnapshotPath),
+    responses((status = 202, description = "It is being restored", body = Told<StartedView>), RestoreRefusals),
+)]
 async fn restore(
     auth: Auth,
     State(state): State<AppState>,
@@ -167,6 +228,14 @@ async fn restore(
     Ok(StartedView { operation_id, name }.told("The volume is being restored"))
 }
 
+refusals!(RemoveRefusals: VOLUME);
+
+/// Deletes a snapshot.
+#[utoipa::path(
+    delete, path = "/volumes/{id}/snapshots/{name}", tag = "snapshots",
+    params(SnapshotPath),
+    responses((status = 200, description = "It is gone", body = DeletedView), RemoveRefusals),
+)]
 async fn remove(
     auth: Auth,
     State(state): State<AppState>,

@@ -5,13 +5,13 @@
 //! the one that is there: a client that asks how far it has come is not sending any more, and what
 //! lightd still reads from is a dead connection. What had arrived by then is kept.
 
-use axum::Router;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::map_response;
 use axum::response::{IntoResponse, Response};
-use axum::routing::{head, post};
 use serde::Deserialize;
+use utoipa::IntoParams;
+use utoipa_axum::routes;
 
 use super::body::{Begin, bridge};
 use super::tus_headers::{
@@ -21,6 +21,10 @@ use super::volumes::{Reached, folder_path, reach};
 use crate::api::auth::Auth;
 use crate::api::error::ApiError;
 use crate::api::extract::{Path, Query};
+use crate::api::openapi::Routes;
+use crate::api::openapi::params::VolumePath;
+use crate::api::openapi::refusals::refusals;
+use crate::api::openapi::schemas::Binary;
 use crate::api::state::AppState;
 use crate::domain::access::Permission;
 use crate::domain::ids::VolumeId;
@@ -46,20 +50,25 @@ const PIECE_TYPE: &str = "application/offset+octet-stream";
 /// The parts that one upload may be joined from.
 const MAX_PARTS: usize = 64;
 
-pub(super) fn long_routes() -> Router<AppState> {
-    Router::new()
-        .route("/volumes/{id}/tus", post(create).options(capabilities))
-        .route(
-            "/volumes/{id}/tus/{upload}",
-            head(status).patch(append).delete(terminate).post(overridden).options(capabilities),
-        )
+pub(super) fn long_routes() -> Routes {
+    Routes::default()
+        .routes(routes!(create, capabilities))
+        .routes(routes!(status, append, terminate, overridden, upload_capabilities))
         .route_layer(map_response(async |mut response: Response| {
             response.headers_mut().insert(RESUMABLE, VERSION);
             response
         }))
 }
 
-/// What this server can do. It is no secret, and a browser asks before it has a token to show.
+/// Tells what this server can do, as tus has it. A browser asks before it has a token to show.
+#[utoipa::path(
+    options, path = "/volumes/{id}/tus", tag = "uploads", security(()),
+    params(VolumePath),
+    responses((status = 204, description = "Its abilities", headers(
+        ("Tus-Resumable" = String), ("Tus-Version" = String), ("Tus-Extension" = String), ("Tus-Max-Size" = u64),
+        ("Tus-Checksum-Algorithm" = String),
+    ))),
+)]
 async fn capabilities(State(state): State<AppState>) -> Response {
     let fixed = HeaderValue::from_static;
     let algorithms: Vec<&str> = Algorithm::ALL.iter().map(|one| one.as_str()).collect();
@@ -72,6 +81,19 @@ async fn capabilities(State(state): State<AppState>) -> Response {
         headers.insert("tus-checksum-algorithm", list);
     }
     response
+}
+
+/// The same, asked at an upload.
+#[utoipa::path(
+    options, path = "/volumes/{id}/tus/{upload}", tag = "uploads", security(()),
+    params(UploadPath),
+    responses((status = 204, description = "Its abilities", headers(
+        ("Tus-Resumable" = String), ("Tus-Version" = String), ("Tus-Extension" = String), ("Tus-Max-Size" = u64),
+        ("Tus-Checksum-Algorithm" = String),
+    ))),
+)]
+async fn upload_capabilities(state: State<AppState>) -> Response {
+    capabilities(state).await
 }
 
 fn speaks_version(headers: &HeaderMap) -> Result<(), ApiError> {
@@ -91,15 +113,68 @@ fn limits(state: &AppState, reached: &Reached) -> ResumableLimits {
     }
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(IntoParams)]
+#[into_params(parameter_in = Path)]
+#[expect(dead_code, reason = "it describes what `Path<(VolumeId, String)>` reads")]
+struct UploadPath {
+    /// The volume's id.
+    id: VolumeId,
+    /// The upload, as its `Location` names it.
+    #[param(example = "0190c6a2-02a4-4c3e-8f11-6b5a4c3d2e1f")]
+    upload: String,
+}
+
+/// What every call but `OPTIONS` brings.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Header)]
+#[expect(dead_code, reason = "headers are read by hand")]
+struct TusHeaders {
+    #[param(rename = "Tus-Resumable", pattern = "^1\\.0\\.0$", example = "1.0.0")]
+    tus_resumable: String,
+}
+
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 struct CreateQuery {
     /// The folder that names are counted from; the volume's root if it is left out.
     #[serde(default)]
+    #[param(required = false, example = "world")]
     path: String,
+    /// Refuse to replace what is there.
     #[serde(default)]
+    #[param(required = false)]
     create_only: bool,
 }
 
+refusals!(
+    CreateRefusals: VOLUME, PATH, CHANGE, UPLOAD;
+    409: "upload_incomplete";
+    429: "too_many_uploads"
+);
+
+/// Begins an upload that can go on after a break (tus 1.0), or joins parts to one.
+///
+/// Any client of tus does this by itself. Of `Upload-Length`, `Upload-Defer-Length` and a final `Upload-Concat` exactly
+/// one is needed.
+#[utoipa::path(
+    post, path = "/volumes/{id}/tus", tag = "uploads",
+    params(
+        VolumePath, CreateQuery, TusHeaders,
+        ("Upload-Length" = Option<u64>, Header, description = "Bytes in all"),
+        ("Upload-Defer-Length" = Option<u64>, Header, description = "`1`: the length is told later"),
+        ("Upload-Metadata" = Option<String>, Header, description = "Pairs of a key and a value in base64; one of `path`, `relativePath`, `filename`, `name` names the file"),
+        ("Upload-Concat" = Option<String>, Header, description = "`partial`, or `final;` and the addresses of the parts"),
+        ("Upload-Checksum" = Option<String>, Header, description = "Of the first piece, if it comes along: an algorithm and the sum in base64"),
+    ),
+    request_body(content = Option<Binary>, description = "The first piece, if there is one", content_type = "application/offset+octet-stream"),
+    responses(
+        (status = 201, description = "It is begun", headers(
+            ("Location" = String, description = "Of the upload"), ("Upload-Offset" = u64), ("Upload-Expires" = String),
+            ("Tus-Resumable" = String),
+        )),
+        CreateRefusals,
+    ),
+)]
 async fn create(
     auth: Auth,
     State(state): State<AppState>,
@@ -228,6 +303,21 @@ async fn find(
     Ok((reached, upload))
 }
 
+refusals!(EndRefusals: VOLUME; 412: "tus_version"; 423: "upload_locked");
+
+/// Tells how far an upload has come. It ends a request that is still sending.
+#[utoipa::path(
+    head, path = "/volumes/{id}/tus/{upload}", tag = "uploads",
+    params(UploadPath, TusHeaders),
+    responses(
+        (status = 200, description = "As it stands", headers(
+            ("Upload-Offset" = u64), ("Upload-Length" = Option<u64>), ("Upload-Defer-Length" = Option<u64>),
+            ("Upload-Metadata" = Option<String>), ("Upload-Concat" = Option<String>), ("Upload-Expires" = String),
+            ("Tus-Resumable" = String),
+        )),
+        EndRefusals,
+    ),
+)]
 async fn status(
     auth: Auth,
     State(state): State<AppState>,
@@ -256,6 +346,25 @@ async fn status(
     Ok(response)
 }
 
+refusals!(AppendRefusals: VOLUME, PATH, CHANGE, UPLOAD; 415: "unsupported_media_type");
+
+/// Brings the next piece of an upload.
+#[utoipa::path(
+    patch, path = "/volumes/{id}/tus/{upload}", tag = "uploads",
+    params(
+        UploadPath, TusHeaders,
+        ("Upload-Offset" = u64, Header, description = "Where the piece begins: as far as the upload has come"),
+        ("Upload-Length" = Option<u64>, Header, description = "Bytes in all, where that was left open"),
+        ("Upload-Checksum" = Option<String>, Header, description = "An algorithm and the sum in base64; a piece that has another does not count (460)"),
+    ),
+    request_body(content = Binary, content_type = "application/offset+octet-stream"),
+    responses(
+        (status = 204, description = "It has arrived", headers(
+            ("Upload-Offset" = u64), ("Upload-Expires" = String), ("Tus-Resumable" = String),
+        )),
+        AppendRefusals,
+    ),
+)]
 async fn append(
     auth: Auth,
     State(state): State<AppState>,
@@ -310,6 +419,12 @@ async fn receive(
     Ok(appended)
 }
 
+/// Gives an upload up.
+#[utoipa::path(
+    delete, path = "/volumes/{id}/tus/{upload}", tag = "uploads",
+    params(UploadPath, TusHeaders),
+    responses((status = 204, description = "It is gone", headers(("Tus-Resumable" = String))), EndRefusals),
+)]
 async fn terminate(
     auth: Auth,
     State(state): State<AppState>,
@@ -322,7 +437,30 @@ async fn terminate(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// For clients whose way to here lets only `POST` through.
+refusals!(
+    OverrideRefusals: VOLUME, PATH, CHANGE, UPLOAD;
+    405: "method_not_allowed";
+    415: "unsupported_media_type"
+);
+
+/// `PATCH` or `DELETE` of an upload, for clients whose way to here lets only `POST` through.
+#[utoipa::path(
+    post, path = "/volumes/{id}/tus/{upload}", tag = "uploads",
+    params(
+        UploadPath, TusHeaders,
+        ("X-HTTP-Method-Override" = String, Header, description = "`PATCH` or `DELETE`; without it this address takes no `POST`"),
+        ("Upload-Offset" = Option<u64>, Header, description = "As with `PATCH`"),
+        ("Upload-Length" = Option<u64>, Header, description = "As with `PATCH`"),
+        ("Upload-Checksum" = Option<String>, Header, description = "As with `PATCH`"),
+    ),
+    request_body(content = Option<Binary>, content_type = "application/offset+octet-stream"),
+    responses(
+        (status = 204, description = "The same as of that method", headers(
+            ("Upload-Offset" = Option<u64>), ("Upload-Expires" = Option<String>), ("Tus-Resumable" = String),
+        )),
+        OverrideRefusals,
+    ),
+)]
 async fn overridden(
     auth: Auth,
     state: State<AppState>,

@@ -9,17 +9,18 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 
+use axum::Json as JsonAnswer;
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::post;
-use axum::{Json as JsonAnswer, Router};
 use bytes::Bytes;
 use futures_util::Stream;
 use multer::Multipart;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
+use utoipa::{IntoParams, ToSchema};
+use utoipa_axum::routes;
 
 use super::body::Arriving;
 use super::content_headers::filename_of;
@@ -27,6 +28,11 @@ use super::volumes::{folder_path, reach};
 use crate::api::auth::Auth;
 use crate::api::error::ApiError;
 use crate::api::extract::{Path, Query};
+use crate::api::openapi::Routes;
+use crate::api::openapi::params::VolumePath;
+use crate::api::openapi::refusals::refusals;
+use crate::api::openapi::schemas::Binary;
+use crate::api::openapi::schemas::UploadStatus;
 use crate::api::state::AppState;
 use crate::domain::access::Permission;
 use crate::domain::ids::VolumeId;
@@ -35,8 +41,8 @@ use crate::files::content::WriteMode;
 use crate::files::upload::{Stored, Uploaded};
 use crate::files::{FileError, Lane, Progress, Volume};
 
-pub(super) fn long_routes() -> Router<AppState> {
-    Router::new().route("/volumes/{id}/upload", post(upload))
+pub(super) fn long_routes() -> Routes {
+    Routes::default().routes(routes!(upload))
 }
 
 const MAX_FILES: usize = 10_000;
@@ -44,38 +50,71 @@ const MAX_FILES: usize = 10_000;
 const MAX_HEAD_BYTES: usize = 64 * 1024;
 const QUEUED_PARTS: usize = 8;
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 struct UploadQuery {
     /// The folder that names are counted from; the volume's root if it is left out.
     #[serde(default)]
+    #[param(required = false, example = "world")]
     path: String,
+    /// Refuse to replace what is there.
     #[serde(default)]
+    #[param(required = false)]
     create_only: bool,
 }
 
-#[derive(Debug, Serialize)]
+/// Any number of files, in fields of any name; those in folders have a path as their file name.
+#[derive(ToSchema)]
+#[schema(as = UploadForm)]
+#[expect(dead_code, reason = "it says what a form holds")]
+struct FormBody {
+    files: Vec<Binary>,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Upload)]
 struct UploadView {
+    #[schema(example = "Files uploaded")]
     message: &'static str,
+    #[schema(example = 1)]
     uploaded: usize,
     failed: usize,
     files: Vec<FileView>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = UploadedFile)]
 struct FileView {
+    #[schema(example = "level.dat")]
     filename: String,
+    #[schema(value_type = UploadStatus)]
     status: &'static str,
     #[serde(flatten)]
     outcome: OutcomeView,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = UploadOutcome)]
 #[serde(untagged)]
 enum OutcomeView {
     Stored { path: RelPath, size: u64 },
     Failed { error: String, code: &'static str },
 }
 
+refusals!(UploadRefusals: VOLUME, PATH, CHANGE; 400: "invalid_multipart", "incomplete_body", "too_many_files");
+
+/// Takes files in as a browser's form sends them, up to 10,000 of them.
+#[utoipa::path(
+    post, path = "/volumes/{id}/upload", tag = "uploads",
+    params(VolumePath, UploadQuery),
+    request_body(content = FormBody, content_type = "multipart/form-data"),
+    responses(
+        (status = 200, description = "All have replaced others", body = UploadView),
+        (status = 201, description = "All are there, some are new", body = UploadView),
+        (status = 207, description = "Some are there; the others say why they are not", body = UploadView),
+        UploadRefusals,
+    ),
+)]
 async fn upload(
     auth: Auth,
     State(state): State<AppState>,

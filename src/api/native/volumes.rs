@@ -3,16 +3,21 @@
 //! A folder without its row, which there is for a moment in a volume's beginning and end, is announced
 //! in the store before, and removed at the next start if this process does not come to it.
 
+use axum::Json as JsonAnswer;
 use axum::extract::State;
 use axum::http::StatusCode;
-use axum::routing::{delete, get, post};
-use axum::{Json as JsonAnswer, Router};
 use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+use utoipa_axum::routes;
 
 use super::paging;
 use crate::api::auth::Auth;
 use crate::api::error::ApiError;
 use crate::api::extract::{Json, OptionalJson, Path, Query};
+use crate::api::openapi::Routes;
+use crate::api::openapi::params::VolumePath;
+use crate::api::openapi::refusals::refusals;
+use crate::api::openapi::schemas::Enforced;
 use crate::api::state::AppState;
 use crate::domain::access::{Permission, Resource, allows};
 use crate::domain::ids::{ContainerId, VolumeId};
@@ -25,17 +30,14 @@ use crate::files::{Lane, Volume};
 use crate::store::Read;
 use crate::store::volumes::VolumeRow;
 
-pub(super) fn routes() -> Router<AppState> {
-    Router::new()
-        .route("/volumes", post(create).get(list))
-        .route("/volumes/{id}", get(show))
-        .route("/volumes/{id}/quota", get(quota))
+pub(super) fn routes() -> Routes {
+    Routes::default().routes(routes!(create, list)).routes(routes!(show)).routes(routes!(quota))
 }
 
 /// A volume may hold a million files, which take their time to go, and a file system its time to
 /// change.
-pub(super) fn long_routes() -> Router<AppState> {
-    Router::new().route("/volumes/{id}", delete(remove)).route("/volumes/{id}/resize", post(resize))
+pub(super) fn long_routes() -> Routes {
+    Routes::default().routes(routes!(remove)).routes(routes!(resize))
 }
 
 /// A volume, and what its containers mean for it.
@@ -129,21 +131,30 @@ fn checked_name(name: Option<String>) -> Result<Option<String>, ApiError> {
     Ok(name)
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[schema(as = CreateVolume)]
 #[serde(default, deny_unknown_fields)]
 struct CreateBody {
-    /// In MB.
+    /// In MB; without one there is no limit.
+    #[schema(minimum = 1, maximum = 1_073_741_824, example = 1024)]
     size: Option<u64>,
+    #[schema(min_length = 1, max_length = 255, example = "world")]
     name: Option<String>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Volume)]
 struct VolumeView {
     volume_id: VolumeId,
+    /// The same as `volume_id`.
     id: VolumeId,
+    /// Where it lies on the node.
+    #[schema(example = "/var/lib/lightd/volumes/0190c6a0-5f1e-4c8e-9d57-8a3f0c2b7e11")]
     path: String,
+    #[schema(required, example = "world")]
     name: Option<String>,
     /// In bytes; `null` for no limit.
+    #[schema(required, example = 1_073_741_824)]
     size: Option<u64>,
     created_at: UnixSeconds,
     /// The containers that use it.
@@ -164,6 +175,14 @@ impl VolumeView {
     }
 }
 
+refusals!(CreateRefusals: ; 503: "volume_unavailable", "quota_backend_unusable");
+
+/// Makes a volume.
+#[utoipa::path(
+    post, path = "/volumes", tag = "volumes",
+    request_body = Option<CreateBody>,
+    responses((status = 201, description = "The volume", body = VolumeView), CreateRefusals),
+)]
 async fn create(
     auth: Auth,
     State(state): State<AppState>,
@@ -176,13 +195,17 @@ async fn create(
 }
 
 /// Which volumes, and how many at once.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 struct ListQuery {
     /// A part of the name, in any case.
     name: Option<String>,
-    /// Only those that no container uses, or that one does.
+    /// Only those that no container uses, or only those that one does.
     unused: Option<bool>,
+    /// So many at most; 1000 if it is left out.
+    #[param(minimum = 1, maximum = 1000)]
     limit: Option<usize>,
+    /// The `next_cursor` of the page before.
     cursor: Option<String>,
 }
 
@@ -197,13 +220,23 @@ impl ListQuery {
     }
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = VolumeList)]
 struct ListView {
     volumes: Vec<VolumeView>,
     /// Give it as `cursor` for what follows; `null` at the end.
+    #[schema(required)]
     next_cursor: Option<String>,
 }
 
+refusals!(ListRefusals: ; 400: "invalid_cursor");
+
+/// Lists the volumes that the token may see, the oldest first.
+#[utoipa::path(
+    get, path = "/volumes", tag = "volumes",
+    params(ListQuery),
+    responses((status = 200, description = "A page of them", body = ListView), ListRefusals),
+)]
 async fn list(
     auth: Auth,
     State(state): State<AppState>,
@@ -231,6 +264,14 @@ fn read_cursor(text: &str) -> Option<(UnixSeconds, VolumeId)> {
     Some((UnixSeconds(created_at.parse().ok()?), VolumeId::parse(id)?))
 }
 
+refusals!(NamedRefusals: ; 404: "not_found");
+
+/// Shows a volume.
+#[utoipa::path(
+    get, path = "/volumes/{id}", tag = "volumes",
+    params(VolumePath),
+    responses((status = 200, description = "The volume", body = VolumeView), NamedRefusals),
+)]
 async fn show(
     auth: Auth,
     State(state): State<AppState>,
@@ -240,12 +281,22 @@ async fn show(
     Ok(JsonAnswer(VolumeView::new(&state, found.row, found.used_by)))
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = VolumeDeleted)]
 struct DeletedView {
+    #[schema(example = "Volume deleted")]
     message: &'static str,
     volume_id: VolumeId,
 }
 
+refusals!(RemoveRefusals: VOLUME; 409: "volume_in_use");
+
+/// Deletes a volume with everything in it, and ends what goes on in it.
+#[utoipa::path(
+    delete, path = "/volumes/{id}", tag = "volumes",
+    params(VolumePath),
+    responses((status = 200, description = "It is gone", body = DeletedView), RemoveRefusals),
+)]
 async fn remove(
     auth: Auth,
     State(state): State<AppState>,
@@ -264,16 +315,22 @@ async fn remove(
     Ok(JsonAnswer(DeletedView { message: "Volume deleted", volume_id: id }))
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Quota)]
 struct QuotaView {
     /// In bytes; `null` for no limit.
+    #[schema(required, example = 1_073_741_824)]
     size: Option<u64>,
+    #[schema(example = 734_003_200)]
     used: u64,
+    #[schema(example = 339_738_624)]
     available: u64,
     /// It holds more than it should.
     exceeded: bool,
     /// Who keeps it from that: the kernel, lightd as far as lightd writes, or nobody.
+    #[schema(value_type = Enforced)]
     enforced: &'static str,
+    #[schema(required)]
     backend: Option<QuotaBackend>,
 }
 
@@ -294,6 +351,14 @@ impl QuotaView {
     }
 }
 
+refusals!(QuotaRefusals: VOLUME);
+
+/// Shows how full a volume is, and who holds it to its size.
+#[utoipa::path(
+    get, path = "/volumes/{id}/quota", tag = "volumes",
+    params(VolumePath),
+    responses((status = 200, description = "Its size and what is in it", body = QuotaView), QuotaRefusals),
+)]
 async fn quota(
     auth: Auth,
     State(state): State<AppState>,
@@ -303,22 +368,34 @@ async fn quota(
     Ok(JsonAnswer(QuotaView::of(&state, &found).await?))
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
+#[schema(as = ResizeVolume)]
 #[serde(deny_unknown_fields)]
 struct ResizeBody {
-    /// In MB. Must be there: what is left out by mistake shall not take the limit away.
+    /// In MB; `null` for no limit. Must be there: what is left out by mistake shall not take the limit away.
     #[serde(deserialize_with = "Option::deserialize")]
+    #[schema(required, minimum = 1, maximum = 1_073_741_824, example = 2048)]
     size: Option<u64>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = VolumeResized)]
 struct ResizedView {
+    #[schema(example = "Volume resized")]
     message: &'static str,
     volume_id: VolumeId,
     #[serde(flatten)]
     quota: QuotaView,
 }
 
+refusals!(ResizeRefusals: VOLUME, STATE; 409: "below_use", "backend_fixed");
+
+/// Gives a volume another size.
+#[utoipa::path(
+    post, path = "/volumes/{id}/resize", tag = "volumes",
+    params(VolumePath), request_body = ResizeBody,
+    responses((status = 200, description = "It has that size", body = ResizedView), ResizeRefusals),
+)]
 async fn resize(
     auth: Auth,
     State(state): State<AppState>,

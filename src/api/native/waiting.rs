@@ -10,23 +10,27 @@ use std::time::Duration;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
 
 use super::container_view::ContainerView;
 use crate::api::error::ApiError;
 use crate::api::idempotency::Fate;
 use crate::api::layers::WAIT_MAX;
+use crate::api::openapi::schemas::{ContainerState, EndedBy};
 use crate::domain::ids::ContainerId;
 use crate::domain::lifecycle::{Answer, Command};
 use crate::domain::units::Span;
 use crate::supervisor::{Accepted, ContainerHandle, Goal, Snapshot, Waited};
 
 /// How a wish is to be answered.
-#[derive(Clone, Copy, Debug, Deserialize)]
+#[derive(Clone, Copy, Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub(super) struct WishQuery {
     /// Answer when it has happened, but not later than this: `30s`, at most `10m`.
     wait: Option<Span>,
     /// Say what would come of it, and change nothing.
     #[serde(default)]
+    #[param(required = false)]
     pub(super) dry_run: bool,
 }
 
@@ -42,21 +46,28 @@ impl WishQuery {
 }
 
 /// A wish that was taken on.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Accepted)]
 pub(super) struct WishView<'a> {
+    #[schema(value_type = String, example = "Container is starting")]
     pub(super) message: Cow<'static, str>,
     pub(super) internal_id: &'a ContainerId,
+    #[schema(value_type = ContainerState, example = "starting")]
     pub(super) state: &'static str,
     /// The container's snapshot of this generation, or a later one, contains the decision.
+    #[schema(example = 12)]
     pub(super) generation: u64,
     /// With `?wait`: whether it has happened.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     pub(super) done: Option<bool>,
     /// Of a stop that was waited for: which step of it ended the workload.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = EndedBy, required = false)]
     pub(super) ended_by: Option<&'static str>,
     /// As it is once it has happened.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = ContainerView, required = false)]
     pub(super) container: Option<ContainerView<'a>>,
 }
 

@@ -9,11 +9,11 @@ use tokio_tungstenite::tungstenite::{Error, Message};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
 
 use super::node::{Node, TOKEN};
-use crate::console::Stream;
 use crate::domain::event::{Signal, SignalKind, StateEvent, StateName};
 use crate::domain::ids::{ContainerId, RunId};
 use crate::domain::lifecycle::{EndedBy, LastExit, RunTimes};
 use crate::domain::observed::Exit;
+use crate::domain::stream::Stream;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 

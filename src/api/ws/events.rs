@@ -19,13 +19,15 @@ use tokio::time::{Interval, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use super::feed::{Feed, Frame};
-use super::frame::Outbound;
+use super::frame::{Outbound, ServerFrame};
 use super::wire::End;
 use super::{ConnectQuery, Ticket, visible};
 use crate::access::Grant;
 use crate::api::auth::StayingAuth;
 use crate::api::error::ApiError;
 use crate::api::extract::{Path, Query};
+use crate::api::openapi::params::ContainerPath;
+use crate::api::openapi::refusals::refusals;
 use crate::api::state::AppState;
 use crate::console::Mark;
 use crate::domain::ids::ContainerId;
@@ -37,6 +39,23 @@ const HEARTBEAT: Duration = Duration::from_secs(15);
 const RETRY: &str = "retry: 1000\n\n";
 const LAST_EVENT_ID: &str = "last-event-id";
 
+refusals!(StreamRefusals: CONTAINER; 400: "invalid"; 409: "suspended"; 429: "too_many_sockets");
+
+/// What a socket would send, as an event stream, for where no WebSocket gets through.
+///
+/// Each event's data is a `ServerFrame`. Its `id` is a place in the console, which a browser brings back by itself.
+#[utoipa::path(
+    get, path = "/containers/{id}/events", tag = "live",
+    security(("token" = []), ("token_in_address" = [])),
+    params(
+        ContainerPath, ConnectQuery,
+        ("Last-Event-ID" = Option<Mark>, Header, description = "The `id` of the last event that the caller has"),
+    ),
+    responses(
+        (status = 200, description = "It goes on until the container, the token or lightd ends", body = ServerFrame, content_type = "text/event-stream"),
+        StreamRefusals,
+    ),
+)]
 pub(super) async fn stream(
     StayingAuth { auth, grant }: StayingAuth,
     State(state): State<AppState>,

@@ -127,10 +127,13 @@ impl Feed {
         }
     }
 
-    /// Goes on for another caller, who may see less.
+    /// Goes on for another caller, who may see less, or more from now on.
     pub(super) fn renew(&mut self, auth: &Auth) {
-        let id = self.handle.id();
-        self.sources.console.take_if(|_| !auth.may(Permission::ConsoleRead, id));
+        let reads_console =
+            self.wants.console && auth.may(Permission::ConsoleRead, self.handle.id());
+        let console = self.sources.console.take().filter(|_| reads_console);
+        let from_now = || reads_console.then(|| self.handle.console().cursor(Start::Now));
+        self.sources.console = console.or_else(from_now);
     }
 
     /// The next frame, or why there will be none.

@@ -5,7 +5,9 @@
 
 use axum::extract::ws::Utf8Bytes;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
+use crate::api::openapi::schemas::{EndedBy, StateSignal};
 use crate::domain::event::StateEvent;
 use crate::domain::lifecycle::LastExit;
 use crate::domain::stats::Sample;
@@ -13,10 +15,13 @@ use crate::files::operation::OperationView;
 
 const REQUEST_ID_MAX_BYTES: usize = 128;
 
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[schema(as = Frame)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub(super) enum Outbound<'a> {
+    /// A state, as it comes.
     Event {
+        #[schema(value_type = StateSignal)]
         data: &'a str,
         #[serde(skip_serializing_if = "Option::is_none")]
         exit_code: Option<i64>,
@@ -25,6 +30,7 @@ pub(super) enum Outbound<'a> {
         #[serde(skip_serializing_if = "Option::is_none")]
         signal: Option<&'static str>,
         #[serde(skip_serializing_if = "Option::is_none")]
+        #[schema(value_type = Option<EndedBy>)]
         ended_by: Option<&'static str>,
         /// Why it was not left to run.
         #[serde(skip_serializing_if = "Option::is_none")]
@@ -34,10 +40,11 @@ pub(super) enum Outbound<'a> {
         #[serde(skip_serializing_if = "Option::is_none")]
         ready_after_ms: Option<u64>,
     },
+    /// What the container uses.
     Stats(&'a Sample),
-    DaemonMessage {
-        data: &'a str,
-    },
+    /// A sentence of lightd's for whoever looks.
+    DaemonMessage { data: &'a str },
+    /// The answer to `request_logs`.
     Logs {
         data: &'a str,
         /// The number of the last line in `data`; 0 if there is none.
@@ -45,11 +52,11 @@ pub(super) enum Outbound<'a> {
         #[serde(skip_serializing_if = "Option::is_none")]
         id: Option<&'a RequestId>,
     },
+    /// Work in the container's volume.
     Operation(&'a OperationView),
     /// What was asked for has been done: the command is written, the wish stands.
-    Done {
-        id: &'a RequestId,
-    },
+    Done { id: &'a RequestId },
+    /// A request was refused, or the stream ends.
     Error {
         data: &'a str,
         code: &'static str,
@@ -59,11 +66,69 @@ pub(super) enum Outbound<'a> {
 }
 
 /// What a client calls its request, to know the answer by.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(untagged)]
 pub(super) enum RequestId {
     Number(i64),
     Text(String),
+}
+
+/// What a client may send.
+#[derive(ToSchema)]
+#[schema(as = ClientFrame)]
+#[serde(tag = "event", rename_all = "snake_case")]
+#[expect(dead_code, reason = "it describes what `Inbound::parse` reads")]
+pub(super) enum ClientFrame {
+    /// A line for the standard input.
+    SendCommand {
+        #[schema(example = "say hello")]
+        command: String,
+        id: Option<RequestId>,
+    },
+    Power {
+        action: PowerAction,
+        id: Option<RequestId>,
+    },
+    /// Lines of the past: the last ones, or those behind `since`.
+    RequestLogs {
+        lines: Option<u64>,
+        since: Option<u64>,
+        id: Option<RequestId>,
+    },
+    /// Goes on with another token.
+    Auth {
+        token: String,
+        id: Option<RequestId>,
+    },
+}
+
+/// What a client is sent: one of these frames, or a piece of the console.
+#[derive(ToSchema)]
+#[schema(as = ServerFrame)]
+#[serde(untagged)]
+#[expect(dead_code, reason = "the console's frames come ready made")]
+pub(super) enum ServerFrame<'a> {
+    Console(ConsoleFrame),
+    Other(Outbound<'a>),
+}
+
+/// Whole lines, or one that has stood unfinished for a while.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "the console makes them, ready to be sent")]
+pub(super) struct ConsoleFrame {
+    #[schema(pattern = "^console$", example = "console")]
+    event: String,
+    #[schema(example = "Ready\n")]
+    data: String,
+    /// The number of the last line in `data`.
+    #[schema(example = 1042)]
+    seq: u64,
+    /// The line goes on.
+    #[schema(required = false)]
+    partial: bool,
+    /// Of a partial line: the place behind it.
+    #[schema(required = false, example = "1041.12")]
+    since: String,
 }
 
 impl<'a> Outbound<'a> {
@@ -95,7 +160,7 @@ pub(super) enum Inbound {
     Auth { token: String },
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum PowerAction {
     Start,

@@ -16,21 +16,24 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use axum::Router;
 use axum::extract::State;
 use axum::extract::ws::WebSocketUpgrade;
 use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::response::Response;
-use axum::routing::{any, get};
 use serde::Deserialize;
 use tokio_util::task::TaskTracker;
+use utoipa::{IntoParams, OpenApi as _};
+use utoipa_axum::routes;
 
 use self::feed::Feed;
-use self::frame::Subscription;
+use self::frame::{ClientFrame, ServerFrame, Subscription};
 use self::session::Session;
 use super::auth::{Auth, StayingAuth};
 use super::error::ApiError;
 use super::extract::{Path, Query};
+use super::openapi::Routes;
+use super::openapi::params::ContainerPath;
+use super::openapi::refusals::refusals;
 use super::state::AppState;
 use crate::config::Sockets as Caps;
 use crate::console::Mark;
@@ -45,15 +48,21 @@ const WRITE_BUFFER_BYTES: usize = 16 * 1024;
 /// What may wait in the write buffer: no more than one frame of console output can leave there.
 const WRITE_BUFFER_MAX_BYTES: usize = 4 * 1024 * 1024;
 
-pub(super) fn routes() -> Router<AppState> {
-    Router::new()
-        .route("/ws/{id}", any(connect))
-        .route("/containers/{id}/events", get(events::stream))
+pub(super) fn routes() -> Routes {
+    #[derive(utoipa::OpenApi)]
+    #[openapi(components(schemas(ServerFrame<'_>, ClientFrame)))]
+    struct Frames;
+
+    Routes::with_openapi(Frames::openapi()).routes(routes!(connect)).routes(routes!(events::stream))
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 struct ConnectQuery {
+    /// Only these, with commas between them; all if it is left out. Errors always come.
+    #[param(example = "console,event")]
     events: Option<String>,
+    /// Go on in the console behind this place; from now on if it is left out.
     since: Option<Mark>,
 }
 
@@ -65,6 +74,23 @@ impl ConnectQuery {
     }
 }
 
+refusals!(ConnectRefusals: CONTAINER; 400: "not_a_websocket"; 429: "too_many_sockets");
+
+/// A container's socket: what happens to it goes out, what the client asks comes in.
+///
+/// Text frames, one JSON object each: lightd sends what `ServerFrame` says and takes what `ClientFrame` says. The present state comes
+/// first. It ends with 4401 (the token), 4404 (deleted), 4409 (suspended), 1001 (lightd stops), 1008 (a client that floods or is
+/// silent) or 1009 (a frame that is too large).
+#[utoipa::path(
+    get, path = "/ws/{id}", tag = "live",
+    security(("token" = []), ("token_in_address" = [])),
+    params(ContainerPath, ConnectQuery),
+    extensions(
+        ("x-frames-sent" = json!({"$ref": "#/components/schemas/ServerFrame"})),
+        ("x-frames-taken" = json!({"$ref": "#/components/schemas/ClientFrame"})),
+    ),
+    responses((status = 101, description = "It is a WebSocket from here on"), ConnectRefusals),
+)]
 async fn connect(
     StayingAuth { auth, grant }: StayingAuth,
     State(state): State<AppState>,

@@ -83,14 +83,13 @@ pub(crate) enum MemoryBasis {
 }
 
 /// What the operator charges.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Rates {
     pub(crate) currency: String,
     pub(crate) memory_gb_hour: Price,
     pub(crate) vcpu_hour: Price,
     pub(crate) storage_gb_hour: Price,
     pub(crate) egress_gb: Price,
-    #[serde(rename = "memory")]
     pub(crate) memory_basis: MemoryBasis,
 }
 

@@ -142,7 +142,7 @@ impl UsageMeter {
     /// Adds what the volume has held up to now, if that was known; `bytes` is what it holds from now on, if
     /// that was just looked at.
     pub(crate) fn note_storage(&mut self, at: Moment, bytes: Option<u64>) {
-        let Some(held) = bytes.or(self.storage.map(|(_, bytes)| bytes)) else { return };
+        let Some(held) = bytes.or_else(|| self.storage.map(|(_, bytes)| bytes)) else { return };
         if let Some((since, held)) = self.storage.replace((at.since_boot, held)) {
             let elapsed_ms = between_ms(since, at.since_boot);
             if u128::from(elapsed_ms) <= HOLDS.as_millis() {

@@ -63,7 +63,7 @@ impl TryFrom<String> for ArchiveFormat {
 }
 
 impl ArchiveFormat {
-    const ALL: [Self; 6] =
+    pub(crate) const ALL: [Self; 6] =
         [Self::Zip, Self::Tar, Self::TarGz, Self::TarBz2, Self::TarZst, Self::TarXz];
 
     /// The format of that name, or what is wrong with it.

@@ -1,0 +1,33 @@
+//! Parameters that many calls have.
+
+use utoipa::IntoParams;
+
+use super::schemas::IpAddress;
+use crate::domain::ids::{ContainerId, VolumeId};
+
+// Each is only looked at for its fields.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Path)]
+#[expect(dead_code, reason = "it describes what `Path<ContainerId>` reads")]
+pub(in crate::api) struct ContainerPath {
+    /// The container's `internal_id`.
+    id: ContainerId,
+}
+
+#[derive(IntoParams)]
+#[into_params(parameter_in = Path)]
+#[expect(dead_code, reason = "it describes what `Path<VolumeId>` reads")]
+pub(in crate::api) struct VolumePath {
+    /// The volume's id.
+    id: VolumeId,
+}
+
+#[derive(IntoParams)]
+#[into_params(parameter_in = Path)]
+#[expect(dead_code, reason = "it describes what `Path<(IpAddr, u16)>` reads")]
+pub(in crate::api) struct PortPath {
+    /// One of the node's addresses, or `0.0.0.0` or `::` for all of them.
+    #[param(value_type = IpAddress)]
+    ip: std::net::IpAddr,
+    port: u16,
+}
