@@ -85,6 +85,7 @@ pub(super) fn settings(config: &Config) -> Settings {
         allowed_mounts: config.docker.allowed_mounts.clone(),
         install_timeout: config.install.timeout,
         starts_per_second: u32::try_from(config.supervision.starts_per_second).unwrap_or(u32::MAX),
+        start_timeout: config.supervision.start_timeout,
         post_mortems: usize::try_from(config.supervision.post_mortems).unwrap_or(usize::MAX),
         install_image_max_bytes: config.install.max_image_bytes,
         panel: config.remote.panel.is_some(),

@@ -173,18 +173,21 @@ impl Block {
 
     /// The part from `from`, which lies inside the block, on.
     pub(super) fn rest(&self, from: Position) -> Self {
-        let skipped = self.bytes_before(from).min(self.bytes.len());
-        Self::new(from, self.end, self.run, self.bytes.slice(skipped..))
+        Self::new(from, self.end, self.run, self.bytes.slice(self.bytes_before(from)..))
     }
 
+    /// A place behind the end of a line is that end: what follows is not the line's.
     fn bytes_before(&self, from: Position) -> usize {
-        let offset = |bytes: u32| usize::try_from(bytes).unwrap_or(usize::MAX);
-        if from.line == self.start.line {
-            return offset(from.offset - self.start.offset);
+        let mut before = 0;
+        for (number, line) in self.lines() {
+            if number == from.line {
+                let begun = if number == self.start.line { self.start.offset } else { 0 };
+                let offset = usize::try_from(from.offset.saturating_sub(begun));
+                return before + offset.unwrap_or(usize::MAX).min(line.len());
+            }
+            before += line.len();
         }
-        let whole_lines = usize::try_from(from.line - self.start.line).unwrap_or(usize::MAX);
-        let before: usize = self.lines().take(whole_lines).map(|(_, line)| line.len()).sum();
-        before + offset(from.offset)
+        before
     }
 
     pub(super) fn len(&self) -> usize {
@@ -229,6 +232,8 @@ mod tests {
         assert_eq!(from(4, 0), "def\nghi\n");
         assert_eq!(from(4, 2), "f\nghi\n");
         assert_eq!(from(5, 0), "ghi\n");
+        assert_eq!(from(4, 99), "ghi\n", "a place that the line does not have is its end");
+        assert_eq!(from(3, 99), "def\nghi\n");
     }
 
     #[test]

@@ -4,7 +4,8 @@
 //! themselves, so that neither waits for the other. Written text survives the end of this process, not
 //! necessarily that of the machine: nothing is synced, because a console is not worth a disk's time.
 //! What a crash left half-written is cut off at the next open. When the disk refuses a write, those
-//! lines are lost to the journal and the next ones are tried again.
+//! lines are lost to the journal and the next ones are tried again; that their numbers were given out is
+//! kept in a small file whose room was taken before, so that a full disk has it too.
 //!
 //! A segment is named after its first line and begins at the beginning of one.
 
@@ -20,6 +21,7 @@ use super::read::Scan;
 use super::record::{HEADER_BYTES, Record};
 
 const EXTENSION: &str = "journal";
+const GIVEN_OUT: &str = "given-out";
 /// The journal is cut into so many segments; the oldest goes as a whole.
 const SEGMENTS: u64 = 8;
 const SEGMENT_BYTES_MIN: u64 = 64 * 1024;
@@ -31,6 +33,8 @@ pub(super) struct Journal {
     capacity: u64,
     segments: Vec<Segment>,
     active: Option<File>,
+    /// Takes the last number that was given out and is in no segment.
+    given_out: Option<File>,
     /// Where the last record ends.
     end: Position,
 }
@@ -73,9 +77,11 @@ impl Journal {
             capacity,
             segments: Vec::new(),
             active: None,
+            given_out: None,
             end: Position::line(1),
         };
-        let last = journal.load().map_err(|source| OpenError { dir: dir.to_owned(), source })?;
+        let opened = journal.load().and_then(|last| journal.load_given_out().map(|()| last));
+        let last = opened.map_err(|source| OpenError { dir: dir.to_owned(), source })?;
         Ok((journal, last))
     }
 
@@ -106,6 +112,31 @@ impl Journal {
             }
         }
         Ok(None)
+    }
+
+    fn load_given_out(&mut self) -> io::Result<()> {
+        let opened = OpenOptions::new().read(true).write(true).open(self.dir.join(GIVEN_OUT));
+        let file = match opened {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            file => file?,
+        };
+        let mut line = [0; 8];
+        // One that a crash left empty says nothing.
+        if file.read_at(&mut line, 0)? == line.len() {
+            self.end = self.end.max(Position::line(u64::from_le_bytes(line)));
+        }
+        self.given_out = Some(file);
+        Ok(())
+    }
+
+    /// Notes that all numbers before this line's have been given out, although the disk takes no lines.
+    pub(super) fn note_given_out(&self, next: Position) {
+        let line = if next.offset > 0 { next.line + 1 } else { next.line };
+        if let Some(Err(error)) =
+            self.given_out.as_ref().map(|file| file.write_all_at(&line.to_le_bytes(), 0))
+        {
+            tracing::warn!(dir = %self.dir.display(), %error, "line numbers may be given out twice");
+        }
     }
 
     pub(super) fn end(&self) -> Position {
@@ -167,6 +198,17 @@ impl Journal {
             };
         }
         fs::create_dir_all(&self.dir)?;
+        if self.given_out.is_none() {
+            let path = self.dir.join(GIVEN_OUT);
+            let file = OpenOptions::new()
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .mode(0o600)
+                .open(path)?;
+            file.write_all_at(&0_u64.to_le_bytes(), 0)?;
+            self.given_out = Some(file);
+        }
         self.active = Some(open_segment(&self.dir, first_line, true)?);
         self.segments.push(Segment { first_line, length: 0 });
         Ok(())
@@ -207,6 +249,12 @@ impl Journal {
         newest.length += bytes.len() as u64;
         self.active = Some(file);
         Ok(())
+    }
+
+    /// From now on the disk takes nothing.
+    #[cfg(test)]
+    pub(super) fn fill_disk(&mut self) {
+        self.active = OpenOptions::new().write(true).open("/dev/full").ok();
     }
 
     pub(super) fn dir(&self) -> &Path {

@@ -50,7 +50,7 @@ pub(crate) use self::cursor::{Cursor, Delivery};
 pub(crate) use self::history::Query;
 pub(crate) use self::input::{ConsoleInput, InputError, input};
 pub(crate) use self::journal::OpenError;
-pub(crate) use self::resume::{EngineLine, Tail, join};
+pub(crate) use self::resume::{EngineLine, Tail, join, likeness, missing_part};
 
 /// After the first line is on its way to the disk, the next ones are collected for so long.
 const FLUSH_INTERVAL: Duration = Duration::from_millis(100);
@@ -208,6 +208,13 @@ impl Console {
         self.shared.blocking(|shared| drop(lock(&shared.journal))).await;
     }
 
+    /// Has the journal take what is numbered by now, so that readers get it without more ado. A disk that
+    /// hangs is not waited for.
+    pub(crate) async fn settle(&self) {
+        let end = lock(&self.shared.state).ring.end();
+        self.shared.make_safe(end).await;
+    }
+
     /// Writes all lines that wait for the journal.
     pub(crate) async fn flush(&self) {
         if !lock(&self.shared.state).pending.is_empty() {
@@ -310,6 +317,9 @@ impl Shared {
         };
         let result = if closed { Ok(()) } else { journal.append(&pending.bytes) };
         let lost_lines = result.as_ref().map_or_else(|refused| refused.lost_lines, |()| 0);
+        if result.is_err() {
+            journal.note_given_out(end);
+        }
         self.note_write(&journal, result.map_err(|refused| refused.source));
         pending.clear();
         let mut state = lock(&self.state);

@@ -14,6 +14,8 @@ use crate::domain::ids::RunId;
 use crate::domain::stream::Stream;
 use crate::util::chain::Chain;
 
+/// So far apart in time may a line be here and in the engine's log, where only its end is compared.
+const ENDS_APART_MS: u64 = 60_000;
 /// So many lines are compared.
 const TAIL_LINES: usize = 32;
 /// So many of the newest lines are looked through for them: the streams lie mixed.
@@ -71,7 +73,9 @@ pub(crate) struct Join {
 /// Joins the engine's log, of the same run and stream, to the tail. `from_start` says that `log` begins
 /// with the run's first line.
 pub(crate) fn join(tail: &Tail, log: &[EngineLine<'_>], from_start: bool) -> Join {
-    let found = place_by_count(tail, log, from_start).or_else(|| place_by_lines(tail, log));
+    let found = place_by_count(tail, log, from_start)
+        .or_else(|| place_by_lines(tail, log))
+        .or_else(|| place_by_ends(tail, log));
     let (first_new, gap) = match (found, tail.last_time_ms()) {
         (Some(place), _) => (place, false),
         (None, None) => (0, false),
@@ -79,9 +83,19 @@ pub(crate) fn join(tail: &Tail, log: &[EngineLine<'_>], from_start: bool) -> Joi
             (log.partition_point(|line| line.time_ms <= time_ms), !log.is_empty())
         }
     };
-    let continues = log.get(first_new).is_some_and(|line| line.text.starts_with(&tail.forming));
-    let skip_bytes = if continues && !gap { tail.forming.len() } else { 0 };
+    let next = log.get(first_new).filter(|_| !gap);
+    let skip_bytes = next.map_or(0, |next| known_bytes(&tail.forming, next.text));
     Join { first_new, skip_bytes, gap }
+}
+
+/// How much of a line the console has, of which it has `forming`. The engine's log gets long lines piece by
+/// piece, and may have less of one than the console; and the console may lack the beginning of one.
+fn known_bytes(forming: &[u8], line: &[u8]) -> usize {
+    if forming.starts_with(line) {
+        return line.len();
+    }
+    let at = line.windows(forming.len().max(1)).position(|part| part == forming);
+    at.map_or(0, |at| at + forming.len())
 }
 
 fn place_by_count(tail: &Tail, log: &[EngineLine<'_>], from_start: bool) -> Option<usize> {
@@ -97,6 +111,42 @@ fn place_by_lines(tail: &Tail, log: &[EngineLine<'_>]) -> Option<usize> {
         matched(tail, log, place).map(|lines| (lines, std::cmp::Reverse(distance), place))
     });
     candidates.max().map(|(_, _, place)| place)
+}
+
+/// The place behind the line that the console's last one may be the rest of: what was printed of a line
+/// while nobody was attached is in no log yet when the attach begins, and so never reaches the console.
+fn place_by_ends(tail: &Tail, log: &[EngineLine<'_>]) -> Option<usize> {
+    let last = tail.lines.last()?;
+    let candidates = log.iter().enumerate().filter(|(_, line)| {
+        line.time_ms.abs_diff(last.time_ms) < ENDS_APART_MS
+            && likeness(&last.text, line.text).is_some()
+    });
+    let nearest = candidates.min_by_key(|(_, line)| line.time_ms.abs_diff(last.time_ms));
+    nearest.map(|(index, _)| index + 1)
+}
+
+/// What a line of the console lacks of the engine's, if it is its beginning and its end.
+pub(crate) fn missing_part<'a>(ours: &[u8], theirs: &'a [u8]) -> Option<&'a [u8]> {
+    let (ours, theirs) = (without_end(ours), without_end(theirs));
+    let missing = theirs.len().checked_sub(ours.len()).filter(|&missing| missing > 0)?;
+    let begins = ours.iter().zip(theirs).take_while(|(a, b)| a == b).count();
+    (theirs[begins + missing..] == ours[begins..]).then(|| &theirs[begins..begins + missing])
+}
+
+/// How a line of the console and one of the engine's log are the same; `None` if they are not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Likeness {
+    Same,
+    /// The console lacks a part of it.
+    Part,
+}
+
+pub(crate) fn likeness(ours: &[u8], theirs: &[u8]) -> Option<Likeness> {
+    if same_text(ours, theirs) {
+        return Some(Likeness::Same);
+    }
+    let is_part = !ours.is_empty() && missing_part(ours, theirs).is_some();
+    is_part.then_some(Likeness::Part)
 }
 
 /// How many lines before `place` are those of the tail; `None` if one is not.
@@ -230,6 +280,45 @@ mod tests {
         let tail = tail(&[(1, "a")], Some(1), "> ");
         let log = log(&[(1, "a\n"), (5, "> stop\n")]);
         assert_eq!(join(&tail, &log, true), Join { first_new: 1, skip_bytes: 2, gap: false });
+    }
+
+    #[test]
+    fn a_long_line_goes_on_where_the_console_has_it() {
+        let tail = tail(&[(1, "a")], Some(1), "0123456789");
+        let part = log(&[(1, "a\n"), (5, "01234")]);
+        assert_eq!(join(&tail, &part, true), Join { first_new: 1, skip_bytes: 5, gap: false });
+        let more = log(&[(1, "a\n"), (5, "0123456789ab")]);
+        assert_eq!(join(&tail, &more, true), Join { first_new: 1, skip_bytes: 10, gap: false });
+    }
+
+    #[test]
+    fn a_line_whose_beginning_never_came_is_no_gap() {
+        let ends = tail(&[(1, "a"), (9, "END")], None, "");
+        let log_of = log(&[(1, "a\n"), (9, "Password:END\n"), (10, "b\n")]);
+        assert_eq!(join(&ends, &log_of, false), Join { first_new: 2, skip_bytes: 0, gap: false });
+        let torn = tail(&[(9, "Pass: END")], None, "");
+        let log_of = log(&[(9, "Pass: word END\n")]);
+        assert_eq!(join(&torn, &log_of, false), Join { first_new: 1, skip_bytes: 0, gap: false });
+        let forming = tail(&[(1, "a")], Some(1), "EN");
+        let log_of = log(&[(1, "a\n"), (9, "Password:END\n")]);
+        assert_eq!(
+            join(&forming, &log_of, true),
+            Join { first_new: 1, skip_bytes: 11, gap: false }
+        );
+    }
+
+    #[test]
+    fn a_part_is_missing_where_the_rest_is_the_same() {
+        let missing = |ours: &str, theirs: &'static str| {
+            missing_part(ours.as_bytes(), theirs.as_bytes())
+                .map(|part| std::str::from_utf8(part).unwrap())
+        };
+        assert_eq!(missing("END\n", "Password:END\r\n"), Some("Password:"));
+        assert_eq!(missing("a END", "a b END"), Some("b "));
+        assert_eq!(missing("END", "END"), None);
+        assert_eq!(missing("END", "ENDE"), Some("E"));
+        assert_eq!(missing("xEND", "Password:END"), None);
+        assert_eq!(missing("longer", "short"), None);
     }
 
     #[test]

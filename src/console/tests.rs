@@ -163,7 +163,12 @@ async fn what_was_dropped_from_the_journal_is_announced() {
 }
 
 fn size_of_dir(dir: &Path) -> u64 {
-    fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().metadata().unwrap().len()).sum()
+    segments(dir).map(|path| path.metadata().unwrap().len()).sum()
+}
+
+fn segments(dir: &Path) -> impl Iterator<Item = PathBuf> {
+    let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    entries.filter(|path| path.extension().is_some_and(|extension| extension == "journal"))
 }
 
 #[tokio::test]
@@ -190,8 +195,7 @@ async fn numbers_go_on_after_reopening() {
 
 /// The newest segment.
 fn newest(dir: &TempDir) -> PathBuf {
-    let entries = fs::read_dir(dir.path().join("console")).unwrap();
-    entries.map(|entry| entry.unwrap().path()).max().unwrap()
+    segments(&dir.path().join("console")).max().unwrap()
 }
 
 /// What happens to a console.
@@ -419,6 +423,24 @@ async fn a_disk_that_takes_nothing_does_not_stop_the_console() {
     let mut cursor = console.cursor(Start::After(Mark::line(2)));
     let got = Got::until(&mut cursor, |got| got.last_seq == 6).await;
     assert_eq!((got.text, got.lines_lost), (numbered(6..=6), 3));
+}
+
+#[tokio::test]
+async fn numbers_that_a_full_disk_did_not_take_are_not_given_out_again() {
+    let dir = TempDir::new().unwrap();
+    let console = open(&dir, small());
+    push(&console, &numbered(1..=5));
+    console.flush().await;
+    lock(&console.shared.journal).fill_disk();
+    push(&console, &numbered(6..=9));
+    console.flush().await;
+    assert_eq!(console.health(), Health { journal_lost_lines: 4, journal_failing: true });
+    let console = open(&dir, small());
+    assert_eq!(console.last_line(), 9);
+    push(&console, &numbered(10..=10));
+    let mut cursor = console.cursor(Start::After(Mark::line(5)));
+    let got = Got::until(&mut cursor, |got| got.last_seq == 10).await;
+    assert_eq!((got.text, got.lines_lost), (numbered(10..=10), 4));
 }
 
 #[tokio::test(start_paused = true)]

@@ -12,16 +12,15 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::effects::Ctx;
-use super::gap::RunLog;
+use super::reader::Reader;
 use super::stats::Sampler;
 use super::task::Report;
 use crate::domain::ids::RunId;
 use crate::domain::lifecycle::{Fact, Phase};
 use crate::domain::observed::Exit;
-use crate::domain::readiness::{Readiness, Shown};
-use crate::domain::stream::Stream;
+use crate::domain::readiness::Readiness;
 use crate::domain::units::now_unix_ms;
-use crate::engine::{Attached, Chunk, EngineError, EngineErrorKind, OutputStream};
+use crate::engine::{Attached, EngineError, EngineErrorKind, OutputStream};
 use crate::util::chain::Chain;
 
 /// How long the last output may take after the exit is known.
@@ -32,9 +31,6 @@ const CATCH_UP: Duration = Duration::from_secs(30);
 const EXIT_AFTER_OUTPUT: Duration = Duration::from_secs(3);
 /// So soon after the kernel has killed a process for want of memory, an end is put down to that.
 const OUT_OF_MEMORY_ENDS_WITHIN_MS: i64 = 10_000;
-/// A line without an end is looked at for the start pattern after so long: it may be a prompt.
-const PROMPT_AFTER: Duration = Duration::from_millis(50);
-const NANOS_PER_MS: i64 = 1_000_000;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum AttachedWhen {
@@ -192,100 +188,19 @@ impl Ctx {
         run: RunId,
         docker_id: &str,
         mut output: OutputStream,
-        mut readiness: Option<Readiness>,
+        readiness: Option<Readiness>,
         caught_up: &AtomicBool,
     ) {
+        let mut reader = Reader { ctx: self, run, docker_id, readiness, fresh: [false; 2] };
         if !caught_up.load(Ordering::Relaxed) {
-            self.catch_up_run(run, docker_id, &mut output, &mut readiness).await;
+            if let Err(error) = reader.catch_up(&mut output).await {
+                // The engine is away again. The next attach begins anew.
+                tracing::debug!(container.id = %self.snapshot.id, error = %Chain(&error), "the log was not to be read");
+                return;
+            }
             caught_up.store(true, Ordering::Relaxed);
         }
-        self.pump(run, output, readiness).await;
-    }
-
-    /// What passed before the attach, and what the attach had by the time that was known.
-    async fn catch_up_run(
-        &self,
-        run: RunId,
-        docker_id: &str,
-        output: &mut OutputStream,
-        readiness: &mut Option<Readiness>,
-    ) {
-        // From the beginning where the pattern is waited for: that it had matched may not have been stored.
-        let log = RunLog { whole: readiness.is_some(), ..self.workload_log(run, docker_id) };
-        let caught = self.catch_up(log, output).await;
-        for line in &caught.log {
-            let at_ms = line.at_nanos / NANOS_PER_MS;
-            self.look_for_readiness(run, readiness, (line.stream, &line.bytes), at_ms).await;
-            tokio::task::consume_budget().await;
-        }
-        for chunk in &caught.early {
-            self.take_chunk(run, chunk, readiness).await;
-        }
-        if readiness.is_some() {
-            self.fact(Fact::CaughtUp { run, at_ms: now_unix_ms() }).await;
-        }
-    }
-
-    async fn pump(&self, run: RunId, mut output: OutputStream, mut readiness: Option<Readiness>) {
-        loop {
-            let next = match &readiness {
-                Some(_) => match tokio::time::timeout(PROMPT_AFTER, output.next()).await {
-                    Ok(next) => next,
-                    Err(_) => {
-                        if let Some(shown) = readiness.as_mut().and_then(Readiness::feed_idle) {
-                            readiness = None;
-                            self.tell_shown(run, shown, now_unix_ms()).await;
-                            continue;
-                        }
-                        output.next().await
-                    }
-                },
-                None => output.next().await,
-            };
-            let chunk = match next {
-                Ok(Some(chunk)) => chunk,
-                Ok(None) => return,
-                Err(error) => {
-                    tracing::debug!(container.id = %self.snapshot.id, error = %Chain(&error), "the output broke off");
-                    return;
-                }
-            };
-            self.take_chunk(run, &chunk, &mut readiness).await;
-        }
-    }
-
-    async fn take_chunk(&self, run: RunId, chunk: &Chunk, readiness: &mut Option<Readiness>) {
-        let now_ms = now_unix_ms();
-        self.shared.print(run, chunk.stream, now_ms, &chunk.bytes);
-        self.look_for_readiness(run, readiness, (chunk.stream, &chunk.bytes), now_ms).await;
-        // Reading what is there already costs the runtime nothing that it counts, so a flood would keep
-        // everything else of this task from its turn.
-        tokio::task::consume_budget().await;
-    }
-
-    async fn look_for_readiness(
-        &self,
-        run: RunId,
-        readiness: &mut Option<Readiness>,
-        (stream, bytes): (Stream, &[u8]),
-        at_ms: i64,
-    ) {
-        if let Some(shown) = readiness.as_mut().and_then(|readiness| readiness.feed(stream, bytes))
-        {
-            *readiness = None;
-            self.tell_shown(run, shown, at_ms).await;
-        }
-    }
-
-    async fn tell_shown(&self, run: RunId, shown: Shown, at_ms: i64) {
-        let fact = match shown {
-            Shown::Ready => Fact::Ready { run, at_ms },
-            Shown::Failed { pattern } => {
-                let reason = format!("its output matched the fail pattern `{pattern}`");
-                Fact::Unready { run, reason }
-            }
-        };
-        self.fact(fact).await;
+        reader.pump(output).await;
     }
 }
 

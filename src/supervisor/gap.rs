@@ -1,9 +1,11 @@
 //! What a workload printed while nobody was attached: taken from the engine's log, joined to the
 //! console's end line by line, and to the beginning of the new attach byte by byte ([`super::seam`]).
 //!
-//! Where the engine has rotated lines away, the gap is said and not papered over. After an outage all
-//! containers want their logs at once; few of them are read at a time.
+//! Where the engine has rotated lines away, the gap is said and not papered over. A log that cannot be read
+//! because the engine is away again is read later: nothing that follows is numbered before. After an outage
+//! all containers want their logs at once; few of them are read at a time.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use super::effects::Ctx;
@@ -50,8 +52,8 @@ pub(super) struct Caught {
 }
 
 #[derive(Debug, Default)]
-struct Log {
-    lines: Vec<LogLine>,
+pub(super) struct Log {
+    pub(super) lines: Vec<LogLine>,
     /// It begins with the run's first line.
     from_start: bool,
     /// Why lines before its first one may be missing.
@@ -89,8 +91,13 @@ impl Ctx {
         RunLog { run, docker_id, since_ms: self.begun_at_ms, whole: false }
     }
 
-    /// Brings the console up to where `output`, an attach from just now, goes on.
-    pub(super) async fn catch_up(&self, of: RunLog<'_>, output: &mut OutputStream) -> Caught {
+    /// Brings the console up to where `output`, an attach from just now, goes on. An engine that is away
+    /// is an error, after which nothing was taken over: the attach is to be given up.
+    pub(super) async fn catch_up(
+        &self,
+        of: RunLog<'_>,
+        output: &mut OutputStream,
+    ) -> Result<Caught, EngineError> {
         let attached_at = now_unix_nanos();
         let mut early = Early::default();
         let _turn = tokio::select! {
@@ -98,9 +105,14 @@ impl Ctx {
             () = early.collect(output) => None,
         };
         let read = self.read_up_to(of, output, &mut early, attached_at).await;
+        if let Err(error) = &read
+            && error.is_away()
+        {
+            return read.map(|_| Caught::default());
+        }
         let mut caught = self.take_over(of, read).await;
         caught.early = early.into_chunks();
-        caught
+        Ok(caught)
     }
 
     /// Takes over the rest of a run that has ended and that nobody follows. Not if somebody reads after
@@ -114,7 +126,7 @@ impl Ctx {
     /// Takes over all that the engine's log has of a run that has ended.
     pub(super) async fn take_rest(&self, of: RunLog<'_>) -> Caught {
         let turn = self.services.log_turns.acquire().await.ok();
-        let read = self.read_log(of).await;
+        let read = self.services.insist(|| self.read_log(of)).await;
         let caught = self.take_over(of, read).await;
         drop(turn);
         self.end_output().await;
@@ -181,19 +193,30 @@ impl Ctx {
     }
 
     async fn read_log(&self, of: RunLog<'_>) -> Result<Log, EngineError> {
-        let engine = &self.services.engine;
-        let Some(observed) = engine.inspect(of.docker_id).await? else {
-            return Ok(Log::default());
-        };
         let overlap_ms = if of.whole { None } else { self.overlap_ms(of.run).await };
         // Of a run that is younger than that, all is read: then the count of lines decides where equal
         // ones are joined, and not how late they were read.
         let overlap_ms = overlap_ms.filter(|&from| of.since_ms.is_none_or(|since| from > since));
-        let since = overlap_ms.or(of.since_ms).map(|ms| {
+        let mut log = self.log_since(of.docker_id, overlap_ms.or(of.since_ms)).await?;
+        log.from_start = overlap_ms.is_none() && log.lacks.is_none();
+        Ok(log)
+    }
+
+    /// What the engine's log has since then, in Unix milliseconds.
+    pub(super) async fn log_since(
+        &self,
+        docker_id: &str,
+        since_ms: Option<i64>,
+    ) -> Result<Log, EngineError> {
+        let engine = &self.services.engine;
+        let Some(observed) = engine.inspect(docker_id).await? else {
+            return Ok(Log::default());
+        };
+        let since = since_ms.map(|ms| {
             let nanos = u32::try_from(ms.rem_euclid(1000)).unwrap_or(0) * 1_000_000;
             (ms.div_euclid(1000), nanos)
         });
-        let mut entries = engine.logs(of.docker_id, observed.tty, since).await?;
+        let mut entries = engine.logs(docker_id, observed.tty, since).await?;
         let mut log = Log::default();
         let (mut bytes, mut stored_bytes) = (0, 0);
         while let Some(line) = entries.next().await? {
@@ -210,7 +233,6 @@ impl Ctx {
         if stored_bytes >= self.services.settings().log.max_size_bytes {
             log.lacks.get_or_insert(Lack::Rotated);
         }
-        log.from_start = overlap_ms.is_none() && log.lacks.is_none();
         Ok(log)
     }
 
@@ -269,19 +291,16 @@ fn join_stream(
     began_ms: Option<i64>,
     skip: &mut [Option<usize>],
 ) -> Option<Gap> {
-    let of_stream = |&index: &usize| log.lines[index].stream == stream;
-    let of_stream: Vec<usize> = (0..log.lines.len()).filter(of_stream).collect();
-    let theirs: Vec<EngineLine<'_>> = of_stream
-        .iter()
-        .map(|&index| EngineLine {
-            time_ms: log.lines[index].at_nanos / NANOS_PER_MS,
-            text: &log.lines[index].bytes,
-        })
-        .collect();
+    let lines = whole_lines(&log.lines, stream);
+    let theirs: Vec<EngineLine<'_>> =
+        lines.iter().map(|line| EngineLine { time_ms: line.time_ms, text: &line.text }).collect();
     let first_ms = theirs.first()?.time_ms;
     let place = join(tail, &theirs, log.from_start);
-    for (nth, &index) in of_stream.iter().enumerate().skip(place.first_new) {
-        skip[index] = Some(if nth == place.first_new { place.skip_bytes } else { 0 });
+    let mut known = place.skip_bytes;
+    for &index in lines.iter().skip(place.first_new).flat_map(|line| &line.entries) {
+        let length = log.lines[index].bytes.len();
+        skip[index] = Some(known.min(length)).filter(|&skip| skip < length);
+        known = known.saturating_sub(length);
     }
     match tail.last_time_ms() {
         Some(from_ms) if place.gap => {
@@ -294,6 +313,34 @@ fn join_stream(
             log.lacks.map(|_| Gap { from_ms: began_ms.unwrap_or(first_ms), until_ms: first_ms })
         }
     }
+}
+
+/// A line of one stream as the engine's log has it, in one entry or, where it is long, in several.
+pub(super) struct WholeLine<'a> {
+    pub(super) text: Cow<'a, [u8]>,
+    /// Of the last entry.
+    pub(super) time_ms: i64,
+    entries: Vec<usize>,
+}
+
+/// The last one may lack its end.
+pub(super) fn whole_lines(log: &[LogLine], stream: Stream) -> Vec<WholeLine<'_>> {
+    let mut lines: Vec<WholeLine<'_>> = Vec::new();
+    for (index, entry) in log.iter().enumerate().filter(|(_, entry)| entry.stream == stream) {
+        let time_ms = entry.at_nanos / NANOS_PER_MS;
+        match lines.last_mut() {
+            Some(line) if !line.text.ends_with(b"\n") => {
+                line.text.to_mut().extend_from_slice(&entry.bytes);
+                line.time_ms = time_ms;
+                line.entries.push(index);
+            }
+            _ => {
+                let text = Cow::Borrowed(&entry.bytes[..]);
+                lines.push(WholeLine { text, time_ms, entries: vec![index] });
+            }
+        }
+    }
+    lines
 }
 
 /// How much is missing: the engine counts no lines, so its length in time.

@@ -45,7 +45,8 @@ impl Owner {
         // Whether the engine was away is in the look; what was noted before it is from before lightd.
         self.engine_was_away = false;
         let before = self.record.machine.clone();
-        let (policy, now) = (policy(&self.record.spec), self.services.uptime());
+        let (policy, now) =
+            (policy(&self.record.spec, &self.services.settings()), self.services.uptime());
         if let Some(seen) = &look.seen {
             self.record.docker_id = Some(seen.docker_id.clone());
         }
@@ -192,7 +193,8 @@ impl Owner {
         match health {
             Health::Reachable { .. } if self.booted && self.unknown_since.is_some() => {
                 self.unknown_since = None;
-                let (policy, now) = (policy(&self.record.spec), self.services.uptime());
+                let (policy, now) =
+                    (policy(&self.record.spec, &self.services.settings()), self.services.uptime());
                 self.record.machine.engine_back(policy, now);
                 self.publish();
                 self.look();

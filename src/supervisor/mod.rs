@@ -27,6 +27,7 @@ mod metering;
 mod outcome;
 mod pace;
 mod post_mortem;
+mod reader;
 mod record;
 mod registry;
 mod script;

@@ -123,7 +123,7 @@ impl<'a> Script<'a> {
     ) -> Result<(Exit, bool), EngineError> {
         let reading = async {
             if !from_start {
-                let caught = self.ctx.catch_up(self.whole_log(), &mut output).await;
+                let caught = self.ctx.catch_up(self.whole_log(), &mut output).await?;
                 log.make_up(&caught.log, &caught.news).await;
                 for chunk in &caught.early {
                     self.take_chunk(chunk, log).await;
@@ -132,6 +132,7 @@ impl<'a> Script<'a> {
             while let Ok(Some(chunk)) = output.next().await {
                 self.take_chunk(&chunk, log).await;
             }
+            Ok(())
         };
         let exit = self.ctx.services.engine.wait(self.docker_id);
         tokio::pin!(reading, exit);
@@ -139,11 +140,14 @@ impl<'a> Script<'a> {
             biased;
             exit = &mut exit => {
                 let drained = tokio::time::timeout(DRAIN, reading).await;
-                Ok((exit?, drained.is_ok()))
+                Ok((exit?, matches!(drained, Ok(Ok(())))))
             }
-            () = &mut reading => match tokio::time::timeout(DRAIN, exit.as_mut()).await {
-                Ok(exit) => Ok((exit?, true)),
-                Err(_) => Ok((exit.await?, false)),
+            read = &mut reading => {
+                read?;
+                match tokio::time::timeout(DRAIN, exit.as_mut()).await {
+                    Ok(exit) => Ok((exit?, true)),
+                    Err(_) => Ok((exit.await?, false)),
+                }
             }
         }
     }

@@ -152,17 +152,20 @@ impl Seam<'_> {
     /// that a length is.
     fn place(self, at_least: usize, apart: impl Fn(usize) -> u64) -> Option<usize> {
         let Self { log, early, early_is_cut } = self;
-        if at_least == 0 && !early.contains(&b'\n') {
+        // The log gets a line when it ends, and a long one in pieces as well.
+        let is_in_no_log = at_least == 0 && !early.contains(&b'\n');
+        if early.is_empty() || is_in_no_log && log.last().is_none_or(|&last| last == b'\n') {
             return Some(log.len());
         }
         let from = log.len().saturating_sub(early.len() + LOOK_BACK_BYTES);
         let borders = borders(early);
-        let mut matched = 0;
+        let (mut matched, mut lags) = (0, false);
         for (at, &byte) in log[from..].iter().enumerate() {
             if matched == early.len() {
                 if early_is_cut {
                     return Some(from + at - matched);
                 }
+                lags = true;
                 matched = step_back(&borders, matched);
             }
             while matched > 0 && early[matched] != byte {
@@ -174,7 +177,9 @@ impl Seam<'_> {
             (length > 0).then(|| step_back(&borders, length))
         });
         let possible = all.take_while(|&length| length > 0 && length >= at_least);
-        possible.min_by_key(|&length| apart(length)).map(|length| log.len() - length)
+        let place = possible.min_by_key(|&length| apart(length)).map(|length| log.len() - length);
+        // Where the log has all of it and more, the attach is still to come to the log's end.
+        place.or_else(|| (is_in_no_log && !lags).then_some(log.len()))
     }
 }
 
@@ -217,6 +222,10 @@ mod tests {
         assert_eq!(at("a\n> stop\nb\n", "stop\nb\n> ", 7), Some(4));
         assert_eq!(at("tick\ntick\ntick\n", "tick\n", 5), Some(10));
         assert_eq!(at("", "a\n", 2), None);
+        assert_eq!(at("a\n0123456789", "6789ab", 0), Some(8), "a long line in pieces");
+        assert_eq!(at("a\n0123", "xyz", 0), Some(6));
+        assert_eq!(at("a\n0123", "", 0), Some(6));
+        assert_eq!(at("a\n0123456789", "456", 0), None, "the attach lags behind");
     }
 
     #[test]

@@ -35,6 +35,8 @@ pub(crate) struct Settings {
     pub(crate) install_timeout: Duration,
     /// Those of lightd's own accord.
     pub(crate) starts_per_second: u32,
+    /// Of containers that do not say.
+    pub(crate) start_timeout: Option<Duration>,
     /// How many are kept of each container.
     pub(crate) post_mortems: usize,
     /// What an install script may add to the root file system.

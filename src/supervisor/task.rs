@@ -273,7 +273,7 @@ impl Owner {
     /// Feeds the machine, stores and publishes what came of it, and carries it out.
     pub(super) async fn fact(&mut self, fact: Fact) {
         let before = self.record.machine.clone();
-        let policy = policy(&self.record.spec);
+        let policy = policy(&self.record.spec, &self.services.settings());
         let effects = self.record.machine.fact(fact, policy, self.services.uptime());
         self.settle(&before, effects).await;
     }

@@ -64,7 +64,7 @@ impl Owner {
         if let Some(Change::Spec(spec)) = change {
             self.check(spec)?;
         }
-        let policy = policy(&self.record.spec);
+        let policy = policy(&self.record.spec, &self.services.settings());
         Ok(machine.command(command, policy, self.services.uptime())?)
     }
 

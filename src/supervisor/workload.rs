@@ -40,14 +40,14 @@ pub(super) struct Places<'a> {
     pub(super) data: &'a Path,
 }
 
-pub(super) fn policy(spec: &ContainerSpec) -> Policy {
+pub(super) fn policy(spec: &ContainerSpec, settings: &Settings) -> Policy {
     Policy {
         stop_grace: spec.stop.grace,
         stop_by: match spec.stop.how {
             StopHow::Signal(_) => EndedBy::Signal,
             StopHow::Command(_) => EndedBy::Command,
         },
-        start_timeout: spec.start_timeout,
+        start_timeout: spec.start_timeout.or(settings.start_timeout),
         crash: spec.restart_on_crash.policy(),
         autostart: spec.autostart,
         chance: rand::random(),

@@ -5,7 +5,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde_json::json;
 
 use crate::support::SOON;
+use crate::support::agreement::all_lines;
 use crate::support::chaos::Door;
+use crate::support::process::Daemon;
 use crate::support::wait::eventually;
 
 #[tokio::test]
@@ -97,5 +99,68 @@ async fn kills_that_were_asked_for_again_and_again_meanwhile_end_one_run_only() 
         })
         .await;
     assert_eq!(daemon.logs(&id).await.matches("Ready").count(), 2, "{shown}");
+    daemon.close().await;
+}
+
+#[tokio::test]
+async fn a_log_that_is_refused_is_asked_for_again_and_no_line_is_lost() {
+    let (daemon, mut door) = Door::and_daemon().await;
+    let id = daemon.id("refused");
+    let counts = "echo Ready; n=0; while :; do n=$((n+1)); echo $n; sleep 0.01; done";
+    daemon.run(&id, json!({"startup_command": counts, "tty": false})).await;
+    daemon.expect_log(&id, "20").await;
+    door.shut();
+    daemon.state(&id, "unknown").await;
+    door.reopen_refusing_logs(2);
+    door.logs_were_refused().await;
+    let before = last_number(&daemon, &id).await;
+    eventually("the console goes on", SOON, async || {
+        let now = last_number(&daemon, &id).await;
+        if now > before + 100 { Ok(()) } else { Err(now) }
+    })
+    .await;
+    daemon.power(&id, "kill").await;
+    daemon.state(&id, "offline").await;
+    let lines = all_lines(&daemon, &id).await;
+    let numbers: Vec<String> = (1..lines.len()).map(|n| n.to_string()).collect();
+    assert_eq!(lines[1..], numbers, "each line once, and nothing is said to be missing");
+    daemon.close().await;
+}
+
+async fn last_number(daemon: &Daemon, id: &str) -> u64 {
+    let log = daemon.logs(id).await;
+    log.lines().rev().find_map(|line| line.trim_end().parse().ok()).unwrap_or(0)
+}
+
+#[tokio::test]
+async fn a_line_longer_than_any_goes_on_behind_an_outage_and_comes_once() {
+    let (daemon, mut door) = Door::and_daemon().await;
+    let id = daemon.id("long");
+    let long = "echo Ready; i=0; while test $i -lt 20000; do printf '%06d ' $i; i=$((i+1)); \
+                test $((i % 1000)) = 0 && sleep 0.1; done; echo; echo END; guest forever";
+    let mut socket = {
+        daemon.create(&id, json!({"startup_command": long, "tty": false})).await;
+        let socket = daemon.ws(&id).await;
+        daemon.power(&id, "start").await;
+        socket
+    };
+    socket.expect_console("011000 ").await;
+    door.shut();
+    daemon.state(&id, "unknown").await;
+    door.reopen();
+    daemon.expect_log(&id, "END").await;
+    let is_note = |line: &String| line.starts_with("[lightd]");
+    let (notes, output): (Vec<_>, Vec<_>) =
+        all_lines(&daemon, &id).await.into_iter().partition(is_note);
+    let text = output.concat();
+    // A number that is cut by what is missing is none.
+    let whole = text.split(' ').filter(|word| word.len() == 6);
+    let numbers: Vec<u64> = whole.filter_map(|word| word.parse().ok()).collect();
+    let repeated = numbers.windows(2).find(|pair| pair[1] <= pair[0]);
+    assert_eq!(repeated, None, "of {} numbers", numbers.len());
+    // What the engine's log did not have yet when the attach began is told when it has.
+    let told = notes.iter().any(|note| note.contains("of the line before"));
+    assert!(numbers.len() >= 19_999 || told, "{} numbers, {notes:?}", numbers.len());
+    assert!(!notes.iter().any(|note| note.contains("rotated")), "nothing was: {notes:?}");
     daemon.close().await;
 }

@@ -523,3 +523,35 @@ async fn a_reinstall_cut_off_at_its_beginning_has_a_log_of_its_own() {
     }
     daemon.close().await;
 }
+
+#[tokio::test]
+async fn the_beginning_of_a_line_that_was_printed_while_nobody_read_is_told_with_its_end() {
+    let mut daemon = Daemon::start().await;
+    let id = daemon.id("begun");
+    let command = format!(
+        "echo Ready; {WAIT_FOR_GO}; printf Password:; echo > said; read line; sleep 1; \
+         echo \"$line\"; read line; guest forever"
+    );
+    let spec = json!({"startup_command": command, "tty": false, "start_timeout": 60});
+    let shown = daemon.run(&id, spec).await;
+    daemon.kill9().await;
+    go(&daemon, &shown);
+    eventually("it is printed", SOON, async || daemon.volume_file(&shown, "said").ok_or("not yet"))
+        .await;
+    daemon.launch().await;
+    daemon.state(&id, "running").await;
+    let client = daemon.client();
+    client.post(&format!("/containers/{id}/command"), json!({"command": "END"})).await.is(202);
+    daemon.expect_log(&id, "Password:").await;
+    for _ in 0..2 {
+        daemon.kill9().await;
+        daemon.launch().await;
+        daemon.state(&id, "running").await;
+        // Written once it is attached to again.
+        client.post(&format!("/containers/{id}/command"), json!({"command": "on"})).await.is(202);
+    }
+    let lines = all_lines(&daemon, &id).await;
+    let told = "[lightd] of the line before, this was printed while nobody read: Password:";
+    assert_eq!(lines, ["Ready", "END", told]);
+    daemon.close().await;
+}

@@ -102,6 +102,7 @@ async fn a_start_that_takes_too_long_has_failed() {
     socket.expect_state("stopped").await;
     let shown = daemon.state(&id, "offline").await;
     assert_eq!(shown["start_error"], "it was not ready within 1 s", "{shown}");
+    assert_eq!(shown["state_reason"], "failed_start", "{shown}");
     daemon.power(&id, "start").await;
     let shown = daemon.shown(&id, "it starts", |shown| shown["state"] == "starting").await;
     assert_eq!(shown["start_error"], Value::Null, "{shown}");
@@ -156,15 +157,17 @@ async fn a_deadline_that_passed_while_lightd_was_away_is_judged_by_what_was_prin
 
 #[tokio::test]
 async fn a_pattern_is_looked_for_in_the_lines_of_each_stream() {
-    let daemon = Daemon::start().await;
+    let daemon = Daemon::start_with(|config| {
+        config["supervision"]["start_timeout"] = json!("3s");
+    })
+    .await;
     let (id, torn) = (daemon.id("streams"), daemon.id("torn"));
     let command = "printf Do; echo noise >&2; sleep 0.2; echo ne; guest forever";
     let spec = json!({"startup_command": command, "tty": false, "start_pattern": "^Done$"});
     daemon.run(&id, spec).await;
     // What two streams make together is no line.
     let command = "printf 'Server '; echo up >&2; sleep 0.2; echo is up; guest forever";
-    let spec = json!({"startup_command": command, "tty": false, "start_pattern": "^Server up$",
-                      "start_timeout": 2});
+    let spec = json!({"startup_command": command, "tty": false, "start_pattern": "^Server up$"});
     daemon.create(&torn, spec).await;
     daemon.power(&torn, "start").await;
     let shown =

@@ -26,7 +26,7 @@ use crate::supervisor::{Restarts, Snapshot};
     "install_state": "ready", "install_error": null, "exit_code": null, "oom_killed": false, "last_exit": null,
     "image": "ubuntu:22.04", "volume_id": "0190c6a0-5f1e-4c8e-9d57-8a3f0c2b7e11",
     "startup_command": "while true; do echo Ready; sleep 1; done", "start_pattern": "Ready",
-    "start_patterns": [], "fail_patterns": [], "start_timeout": null, "start_error": null,
+    "start_patterns": [], "fail_patterns": [], "start_timeout": null, "state_reason": null, "start_error": null,
     "ports": [{"ip": "0.0.0.0", "port": 25565, "protocol": "tcp", "container_port": 25565}],
     "limits": {
         "memory": 536_870_912, "memory_swap": null, "memory_reservation": null, "cpu": 1.0, "cpu_shares": null,
@@ -70,6 +70,9 @@ pub(super) struct ContainerView<'a> {
     /// Seconds.
     #[schema(required)]
     start_timeout: Option<u64>,
+    /// `failed_start` where `state` is what it is because the last start came to nothing.
+    #[schema(required)]
+    state_reason: Option<&'a str>,
     /// Why the last start came to nothing.
     #[schema(required)]
     start_error: Option<&'a str>,
@@ -133,6 +136,7 @@ impl<'a> From<&'a Snapshot> for ContainerView<'a> {
             start_patterns: &spec.start_patterns,
             fail_patterns: &spec.fail_patterns,
             start_timeout: spec.start_timeout.map(|limit| limit.as_secs()),
+            state_reason: snapshot.start_error.is_some().then_some("failed_start"),
             start_error: snapshot.start_error.as_deref(),
             ports: &snapshot.ports,
             limits: &spec.limits,

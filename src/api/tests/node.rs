@@ -213,6 +213,7 @@ fn settings() -> Settings {
         allowed_mounts: Vec::new(),
         install_timeout: Duration::from_secs(60),
         starts_per_second: 4,
+        start_timeout: None,
         post_mortems: 5,
         install_image_max_bytes: 1 << 30,
         panel: false,

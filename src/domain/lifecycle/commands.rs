@@ -37,9 +37,8 @@ impl Machine {
                 | Command::Thaw => Err(Denied::Deleting),
             };
         }
-        if matches!(command, Command::Start | Command::Stop | Command::Restart | Command::Kill) {
-            self.restarts.reset();
-        }
+        let is_about_running =
+            matches!(command, Command::Start | Command::Stop | Command::Restart | Command::Kill);
         let decision = match command {
             Command::Start => self.start(),
             Command::Stop => self.stop(policy, now),
@@ -58,6 +57,9 @@ impl Machine {
             Command::Freeze => self.freeze(),
             Command::Thaw => self.thaw(),
         };
+        if is_about_running && decision.is_ok() {
+            self.restarts.reset();
+        }
         self.forget_freeze();
         decision
     }

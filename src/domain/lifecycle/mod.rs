@@ -8,7 +8,8 @@
 //! refused changes nothing; the phase stored before an effect runs is enough to carry on after a crash
 //! at any point ([`Machine::boot`]).
 //!
-//! What each wish does in each phase (A accepted, I satisfied already, D denied):
+//! What each wish does in each phase (A accepted, I satisfied already, D denied), held to the code by the
+//! module's tests:
 //!
 //! | | Offline | Crashed | Failed | Suspended | Installing | Starting | Running | Paused | Stopping | Rebinding | Deleting |
 //! |---|---|---|---|---|---|---|---|---|---|---|---|
@@ -21,10 +22,15 @@
 //! | reinstall | A | A | A | D | D | A, stops first | A, stops first | A, stops first | A, after it | D | D |
 //! | rebind | A | A | A | A | D | A, stops, starts again | A | A | D | D | D |
 //! | suspend | A | A | A | I | A, after it | A, stops first | A, stops first | A, stops first | A, after it | A, after it | D |
-//! | unsuspend | I | I | I | A | I | I | I | I | A | I | D |
+//! | unsuspend | I | I | I | A | I | I | I | I | I | I | D |
 //! | delete | A | A | A | A | A | A | A | A | A | A | I |
 //! | freeze | I | I | I | I | D | A once launched | A | I | D | D | D |
-//! | thaw | I | I | I | I | I | A | A | A | I | I | D |
+//! | thaw | I | I | I | I | I | I, A if frozen | I, A if frozen | I, A if frozen | I | I | D |
+//!
+//! `Stopping` and `Rebinding` stand for those after which the workload rests. Where something else follows a
+//! stop, that decides: a start is satisfied by a start or rebind that follows and denied by a reinstall or a
+//! suspension, a restart is satisfied by a start, a reinstall is denied by a rebind or a suspension and a
+//! suspension by a rebind; a suspension that follows is called off by `unsuspend`.
 //!
 //! What a wish does to a run that is being given up (a start that failed) is what it does to one that is
 //! stopping: a start comes after it, a stop or kill calls the restart off.
@@ -42,6 +48,8 @@ mod phase;
 mod run;
 mod sightings;
 mod starts;
+#[cfg(test)]
+mod table;
 
 use std::time::Duration;
 

@@ -1,6 +1,6 @@
 //! A door in front of the engine's socket that can be shut: what goes through it is cut, and nothing
 //! new gets in, as if the engine had ended. It can also keep those waiting who want to attach or to see a
-//! list, and lose the answer to a start.
+//! list, lose the answer to a start, and refuse logs.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -33,12 +33,18 @@ struct Rules {
     attaches_waiting: usize,
     holds_lists: bool,
     loses_a_start: bool,
+    /// How many more.
+    refuses_logs: usize,
 }
 
 impl Door {
     /// Opens it at `path`.
     pub(crate) fn open_at(path: &Path) -> Self {
-        let rules = Arc::new(watch::Sender::new(Rules::default()));
+        Self::open_with(path, Rules::default())
+    }
+
+    fn open_with(path: &Path, rules: Rules) -> Self {
+        let rules = Arc::new(watch::Sender::new(rules));
         let listener = UnixListener::bind(path).expect("a socket");
         let task = serve(listener, Arc::clone(&rules));
         Self { path: path.to_owned(), rules, task }
@@ -63,6 +69,15 @@ impl Door {
 
     pub(crate) fn reopen(&mut self) {
         *self = Self::open_at(&self.path);
+    }
+
+    /// Opens it again; so often whoever asks for a log is cut off.
+    pub(crate) fn reopen_refusing_logs(&mut self, times: usize) {
+        *self = Self::open_with(&self.path, Rules { refuses_logs: times, ..Rules::default() });
+    }
+
+    pub(crate) async fn logs_were_refused(&self) {
+        self.come_to("nobody asks for logs", |rules| rules.refuses_logs == 0).await;
     }
 
     /// From now on attaching takes until [`Self::let_attach`].
@@ -168,15 +183,15 @@ impl Passage<'_> {
                 return to.shutdown().await;
             }
             match side {
-                Side::Asking => self.hold(&chunk[..read]).await,
+                Side::Asking => self.hold(&chunk[..read]).await?,
                 Side::Answering => self.lose()?,
             }
             to.write_all(&chunk[..read]).await?;
         }
     }
 
-    /// Keeps a request waiting for as long as the rules say.
-    async fn hold(&self, request: &[u8]) {
+    /// Keeps a request waiting for as long as the rules say, or breaks it off.
+    async fn hold(&self, request: &[u8]) -> io::Result<()> {
         if begins(request, "POST", "/attach?") {
             self.rules.send_modify(|rules| rules.attaches_waiting += 1);
             drop(self.rules.subscribe().wait_for(|rules| !rules.holds_attaches).await);
@@ -186,6 +201,14 @@ impl Passage<'_> {
             drop(self.rules.subscribe().wait_for(|rules| !rules.holds_lists).await);
         }
         self.is_start.store(begins(request, "POST", "/start HTTP/"), Ordering::Relaxed);
+        let mut is_refused = false;
+        if begins(request, "GET", "/logs?") {
+            self.rules.send_modify(|rules| {
+                is_refused = rules.refuses_logs > 0;
+                rules.refuses_logs = rules.refuses_logs.saturating_sub(1);
+            });
+        }
+        if is_refused { Err(io::ErrorKind::BrokenPipe.into()) } else { Ok(()) }
     }
 
     /// Breaks the connection off where the rules say that this answer is lost.
