@@ -36,7 +36,7 @@ use crate::files::volume::Stat;
 use crate::files::{FileError, Lane, Progress, Volume};
 
 pub(super) fn long_routes() -> Routes {
-    Routes::default().routes(routes!(read, write))
+    Routes::default().routes(routes!(read_contents, write_contents))
 }
 
 #[derive(Debug, Deserialize, IntoParams)]
@@ -77,7 +77,7 @@ refusals!(ReadRefusals: VOLUME, PATH; 416: "range_not_satisfiable");
         ReadRefusals,
     ),
 )]
-async fn read(
+async fn read_contents(
     auth: Auth,
     State(state): State<AppState>,
     Path(id): Path<VolumeId>,
@@ -179,7 +179,7 @@ refusals!(WriteRefusals: VOLUME, PATH, CHANGE; 400: "incomplete_body"; 412: "pre
         WriteRefusals,
     ),
 )]
-async fn write(
+async fn write_contents(
     auth: Auth,
     State(state): State<AppState>,
     Path(id): Path<VolumeId>,
