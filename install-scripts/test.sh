@@ -138,7 +138,9 @@ want zstd zstd
 want e2fsprogs mkfs.ext4
 want util-linux losetup
 want shellcheck shellcheck
-# For the client of resumable uploads, which npm brings from its lockfile.
+# For schemathesis, which pip brings from tests/openapi/requirements.txt into target/.
+have python3 && python3 -c 'import ensurepip, venv' 2>/dev/null || missing_packages+=(python3-venv)
+# For the clients of resumable uploads and of the whole API, which npm brings from their lockfiles.
 want nodejs node
 want npm npm
 want_static_busybox

@@ -45,6 +45,12 @@ pub mod fuzzing {
     pub use crate::files::fuzzing::{path, unpack, unpack_tar};
 }
 
+/// The door for `benches/access.rs`.
+#[cfg(feature = "benching")]
+pub mod benching {
+    pub use crate::access::benching::TokenCheck;
+}
+
 /// Reads the command line and does what it says.
 pub fn main() -> std::process::ExitCode {
     cli::main()

@@ -1,16 +1,17 @@
 //! A right to be here, and its end.
 //!
-//! Made by [`super::Access`] from a checked token and held for as long as a request or a socket lasts. A
-//! socket waits for [`Grant::ended`] beside its work; that the store could not be asked ends nobody.
+//! Made by [`super::Access`] from a checked token and held for as long as a request, a transfer or a
+//! socket lasts. Whoever holds one waits for [`Grant::ended`] beside its work.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{broadcast, watch};
 
-use super::AccessSettings;
+use super::settings::{AccessSettings, NodeTerm};
 use crate::domain::access::{Principal, TokenId};
 use crate::domain::units::{UnixSeconds, now_unix_ms};
-use crate::store::Store;
+use crate::store::token_index::TokenIndex;
 use crate::store::tokens::TokenRow;
 use crate::util::secret::SecretDigest;
 
@@ -21,8 +22,6 @@ const LONGEST_SLEEP: Duration = Duration::from_secs(600);
 #[derive(Debug)]
 pub(crate) struct Grant {
     pub(crate) principal: Principal,
-    /// Of an issued token.
-    pub(crate) expires_at: Option<UnixSeconds>,
     hold: Hold,
 }
 
@@ -31,13 +30,13 @@ pub(crate) struct Grant {
 enum Hold {
     /// On authorization being switched off.
     AuthorizationOff(watch::Receiver<AccessSettings>),
-    /// On the node's token staying as it is.
+    /// On this being the node's token, or still good beside the one that followed.
     NodeToken(watch::Receiver<AccessSettings>, SecretDigest),
     Issued {
         id: TokenId,
-        once: bool,
-        store: Store,
-        revoked: broadcast::Receiver<TokenId>,
+        expires_at: UnixSeconds,
+        index: Arc<TokenIndex>,
+        gone: broadcast::Receiver<TokenId>,
     },
 }
 
@@ -50,73 +49,89 @@ pub(crate) enum Ended {
 
 impl Grant {
     pub(super) fn anonymous(settings: watch::Receiver<AccessSettings>) -> Self {
-        let hold = Hold::AuthorizationOff(settings);
-        Self { principal: Principal::Anonymous, expires_at: None, hold }
+        Self { principal: Principal::Anonymous, hold: Hold::AuthorizationOff(settings) }
     }
 
     pub(super) fn node(settings: watch::Receiver<AccessSettings>, digest: SecretDigest) -> Self {
-        let hold = Hold::NodeToken(settings, digest);
-        Self { principal: Principal::Node, expires_at: None, hold }
+        Self { principal: Principal::Node, hold: Hold::NodeToken(settings, digest) }
     }
 
     pub(super) fn issued(
-        row: TokenRow,
-        store: Store,
-        revoked: broadcast::Receiver<TokenId>,
+        row: &TokenRow,
+        index: Arc<TokenIndex>,
+        gone: broadcast::Receiver<TokenId>,
     ) -> Self {
+        let (id, expires_at) = (row.id, row.expires_at);
         Self {
-            principal: Principal::Token { id: row.id, scope: row.scope },
-            expires_at: Some(row.expires_at),
-            hold: Hold::Issued { id: row.id, once: row.remove_on_use, store, revoked },
+            principal: Principal::Token { id, scope: row.scope.clone() },
+            hold: Hold::Issued { id, expires_at, index, gone },
         }
     }
 
     /// Waits for the token's end. May be dropped and asked again.
     pub(crate) async fn ended(&mut self) -> Ended {
         match &mut self.hold {
-            Hold::AuthorizationOff(settings) => until(settings, |now| now.enabled).await,
-            Hold::NodeToken(settings, digest) => {
-                let digest = *digest;
-                until(settings, |now| now.enabled && now.node_token != digest).await
-            }
-            Hold::Issued { id, once, store, revoked } => {
+            Hold::AuthorizationOff(settings) => authorization_on(settings).await,
+            Hold::NodeToken(settings, digest) => node_term_over(settings, *digest).await,
+            Hold::Issued { id, expires_at, index, gone } => {
                 tokio::select! {
-                    () = revocation(*id, *once, store, revoked) => Ended::Revoked,
-                    () = expiry(self.expires_at) => Ended::Expired,
+                    () = revocation(*id, index, gone) => Ended::Revoked,
+                    () = expiry(*expires_at) => Ended::Expired,
                 }
             }
         }
     }
 }
 
-async fn until(
-    settings: &mut watch::Receiver<AccessSettings>,
-    over: impl FnMut(&AccessSettings) -> bool,
-) -> Ended {
+async fn authorization_on(settings: &mut watch::Receiver<AccessSettings>) -> Ended {
     // Asked before the next await: what it answers holds a lock that must not be held over one.
-    let is_over = settings.wait_for(over).await.is_ok();
+    let is_over = settings.wait_for(|now| now.enabled).await.is_ok();
     if !is_over {
-        // The daemon is being taken down; that ends connections in its own way.
-        std::future::pending::<()>().await;
+        taken_down().await;
     }
     Ended::Revoked
 }
 
-async fn revocation(
-    id: TokenId,
-    once: bool,
-    store: &Store,
-    revoked: &mut broadcast::Receiver<TokenId>,
-) {
+/// The daemon is being taken down; that ends connections in its own way.
+async fn taken_down() {
+    std::future::pending().await
+}
+
+async fn node_term_over(
+    settings: &mut watch::Receiver<AccessSettings>,
+    digest: SecretDigest,
+) -> Ended {
     loop {
-        match revoked.recv().await {
+        let term = {
+            let now = settings.borrow_and_update();
+            if now.enabled {
+                now.node_term(digest, UnixSeconds::now())
+            } else {
+                Some(NodeTerm::Present)
+            }
+        };
+        let end = async {
+            match term {
+                Some(NodeTerm::Present) => std::future::pending().await,
+                Some(NodeTerm::Until(until)) => expiry(until).await,
+                None => {}
+            }
+        };
+        tokio::select! {
+            () = end => return if term.is_some() { Ended::Expired } else { Ended::Revoked },
+            changed = settings.changed() => if changed.is_err() { taken_down().await },
+        }
+    }
+}
+
+async fn revocation(id: TokenId, index: &TokenIndex, gone: &mut broadcast::Receiver<TokenId>) {
+    loop {
+        match gone.recv().await {
             Ok(which) if which == id => return,
             Ok(_) => {}
-            // Too many at once to have seen each. A token for one use has no row any more, so nobody
-            // can have revoked it.
+            // Too many at once to have heard of each.
             Err(broadcast::error::RecvError::Lagged(_)) => {
-                let exists = store.read("look up a token", move |rx| rx.token_exists(id)).await;
-                if !once && matches!(exists, Ok(false)) {
+                if !index.exists(id) {
                     return;
                 }
             }
@@ -125,10 +140,9 @@ async fn revocation(
     }
 }
 
-async fn expiry(at: Option<UnixSeconds>) {
-    let Some(at) = at else { return std::future::pending().await };
+async fn expiry(at: UnixSeconds) {
     loop {
-        let left = at.0.saturating_mul(1000) - now_unix_ms();
+        let left = at.0.saturating_mul(1000).saturating_sub(now_unix_ms());
         let Ok(left @ 1..) = u64::try_from(left) else { return };
         tokio::time::sleep(Duration::from_millis(left).min(LONGEST_SLEEP)).await;
     }

@@ -2,22 +2,32 @@
 //!
 //! [`Access::check`] turns a bearer token into a [`Grant`]. What a grant's principal may then do is
 //! decided by [`crate::domain::access::allows`]. A grant ends with its token: [`Grant::ended`] tells
-//! a socket when to close, so that no connection outlives the right to it.
+//! a socket or a transfer when to end, so that no connection outlives the right to it.
 //!
-//! The node's token is compared by digest in constant time, and always with the present one; an issued
-//! token is found by the digest that is stored. A token that is good for one use is taken by deleting
-//! its row, which only one of two requests can do.
+//! The node's token is compared by digest in constant time, and always with the present one and the one
+//! before it while that has its grace; an issued token is found by the digest that is stored. One that
+//! is good for one use is taken by marking its row, which only one of two requests can do. Who fails too
+//! often from one address is slowed down: see [`attempts`].
 
+mod attempts;
+#[cfg(feature = "benching")]
+pub(crate) mod benching;
 pub(crate) mod grant;
+mod settings;
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{broadcast, watch};
+use tokio::sync::watch;
 
+use self::attempts::Attempts;
 pub(crate) use self::grant::Grant;
-use crate::domain::access::{Scope, TOKEN_PREFIX, TokenId, is_token};
+pub(crate) use self::settings::{AccessSettings, AttemptLimit, PreviousToken};
+use crate::domain::access::{Principal, Scope, TOKEN_PREFIX, TokenId, is_token};
+use crate::domain::client::ClientAddress;
+use crate::domain::ids::ContainerId;
 use crate::domain::units::{Span, UnixSeconds};
-use crate::store::tokens::{NewToken, TokenRow};
+use crate::store::tokens::{NewToken, TokenPage, TokenRow};
 use crate::store::{Store, StoreError};
 use crate::util::secret::{Secret, SecretDigest, random_text};
 
@@ -25,8 +35,6 @@ const TTL_MIN: Duration = Duration::from_secs(1);
 const TTL_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
 /// How exact the time of a token's last use is; each request would be a write otherwise.
 const LAST_USE_SECONDS: i64 = 60;
-/// Revocations that a socket may be behind before it asks the store instead.
-const REVOCATIONS: usize = 64;
 /// Characters of a token that lists show.
 const SHOWN_CHARS: usize = TOKEN_PREFIX.len() + 6;
 
@@ -37,19 +45,12 @@ pub(crate) enum AccessError {
     /// Unknown, revoked, used up and expired look the same from outside.
     #[error("the token is not valid")]
     BadToken,
+    #[error("too many tokens from this address were not valid")]
+    TooManyAttempts { retry_after: Duration },
     #[error("ttl must be between 1s and 365d")]
     BadTtl,
     #[error(transparent)]
     Store(#[from] StoreError),
-}
-
-/// The part of the configuration that decides who gets in.
-#[derive(Clone, Debug)]
-pub(crate) struct AccessSettings {
-    pub(crate) enabled: bool,
-    pub(crate) node_token: SecretDigest,
-    /// Empty: no list.
-    pub(crate) allowed_origins: Vec<String>,
 }
 
 /// Checks and issues tokens; clones share everything.
@@ -57,7 +58,7 @@ pub(crate) struct AccessSettings {
 pub(crate) struct Access {
     store: Store,
     settings: watch::Receiver<AccessSettings>,
-    revoked: broadcast::Sender<TokenId>,
+    attempts: Arc<Attempts>,
 }
 
 /// A token to be issued.
@@ -78,7 +79,12 @@ pub(crate) struct IssuedToken {
 
 impl Access {
     pub(crate) fn new(store: Store, settings: watch::Receiver<AccessSettings>) -> Self {
-        Self { store, settings, revoked: broadcast::channel(REVOCATIONS).0 }
+        Self { store, settings, attempts: Arc::default() }
+    }
+
+    /// The present settings. Not to be held over an await.
+    pub(crate) fn settings(&self) -> watch::Ref<'_, AccessSettings> {
+        self.settings.borrow()
     }
 
     /// The list of allowed origins; empty means that there is none.
@@ -87,48 +93,83 @@ impl Access {
     }
 
     /// Who the holder of this token is. Uses up a token that is good for one use.
-    pub(crate) async fn check(&self, bearer: Option<&str>) -> Result<Grant, AccessError> {
-        // Whoever is revoked after this line is told so.
-        let revoked = self.revoked.subscribe();
-        let (enabled, node_token) = {
-            let settings = self.settings.borrow();
-            (settings.enabled, settings.node_token)
-        };
-        if !enabled {
+    pub(crate) async fn check(
+        &self,
+        bearer: Option<&str>,
+        from: ClientAddress,
+    ) -> Result<Grant, AccessError> {
+        if !self.settings.borrow().enabled {
             return Ok(Grant::anonymous(self.settings.clone()));
         }
         let token = bearer.ok_or(AccessError::NoToken)?;
-        if !is_token(token) {
-            return Err(AccessError::BadToken);
+        let Some(digest) = is_token(token).then(|| SecretDigest::of(token)) else {
+            return Err(self.failed(from));
+        };
+        if self.attempts.is_home(from)
+            && let Some(grant) = self.node_grant(digest, from)
+        {
+            return Ok(grant);
         }
-        let digest = SecretDigest::of(token);
-        if digest == node_token {
-            return Ok(Grant::node(self.settings.clone(), digest));
+        if let Some(grant) = self.issued_grant(digest, from).await? {
+            return Ok(grant);
         }
-        let row = self.use_token(digest).await?;
-        Ok(Grant::issued(row, self.store.clone(), revoked))
+        self.spend(from)?;
+        self.node_grant(digest, from).ok_or(AccessError::BadToken)
     }
 
-    async fn use_token(&self, digest: SecretDigest) -> Result<TokenRow, AccessError> {
+    fn failed(&self, from: ClientAddress) -> AccessError {
+        self.spend(from).err().unwrap_or(AccessError::BadToken)
+    }
+
+    fn spend(&self, from: ClientAddress) -> Result<(), AccessError> {
+        let limit = self.settings.borrow().failed_attempts;
+        self.attempts.spend(from, limit).map_err(|retry_after| {
+            tracing::debug!(client = %from, "too many tokens from this address were not valid");
+            AccessError::TooManyAttempts { retry_after }
+        })
+    }
+
+    fn node_grant(&self, digest: SecretDigest, from: ClientAddress) -> Option<Grant> {
+        self.settings.borrow().node_term(digest, UnixSeconds::now())?;
+        self.attempts.welcome(from);
+        Some(Grant::node(self.settings.clone(), digest))
+    }
+
+    async fn issued_grant(
+        &self,
+        digest: SecretDigest,
+        from: ClientAddress,
+    ) -> Result<Option<Grant>, AccessError> {
+        let index = self.store.tokens();
+        // Whoever is revoked after this line is told so.
+        let gone = index.gone();
         let now = UnixSeconds::now();
-        let found = self.store.read("look up a token", move |rx| rx.token_by_hash(digest, now));
-        let row = found.await?.ok_or(AccessError::BadToken)?;
+        let found = index.find(&digest);
+        let Some(row) = found.filter(|row| row.expires_at > now && !row.is_used_up()) else {
+            return Ok(None);
+        };
         let id = row.id;
         if row.remove_on_use {
-            let taken = self.store.write("use up a token", move |tx| tx.take_token(id)).await?;
-            return taken.ok_or(AccessError::BadToken);
+            let take = self.store.write("use up a token", move |tx| tx.take_token(id, now, from));
+            let taken = take.await?;
+            return Ok(taken.map(|row| Grant::issued(&row, Arc::clone(index), gone)));
         }
-        if row.last_used_at.is_none_or(|last| now.0 - last.0 >= LAST_USE_SECONDS) {
-            let touched = self.store.write("note a token's use", move |tx| tx.touch_token(id, now));
-            if let Err(why) = touched.await {
+        if is_use_to_note(&row, now, from) {
+            let note = move |tx: &crate::store::Tx<'_>| tx.touch_token(id, now, from);
+            if let Err(why) = self.store.write("note a token's use", note).await {
                 // The token is good all the same.
                 tracing::debug!(error = %why, "a token's last use was not noted");
             }
         }
-        Ok(row)
+        Ok(Some(Grant::issued(&row, Arc::clone(index), gone)))
     }
 
-    pub(crate) async fn issue(&self, request: TokenRequest) -> Result<IssuedToken, AccessError> {
+    pub(crate) async fn issue(
+        &self,
+        request: TokenRequest,
+        by: &Principal,
+        from: ClientAddress,
+    ) -> Result<IssuedToken, AccessError> {
         if !(TTL_MIN..=TTL_MAX).contains(&request.ttl.0) {
             return Err(AccessError::BadTtl);
         }
@@ -145,24 +186,52 @@ impl Access {
             scope: request.scope,
             remove_on_use: request.remove_on_use,
             expires_at: issued.expires_at,
+            issued_by: by.name(),
+            issued_from: from,
         };
-        let now = UnixSeconds::now();
-        self.store.write("issue a token", move |tx| tx.insert_token(&new, now)).await?;
+        let (now, most) = (UnixSeconds::now(), self.settings.borrow().max_tokens);
+        self.store.write("issue a token", move |tx| tx.insert_token(&new, now, most)).await?;
         Ok(issued)
     }
 
-    pub(crate) async fn list(&self) -> Result<Vec<TokenRow>, AccessError> {
+    /// A page of the tokens that have not expired.
+    pub(crate) async fn list(&self, page: TokenPage) -> Result<Vec<TokenRow>, AccessError> {
         let now = UnixSeconds::now();
-        Ok(self.store.read("list tokens", move |rx| rx.tokens(now)).await?)
+        Ok(self.store.read("list tokens", move |rx| rx.tokens(&page, now)).await?)
     }
 
-    /// Revokes a token; sockets that came in with it end.
-    pub(crate) async fn revoke(&self, id: TokenId) -> Result<(), AccessError> {
-        self.store.write("revoke a token", move |tx| tx.delete_token(id)).await?;
-        // Nobody may be connected at all.
-        self.revoked.send(id).ok();
-        Ok(())
+    pub(crate) async fn show(&self, id: TokenId) -> Result<TokenRow, AccessError> {
+        let now = UnixSeconds::now();
+        Ok(self.store.read("look up a token", move |rx| rx.token(id, now)).await?)
     }
+
+    /// Revokes a token; sockets and transfers that came in with it end.
+    pub(crate) async fn revoke(&self, id: TokenId) -> Result<(), AccessError> {
+        Ok(self.store.write("revoke a token", move |tx| tx.delete_token(id)).await?)
+    }
+
+    /// As [`Access::revoke`], of all tokens or of those whose scope names a container. Answers how many
+    /// that were.
+    pub(crate) async fn revoke_all(
+        &self,
+        container: Option<ContainerId>,
+    ) -> Result<usize, AccessError> {
+        let delete = move |tx: &crate::store::Tx<'_>| tx.delete_tokens_of(container.as_ref());
+        Ok(self.store.write("revoke tokens", delete).await?)
+    }
+
+    /// Forgets the tokens that have expired.
+    pub(crate) async fn sweep(&self) -> Result<usize, AccessError> {
+        let now = UnixSeconds::now();
+        Ok(self.store.write("forget tokens", move |tx| tx.delete_expired_tokens(now)).await?)
+    }
+}
+
+/// Where it was used from is told as soon as that changes, but no more than once a second.
+fn is_use_to_note(row: &TokenRow, now: UnixSeconds, from: ClientAddress) -> bool {
+    let Some(last) = row.last_used_at else { return true };
+    let has_moved = row.last_used_from != Some(from);
+    now.0 - last.0 >= LAST_USE_SECONDS || has_moved && now > last
 }
 
 #[cfg(test)]

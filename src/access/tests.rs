@@ -1,13 +1,20 @@
 use super::grant::Ended;
 use super::*;
-use crate::domain::access::{Permission, Principal};
-use crate::domain::ids::ContainerId;
+use crate::domain::access::Permission;
 use crate::store::testing::open;
 
 const NODE: &str = "lightd_node_0123456789";
 
 fn settings(enabled: bool, token: &str) -> AccessSettings {
-    AccessSettings { enabled, node_token: SecretDigest::of(token), allowed_origins: Vec::new() }
+    AccessSettings { enabled, ..AccessSettings::for_tests(token) }
+}
+
+fn home() -> ClientAddress {
+    ClientAddress::parse("203.0.113.9").unwrap()
+}
+
+fn all() -> TokenPage {
+    TokenPage { container: None, after: None, limit: 1000 }
 }
 
 struct Fixture {
@@ -24,7 +31,8 @@ fn fixture() -> Fixture {
 
 async fn issue(access: &Access, ttl: &str, once: bool) -> IssuedToken {
     let ttl = Span::parse(ttl).unwrap();
-    access.issue(TokenRequest { ttl, remove_on_use: once, scope: Scope::default() }).await.unwrap()
+    let request = TokenRequest { ttl, remove_on_use: once, scope: Scope::default() };
+    access.issue(request, &Principal::Node, home()).await.unwrap()
 }
 
 async fn within_5_s<T>(what: &str, future: impl Future<Output = T>) -> T {
@@ -37,16 +45,19 @@ async fn within_5_s<T>(what: &str, future: impl Future<Output = T>) -> T {
 #[tokio::test]
 async fn the_nodes_token_is_the_present_one() {
     let it = fixture();
-    assert!(matches!(it.access.check(None).await, Err(AccessError::NoToken)));
+    assert!(matches!(it.access.check(None, home()).await, Err(AccessError::NoToken)));
     for bad in ["", "lightd_", "lightd_node_0123456788", "Bearer x"] {
-        assert!(matches!(it.access.check(Some(bad)).await, Err(AccessError::BadToken)), "{bad}");
+        assert!(
+            matches!(it.access.check(Some(bad), home()).await, Err(AccessError::BadToken)),
+            "{bad}"
+        );
     }
-    let mut grant = it.access.check(Some(NODE)).await.unwrap();
+    let mut grant = it.access.check(Some(NODE), home()).await.unwrap();
     assert_eq!(grant.principal, Principal::Node);
     let other = "lightd_other_0123456789";
     it.settings.send_replace(settings(true, other));
-    assert!(it.access.check(Some(NODE)).await.is_err());
-    assert!(it.access.check(Some(other)).await.is_ok());
+    assert!(it.access.check(Some(NODE), home()).await.is_err());
+    assert!(it.access.check(Some(other), home()).await.is_ok());
     assert_eq!(within_5_s("the end of the old token", grant.ended()).await, Ended::Revoked);
 }
 
@@ -54,7 +65,7 @@ async fn the_nodes_token_is_the_present_one() {
 async fn anyone_gets_in_only_while_authorization_is_off() {
     let it = fixture();
     it.settings.send_replace(settings(false, NODE));
-    let mut grant = it.access.check(None).await.unwrap();
+    let mut grant = it.access.check(None, home()).await.unwrap();
     assert_eq!(grant.principal, Principal::Anonymous);
     it.settings.send_replace(settings(true, NODE));
     assert_eq!(within_5_s("the end of the grant", grant.ended()).await, Ended::Revoked);
@@ -72,16 +83,16 @@ async fn an_issued_token_carries_its_scope_and_never_shows_again() {
         remove_on_use: false,
         scope: scope.clone(),
     };
-    let issued = it.access.issue(request).await.unwrap();
+    let issued = it.access.issue(request, &Principal::Node, home()).await.unwrap();
     let token = issued.token.expose();
     assert!(is_token(token));
     let left = issued.expires_at.0 - UnixSeconds::now().0;
     assert!((899..=901).contains(&left), "{left}");
     for _ in 0..3 {
-        let grant = it.access.check(Some(token)).await.unwrap();
+        let grant = it.access.check(Some(token), home()).await.unwrap();
         assert_eq!(grant.principal, Principal::Token { id: issued.id, scope: scope.clone() });
     }
-    let list = it.access.list().await.unwrap();
+    let list = it.access.list(all()).await.unwrap();
     assert_eq!(list.len(), 1);
     assert!(list[0].last_used_at.is_some());
     assert!(token.starts_with(&list[0].prefix) && list[0].prefix.len() < 15);
@@ -93,7 +104,13 @@ async fn only_sensible_lifetimes_are_given() {
     for bad in ["999ms", "366d"] {
         let ttl = Span::parse(bad).unwrap();
         let request = TokenRequest { ttl, remove_on_use: false, scope: Scope::default() };
-        assert!(matches!(it.access.issue(request).await, Err(AccessError::BadTtl)), "{bad}");
+        assert!(
+            matches!(
+                it.access.issue(request, &Principal::Node, home()).await,
+                Err(AccessError::BadTtl)
+            ),
+            "{bad}"
+        );
     }
 }
 
@@ -105,7 +122,7 @@ async fn of_many_uses_at_once_of_a_token_for_one_use_one_wins() {
         let mut tasks = tokio::task::JoinSet::new();
         for _ in 0..8 {
             let (access, token) = (it.access.clone(), issued.token.clone());
-            tasks.spawn(async move { access.check(Some(token.expose())).await.is_ok() });
+            tasks.spawn(async move { access.check(Some(token.expose()), home()).await.is_ok() });
         }
         let won = tasks.join_all().await.into_iter().filter(|won| *won).count();
         assert_eq!(won, 1);
@@ -118,11 +135,11 @@ async fn a_revoked_token_ends_its_sockets_and_no_others() {
     let it = fixture();
     let one = issue(&it.access, "1h", false).await;
     let two = issue(&it.access, "1h", false).await;
-    let mut mine = it.access.check(Some(one.token.expose())).await.unwrap();
-    let mut others = it.access.check(Some(two.token.expose())).await.unwrap();
+    let mut mine = it.access.check(Some(one.token.expose()), home()).await.unwrap();
+    let mut others = it.access.check(Some(two.token.expose()), home()).await.unwrap();
     it.access.revoke(one.id).await.unwrap();
     assert_eq!(within_5_s("the revocation", mine.ended()).await, Ended::Revoked);
-    assert!(it.access.check(Some(one.token.expose())).await.is_err());
+    assert!(it.access.check(Some(one.token.expose()), home()).await.is_err());
     assert!(futures_util::poll!(Box::pin(others.ended())).is_pending());
     let again = it.access.revoke(one.id).await;
     assert!(matches!(again, Err(AccessError::Store(StoreError::NoSuchToken))));
@@ -134,23 +151,129 @@ async fn a_socket_that_missed_many_revocations_still_learns_of_its_own() {
     let it = fixture();
     let mine = issue(&it.access, "1h", false).await;
     let once = issue(&it.access, "1h", true).await;
-    let mut grant = it.access.check(Some(mine.token.expose())).await.unwrap();
-    let mut once = it.access.check(Some(once.token.expose())).await.unwrap();
+    let mut grant = it.access.check(Some(mine.token.expose()), home()).await.unwrap();
+    let mut once = it.access.check(Some(once.token.expose()), home()).await.unwrap();
     it.access.revoke(mine.id).await.unwrap();
-    for _ in 0..REVOCATIONS + 5 {
-        it.access.revoked.send(TokenId::random()).unwrap();
+    for _ in 0..crate::store::token_index::ENDS + 5 {
+        it.access.store.tokens().tell_gone(TokenId::random());
     }
     assert_eq!(within_5_s("the revocation", grant.ended()).await, Ended::Revoked);
     let wait = tokio::time::timeout(Duration::from_millis(50), once.ended()).await;
-    assert!(wait.is_err(), "its row is gone because it was used");
+    assert!(wait.is_err(), "it is used up, but nobody has revoked it");
 }
 
 #[tokio::test]
 async fn an_expired_token_is_no_token_and_ends_its_sockets() {
     let it = fixture();
     let issued = issue(&it.access, "1s", false).await;
-    let mut grant = it.access.check(Some(issued.token.expose())).await.unwrap();
+    let mut grant = it.access.check(Some(issued.token.expose()), home()).await.unwrap();
     assert_eq!(within_5_s("the end of one second", grant.ended()).await, Ended::Expired);
-    assert!(it.access.check(Some(issued.token.expose())).await.is_err());
-    assert_eq!(it.access.list().await.unwrap(), []);
+    assert!(it.access.check(Some(issued.token.expose()), home()).await.is_err());
+    assert_eq!(it.access.list(all()).await.unwrap(), []);
+    assert!(it.access.store.tokens().exists(issued.id), "until somebody looks");
+    assert_eq!(it.access.sweep().await.unwrap(), 1);
+    assert!(!it.access.store.tokens().exists(issued.id));
+}
+
+#[tokio::test]
+async fn a_used_token_for_one_use_still_ends_what_it_opened_when_it_is_revoked() {
+    let it = fixture();
+    let issued = issue(&it.access, "1h", true).await;
+    let mut grant = it.access.check(Some(issued.token.expose()), home()).await.unwrap();
+    let shown = it.access.show(issued.id).await.unwrap();
+    assert!(shown.is_used_up() && shown.last_used_from == Some(home()));
+    it.access.revoke(issued.id).await.unwrap();
+    assert_eq!(within_5_s("the revocation", grant.ended()).await, Ended::Revoked);
+}
+
+#[tokio::test]
+async fn the_token_before_is_good_until_its_grace_is_over_or_taken_back() {
+    let it = fixture();
+    let other = "lightd_other_0123456789";
+    let with_grace = |until| AccessSettings {
+        previous: Some(PreviousToken { digest: SecretDigest::of(NODE), until }),
+        ..settings(true, other)
+    };
+    let mut grant = it.access.check(Some(NODE), home()).await.unwrap();
+    it.settings.send_replace(with_grace(UnixSeconds(UnixSeconds::now().0 + 3600)));
+    assert!(futures_util::poll!(Box::pin(grant.ended())).is_pending());
+    for token in [NODE, other] {
+        let grant = it.access.check(Some(token), home()).await.unwrap();
+        assert_eq!(grant.principal, Principal::Node);
+    }
+    it.settings.send_replace(with_grace(UnixSeconds(UnixSeconds::now().0 + 1)));
+    assert_eq!(within_5_s("the end of the grace", grant.ended()).await, Ended::Expired);
+    assert!(it.access.check(Some(NODE), home()).await.is_err());
+    it.settings.send_replace(with_grace(UnixSeconds(UnixSeconds::now().0 + 3600)));
+    let mut grant = it.access.check(Some(NODE), home()).await.unwrap();
+    it.settings.send_replace(settings(true, other));
+    assert_eq!(within_5_s("the end of the grace", grant.ended()).await, Ended::Revoked);
+}
+
+#[tokio::test]
+async fn whoever_shares_an_address_with_an_attacker_is_not_locked_out() {
+    let it = fixture();
+    it.settings.send_modify(|now| {
+        now.failed_attempts.burst = std::num::NonZeroU32::new(3).unwrap();
+        now.failed_attempts.per_minute = std::num::NonZeroU32::MIN;
+    });
+    let elsewhere = ClientAddress::parse("203.0.113.10").unwrap();
+    let issued = issue(&it.access, "1h", false).await;
+    it.access.check(Some(NODE), home()).await.unwrap();
+    for from in [home(), elsewhere] {
+        let mut refused = 0;
+        while !matches!(
+            it.access.check(Some("lightd_guess_000000000"), from).await,
+            Err(AccessError::TooManyAttempts { retry_after }) if retry_after.as_secs() <= 60
+        ) {
+            refused += 1;
+            assert!(refused <= 3, "never too many");
+        }
+        assert!(it.access.check(Some(issued.token.expose()), from).await.is_ok());
+        assert!(matches!(it.access.check(None, from).await, Err(AccessError::NoToken)));
+    }
+    assert!(it.access.check(Some(NODE), home()).await.is_ok(), "it was good from there before");
+    let first = it.access.check(Some(NODE), elsewhere).await;
+    assert!(matches!(first, Err(AccessError::TooManyAttempts { .. })), "a guess that is right");
+}
+
+#[tokio::test]
+async fn there_are_no_more_tokens_than_the_node_takes() {
+    let it = fixture();
+    it.settings.send_modify(|now| now.max_tokens = 3);
+    let once = issue(&it.access, "1h", true).await;
+    for _ in 0..2 {
+        issue(&it.access, "1h", false).await;
+    }
+    let one_more = || {
+        let ttl = Span::parse("1h").unwrap();
+        let request = TokenRequest { ttl, remove_on_use: false, scope: Scope::default() };
+        it.access.issue(request, &Principal::Node, home())
+    };
+    let full = one_more().await;
+    assert!(matches!(full, Err(AccessError::Store(StoreError::TooManyTokens { most: 3 }))));
+    it.access.check(Some(once.token.expose()), home()).await.unwrap();
+    one_more().await.unwrap();
+    assert_eq!(it.access.list(all()).await.unwrap().len(), 3, "what was used up made room");
+    let all_gone = it.access.revoke_all(None).await.unwrap();
+    assert_eq!((all_gone, it.access.list(all()).await.unwrap().len()), (3, 0));
+}
+
+#[tokio::test]
+async fn where_a_token_came_from_and_was_used_is_kept() {
+    let it = fixture();
+    let issued = issue(&it.access, "1h", false).await;
+    let elsewhere = ClientAddress::parse("2001:db8::1").unwrap();
+    let shown = async || it.access.show(issued.id).await.unwrap();
+    let row = shown().await;
+    assert_eq!((row.issued_by.as_str(), row.issued_from), ("node", Some(home())));
+    assert_eq!((row.last_used_at, row.last_used_from), (None, None));
+    it.access.check(Some(issued.token.expose()), home()).await.unwrap();
+    let row = shown().await;
+    assert_eq!(row.last_used_from, Some(home()));
+    let (first, now) = (row.last_used_at.unwrap(), UnixSeconds);
+    assert!(!is_use_to_note(&row, first, elsewhere), "once a second is enough");
+    assert!(is_use_to_note(&row, now(first.0 + 1), elsewhere));
+    assert!(!is_use_to_note(&row, now(first.0 + 59), home()));
+    assert!(is_use_to_note(&row, now(first.0 + 60), home()));
 }

@@ -1,6 +1,7 @@
 //! Who asks: the first thing a handler takes from a request.
 //!
-//! Token first (401), then the vendor's media type (403), then what the token is good for (403). An
+//! Token first (401), then the vendor's media type (403), then what the token is good for (403): by the
+//! table of [`super::permissions`] for the route, and by the handler for what the address names. An
 //! unknown route or method is answered before any of it, because only handlers that exist ask.
 
 use axum::extract::FromRequestParts;
@@ -8,9 +9,12 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, Uri, header};
 
 use super::error::ApiError;
+use super::hold::GrantSlot;
+use super::permissions;
 use super::state::AppState;
 use crate::access::Grant;
 use crate::domain::access::{Permission, Principal, Resource, allows, permits};
+use crate::domain::client::ClientAddress;
 use crate::domain::ids::ContainerId;
 use crate::supervisor::ContainerHandle;
 
@@ -20,6 +24,7 @@ const VENDOR: &str = "application/vnd.pkglatv1+json";
 #[derive(Clone, Debug)]
 pub(crate) struct Auth {
     principal: Principal,
+    client: ClientAddress,
 }
 
 /// A caller that stays: it may bring its token in the address, as browsers must for a socket, and has
@@ -31,19 +36,35 @@ pub(crate) struct StayingAuth {
 }
 
 impl StayingAuth {
-    pub(crate) async fn check(state: &AppState, token: Option<&str>) -> Result<Self, ApiError> {
-        let grant = state.access.check(token).await?;
-        Ok(Self { auth: Auth { principal: grant.principal.clone() }, grant })
+    pub(crate) async fn check(
+        state: &AppState,
+        token: Option<&str>,
+        client: ClientAddress,
+    ) -> Result<Self, ApiError> {
+        let grant = state.access.check(token, client).await?;
+        Ok(Self { auth: Auth { principal: grant.principal.clone(), client }, grant })
     }
 }
 
 impl Auth {
-    async fn check(state: &AppState, headers: &HeaderMap) -> Result<Self, ApiError> {
-        Ok(Self { principal: state.access.check(bearer(headers)).await?.principal })
+    /// What goes on for this caller hangs on its grant from here on.
+    async fn check(parts: &mut Parts, state: &AppState) -> Result<Self, ApiError> {
+        let client = ClientAddress::from_request_parts(parts, state).await?;
+        let grant = state.access.check(bearer(&parts.headers), client).await?;
+        let principal = grant.principal.clone();
+        if let Some(slot) = parts.extensions.get::<GrantSlot>() {
+            slot.put(grant);
+        }
+        Ok(Self { principal, client })
     }
 
     pub(crate) fn principal(&self) -> &Principal {
         &self.principal
+    }
+
+    /// Where the caller is.
+    pub(crate) fn client(&self) -> ClientAddress {
+        self.client
     }
 
     /// Whether this may be done with what belongs to no container.
@@ -88,12 +109,13 @@ impl FromRequestParts<AppState> for Auth {
         if let Some(auth) = parts.extensions.remove::<Self>() {
             return Ok(auth);
         }
-        let auth = Self::check(state, &parts.headers).await?;
+        let auth = Self::check(parts, state).await?;
         // The vendor's header belongs to authorization, and is off with it.
         if *auth.principal() != Principal::Anonymous && !accepts_vendor(&parts.headers) {
             let message = "the Accept header must hold Application/vnd.pkglatv1+json";
             return Err(ApiError::forbidden("vendor", message));
         }
+        permissions::check(parts, auth.principal())?;
         Ok(auth)
     }
 }
@@ -102,8 +124,11 @@ impl FromRequestParts<AppState> for StayingAuth {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, ApiError> {
-        let token = token_in_query(&parts.uri);
-        Self::check(state, token.or_else(|| bearer(&parts.headers))).await
+        let client = ClientAddress::from_request_parts(parts, state).await?;
+        let token = token_in_query(&parts.uri).or_else(|| bearer(&parts.headers));
+        let staying = Self::check(state, token, client).await?;
+        permissions::check(parts, staying.auth.principal())?;
+        Ok(staying)
     }
 }
 

@@ -15,9 +15,11 @@ use crate::domain::path::InvalidPath;
 use crate::domain::spec::Problem;
 use crate::engine::{EngineError, EngineErrorKind};
 use crate::files::FileError;
+use crate::network::firewall::FirewallError;
+use crate::network::nft::NftError;
 use crate::network::pool::PoolError;
 use crate::store::StoreError;
-use crate::supervisor::{CreateError, ExecError, Refusal, Unreached};
+use crate::supervisor::{CreateError, ExecError, ImportError, Refusal, Unreached};
 use crate::volumes::VolumesError;
 
 pub(crate) use super::failure::ApiError;
@@ -30,6 +32,11 @@ impl From<AccessError> for ApiError {
                 Self::unauthorized("a token is needed: Authorization: Bearer lightd_…")
             }
             AccessError::BadToken => Self::unauthorized("the token is not valid"),
+            AccessError::TooManyAttempts { retry_after } => {
+                let message =
+                    "too many tokens from this address were not valid; wait before the next";
+                Self::too_many("too_many_attempts", message, retry_after)
+            }
             AccessError::BadTtl => Self::field("ttl", "must be between 1s and 365d"),
             AccessError::Store(error) => error.into(),
         }
@@ -43,15 +50,42 @@ impl From<PoolError> for ApiError {
             PoolError::BadRange => "port",
             PoolError::BadCount => "count",
             PoolError::BadReserve => "reserve",
-            PoolError::Store(_) => "",
+            PoolError::Store(_) | PoolError::Stopping => "",
         };
         match error {
             PoolError::Store(error) => error.into(),
+            PoolError::Stopping => Self::unavailable("stopping", "lightd is stopping"),
             PoolError::NotLocal(_)
             | PoolError::BadRange
             | PoolError::BadCount
             | PoolError::BadReserve => Self::field(field, error.to_string()),
         }
+    }
+}
+
+impl From<FirewallError> for ApiError {
+    fn from(error: FirewallError) -> Self {
+        match error {
+            FirewallError::Off => Self::conflict("firewall_off", error.to_string()),
+            FirewallError::Busy => Self::unavailable("busy", error.to_string()),
+            FirewallError::Stopping => Self::unavailable("stopping", error.to_string()),
+            FirewallError::Nft(error) => {
+                let message = format!("the node's firewall does not take it: {}", said_by(&error));
+                Self::unavailable("firewall_unavailable", message).because(error)
+            }
+            FirewallError::Store(error) => error.into(),
+        }
+    }
+}
+
+/// What a caller is told of it; nft's own words, which name its rules, are for the log.
+fn said_by(error: &NftError) -> &'static str {
+    match error {
+        NftError::Missing => "the program nft is not installed",
+        NftError::NotPermitted { .. } => "lightd may not change it",
+        NftError::Refused { .. } => "the kernel refuses a rule",
+        NftError::Late => "nft does not end",
+        NftError::Run { .. } => "nft cannot be run",
     }
 }
 
@@ -118,6 +152,15 @@ impl From<CreateError> for ApiError {
     }
 }
 
+impl From<ImportError> for ApiError {
+    fn from(error: ImportError) -> Self {
+        match error {
+            ImportError::Engine(error) => error.into(),
+            ImportError::Store(error) => error.into(),
+        }
+    }
+}
+
 impl From<ExecError> for ApiError {
     fn from(error: ExecError) -> Self {
         match error {
@@ -169,17 +212,25 @@ impl From<StoreError> for ApiError {
             StoreError::NoSuchVolume(_)
             | StoreError::PortNotInPool(_)
             | StoreError::NoFreePort { .. }
+            | StoreError::NoSuchLease(_)
             | StoreError::NoSuchToken
             | StoreError::NoSuchUpdate(_) => Self::not_found(error.to_string()),
             StoreError::NoSuchSnapshot(_) => Self::not_found(error.to_string()),
+            StoreError::NoSuchRule(_) => Self::not_found(error.to_string()),
+            StoreError::RuleExists(_) => conflict("rule_exists"),
+            StoreError::TooManyRules { .. } => conflict("too_many_rules"),
             StoreError::SnapshotExists(_) => conflict("snapshot_exists"),
             StoreError::TooManySnapshots { .. } => conflict("too_many_snapshots"),
+            StoreError::TooManyTokens { .. } => conflict("too_many_tokens"),
             StoreError::ContainerExists(_) => conflict("container_exists"),
             StoreError::VolumeInUse { .. } => conflict("volume_in_use"),
             StoreError::PortExists(_) => conflict("port_exists"),
             StoreError::PortOverlaps { .. } => conflict("port_overlaps"),
             StoreError::PortInUse { .. } | StoreError::PortMarked(_) => conflict("port_in_use"),
             StoreError::PortLeased(_) => conflict("port_reserved"),
+            StoreError::PortRests { .. } => conflict("port_quarantined"),
+            StoreError::PortHeld(_) => conflict("port_held_by_host"),
+            StoreError::PortIsOwn(_) => conflict("own_port"),
             StoreError::PortTwice(_) => Self::field("ports", error.to_string()),
             StoreError::Busy => Self::unavailable("busy", "too many changes wait to be stored"),
             StoreError::Closed => Self::unavailable("stopping", "lightd is stopping"),
@@ -197,14 +248,15 @@ impl From<StoreError> for ApiError {
 }
 
 impl ApiError {
-    /// As for a store's error, where a container's body named the volume and the ports: one that is
-    /// not there is then a bad field, and no free one a conflict.
+    /// As for a store's error, where a container's body named the volume, the ports and a lease: what is
+    /// not there is then a bad field, and no free port, or a lease that has ended, a conflict.
     #[expect(clippy::wildcard_enum_match_arm, reason = "the rest is what it is everywhere")]
     pub(super) fn binding(error: StoreError) -> Self {
         match error {
             StoreError::NoSuchVolume(_) => Self::field("volume_id", "there is no such volume"),
             StoreError::PortNotInPool(_) => Self::field("ports", error.to_string()),
             StoreError::NoFreePort { .. } => Self::conflict("no_free_port", error.to_string()),
+            StoreError::NoSuchLease(_) => Self::conflict("lease_ended", error.to_string()),
             other => other.into(),
         }
     }

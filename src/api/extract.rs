@@ -18,6 +18,7 @@ use serde_path_to_error::Segment;
 
 use super::error::ApiError;
 use crate::domain::spec::Problem;
+use crate::util::serde_words::without_text;
 
 /// Of one body, that are told at once.
 const PROBLEMS_MAX: usize = 64;
@@ -207,7 +208,7 @@ fn field_error(path: &str, error: &serde_json::Error) -> ApiError {
     }
     let text = error.to_string();
     let text = text.rsplit_once(" at line ").map_or(text.as_str(), |(text, _)| text);
-    named_problem(path, text)
+    named_problem(path, &without_text(text))
 }
 
 /// Names the field that serde's message is about. For a missing or unknown field the path ends at, or

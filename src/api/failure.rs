@@ -118,6 +118,11 @@ impl ApiError {
         Self::new(StatusCode::UNAUTHORIZED, "unauthorized", message)
     }
 
+    /// 401 for what was under way when the right to it ended.
+    pub(super) fn token_over() -> Self {
+        Self::unauthorized("the token has expired or was revoked")
+    }
+
     pub(crate) fn forbidden(code: &'static str, message: &'static str) -> Self {
         Self::new(StatusCode::FORBIDDEN, code, message)
     }
@@ -230,7 +235,9 @@ impl IntoResponse for ApiError {
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
         if let Some(delay) = self.retry_after {
-            headers.insert(header::RETRY_AFTER, delay.as_secs().max(1).into());
+            // Rounded up: whoever comes back by then is not refused again.
+            let seconds = delay.as_secs() + u64::from(delay.subsec_nanos() > 0);
+            headers.insert(header::RETRY_AFTER, seconds.max(1).into());
         }
         if self.status == StatusCode::UNAUTHORIZED {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));

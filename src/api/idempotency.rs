@@ -25,7 +25,6 @@ use super::auth::Auth;
 use super::error::ApiError;
 use super::extract::{BodyLimit, read_body};
 use super::state::AppState;
-use crate::domain::access::Principal;
 use crate::domain::units::UnixSeconds;
 use crate::store::StoreError;
 use crate::store::idempotency::{IdempotencyKey, Known};
@@ -59,6 +58,7 @@ pub(super) const KEYED: &[&str] = &[
     "/containers/{id}/command",
     "/network/ports",
     "/network/ports/allocate",
+    "/firewall/rules",
     "/auth/tokens",
 ];
 
@@ -135,7 +135,7 @@ pub(super) async fn idempotent(
 async fn once(state: &AppState, request: Request, next: Next) -> Result<Response, ApiError> {
     let (mut parts, body) = request.into_parts();
     let auth = Auth::from_request_parts(&mut parts, state).await?;
-    let key = IdempotencyKey { principal: principal(&auth), key: key_of(&parts.headers)? };
+    let key = IdempotencyKey { principal: auth.principal().name(), key: key_of(&parts.headers)? };
     // The handler has it from here: a token that is good once was used up by the look.
     parts.extensions.insert(auth);
     let mut request = Request::from_parts(parts, body);
@@ -176,14 +176,6 @@ async fn once(state: &AppState, request: Request, next: Next) -> Result<Response
         answered.send(response).ok();
     });
     answer.await.map_err(|_| ApiError::internal("a request with a key ended without an answer"))
-}
-
-fn principal(auth: &Auth) -> String {
-    match auth.principal() {
-        Principal::Node => "node".to_owned(),
-        Principal::Anonymous => "anonymous".to_owned(),
-        Principal::Token { id, .. } => format!("token {id}"),
-    }
 }
 
 fn key_of(headers: &HeaderMap) -> Result<String, ApiError> {

@@ -17,6 +17,7 @@ use tracing::Instrument;
 use super::error::ApiError;
 use super::failure::Failure;
 use super::state::AppState;
+use crate::domain::client::ClientAddress;
 use crate::domain::units::Span;
 
 pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -40,7 +41,9 @@ pub(super) async fn observe(request: Request, next: Next) -> Response {
     } else {
         tracing::info_span!("request", id = id_text)
     };
-    let line = Line { method: request.method().clone(), uri: request.uri().clone(), is_read };
+    let client = request.extensions().get::<ClientAddress>().copied();
+    let line =
+        Line { method: request.method().clone(), uri: request.uri().clone(), client, is_read };
     let began = Instant::now();
     let mut response = next.run(request).instrument(span).await;
     line.log(id_text, began.elapsed(), &mut response);
@@ -54,6 +57,7 @@ pub(super) async fn observe(request: Request, next: Next) -> Response {
 struct Line {
     method: Method,
     uri: Uri,
+    client: Option<ClientAddress>,
     is_read: bool,
 }
 
@@ -64,11 +68,13 @@ impl Line {
         let code = failure.as_ref().map(|failure| failure.code);
         let cause = failure.as_ref().and_then(|failure| failure.chain.as_deref());
         let (method, path, status_code) = (self.method.as_str(), self.uri.path(), status.as_u16());
+        let client = self.client.map(tracing::field::display);
         let duration_ms = (took.as_secs_f64() * 1e6).round() / 1e3;
         macro_rules! line {
             ($level:ident) => {
                 tracing::$level!(
                     request.id = id,
+                    client,
                     duration_ms,
                     code,
                     cause,
@@ -141,11 +147,25 @@ pub(super) async fn origin(
     request: Request,
     next: Next,
 ) -> Response {
-    let Some(origin) = request.headers().get(header::ORIGIN).cloned() else {
-        return next.run(request).await;
-    };
     let allowed = state.access.allowed_origins();
-    match judge_origin(&origin, request.headers(), &allowed) {
+    let mut response = match request.headers().get(header::ORIGIN).cloned() {
+        Some(origin) => cross_origin(origin, &allowed, request, next).await,
+        None => next.run(request).await,
+    };
+    if !allowed.is_empty() {
+        // Said of every answer: a cache must not give one origin's to another, nor one to nobody's.
+        response.headers_mut().append(header::VARY, HeaderValue::from_static("origin"));
+    }
+    response
+}
+
+async fn cross_origin(
+    origin: HeaderValue,
+    allowed: &[String],
+    request: Request,
+    next: Next,
+) -> Response {
+    match judge_origin(&origin, request.headers(), allowed) {
         Origin::Own => next.run(request).await,
         Origin::Refused => {
             ApiError::forbidden("origin", "this origin is not in authorization.allowed_origins")
@@ -156,9 +176,9 @@ pub(super) async fn origin(
             let mut response = next.run(request).await;
             let headers = response.headers_mut();
             headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
-            headers.append(header::VARY, HeaderValue::from_static("origin"));
             let exposed = HeaderValue::from_static(
-                "x-request-id, retry-after, etag, idempotent-replayed, location, tus-resumable, \
+                "x-request-id, retry-after, etag, accept-ranges, content-range, \
+                 content-disposition, idempotent-replayed, location, tus-resumable, \
                  tus-version, tus-extension, tus-max-size, tus-checksum-algorithm, upload-offset, \
                  upload-length, upload-defer-length, upload-metadata, upload-concat, upload-expires",
             );
@@ -203,13 +223,13 @@ fn preflight(origin: HeaderValue) -> Response {
             header::ACCESS_CONTROL_ALLOW_HEADERS,
             fixed(
                 "authorization, accept, content-type, x-request-id, x-requested-with, \
-                 x-http-method-override, idempotency-key, if-match, if-none-match, range, \
+                 x-http-method-override, idempotency-key, if-match, if-none-match, if-range, \
+                 range, last-event-id, \
                  tus-resumable, upload-offset, upload-length, upload-defer-length, \
                  upload-metadata, upload-concat, upload-checksum",
             ),
         ),
         (header::ACCESS_CONTROL_MAX_AGE, fixed("600")),
-        (header::VARY, fixed("origin")),
     ];
     (StatusCode::NO_CONTENT, headers).into_response()
 }

@@ -5,20 +5,24 @@
 //! leaves through [`error::ApiError`].
 //!
 //! ```text
-//!   connection -> observe (id, log line) -> linger -> catch panics -> origin -> deadline -> route
-//!                                                                       handler: Auth, Path, Query, Json
-//!                                                                       /ws/{id}: upgrade -> one task per socket
+//!   connection -> identify (address) -> observe (id, log line) -> admit (address) -> linger -> catch panics
+//!              -> origin -> hold (grant) -> deadline -> route
+//!                                           handler: Auth, Path, Query, Json
+//!                                           /ws/{id}: upgrade -> one task per socket
 //! ```
 
 mod auth;
+mod client;
 mod error;
 mod extract;
 mod failure;
+mod hold;
 mod idempotency;
 mod layers;
 mod linger;
 mod native;
 mod openapi;
+mod permissions;
 mod state;
 #[cfg(test)]
 mod tests;
@@ -30,6 +34,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 
 use self::error::ApiError;
 pub(crate) use self::idempotency::Idempotency;
+pub(crate) use self::native::SyncState;
 pub(crate) use self::openapi::text as openapi_text;
 use self::openapi::{Deadline, Routes};
 pub(crate) use self::state::{AppState, Services};
@@ -62,8 +67,11 @@ fn with_fallbacks<S: Clone + Send + Sync + 'static>(routes: Router<S>) -> Router
 /// The layers around every answer. The one added last is met first.
 fn with_layers(routes: Router<AppState>, state: &AppState) -> Router<AppState> {
     routes
+        .layer(from_fn(hold::hold))
         .layer(from_fn_with_state(state.clone(), layers::origin))
         .layer(CatchPanicLayer::custom(layers::panicked))
         .layer(from_fn(linger::linger))
+        .layer(from_fn_with_state(state.clone(), client::admit))
         .layer(from_fn(layers::observe))
+        .layer(from_fn_with_state(state.clone(), client::identify))
 }

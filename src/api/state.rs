@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::extract::BodyLimit;
 use super::idempotency::Idempotency;
+use super::native::SyncState;
 use super::ws::Sockets;
 use crate::access::Access;
 use crate::config::live::Live;
@@ -16,6 +17,7 @@ use crate::engine::Health;
 use crate::fetch::Fetcher;
 use crate::files::Files;
 use crate::files::operation::Operations;
+use crate::network::firewall::Firewall;
 use crate::network::pool::PortPool;
 use crate::panel::Panel;
 use crate::store::Store;
@@ -28,6 +30,7 @@ pub(crate) struct Services {
     pub(crate) supervisor: Arc<Registry>,
     pub(crate) access: Access,
     pub(crate) ports: PortPool,
+    pub(crate) firewall: Firewall,
     pub(crate) files: Files,
     pub(crate) volumes: Volumes,
     pub(crate) operations: Operations,
@@ -39,6 +42,7 @@ pub(crate) struct Services {
     pub(crate) sockets: Sockets,
     pub(crate) fetcher: Fetcher,
     pub(crate) idempotency: Idempotency,
+    pub(crate) sync: SyncState,
     pub(crate) began: Instant,
     /// Ends every socket.
     pub(crate) stop: CancellationToken,

@@ -2,6 +2,8 @@
 //! does is tested where it is there; here it is about requests and answers.
 
 mod idempotency;
-mod node;
+pub(super) mod node;
+mod permissions;
 mod routes;
 mod sockets;
+mod sync;

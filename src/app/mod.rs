@@ -8,26 +8,27 @@
 //! an engine that is away is a state, not a reason not to start. Shutting down goes the other way round
 //! and leaves workloads running.
 //!
-//! What a part needs of the configuration is in [`parts`], what runs all the time in [`tasks`].
+//! What a part needs of the configuration is in [`parts`], what runs all the time in [`tasks`], the
+//! certificate in [`tls`].
 
 mod parts;
 mod tasks;
+mod tls;
 
 use std::net::{SocketAddr, TcpListener};
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum_server::Handle;
-use axum_server::tls_rustls::RustlsConfig;
 use futures_util::FutureExt as _;
 use futures_util::future::Either;
-use tokio::sync::{Notify, Semaphore, broadcast};
+use tokio::sync::{Notify, Semaphore, broadcast, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use self::tasks::Levers;
+use self::tls::Certificate;
 use crate::access::Access;
 use crate::api::{self, AppState};
 use crate::config::Config;
@@ -39,8 +40,10 @@ use crate::fetch::Fetcher;
 use crate::files::FileError;
 use crate::files::Files;
 use crate::files::operation::Operations;
+use crate::network::firewall::{Cues, Firewall};
 use crate::network::isolation::Isolation;
 use crate::network::pool::PortPool;
+use crate::network::ruleset;
 use crate::panel::Panel;
 use crate::store::{Store, StoreError};
 use crate::supervisor::{Metering, Registry, Services, StartPace};
@@ -95,7 +98,7 @@ pub(crate) async fn run(
     let app = App::build(Arc::clone(&live), &config, stop.child_token()).await?;
     let mut tasks = JoinSet::new();
     app.spawn_all(&mut tasks, telemetry, reload);
-    let mut server = std::pin::pin!(app.serve(listener, &config).await?);
+    let mut server = std::pin::pin!(app.serve(listener, &config, &mut tasks).await?);
     ready(address);
     let ended = tokio::select! {
         served = &mut server => Some(served),
@@ -142,7 +145,7 @@ impl App {
         let containers = registry.load().await.map_err(AppError::Store)?;
         let metering = Arc::new(Metering::new(Arc::clone(&registry)));
         metering.restore().await.map_err(AppError::Store)?;
-        let ports = PortPool::new(store.clone());
+        let ports = PortPool::new(store.clone(), levers.ports.subscribe());
         ports.seed(parts::port_seeds(config)).await.map_err(AppError::Ports)?;
         let host_was_restarted = note_host_boot(&store).await.map_err(AppError::Store)?;
         tracing::info!(containers, host_was_restarted, "the store is open");
@@ -150,6 +153,7 @@ impl App {
         let state = AppState::new(api::Services {
             access: Access::new(store.clone(), levers.access.subscribe()),
             ports,
+            firewall: registry.services().firewall.clone(),
             files,
             volumes,
             operations,
@@ -160,6 +164,7 @@ impl App {
             sockets: api::Sockets::default(),
             fetcher: Fetcher::default(),
             idempotency: api::Idempotency::default(),
+            sync: api::SyncState::default(),
             began: Instant::now(),
             stop,
             supervisor: registry,
@@ -185,8 +190,16 @@ impl App {
         let changed = || state.config.subscribe();
         let levers = self.levers.clone();
         tasks.spawn(levers.follow(changed(), state.ports.clone(), telemetry, stop()));
+        let (rules, disturbances) = watch::channel(0);
+        tasks.spawn(ruleset::watch(rules, stop()));
+        let cues = Cues {
+            signals: state.supervisor.signals(),
+            health: state.engine_health.clone(),
+            changes: disturbances.clone(),
+        };
+        tasks.spawn(state.firewall.clone().run(cues, stop()));
         let (registry, health) = (Arc::clone(&state.supervisor), state.engine_health.clone());
-        tasks.spawn(tasks::keep_isolation(registry, changed(), health, stop()));
+        tasks.spawn(tasks::keep_isolation(registry, changed(), health, disturbances, stop()));
         let (volumes, left_over) = (state.volumes.clone(), self.left_over.clone());
         tasks.spawn(async move { volumes.take_up(left_over).await });
         let (volumes, until) = (state.volumes.clone(), stop());
@@ -195,6 +208,7 @@ impl App {
         tasks.spawn(tasks::expire_uploads(files, live, stop()));
         let (registry, live) = (Arc::clone(&state.supervisor), Arc::clone(&state.config));
         tasks.spawn(tasks::expire_consoles(registry, live, stop()));
+        tasks.spawn(tasks::expire_tokens(state.access.clone(), stop()));
         let (metering, until) = (Arc::clone(&state.metering), stop());
         tasks.spawn(async move { metering.run(until).await });
         let (metering, live) = (Arc::clone(&state.metering), Arc::clone(&state.config));
@@ -206,15 +220,18 @@ impl App {
         &self,
         listener: TcpListener,
         config: &Config,
+        tasks: &mut JoinSet<()>,
     ) -> Result<impl Future<Output = std::io::Result<()>> + use<>, AppError> {
         let service =
             api::router(self.state.clone()).into_make_service_with_connect_info::<SocketAddr>();
         let handle = self.handle.clone();
         let served: futures_util::future::BoxFuture<'static, _> = match &config.server.tls {
             Some(files) => {
-                let tls = load_tls(&files.cert, &files.key).await?;
-                let server =
-                    axum_server::from_tcp_rustls(listener, tls).map_err(AppError::Serve)?;
+                let certificate = Certificate::load(files.clone()).await.map_err(AppError::Tls)?;
+                let server = axum_server::from_tcp_rustls(listener, certificate.served())
+                    .map_err(AppError::Serve)?;
+                let reloaded = self.state.config.subscribe();
+                tasks.spawn(certificate.follow(reloaded, self.state.stop.clone()));
                 Box::pin(server.handle(handle).serve(service))
             }
             None => {
@@ -242,6 +259,8 @@ impl App {
                 self.state.operations.shutdown(),
                 self.state.volumes.shutdown(),
                 self.state.idempotency.drained(),
+                self.state.panel.ended(),
+                self.state.firewall.drained(),
                 self.state.supervisor.wind_down(OWNERS_END)
             )
         };
@@ -278,7 +297,9 @@ fn services(
     stop: &CancellationToken,
 ) -> Services {
     let engine = Engine::new(parts::engine(config, store.node_id()));
+    let bridge = &config.network.bridge;
     Services {
+        firewall: Firewall::new(store.clone(), engine.clone(), bridge, parts::firewall(config)),
         isolation: Isolation::new(engine.clone(), parts::isolation(config)),
         engine,
         store: store.clone(),
@@ -320,10 +341,6 @@ async fn stored_operations(store: &Store) -> Result<Operations, StoreError> {
         .boxed()
     };
     Ok(Operations::new(past, Arc::new(save)))
-}
-
-async fn load_tls(cert: &Path, key: &Path) -> Result<RustlsConfig, AppError> {
-    RustlsConfig::from_pem_file(cert, key).await.map_err(AppError::Tls)
 }
 
 /// Whether the host was started since lightd last ran on this store.

@@ -5,15 +5,16 @@
 
 use uuid::Uuid;
 
-use crate::access::AccessSettings;
+use crate::access::{AccessSettings, AttemptLimit, PreviousToken};
 use crate::config::{self, Config};
 use crate::console::ConsoleOptions;
 use crate::domain::spec::NodeCapacity;
+use crate::domain::units::UnixSeconds;
 use crate::engine::{EngineOptions, LogCap};
 use crate::files::{ArchiveLimits, FilesOptions, Owner};
-use crate::network::firewall::HostService;
 use crate::network::isolation::{Exceptions, Firewall, IsolationOptions};
-use crate::network::pool::PortRange;
+use crate::network::isolation_rules::HostService;
+use crate::network::pool::{PortPolicy, PortRange};
 use crate::panel::PanelSettings;
 use crate::supervisor::Settings;
 use crate::volumes::{OnExceeded, VolumeSettings};
@@ -45,10 +46,14 @@ pub(super) fn isolation(config: &Config) -> IsolationOptions {
         bridge: network.bridge.clone(),
         subnets: network.subnets,
         exceptions: exceptions(config),
-        firewall: match network.firewall {
-            config::Firewall::Nftables => Firewall::Nftables,
-            config::Firewall::Off => Firewall::Off,
-        },
+        firewall: firewall(config),
+    }
+}
+
+pub(super) fn firewall(config: &Config) -> Firewall {
+    match config.network.firewall {
+        config::Firewall::Nftables => Firewall::Nftables,
+        config::Firewall::Off => Firewall::Off,
     }
 }
 
@@ -69,6 +74,7 @@ pub(super) fn panel(config: &Config) -> Option<PanelSettings> {
     Some(PanelSettings {
         url: panel.url.clone(),
         token: panel.token.clone(),
+        signing_secret: panel.signing_secret.clone(),
         health_interval: panel.health_interval,
     })
 }
@@ -78,6 +84,7 @@ pub(super) fn settings(config: &Config) -> Settings {
     Settings {
         user: Owner { uid: user.uid, gid: user.gid },
         network: config.network.bridge.clone(),
+        ports: port_policy(config),
         time_zone: host_time_zone(),
         default_pids: config.limits.pids,
         // Two files: a rotation throws away the older half, and not all there is.
@@ -109,7 +116,18 @@ pub(super) fn access(config: &Config) -> AccessSettings {
     AccessSettings {
         enabled: authorization.enabled,
         node_token: authorization.token.digest(),
+        previous: authorization.previous.as_ref().map(|previous| PreviousToken {
+            digest: previous.token.digest(),
+            until: UnixSeconds(previous.until.as_second()),
+        }),
         allowed_origins: authorization.allowed_origins.clone(),
+        allowed_ips: authorization.allowed_ips.clone(),
+        trusted_proxies: config.server.trusted_proxies.clone(),
+        failed_attempts: AttemptLimit {
+            burst: authorization.failed_attempts.burst,
+            per_minute: authorization.failed_attempts.per_minute,
+        },
+        max_tokens: authorization.max_tokens,
     }
 }
 
@@ -128,6 +146,10 @@ pub(super) fn port_seeds(config: &Config) -> Vec<PortRange> {
         protocol: seed.protocol,
     };
     config.network.ports.iter().map(range).collect()
+}
+
+pub(super) fn port_policy(config: &Config) -> PortPolicy {
+    PortPolicy { own: config.own_addresses().into(), quarantine: config.network.quarantine }
 }
 
 pub(super) fn capacity() -> NodeCapacity {

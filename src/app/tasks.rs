@@ -11,14 +11,14 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::parts;
-use crate::access::AccessSettings;
+use crate::access::{Access, AccessSettings};
 use crate::config::Config;
 use crate::config::live::Live;
 use crate::domain::lifecycle::Phase;
 use crate::engine::Health;
 use crate::files::Files;
 use crate::network::isolation::{Isolation, IsolationStatus};
-use crate::network::pool::PortPool;
+use crate::network::pool::{PortPolicy, PortPool};
 use crate::panel::PanelSettings;
 use crate::supervisor::{Metering, Registry, Settings};
 use crate::telemetry::Telemetry;
@@ -28,7 +28,7 @@ use crate::volumes::VolumeSettings;
 /// The rules and the bridge are set again so often: a reload of the host's firewall takes them away.
 const ISOLATION_EVERY: Duration = Duration::from_secs(300);
 const ISOLATION_AGAIN: Duration = Duration::from_secs(10);
-/// How often resumable uploads and consoles are looked through for what has expired, at most.
+/// How often resumable uploads, tokens and consoles are looked through for what has expired, at most.
 const EXPIRE_EVERY: Duration = Duration::from_secs(600);
 
 /// Reads the configuration again whenever it is asked to.
@@ -52,6 +52,7 @@ pub(super) struct Levers {
     pub(super) access: watch::Sender<AccessSettings>,
     pub(super) panel: watch::Sender<Option<PanelSettings>>,
     pub(super) volumes: watch::Sender<VolumeSettings>,
+    pub(super) ports: watch::Sender<PortPolicy>,
 }
 
 impl Levers {
@@ -61,6 +62,7 @@ impl Levers {
             access: watch::Sender::new(parts::access(config)),
             panel: watch::Sender::new(parts::panel(config)),
             volumes: watch::Sender::new(parts::volumes(config)),
+            ports: watch::Sender::new(parts::port_policy(config)),
         }
     }
 
@@ -77,6 +79,7 @@ impl Levers {
             self.settings.send_replace(Arc::new(parts::settings(&config)));
             self.access.send_replace(parts::access(&config));
             self.volumes.send_replace(parts::volumes(&config));
+            self.ports.send_replace(parts::port_policy(&config));
             let news = parts::panel(&config);
             self.panel.send_if_modified(|panel| std::mem::replace(panel, news.clone()) != news);
             telemetry.set_level(config.log.level);
@@ -87,13 +90,14 @@ impl Levers {
     }
 }
 
-/// Sets the rules and the bridge again when the engine is back, when the configuration has changed and
-/// every few minutes. Apart from [`Levers::follow`]: it takes as long as the engine does, and a changed
+/// Sets the rules and the bridge again when the engine is back, when the configuration has changed, when
+/// somebody else has changed the rules, and every few minutes. Apart from [`Levers::follow`]: it takes as long as the engine does, and a changed
 /// token must not wait for that.
 pub(super) async fn keep_isolation(
     registry: Arc<Registry>,
     mut changed: watch::Receiver<Arc<Config>>,
     mut health: watch::Receiver<Health>,
+    mut disturbances: watch::Receiver<u64>,
     stop: CancellationToken,
 ) {
     let isolation = &registry.services().isolation;
@@ -102,10 +106,20 @@ pub(super) async fn keep_isolation(
         let failed = matches!(*status.borrow(), IsolationStatus::Failed { .. });
         let pause = if failed { ISOLATION_AGAIN } else { ISOLATION_EVERY };
         let due = async {
-            tokio::select! {
-                () = tokio::time::sleep(pause) => {}
-                _ = health.changed() => {}
-                _ = changed.changed() => {}
+            let pause = tokio::time::sleep(pause);
+            tokio::pin!(pause);
+            loop {
+                tokio::select! {
+                    () = &mut pause => return,
+                    _ = health.changed() => return,
+                    _ = changed.changed() => return,
+                    Ok(()) = disturbances.changed() => {
+                        if isolation.is_disturbed().await {
+                            tracing::warn!("somebody has changed the rules of the containers' bridge; they are set anew");
+                            return;
+                        }
+                    }
+                }
             }
         };
         if stop.run_until_cancelled(due).await.is_none() {
@@ -134,6 +148,17 @@ pub(super) async fn expire_uploads(files: Files, live: Arc<Live>, stop: Cancella
         let pause = (expire_after / 4).clamp(Duration::from_secs(1), EXPIRE_EVERY);
         if stop.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
             return;
+        }
+    }
+}
+
+/// Forgets issued tokens that have expired.
+pub(super) async fn expire_tokens(access: Access, stop: CancellationToken) {
+    while stop.run_until_cancelled(tokio::time::sleep(EXPIRE_EVERY)).await.is_some() {
+        match access.sweep().await {
+            Ok(0) => {}
+            Ok(tokens) => tracing::debug!(tokens, "expired tokens are forgotten"),
+            Err(error) => tracing::warn!(error = %Chain(&error), "expired tokens stay behind"),
         }
     }
 }

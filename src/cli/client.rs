@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Empty};
-use hyper::Request;
 use hyper::client::conn::http1;
+use hyper::{Method, Request};
 use hyper_util::rt::TokioIo;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
@@ -105,10 +105,21 @@ impl Daemon {
 impl Daemon {
     /// `GET path`, as JSON.
     pub(super) async fn get(&self, path: &str) -> Result<serde_json::Value, ClientError> {
+        self.ask(Method::GET, path).await
+    }
+
+    /// A request without a body; the answer, as JSON.
+    pub(super) async fn ask(
+        &self,
+        method: Method,
+        path: &str,
+    ) -> Result<serde_json::Value, ClientError> {
         let socket = self.connect().await?;
         let answer = async {
             let (mut sender, connection) = http1::handshake(TokioIo::new(socket)).await?;
-            let request = Request::get(path)
+            let request = Request::builder()
+                .method(method)
+                .uri(path)
                 .header("Host", self.address.to_string())
                 .header("Authorization", format!("Bearer {}", self.token.expose()))
                 .header("Accept", "Application/vnd.pkglatv1+json")

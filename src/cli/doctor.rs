@@ -16,7 +16,7 @@ use crate::domain::quota::QuotaBackend;
 use crate::domain::units::MIB;
 use crate::engine::{Engine, EngineOptions, Health};
 use crate::files::backing;
-use crate::network::firewall;
+use crate::network::{firewall, nft};
 use crate::util::chain::Chain;
 
 /// A finding: what was looked at, and what is wrong with how to mend it, or what was found good.
@@ -182,11 +182,27 @@ fn rules(config: &Config) -> Result<String, String> {
         Firewall::Off => {
             Ok("off by configuration: containers are kept apart by other means".to_owned())
         }
-        Firewall::Nftables => match firewall::find_nft() {
-            Some(path) => Ok(format!("nftables, by {}", path.display())),
+        Firewall::Nftables => match nft::find_nft() {
+            Some(path) => containers_rules(config).map(|()| {
+                format!("nftables, by {}; the kernel takes rules for containers", path.display())
+            }),
             None => Err("nft is missing; install the package nftables, or no container is started"
                 .to_owned()),
         },
+    }
+}
+
+/// Whether the kernel would take all kinds of rules that may be asked for; none is set.
+fn containers_rules(config: &Config) -> Result<(), String> {
+    let bridge = config.network.bridge.clone();
+    let probe = async move { Ok::<_, ClientError>(firewall::probe(&bridge).await) };
+    match block_on(probe) {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(error)) => Err(format!(
+            "rules for containers cannot be set: {}; they need Linux 5.9 or newer with nf_tables, and root",
+            Chain(&error)
+        )),
+        Err(error) => Err(Chain(&error).to_string()),
     }
 }
 

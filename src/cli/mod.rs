@@ -9,6 +9,7 @@ pub(crate) mod completions;
 mod console;
 mod doctor;
 mod openapi;
+mod outbox;
 mod ps;
 pub(crate) mod secrets;
 mod serve;
@@ -17,6 +18,7 @@ use std::error::Error;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -35,6 +37,10 @@ pub(crate) struct Cli {
     /// Print the node's token, or give the node a new one: random, or read from standard input
     #[arg(long, value_name = "ACTION")]
     pub(crate) token: Option<TokenAction>,
+
+    /// With --token reset or set: how long the token before it stays good, such as 10m (at most 7d)
+    #[arg(long, value_name = "TIME", requires = "token", value_parser = secrets::grace)]
+    pub(crate) grace: Option<Duration>,
 
     #[command(flatten)]
     pub(crate) serve: ServeArgs,
@@ -102,6 +108,8 @@ pub(crate) enum Command {
     },
     /// List this node's servers
     Ps,
+    /// Look at the updates that the panel has not taken, send them again, drop them
+    Outbox(outbox::OutboxArgs),
     /// Print a shell's completion script: lightd completions bash > /etc/bash_completion.d/lightd
     Completions { shell: clap_complete::Shell },
     /// Check the configuration and print what counts, with secrets masked
@@ -135,7 +143,7 @@ pub(crate) fn main() -> ExitCode {
     let out = &mut std::io::stdout();
     if let Some(action) = cli.token {
         return printed(
-            secrets::token(action, &source, secrets::ask_for_token, out),
+            secrets::token(action, cli.grace, &source, secrets::ask_for_token, out).map(tell_grace),
             SecretError::exit_code,
         );
     }
@@ -148,8 +156,16 @@ pub(crate) fn main() -> ExitCode {
             printed(secrets::admin_key(action, &source, out), SecretError::exit_code)
         }
         Some(Command::Console { id }) => ended(console::run(&source, &id), |_| 1),
+        Some(Command::Outbox(args)) => printed(outbox::run(&source, &args, out), |_| 1),
         Some(Command::Ps) => printed(ps::run(&source, out), |_| 1),
         Some(Command::Doctor) => doctor::run(&source, out),
+    }
+}
+
+/// Beside the answer, which programs read.
+fn tell_grace(until: Option<jiff::Timestamp>) {
+    if let Some(until) = until {
+        eprintln!("The token before it is good until {until}");
     }
 }
 
@@ -215,6 +231,12 @@ mod tests {
         assert_eq!(parse("lightd --token what").unwrap().token, Some(TokenAction::What));
         assert_eq!(parse("lightd --token=set").unwrap().token, Some(TokenAction::Set));
         assert!(parse("lightd --token").is_err());
+        let grace = |line| parse(line).map(|cli| cli.grace.map(|grace| grace.as_secs()));
+        assert_eq!(grace("lightd --token reset --grace 10m").unwrap(), Some(600));
+        for bad in ["", "--grace 10m", "--token reset --grace 10", "--token set --grace 8d"] {
+            let refused = parse(&format!("lightd {bad}")).is_err();
+            assert_eq!(refused, !bad.is_empty(), "{bad}");
+        }
         let cli = parse("lightd admin-key reset --config x").unwrap();
         assert!(matches!(cli.command, Some(Command::AdminKey { action: AdminKeyAction::Reset })));
         assert_eq!(cli.config, Some("x".into()));
@@ -223,5 +245,11 @@ mod tests {
             Some(Command::Console { .. })
         ));
         assert!(parse("lightd nonsense").is_err());
+        for line in ["", " list --state parked", " show 3 --json", " retry 1 2", " retry --all"] {
+            parse(&format!("lightd outbox{line}")).unwrap();
+        }
+        for line in [" retry", " drop", " drop 1 --parked", " show", " show x", " list --state x"] {
+            assert!(parse(&format!("lightd outbox{line}")).is_err(), "{line}");
+        }
     }
 }

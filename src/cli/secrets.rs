@@ -1,18 +1,22 @@
 //! `lightd --token …` and `lightd admin-key …`: the secrets in the configuration file, shown and
 //! changed.
 //!
-//! A change is one atomic write; a running daemon sees a new token by itself. What cannot count is
-//! refused before anything is written: a token of the wrong format, and any change while the
-//! environment overrides what the file says.
+//! A change is one atomic write; a running daemon sees a new token by itself. With `--grace` the token
+//! before it stays good for a while, which the file says too, so that it counts across a restart. What
+//! cannot count is refused before anything is written: a token of the wrong format, any change while
+//! the environment overrides what the file says, a grace for nothing.
 
 use std::io::{self, BufRead, IsTerminal, Write};
+use std::time::Duration;
 
+use jiff::Timestamp;
 use serde_json::Value;
 
 use super::{AdminKeyAction, TokenAction};
 use crate::config::source::{Source, new_token};
 use crate::config::{ConfigError, edit};
 use crate::domain::access::{TOKEN_FORMAT, is_token};
+use crate::domain::units::{Span, UnixSeconds};
 use crate::util::secret::random_text;
 
 #[derive(Debug, thiserror::Error)]
@@ -21,6 +25,12 @@ pub(crate) enum SecretError {
     BadFormat,
     #[error("{0} overrides what the file says, so a change would not count; nothing was changed")]
     Overridden(String),
+    #[error(
+        "--grace is for --token reset and --token set: nothing changes here that could be kept"
+    )]
+    NoChange,
+    #[error("there is no token yet that could stay good; nothing was changed")]
+    NothingToKeep,
     #[error("there is none yet; make one with: {0}")]
     Missing(&'static str),
     #[error(transparent)]
@@ -33,41 +43,107 @@ impl SecretError {
     /// 2 for what was refused, 1 for what failed.
     pub(crate) fn exit_code(&self) -> u8 {
         match self {
-            Self::BadFormat | Self::Overridden(_) => 2,
+            Self::BadFormat | Self::Overridden(_) | Self::NoChange | Self::NothingToKeep => 2,
             Self::Missing(_) | Self::Config(_) | Self::Terminal(_) => 1,
         }
     }
 }
 
-/// Answers `--token …`; `ask` is called for the new token of `set`.
+const TOKEN: &str = "authorization.token";
+const PREVIOUS: &str = "authorization.previous_token";
+const UNTIL: &str = "authorization.previous_token_until";
+
+/// A grace on the command line.
+pub(super) fn grace(text: &str) -> Result<Duration, String> {
+    let span = Span::parse(text).map_err(|why| why.to_string())?.0;
+    if (GRACE_MIN..=GRACE_MAX).contains(&span) {
+        Ok(span)
+    } else {
+        Err("must be between 1s and 7d".to_owned())
+    }
+}
+
+const GRACE_MIN: Duration = Duration::from_secs(1);
+const GRACE_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// Answers `--token …`; `ask` is called for the new token of `set`. Returns until when the token before
+/// it is good, if it is.
 pub(crate) fn token(
     action: TokenAction,
+    grace: Option<Duration>,
     source: &Source,
     ask: impl FnOnce() -> io::Result<String>,
     out: &mut dyn Write,
-) -> Result<(), SecretError> {
-    const KEY: &str = "authorization.token";
+) -> Result<Option<Timestamp>, SecretError> {
+    if action == TokenAction::What {
+        return show(grace, source, out);
+    }
+    refuse_if_overridden(source, TOKEN)?;
+    let kept = grace.map(|grace| kept_token(source, grace)).transpose()?;
     let new = match action {
-        TokenAction::What => {
-            let token = present(source, KEY, "token")?
-                .ok_or(SecretError::Missing("lightd --token reset"))?;
-            return Ok(writeln!(out, "Current Token: {token}")?);
-        }
-        TokenAction::Reset => {
-            refuse_if_overridden(source, KEY)?;
-            new_token()
-        }
-        TokenAction::Set => {
-            refuse_if_overridden(source, KEY)?;
-            let token = ask()?;
-            if !is_token(&token) {
-                return Err(SecretError::BadFormat);
-            }
-            token
-        }
+        TokenAction::Set => ask()?,
+        TokenAction::Reset | TokenAction::What => new_token(),
     };
-    store(source, "token", &new)?;
-    Ok(writeln!(out, "New Token: {new}")?)
+    if !is_token(&new) {
+        return Err(SecretError::BadFormat);
+    }
+    // The same again needs no grace.
+    let kept = kept.filter(|(old, _)| *old != new);
+    let until = kept.as_ref().map(|(_, until)| *until);
+    store_token(source, &new, kept)?;
+    writeln!(out, "New Token: {new}")?;
+    Ok(until)
+}
+
+fn show(
+    grace: Option<Duration>,
+    source: &Source,
+    out: &mut dyn Write,
+) -> Result<Option<Timestamp>, SecretError> {
+    if grace.is_some() {
+        return Err(SecretError::NoChange);
+    }
+    let token = present(source, TOKEN)?.ok_or(SecretError::Missing("lightd --token reset"))?;
+    writeln!(out, "Current Token: {token}")?;
+    let until = present(source, UNTIL)?.and_then(|until| until.parse().ok());
+    let has_previous = present(source, PREVIOUS)?.is_some();
+    Ok(until.filter(|until| has_previous && *until > Timestamp::now()))
+}
+
+/// The token that is good now, and the whole second until which it shall stay so.
+fn kept_token(source: &Source, grace: Duration) -> Result<(String, Timestamp), SecretError> {
+    refuse_if_overridden(source, PREVIOUS)?;
+    refuse_if_overridden(source, UNTIL)?;
+    let present = match present(source, TOKEN) {
+        Err(SecretError::Config(ConfigError::Missing { .. })) => None,
+        present => present?,
+    };
+    let token = present.filter(|token| is_token(token)).ok_or(SecretError::NothingToKeep)?;
+    let seconds = i64::try_from(grace.as_secs()).unwrap_or(i64::MAX);
+    let until = UnixSeconds::now().0.saturating_add(seconds).saturating_add(1);
+    Ok((token, Timestamp::from_second(until).unwrap_or(Timestamp::MAX)))
+}
+
+/// Writes the token, and what is kept of the one before it: nothing of an earlier one.
+fn store_token(
+    source: &Source,
+    new: &str,
+    kept: Option<(String, Timestamp)>,
+) -> Result<(), SecretError> {
+    let mut values = vec![("token", Value::from(new))];
+    match kept {
+        Some((old, until)) => {
+            values.push(("previous_token", old.into()));
+            values.push(("previous_token_until", until.to_string().into()));
+        }
+        // Keys that nobody has set are not added to the file.
+        None if source.ensure_exists().is_ok() && present(source, PREVIOUS)?.is_some() => {
+            values.push(("previous_token", "".into()));
+            values.push(("previous_token_until", Value::Null));
+        }
+        None => {}
+    }
+    store(source, &values)
 }
 
 /// Answers `admin-key …`.
@@ -79,14 +155,14 @@ pub(crate) fn admin_key(
     const KEY: &str = "authorization.admin_key";
     match action {
         AdminKeyAction::What => {
-            let key = present(source, KEY, "admin_key")?
-                .ok_or(SecretError::Missing("lightd admin-key reset"))?;
+            let key =
+                present(source, KEY)?.ok_or(SecretError::Missing("lightd admin-key reset"))?;
             Ok(writeln!(out, "Current Admin Key: {key}")?)
         }
         AdminKeyAction::Reset => {
             refuse_if_overridden(source, KEY)?;
             let new = random_text();
-            store(source, "admin_key", &new)?;
+            store(source, &[("admin_key", new.as_str().into())])?;
             Ok(writeln!(out, "New Admin Key: {new}")?)
         }
     }
@@ -98,18 +174,18 @@ fn refuse_if_overridden(source: &Source, key: &str) -> Result<(), SecretError> {
 
 /// What counts now: the environment's, else the file's. Reads the file as it is, so that a mistake
 /// elsewhere in it does not hide the token.
-fn present(source: &Source, key: &str, name: &str) -> Result<Option<String>, SecretError> {
+fn present(source: &Source, key: &str) -> Result<Option<String>, SecretError> {
     if let Some(value) = source.env_value(key) {
         return Ok(Some(value.to_owned()));
     }
     let file = source.read_json()?;
-    let found = file.pointer(&format!("/authorization/{name}")).and_then(Value::as_str);
+    let found = file.pointer(&format!("/{}", key.replace('.', "/"))).and_then(Value::as_str);
     Ok(found.filter(|text| !text.is_empty()).map(str::to_owned))
 }
 
-fn store(source: &Source, name: &str, value: &str) -> Result<(), SecretError> {
+fn store(source: &Source, values: &[(&str, Value)]) -> Result<(), SecretError> {
     source.ensure_exists()?;
-    Ok(edit::set_text(source.path(), "authorization", name, value)?)
+    Ok(edit::set(source.path(), "authorization", values)?)
 }
 
 /// One line from standard input; asked for, and not shown while it is typed, where that is a terminal.
@@ -175,9 +251,58 @@ mod tests {
     }
 
     fn run(action: TokenAction, source: &Source, typed: &str) -> Result<String, SecretError> {
+        with_grace(action, None, source, typed).map(|(shown, _)| shown)
+    }
+
+    fn with_grace(
+        action: TokenAction,
+        grace: Option<u64>,
+        source: &Source,
+        typed: &str,
+    ) -> Result<(String, Option<Timestamp>), SecretError> {
         let mut out = Vec::new();
-        token(action, source, || Ok(typed.to_owned()), &mut out)?;
-        Ok(String::from_utf8(out).unwrap())
+        let grace = grace.map(Duration::from_secs);
+        let until = token(action, grace, source, || Ok(typed.to_owned()), &mut out)?;
+        Ok((String::from_utf8(out).unwrap(), until))
+    }
+
+    #[test]
+    fn with_a_grace_the_token_before_stays_until_then_or_the_next_change() {
+        let (_folder, path) = file();
+        let from = source(&path, None);
+        let (shown, until) = with_grace(TokenAction::Reset, Some(600), &from, "").unwrap();
+        assert!(shown.starts_with("New Token: lightd_") && shown.lines().count() == 1, "{shown}");
+        let left = until.unwrap().as_second() - UnixSeconds::now().0;
+        assert!((599..=602).contains(&left), "{left}");
+        let previous = from.load().unwrap().authorization.previous.unwrap();
+        assert_eq!((previous.token.expose(), Some(previous.until)), (OLD, until));
+        assert_eq!(with_grace(TokenAction::What, None, &from, "").unwrap().1, until);
+        let masked = from.load().unwrap().masked();
+        assert_eq!(masked.pointer("/authorization/previous_token"), Some(&"***".into()));
+        run(TokenAction::Reset, &from, "").unwrap();
+        assert_eq!(from.load().unwrap().authorization.previous, None, "without one it ends");
+    }
+
+    #[test]
+    fn a_grace_for_nothing_is_refused_and_nothing_is_written() {
+        let (folder, path) = file();
+        let before = std::fs::read_to_string(&path).unwrap();
+        let variable = ("LIGHTD_AUTHORIZATION__PREVIOUS_TOKEN".into(), OLD.into());
+        let overridden = Source::new(path.clone(), [variable], Overrides::default());
+        let good = "lightd_good_0123456789";
+        for (action, from, typed) in [
+            (TokenAction::What, &source(&path, None), ""),
+            (TokenAction::Set, &source(&path, None), "lightd_short"),
+            (TokenAction::Set, &overridden, good),
+            (TokenAction::Reset, &source(&folder.path().join("none.json"), None), ""),
+        ] {
+            let refused = with_grace(action, Some(60), from, typed).unwrap_err();
+            assert_eq!(refused.exit_code(), 2, "{refused}");
+        }
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), before);
+        assert!(!folder.path().join("none.json").exists());
+        let (_, until) = with_grace(TokenAction::Set, Some(60), &source(&path, None), OLD).unwrap();
+        assert_eq!(until, None, "the same again needs none");
     }
 
     #[test]

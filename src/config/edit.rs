@@ -1,4 +1,4 @@
-//! Changes one value in a configuration file and leaves the rest as it is written, order included.
+//! Changes values in a configuration file and leaves the rest as it is written, order included.
 //!
 //! Called by the command line's verbs that set a secret. The file is replaced whole or not at all; a
 //! daemon that runs sees the new one within a second.
@@ -14,20 +14,18 @@ use super::error::ConfigError;
 use super::source::read_text;
 use crate::util::atomic_file;
 
-/// Sets `section.key` to a text: atomically, readable by the owner only. A link to the real file
-/// stays a link.
-pub(crate) fn set_text(
-    path: &Path,
-    section: &str,
-    key: &str,
-    value: &str,
-) -> Result<(), ConfigError> {
+/// Sets keys of a section: all at once, atomically, readable by the owner only. A link to the real
+/// file stays a link.
+pub(crate) fn set(path: &Path, section: &str, values: &[(&str, Value)]) -> Result<(), ConfigError> {
     let failed = |source| ConfigError::Write { path: path.to_owned(), source };
     let mut document: Node = serde_json::from_str(&read_text(path)?)
         .map_err(|source| ConfigError::NotJson { path: path.to_owned(), source })?;
-    let leaf = Node::Leaf(value.into());
-    let set = document.entry(section).and_then(|section| section.entry(key)).map(|at| *at = leaf);
-    set.ok_or_else(|| failed(std::io::Error::other(format!("{section} is no object"))))?;
+    for (key, value) in values {
+        let leaf = Node::Leaf(value.clone());
+        let at = document.entry(section).and_then(|section| section.entry(key));
+        at.map(|at| *at = leaf)
+            .ok_or_else(|| failed(std::io::Error::other(format!("{section} is no object"))))?;
+    }
     let mut text = serde_json::to_string_pretty(&document).map_err(|why| failed(why.into()))?;
     text.push('\n');
     let real = path.canonicalize().map_err(failed)?;

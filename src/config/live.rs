@@ -4,7 +4,6 @@
 //! [`Live::watch_file`], which looks at the file twice a second, so that `--token reset` counts within
 //! a second and a half-edited file never does more than that. An invalid file changes nothing.
 
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -13,11 +12,13 @@ use serde_json::Value;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::authorization::PreviousToken;
 use super::reload::{Changes, compare};
 use super::source::{Source, read_text};
 use super::{Config, ConfigError};
 use crate::domain::access::is_token;
 use crate::util::chain::Chain;
+use crate::util::file_signature::FileSignature;
 use crate::util::secret::Secret;
 
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
@@ -55,33 +56,33 @@ impl Live {
         Ok(changes)
     }
 
-    /// Takes over the node's token whenever the file has another one, until cancelled.
+    /// Takes over the node's token, and the one before it, whenever the file has others, until cancelled.
     pub(crate) async fn watch_file(&self, cancel: CancellationToken) {
-        let mut seen = Signature::of(self.source.path());
+        let mut seen = FileSignature::of(self.source.path());
         let mut tick = tokio::time::interval(POLL_INTERVAL);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         // The file may have changed between the start's reading and the first signature.
-        self.take_over_token();
+        self.take_over_tokens();
         loop {
             tokio::select! {
                 () = cancel.cancelled() => return,
                 _ = tick.tick() => {}
             }
-            let now = Signature::of(self.source.path());
+            let now = FileSignature::of(self.source.path());
             if now != seen {
                 seen = now;
-                self.take_over_token();
+                self.take_over_tokens();
             }
         }
     }
 
-    fn take_over_token(&self) {
+    fn take_over_tokens(&self) {
         if self.source.env_override("authorization.token").is_some() {
             return;
         }
         let _one_at_a_time = self.reloading.lock().unwrap_or_else(PoisonError::into_inner);
-        let token = match token_in(self.source.path()) {
-            Ok(Some(token)) => token,
+        let (token, previous) = match tokens_in(self.source.path()) {
+            Ok(Some(tokens)) => tokens,
             Ok(None) => {
                 tracing::warn!("the configuration file has no well-formed token; keeping the old");
                 return;
@@ -92,28 +93,24 @@ impl Live {
             }
         };
         let current = self.current();
-        if current.authorization.token != token {
-            self.current.send_replace(Arc::new(current.with_token(token)));
-            tracing::info!("the node's token has changed");
+        let now = &current.authorization;
+        if now.token != token || now.previous != previous {
+            let grace_until = previous.as_ref().map(|previous| previous.until.to_string());
+            self.current.send_replace(Arc::new(current.with_tokens(token, previous)));
+            tracing::info!(grace_until, "the node's token has changed");
         }
     }
 }
 
-/// The node's token as it stands in the file, if it is one.
-fn token_in(path: &Path) -> Result<Option<Secret>, ConfigError> {
+/// The node's token as it stands in the file, if it is one, and the one before it.
+fn tokens_in(path: &Path) -> Result<Option<(Secret, Option<PreviousToken>)>, ConfigError> {
     let file: Value = serde_json::from_str(&read_text(path)?)
         .map_err(|source| ConfigError::NotJson { path: path.to_owned(), source })?;
-    let token = file.pointer("/authorization/token").and_then(Value::as_str);
-    Ok(token.filter(|token| is_token(token)).map(Secret::new))
-}
-
-/// What changes when a file is replaced or written to.
-#[derive(PartialEq, Eq)]
-struct Signature(Option<(u64, u64, i64, i64)>);
-
-impl Signature {
-    fn of(path: &Path) -> Self {
-        let read = std::fs::metadata(path).ok();
-        Self(read.map(|file| (file.ino(), file.size(), file.mtime(), file.mtime_nsec())))
-    }
+    let text = |name: &str| file.pointer(&format!("/authorization/{name}")).and_then(Value::as_str);
+    let token = |name| text(name).filter(|token| is_token(token)).map(Secret::new);
+    let previous = || {
+        let until = text("previous_token_until")?.parse().ok()?;
+        Some(PreviousToken { token: token("previous_token")?, until })
+    };
+    Ok(token("token").map(|token| (token, previous())))
 }

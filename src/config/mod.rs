@@ -9,6 +9,7 @@
 //! daemon as it was, with every problem named. Each part of lightd gets its own small struct by value;
 //! only the composition root sees the whole. [`live::Live`] holds the present one and swaps it whole.
 
+mod authorization;
 mod billing;
 pub(crate) mod edit;
 pub(crate) mod error;
@@ -21,7 +22,7 @@ pub(crate) mod source;
 mod supervision;
 mod validate;
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -29,6 +30,7 @@ use std::time::Duration;
 use ipnet::{IpNet, Ipv4Net};
 use url::Url;
 
+use self::authorization::{Authorization, PreviousToken};
 use self::billing::Billing;
 pub(crate) use self::error::ConfigError;
 pub(crate) use self::raw::{Firewall, LogFormat, LogLevel, OnExceeded};
@@ -65,6 +67,8 @@ pub(crate) struct Config {
 pub(crate) struct Server {
     pub(crate) address: SocketAddr,
     pub(crate) tls: Option<TlsFiles>,
+    /// Whose `X-Forwarded-For` is believed.
+    pub(crate) trusted_proxies: Vec<IpNet>,
     pub(crate) max_body_bytes: usize,
 }
 
@@ -72,15 +76,6 @@ pub(crate) struct Server {
 pub(crate) struct TlsFiles {
     pub(crate) cert: PathBuf,
     pub(crate) key: PathBuf,
-}
-
-#[derive(Clone, Debug)]
-pub(crate) struct Authorization {
-    pub(crate) enabled: bool,
-    /// Well-formed while authorization is enabled.
-    pub(crate) token: Secret,
-    /// As browsers send them: `https://panel.example`. Empty: no list.
-    pub(crate) allowed_origins: Vec<String>,
 }
 
 #[derive(Clone, Debug)]
@@ -128,6 +123,8 @@ pub(crate) struct Network {
     pub(crate) firewall: Firewall,
     pub(crate) allow_host: Vec<HostService>,
     pub(crate) allow_private: Vec<IpNet>,
+    /// How long a port rests when a container has let go of it.
+    pub(crate) quarantine: Duration,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -214,6 +211,8 @@ pub(crate) struct Remote {
 pub(crate) struct RemotePanel {
     pub(crate) url: Url,
     pub(crate) token: Secret,
+    /// Empty: updates are not signed.
+    pub(crate) signing_secret: Secret,
     pub(crate) health_interval: Duration,
 }
 
@@ -229,11 +228,23 @@ impl Config {
         serde_json::to_value(&self.raw).expect("invariant: the configuration is JSON")
     }
 
-    /// This configuration with another node token.
-    fn with_token(&self, token: Secret) -> Self {
+    /// Where lightd itself listens, or will: the API, and SSH.
+    pub(crate) fn own_addresses(&self) -> Vec<SocketAddr> {
+        // Any address where the host is not one yet.
+        let ssh = self.raw.ssh.host.parse().unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+        let ssh = SocketAddr::new(ssh, self.raw.ssh.port);
+        [self.server.address, ssh].into_iter().filter(|at| at.port() != 0).collect()
+    }
+
+    /// This configuration with another node token, and the one before it.
+    fn with_tokens(&self, token: Secret, previous: Option<PreviousToken>) -> Self {
         let mut changed = self.clone();
-        changed.raw.authorization.token = token.clone();
+        let raw = &mut changed.raw.authorization;
+        raw.token = token.clone();
+        raw.previous_token = previous.as_ref().map(|it| it.token.clone()).unwrap_or_default();
+        raw.previous_token_until = previous.as_ref().map(|it| it.until);
         changed.authorization.token = token;
+        changed.authorization.previous = previous;
         changed
     }
 }

@@ -45,6 +45,7 @@ pub(super) fn network(raw: &raw::Network, check: &mut Check<'_>) -> Network {
         firewall: raw.firewall,
         allow_host: check.each("network.allow_host", &raw.allow_host, host_service),
         allow_private: check.each("network.allow_private", &raw.allow_private, private_net),
+        quarantine: check.span("network.quarantine", raw.quarantine.0, "0s", "30d"),
     }
 }
 

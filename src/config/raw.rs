@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::authorization::RawAuthorization;
 use super::billing::RawBilling;
 pub(crate) use super::raw_streams::{Console, Sockets};
 use super::supervision::RawSupervision;
@@ -21,7 +22,7 @@ use crate::util::secret::Secret;
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Raw {
     pub(crate) server: Server,
-    pub(crate) authorization: Authorization,
+    pub(crate) authorization: RawAuthorization,
     pub(crate) docker: Docker,
     pub(crate) storage: Storage,
     pub(crate) network: Network,
@@ -48,6 +49,8 @@ pub(crate) struct Server {
     pub(crate) host: String,
     pub(crate) port: u16,
     pub(crate) tls: Tls,
+    /// Networks of proxies whose `X-Forwarded-For` is believed.
+    pub(crate) trusted_proxies: Vec<String>,
     /// The largest request body that is read into memory; streamed uploads are not held to it.
     pub(crate) max_body_bytes: u64,
 }
@@ -58,15 +61,6 @@ pub(crate) struct Tls {
     pub(crate) enabled: bool,
     pub(crate) cert: PathBuf,
     pub(crate) key: PathBuf,
-}
-
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub(crate) struct Authorization {
-    pub(crate) enabled: bool,
-    pub(crate) token: Secret,
-    pub(crate) admin_key: Secret,
-    pub(crate) allowed_origins: Vec<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -101,6 +95,8 @@ pub(crate) struct Network {
     pub(crate) allow_host: Vec<String>,
     /// Private networks that file pulls may fetch from.
     pub(crate) allow_private: Vec<String>,
+    /// How long a port rests when a container has let go of it; nothing by default.
+    pub(crate) quarantine: Span,
 }
 
 /// Either `port` or `from` and `to`.
@@ -214,6 +210,8 @@ pub(crate) struct Remote {
     pub(crate) enabled: bool,
     pub(crate) url: String,
     pub(crate) token: Secret,
+    /// What updates are signed with; empty: they are not.
+    pub(crate) signing_secret: Secret,
     pub(crate) power_events: bool,
     pub(crate) health_interval: Span,
 }
@@ -274,18 +272,8 @@ impl Default for Server {
             host: "0.0.0.0".to_owned(),
             port: 8070,
             tls: Tls::default(),
+            trusted_proxies: Vec::new(),
             max_body_bytes: 16 * MIB,
-        }
-    }
-}
-
-impl Default for Authorization {
-    fn default() -> Self {
-        Self {
-            enabled: true,
-            token: Secret::default(),
-            admin_key: Secret::default(),
-            allowed_origins: Vec::new(),
         }
     }
 }
@@ -321,6 +309,7 @@ impl Default for Network {
             firewall: Firewall::Nftables,
             allow_host: Vec::new(),
             allow_private: Vec::new(),
+            quarantine: Span(Duration::ZERO),
         }
     }
 }
@@ -371,6 +360,7 @@ impl Default for Remote {
             enabled: false,
             url: String::new(),
             token: Secret::default(),
+            signing_secret: Secret::default(),
             power_events: false,
             health_interval: Span(Duration::from_secs(30)),
         }

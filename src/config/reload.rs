@@ -14,10 +14,12 @@ use super::Config;
 /// keeps its limit).
 pub(super) const LIVE: &[&str] = &[
     "authorization",
+    "server.trusted_proxies",
     "docker.allowed_mounts",
     "network.ports",
     "network.allow_host",
     "network.allow_private",
+    "network.quarantine",
     "limits",
     "install",
     "console.journal_max_age",
@@ -36,7 +38,10 @@ pub(super) const LIVE: &[&str] = &[
 /// Keys, or sections, that the daemon reads once. With the ones above, all there are.
 #[cfg(test)]
 pub(super) const RESTART: &[&str] = &[
-    "server",
+    "server.host",
+    "server.port",
+    "server.tls",
+    "server.max_body_bytes",
     "docker.socket_path",
     "docker.user",
     "docker.node",
@@ -83,8 +88,13 @@ fn differences(a: &Config, b: &Config) -> Vec<String> {
     // Masked, every secret looks the same.
     for (key, differs) in [
         ("authorization.token", a.authorization.token != b.authorization.token),
+        (
+            "authorization.previous_token",
+            a.authorization.previous_token != b.authorization.previous_token,
+        ),
         ("authorization.admin_key", a.authorization.admin_key != b.authorization.admin_key),
         ("remote.token", a.remote.token != b.remote.token),
+        ("remote.signing_secret", a.remote.signing_secret != b.remote.signing_secret),
     ] {
         if differs && !changed.iter().any(|known| known == key) {
             changed.push(key.to_owned());

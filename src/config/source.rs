@@ -19,6 +19,7 @@ use super::reload::is_at_or_below;
 use super::{Config, validate};
 use crate::util::atomic_file;
 use crate::util::secret::random_text;
+use crate::util::serde_words::without_text;
 
 const ENV_PREFIX: &str = "LIGHTD_";
 const SYSTEM_PATH: &str = "/etc/lightd/config.json";
@@ -110,7 +111,7 @@ impl Source {
         self.ensure_exists()?;
         let mut file = self.read_json()?;
         if self.lacks_token(&file) {
-            edit::set_text(&self.path, "authorization", "token", &new_token())?;
+            edit::set(&self.path, "authorization", &[("token", new_token().into())])?;
             file = self.read_json()?;
         }
         self.resolve(file)
@@ -374,7 +375,7 @@ fn remove(value: &mut Value, path: &serde_path_to_error::Path) -> bool {
 }
 
 fn in_words(message: &str) -> String {
-    message
+    without_text(message)
         .replace("unknown field", "unknown key")
         .replace("missing field", "missing key")
         .replace("expected u16", "expected a whole number from 0 to 65535")

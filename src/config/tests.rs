@@ -230,16 +230,20 @@ fn a_copy_of_the_example_gets_its_token_at_the_first_start() {
 fn secrets_are_masked_where_the_configuration_is_shown() {
     let config = load(json!({
         "authorization": {"token": TOKEN, "admin_key": "a".repeat(30)},
-        "remote": {"enabled": true, "url": "https://p.example/api", "token": "secret-of-panel"},
+        "remote": {"enabled": true, "url": "https://p.example/api", "token": "secret-of-panel",
+            "signing_secret": "secret-of-signatures"},
     }))
     .unwrap();
     let shown = config.masked();
     assert_eq!(shown.pointer("/authorization/token"), Some(&json!("***")));
     assert_eq!(shown.pointer("/authorization/admin_key"), Some(&json!("***")));
     assert_eq!(shown.pointer("/remote/token"), Some(&json!("***")));
+    assert_eq!(shown.pointer("/remote/signing_secret"), Some(&json!("***")));
     assert_eq!(shown.pointer("/remote/url"), Some(&json!("https://p.example/api")));
     let printed = format!("{config:?}");
-    assert!(!printed.contains(TOKEN) && !printed.contains("secret-of-panel"));
+    for secret in [TOKEN, "secret-of-panel", "secret-of-signatures"] {
+        assert!(!printed.contains(secret), "{printed}");
+    }
 }
 
 #[test]
@@ -249,8 +253,8 @@ fn an_edit_keeps_order_and_everything_else() {
         &path,
         r#"{"z": [1, {"b": 1.5, "a": null}], "authorization": {"y": true, "token": "t"}}"#,
     );
-    edit::set_text(&path, "authorization", "token", TOKEN).unwrap();
-    edit::set_text(&path, "authorization", "admin_key", "k").unwrap();
+    edit::set(&path, "authorization", &[("token", TOKEN.into()), ("admin_key", "k".into())])
+        .unwrap();
     let text = std::fs::read_to_string(&path).unwrap();
     let compact: String = text.split_whitespace().collect();
     let want = r#"{"z":[1,{"b":1.5,"a":null}],"authorization":{"y":true,"token":"lightd_0123456789abcdef","admin_key":"k"}}"#;
@@ -258,7 +262,7 @@ fn an_edit_keeps_order_and_everything_else() {
     // Through a link, the file it points to is changed.
     let link = folder.path().join("link.json");
     std::os::unix::fs::symlink(&path, &link).unwrap();
-    edit::set_text(&link, "authorization", "token", "lightd_other").unwrap();
+    edit::set(&link, "authorization", &[("token", "lightd_other".into())]).unwrap();
     assert!(std::fs::symlink_metadata(&link).unwrap().is_symlink());
     assert!(std::fs::read_to_string(&path).unwrap().contains("lightd_other"));
 }

@@ -7,18 +7,19 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
+use ipnet::IpNet;
 use url::Url;
 
+use super::authorization::authorization;
 use super::billing::billing;
 use super::error::ConfigProblem;
 use super::network::network;
 use super::raw::{self, Raw};
 use super::supervision::supervision;
 use super::{
-    Archives, Authorization, Config, Console, DefaultLimits, Docker, Install, Log, Pulls, Quota,
-    Remote, RemotePanel, RunAs, Server, Snapshots, Sockets, Storage, TlsFiles, Uploads,
+    Archives, Config, Console, DefaultLimits, Docker, Install, Log, Pulls, Quota, Remote,
+    RemotePanel, RunAs, Server, Snapshots, Sockets, Storage, TlsFiles, Uploads,
 };
-use crate::domain::access;
 use crate::domain::quota::QuotaBackend;
 use crate::util::secret::Secret;
 
@@ -148,8 +149,18 @@ fn server(raw: &raw::Server, check: &mut Check<'_>) -> Server {
     Server {
         address: SocketAddr::new(address("server.host", &raw.host, check), raw.port),
         tls,
+        trusted_proxies: check.each("server.trusted_proxies", &raw.trusted_proxies, ip_net),
         max_body_bytes: usize::try_from(max_body).unwrap_or(usize::MAX),
     }
+}
+
+/// An address is the network that it is alone in.
+pub(super) fn ip_net(text: &str) -> Result<IpNet, String> {
+    let alone = || text.parse().ok().map(|ip: IpAddr| ip.to_canonical().into());
+    let network = text.parse().ok().map(|network: IpNet| network.trunc());
+    network
+        .or_else(alone)
+        .ok_or_else(|| "must be an IP address or a network, such as 192.0.2.0/24".to_owned())
 }
 
 fn address(key: &str, text: &str, check: &mut Check<'_>) -> IpAddr {
@@ -173,46 +184,6 @@ fn dialects(raw: &raw::Dialects, check: &mut Check<'_>) {
             check.say(&format!("dialects.{name}.enabled"), why);
         }
     }
-}
-
-fn authorization(raw: &raw::Authorization, host: IpAddr, check: &mut Check<'_>) -> Authorization {
-    if raw.enabled {
-        if raw.token.is_empty() {
-            check.say(
-                "authorization.token",
-                "is empty; a start makes one, or: lightd --token reset",
-            );
-        } else if !access::is_token(raw.token.expose()) {
-            check.say("authorization.token", access::TOKEN_FORMAT);
-        }
-    } else if host != IpAddr::from(Ipv4Addr::LOCALHOST) {
-        check.say(
-            "authorization.enabled",
-            "may be false only while server.host is 127.0.0.1: anyone who reaches the port could do \
-             everything",
-        );
-    }
-    let key = raw.admin_key.expose();
-    if !key.is_empty() && (key.len() < 20 || !is_header_text(key)) {
-        check.say("authorization.admin_key", "must have at least 20 plain characters, or none");
-    }
-    Authorization {
-        enabled: raw.enabled,
-        token: raw.token.clone(),
-        allowed_origins: check.each("authorization.allowed_origins", &raw.allowed_origins, origin),
-    }
-}
-
-fn origin(text: &str) -> Result<String, String> {
-    let url = Url::parse(text).ok().filter(|url| {
-        matches!(url.scheme(), "http" | "https")
-            && url.path() == "/"
-            && url.query().is_none()
-            && url.fragment().is_none()
-            && url.username().is_empty()
-    });
-    url.map(|url| url.origin().ascii_serialization())
-        .ok_or_else(|| "must be an origin, such as https://panel.example".to_owned())
 }
 
 fn docker(raw: &raw::Docker, check: &mut Check<'_>) -> Docker {
@@ -303,6 +274,9 @@ fn quota(raw: &raw::Quota) -> Quota {
     Quota { backend, on_exceeded: raw.on_exceeded }
 }
 
+/// A shorter one could be guessed from what it has signed.
+const SIGNING_SECRET_MIN_BYTES: usize = 16;
+
 fn remote(raw: &raw::Remote, check: &mut Check<'_>) -> Remote {
     let health_interval = check.span("remote.health_interval", raw.health_interval.0, "1s", "1h");
     if !raw.enabled {
@@ -316,7 +290,17 @@ fn remote(raw: &raw::Remote, check: &mut Check<'_>) -> Remote {
     if token.is_empty() || !is_header_text(token.expose()) {
         check.say("remote.token", "must be set, in plain characters, while remote.enabled is true");
     }
-    let panel = url.ok().map(|url| RemotePanel { url, token: token.clone(), health_interval });
+    let signing_secret = raw.signing_secret.clone();
+    if !signing_secret.is_empty() && signing_secret.expose().len() < SIGNING_SECRET_MIN_BYTES {
+        let message = format!("must have at least {SIGNING_SECRET_MIN_BYTES} characters, or none");
+        check.say("remote.signing_secret", message);
+    }
+    let panel = url.ok().map(|url| RemotePanel {
+        url,
+        token: token.clone(),
+        signing_secret,
+        health_interval,
+    });
     Remote { panel, power_events: raw.power_events }
 }
 
@@ -340,6 +324,6 @@ fn panel_url(text: &str) -> Result<Url, String> {
     }
 }
 
-fn is_header_text(text: &str) -> bool {
+pub(super) fn is_header_text(text: &str) -> bool {
     text.bytes().all(|b| b.is_ascii_graphic())
 }

@@ -7,6 +7,8 @@
 
 use std::collections::VecDeque;
 
+use memchr::memmem;
+
 use super::block::Position;
 use super::record::Record;
 use super::{Console, lock, read};
@@ -94,8 +96,8 @@ fn known_bytes(forming: &[u8], line: &[u8]) -> usize {
     if forming.starts_with(line) {
         return line.len();
     }
-    let at = line.windows(forming.len().max(1)).position(|part| part == forming);
-    at.map_or(0, |at| at + forming.len())
+    // Both may be megabytes of whatever a workload prints: the search has to be linear.
+    memmem::find(line, forming).map_or(0, |at| at + forming.len())
 }
 
 fn place_by_count(tail: &Tail, log: &[EngineLine<'_>], from_start: bool) -> Option<usize> {

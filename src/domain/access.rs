@@ -59,6 +59,17 @@ pub(crate) enum Principal {
     Anonymous,
 }
 
+impl Principal {
+    /// The name that things are kept under that belong to whoever asked: `node`, `token <id>`.
+    pub(crate) fn name(&self) -> String {
+        match self {
+            Self::Node => "node".to_owned(),
+            Self::Anonymous => "anonymous".to_owned(),
+            Self::Token { id, .. } => format!("token {id}"),
+        }
+    }
+}
+
 /// What an issued token is narrowed to; `None` does not narrow.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Scope {
@@ -68,7 +79,8 @@ pub(crate) struct Scope {
     pub(crate) permissions: Option<BTreeSet<Permission>>,
 }
 
-/// What can be allowed. The list is closed: a route that is none of these needs a new one.
+/// What can be allowed. The list is closed: a route that is none of these needs a new one. Which
+/// permission each route wants stands in one table, `api::permissions`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub(crate) enum Permission {
     /// See a container: state, specification, statistics, the events of its socket.
@@ -95,10 +107,16 @@ pub(crate) enum Permission {
     /// Change a volume's files: write, move, delete, archives, pulls.
     #[serde(rename = "files.write")]
     FilesWrite,
-    /// See the port pool.
+    /// See the snapshots of a volume.
+    #[serde(rename = "snapshots.read")]
+    SnapshotsRead,
+    /// Take and delete snapshots, and put a volume back to one.
+    #[serde(rename = "snapshots.write")]
+    SnapshotsWrite,
+    /// See the port pool, and containers' firewalls.
     #[serde(rename = "network.read")]
     NetworkRead,
-    /// Change the port pool.
+    /// Change the port pool, and containers' firewalls.
     #[serde(rename = "network.write")]
     NetworkWrite,
     /// See and reload the configuration, the panel's status, the audit log and the metrics.
@@ -120,10 +138,17 @@ impl Permission {
         "exec",
         "files.read",
         "files.write",
+        "snapshots.read",
+        "snapshots.write",
         "network.read",
         "network.write",
         "node",
     ];
+
+    /// What a scope calls it; `None` for what none can hold.
+    pub(crate) fn name(self) -> Option<&'static str> {
+        Self::NAMES.iter().copied().find(|name| Self::parse(name) == Some(self))
+    }
 
     pub(crate) fn parse(text: &str) -> Option<Self> {
         use serde::de::IntoDeserializer;

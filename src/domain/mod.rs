@@ -6,7 +6,9 @@
 //! against it.
 
 pub(crate) mod access;
+pub(crate) mod client;
 pub(crate) mod event;
+pub(crate) mod firewall;
 pub(crate) mod ids;
 pub(crate) mod lifecycle;
 pub(crate) mod observed;

@@ -3,16 +3,14 @@
 //! What is asked for twice is granted twice: starting what runs and stopping, killing or removing what
 //! is not there are `Ok`. A look that failed is an error and never "not there".
 
-use std::collections::HashMap;
 use std::time::Duration;
 
 use bollard::errors::Error as VendorError;
 use bollard::models::{ChangeType, ContainerInspectResponse};
 use bollard::query_parameters::{
     CommitContainerOptionsBuilder, CreateContainerOptionsBuilder, InspectContainerOptions,
-    InspectContainerOptionsBuilder, KillContainerOptionsBuilder, ListContainersOptionsBuilder,
-    RemoveContainerOptionsBuilder, RenameContainerOptionsBuilder, StartContainerOptions,
-    WaitContainerOptions,
+    InspectContainerOptionsBuilder, KillContainerOptionsBuilder, RemoveContainerOptionsBuilder,
+    RenameContainerOptionsBuilder, StartContainerOptions, WaitContainerOptions,
 };
 use futures_util::StreamExt;
 use hyper::Method;
@@ -25,14 +23,6 @@ use super::{Engine, Fault, container_target, convert, images, labels};
 use crate::domain::observed::{Exit, Observed, ObservedStatus};
 use crate::domain::spec::Limits;
 use crate::domain::units::now_unix_ms;
-
-/// One of our containers, as the engine lists it.
-#[derive(Clone, Debug)]
-pub(crate) struct Ours {
-    pub(crate) docker_id: String,
-    pub(crate) name: String,
-    pub(crate) labels: HashMap<String, String>,
-}
 
 /// A look with what only tests ask for.
 #[cfg(test)]
@@ -212,10 +202,7 @@ impl Engine {
 
     /// `Ok(None)` means that the engine says it is not there.
     pub(crate) async fn inspect(&self, id: &str) -> Result<Option<Observed>, EngineError> {
-        match self.look_at(op::INSPECT, id, None).await? {
-            Some(found) => Ok(Some(observed(id, &found)?)),
-            None => Ok(None),
-        }
+        Ok(self.inspect_published(id).await?.map(|(seen, _)| seen))
     }
 
     /// As [`Engine::inspect`], with image and address.
@@ -231,7 +218,17 @@ impl Engine {
         }))
     }
 
-    async fn look_at(
+    /// A container's address in the network it was created in, while it runs.
+    pub(crate) async fn address_of(
+        &self,
+        id: &str,
+    ) -> Result<Option<std::net::IpAddr>, EngineError> {
+        let Some(found) = self.look_at(op::INSPECT, id, None).await? else { return Ok(None) };
+        let network = found.host_config.as_ref().and_then(|host| host.network_mode.as_deref());
+        Ok(network.and_then(|network| convert::address(&found, network)))
+    }
+
+    pub(super) async fn look_at(
         &self,
         op: Op,
         id: &str,
@@ -295,27 +292,6 @@ impl Engine {
 
     fn wait_failed(&self, id: &str, kind: EngineErrorKind, why: &str) -> EngineError {
         self.noted(EngineError::said(op::WAIT, format!("container {id}"), kind, why))
-    }
-
-    /// All containers with this node's label, running or not.
-    pub(crate) async fn list_ours(&self) -> Result<Vec<Ours>, EngineError> {
-        let options = ListContainersOptionsBuilder::new()
-            .all(true)
-            .filters(&labels::filter(labels::NODE, self.node()))
-            .build();
-        let found = self
-            .call(op::LIST, "containers", |docker| async move {
-                docker.list_containers(Some(options)).await
-            })
-            .await?;
-        let ours = found.into_iter().filter_map(|found| {
-            Some(Ours {
-                docker_id: found.id?,
-                name: without_slash(found.names.unwrap_or_default().into_iter().next()?),
-                labels: found.labels.unwrap_or_default(),
-            })
-        });
-        Ok(ours.collect())
     }
 
     /// Where the container's root file system differs from its image. Mount points are always among
@@ -386,7 +362,10 @@ impl Engine {
     }
 }
 
-fn observed(id: &str, found: &ContainerInspectResponse) -> Result<Observed, EngineError> {
+pub(super) fn observed(
+    id: &str,
+    found: &ContainerInspectResponse,
+) -> Result<Observed, EngineError> {
     convert::observed(found).ok_or_else(|| {
         let target = format!("container {id}");
         let kind = EngineErrorKind::Internal;
@@ -394,6 +373,6 @@ fn observed(id: &str, found: &ContainerInspectResponse) -> Result<Observed, Engi
     })
 }
 
-fn without_slash(name: String) -> String {
+pub(super) fn without_slash(name: String) -> String {
     name.strip_prefix('/').map(str::to_owned).unwrap_or(name)
 }

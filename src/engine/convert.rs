@@ -14,7 +14,7 @@ use bollard::models::{
 use super::labels;
 use super::request::{Bind, CreateRequest, LogCap};
 use crate::domain::observed::{Exit, Observed, ObservedStatus};
-use crate::domain::spec::{Limits, PortBinding};
+use crate::domain::spec::{HostPort, Limits, PortBinding, Protocol};
 use crate::domain::units::{MIB, now_unix_ms};
 
 /// `/tmp` is memory, counted against the container's own limit; the cap keeps a container without a
@@ -198,7 +198,30 @@ fn status(state: &ContainerState, started_at_ms: Option<i64>) -> ObservedStatus 
     }
 }
 
-#[cfg(test)]
+/// The host's ports that a container publishes: those it was made with, and those it has now. Without an
+/// address it is on all of them.
+pub(super) fn published(found: &ContainerInspectResponse) -> Vec<HostPort> {
+    let made_with = found.host_config.as_ref().and_then(|host| host.port_bindings.as_ref());
+    let has_now = found.network_settings.as_ref().and_then(|network| network.ports.as_ref());
+    let bound = |protocol: Protocol, binding: &VendorPort| {
+        let ip = binding.host_ip.as_deref().filter(|ip| !ip.is_empty()).unwrap_or("0.0.0.0");
+        // Neither a range nor 0 says which port it is; what it is shows once it runs.
+        let port = binding.host_port.as_deref()?.parse().ok().filter(|port| *port != 0)?;
+        Some(HostPort { ip: ip.parse().ok()?, port, protocol })
+    };
+    let mut ports = Vec::new();
+    for (name, bindings) in made_with.into_iter().chain(has_now).flatten() {
+        let protocol = name
+            .split_once('/')
+            .map_or(Some(Protocol::Tcp), |(_, protocol)| Protocol::parse(protocol));
+        let Some(protocol) = protocol else { continue };
+        ports.extend(bindings.iter().flatten().filter_map(|binding| bound(protocol, binding)));
+    }
+    ports.sort_unstable();
+    ports.dedup();
+    ports
+}
+
 pub(super) fn address(found: &ContainerInspectResponse, network: &str) -> Option<std::net::IpAddr> {
     let endpoint = found.network_settings.as_ref()?.networks.as_ref()?.get(network)?;
     endpoint.ip_address.as_deref()?.parse().ok()
@@ -255,7 +278,6 @@ fn signed(value: u64) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::spec::{HostPort, Protocol};
     use crate::engine::request::Hardening;
 
     fn request() -> CreateRequest {
@@ -406,5 +428,49 @@ mod tests {
         assert_eq!(value("team"), Some(""));
         assert_eq!(value(labels::NODE), Some(""));
         assert_eq!(value(labels::IMAGE), Some("n"));
+    }
+
+    #[test]
+    fn what_a_container_publishes_is_read_from_what_it_was_made_with_and_what_it_has() {
+        let map = |ports: &[(&str, &str, &str)]| {
+            let mut map = PortMap::new();
+            for (name, ip, port) in ports {
+                let binding = VendorPort {
+                    host_ip: Some((*ip).to_owned()),
+                    host_port: Some((*port).to_owned()),
+                };
+                map.entry((*name).to_owned()).or_default().get_or_insert_default().push(binding);
+            }
+            map
+        };
+        let found = ContainerInspectResponse {
+            host_config: Some(HostConfig {
+                port_bindings: Some(map(&[
+                    ("80/tcp", "", "8080"),
+                    ("53/udp", "127.0.0.1", "53"),
+                    ("81/tcp", "", "0"),
+                    ("82/tcp", "", "9000-9010"),
+                    ("83/sctp", "", "83"),
+                ])),
+                ..HostConfig::default()
+            }),
+            network_settings: Some(bollard::models::NetworkSettings {
+                ports: Some(map(&[
+                    ("80/tcp", "0.0.0.0", "8080"),
+                    ("80/tcp", "::", "8080"),
+                    ("81/tcp", "0.0.0.0", "49153"),
+                ])),
+                ..Default::default()
+            }),
+            ..ContainerInspectResponse::default()
+        };
+        let shown: Vec<String> = published(&found)
+            .iter()
+            .map(|at| format!("{} {} {}", at.ip, at.port, at.protocol.as_str()))
+            .collect();
+        assert_eq!(
+            shown,
+            ["0.0.0.0 8080 tcp", "0.0.0.0 49153 tcp", "127.0.0.1 53 udp", ":: 8080 tcp"]
+        );
     }
 }

@@ -27,6 +27,7 @@ mod health;
 mod images;
 mod incarnation;
 pub(crate) mod labels;
+mod listing;
 mod logs;
 mod networks;
 mod op;
@@ -47,13 +48,13 @@ use bollard::{ClientVersion, Docker};
 use tokio::sync::{Notify, watch};
 
 pub(crate) use self::{
-    containers::Ours,
     error::{EngineError, EngineErrorKind},
     events::Hint,
     exec::{ExecEnd, ExecRequest, ExecResult},
     frames::Chunk,
     health::Health,
     images::{PullProgress, RegistryAuth},
+    listing::Ours,
     logs::LogLine,
     networks::BridgeSpec,
     request::{Bind, CreateRequest, Created, Hardening, LogCap},

@@ -173,6 +173,11 @@ impl Files {
         }
     }
 
+    /// What a volume held when it was last counted, without a look at it.
+    pub(crate) fn last_used_bytes(&self, volume: VolumeId) -> Option<u64> {
+        self.0.budgets.counts.last(volume)
+    }
+
     /// Runs work on whole trees that can be cancelled, also while it still waits for its turn. Work that
     /// has begun is waited for until it has cleaned up.
     pub(crate) async fn run_long<T: Send + 'static>(

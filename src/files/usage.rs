@@ -124,6 +124,17 @@ impl Counts {
         count
     }
 
+    /// What a volume held when it was last counted, and what lightd wrote to it since.
+    pub(super) fn last(&self, volume: VolumeId) -> Option<u64> {
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = Arc::clone(all.get(&volume)?);
+        drop(all);
+        // Who counts just now holds it, for as long as that takes.
+        let last = count.state.try_lock().ok()?.last?;
+        let since = count.spent.load(Ordering::Relaxed).saturating_sub(last.spent);
+        Some(last.bytes.saturating_add(since))
+    }
+
     pub(super) fn forget(&self, volume: VolumeId) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&volume);
     }

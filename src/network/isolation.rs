@@ -12,7 +12,8 @@ use std::time::Duration;
 use ipnet::{IpNet, Ipv4Net};
 use tokio::sync::watch;
 
-use super::firewall::{self, FirewallError, HostService, Rules, WithinBridge};
+use super::isolation_rules::{self, HostService, Rules, WithinBridge};
+use super::nft::{self, NftError, Standing};
 use crate::engine::{BridgeSpec, Engine, EngineError};
 use crate::util::chain::Chain;
 
@@ -52,7 +53,7 @@ pub(crate) enum IsolationError {
     #[error("{bridge:?} is no name for the containers' bridge: {why}")]
     BridgeName { bridge: String, why: &'static str },
     #[error("cannot set the firewall rules of the containers' bridge")]
-    Firewall(#[source] FirewallError),
+    Firewall(#[source] NftError),
     #[error(
         "nothing keeps containers on one bridge from each other: the kernel filters no bridged frames by \
          nftables, and /proc/sys/net/bridge/bridge-nf-call-iptables is not 1 (modprobe br_netfilter, \
@@ -82,6 +83,8 @@ pub(crate) struct Isolation {
     status: watch::Sender<IsolationStatus>,
     /// What the kernel was last seen to understand.
     within_bridge: Mutex<WithinBridge>,
+    /// The rules as they stood when they were last set.
+    standing: Mutex<Option<Standing>>,
 }
 
 impl Isolation {
@@ -93,6 +96,7 @@ impl Isolation {
             options,
             status: watch::Sender::new(IsolationStatus::NotYet),
             within_bridge: Mutex::new(WithinBridge::ByBridge),
+            standing: Mutex::default(),
         }
     }
 
@@ -103,6 +107,19 @@ impl Isolation {
     /// Other exceptions, from the next [`Isolation::ensure`] on.
     pub(crate) fn set_exceptions(&self, exceptions: Exceptions) {
         *self.exceptions.lock().unwrap_or_else(PoisonError::into_inner) = exceptions;
+    }
+
+    /// Whether somebody has taken the rules away or changed them since they were set.
+    pub(crate) async fn is_disturbed(&self) -> bool {
+        let standing = self.standing.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let Some(standing) = standing else { return false };
+        match standing.holds().await {
+            Ok(holds) => !holds,
+            Err(error) => {
+                tracing::warn!(error = %Chain(&error), "the rules of the containers' bridge cannot be looked at");
+                false
+            }
+        }
     }
 
     /// Makes rules and bridge stand. May be repeated at any time; what stands already is kept.
@@ -154,9 +171,9 @@ impl Isolation {
     async fn ensure_rules(&self) -> Result<(), IsolationError> {
         let mut rules = self.rules().await?;
         loop {
-            let refused = match firewall::apply(&firewall::render(&rules)).await {
+            let refused = match nft::apply(&isolation_rules::render(&rules)).await {
                 Ok(()) => break,
-                Err(error @ FirewallError::Refused { .. }) => error,
+                Err(error @ NftError::Refused { .. }) => error,
                 Err(error) => return Err(IsolationError::Firewall(error)),
             };
             rules.within_bridge = match rules.within_bridge {
@@ -169,7 +186,20 @@ impl Isolation {
             };
         }
         *self.within_bridge.lock().unwrap_or_else(PoisonError::into_inner) = rules.within_bridge;
+        self.note_standing(rules.within_bridge).await;
         Ok(())
+    }
+
+    async fn note_standing(&self, within_bridge: WithinBridge) {
+        let families: &[&str] = match within_bridge {
+            WithinBridge::ByBridge | WithinBridge::ByAddress => &["inet", "bridge"],
+            WithinBridge::AsPackets => &["inet"],
+        };
+        let bridge = &self.options.bridge;
+        let tables = families.iter().map(|family| format!("{family} {bridge}")).collect();
+        // What cannot be read back is set again every few minutes all the same.
+        let standing = Standing::note(tables).await.ok();
+        *self.standing.lock().unwrap_or_else(PoisonError::into_inner) = standing;
     }
 
     async fn rules(&self) -> Result<Rules, IsolationError> {
@@ -191,9 +221,9 @@ impl Isolation {
 
     /// Rules of a time when the firewall was on must not stay behind.
     async fn remove_rules(&self) {
-        for transaction in firewall::render_removals(&self.options.bridge) {
-            match firewall::apply(&transaction).await {
-                Ok(()) | Err(FirewallError::NftMissing | FirewallError::Refused { .. }) => {}
+        for transaction in isolation_rules::render_removals(&self.options.bridge) {
+            match nft::apply(&transaction).await {
+                Ok(()) | Err(NftError::Missing | NftError::Refused { .. }) => {}
                 Err(error) => {
                     tracing::warn!(error = %Chain(&error), "cannot remove lightd's firewall rules");
                 }

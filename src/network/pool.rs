@@ -1,21 +1,30 @@
-//! The port pool's policy: what may enter it, and what the host has to say about a port.
+//! The port pool's policy: what may enter it, on which terms ports change hands, and what the host has
+//! to say about them.
 //!
 //! The store decides between containers; it cannot know that another process of the host listens on a
-//! port. [`is_bindable`] finds that out by trying. It is asked before a port is handed out or chosen,
-//! and passed into the transactions that choose ([`crate::store::ports::Probe`]).
+//! port ([`super::host`]), nor where lightd itself does. Both go into its transactions as
+//! [`PortTerms`].
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
+use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::watch;
+use uuid::Uuid;
+
+use super::host::{Listeners, is_bindable, is_local};
 use crate::domain::spec::{HostPort, Protocol};
 use crate::domain::units::UnixSeconds;
-use crate::store::ports::{BulkDeleted, Lease, PoolPort, PortFilter};
-use crate::store::{Store, StoreError};
+use crate::store::free_ports::Among;
+use crate::store::leases::{Lease, LeaseRequest};
+use crate::store::port_terms::PortTerms;
+use crate::store::ports::{BulkDeleted, Mark, PoolPort, PortFilter};
+use crate::store::{Store, StoreError, Tx};
 
 /// The most ports that one call adds.
 const RANGE_MAX: usize = 10_000;
-/// The most ports that one lease holds.
+/// The most ports that one call leases.
 const LEASE_MAX: usize = 1_000;
 const RESERVE_MAX: Duration = Duration::from_secs(3600);
 
@@ -29,8 +38,31 @@ pub(crate) enum PoolError {
     BadCount,
     #[error("reserve must be between 1s and 1h")]
     BadReserve,
+    #[error("lightd is stopping")]
+    Stopping,
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+/// What the configuration says of all ports.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct PortPolicy {
+    /// Where lightd itself listens, or will.
+    pub(crate) own: Arc<[SocketAddr]>,
+    /// How long a port rests when a container has let go of it.
+    pub(crate) quarantine: Duration,
+}
+
+impl PortPolicy {
+    /// The terms on which ports change hands now.
+    pub(crate) fn terms(&self) -> PortTerms {
+        PortTerms {
+            now: UnixSeconds::now(),
+            quarantine: self.quarantine,
+            own: Arc::clone(&self.own),
+            probe: is_bindable,
+        }
+    }
 }
 
 /// Ports with following numbers, on one address.
@@ -41,14 +73,40 @@ pub(crate) struct PortRange {
     pub(crate) protocol: Protocol,
 }
 
+/// An entry of the pool, and what the host does with it.
+#[derive(Clone, Debug)]
+pub(crate) struct Shown {
+    pub(crate) entry: PoolPort,
+    /// Lightd itself or a process that is no container's has it.
+    pub(crate) held_by_host: bool,
+}
+
+/// What somebody wants to be handed.
+#[derive(Clone, Debug)]
+pub(crate) struct Allocation {
+    pub(crate) count: usize,
+    pub(crate) among: Among,
+    pub(crate) contiguous: bool,
+    pub(crate) reserve: Duration,
+    /// A lease to add the ports to.
+    pub(crate) lease: Option<Uuid>,
+    /// By which name the lease knows whose it is.
+    pub(crate) holder: String,
+}
+
 #[derive(Clone, Debug)]
 pub(crate) struct PortPool {
     store: Store,
+    policy: watch::Receiver<PortPolicy>,
 }
 
 impl PortPool {
-    pub(crate) fn new(store: Store) -> Self {
-        Self { store }
+    pub(crate) fn new(store: Store, policy: watch::Receiver<PortPolicy>) -> Self {
+        Self { store, policy }
+    }
+
+    fn terms(&self) -> PortTerms {
+        self.policy.borrow().terms()
     }
 
     /// Adds a range, all of it or nothing.
@@ -61,7 +119,8 @@ impl PortPool {
         if !is_local(ip) {
             return Err(PoolError::NotLocal(ip));
         }
-        let add = move |tx: &crate::store::Tx<'_>| tx.add_ports(ip, ports, protocol);
+        let terms = self.terms();
+        let add = move |tx: &Tx<'_>| tx.add_ports(ip, ports, protocol, &terms);
         Ok(self.store.write("add ports", add).await?)
     }
 
@@ -74,75 +133,122 @@ impl PortPool {
                 tracing::warn!(%ip, "network.ports names an address that this host does not have");
                 continue;
             }
-            let clashes = self
-                .store
-                .write("seed the port pool", move |tx| {
-                    let mut clashes = Vec::new();
-                    for port in ports {
-                        match tx.add_ports(ip, port..=port, protocol) {
-                            Ok(_) | Err(StoreError::PortExists(_)) => {}
-                            Err(clash @ StoreError::PortOverlaps { .. }) => clashes.push(clash),
-                            Err(other) => return Err(other),
+            let terms = self.terms();
+            let add_each = move |tx: &Tx<'_>| {
+                let mut refused = Vec::new();
+                for port in ports {
+                    match tx.add_ports(ip, port..=port, protocol, &terms) {
+                        Ok(_) | Err(StoreError::PortExists(_)) => {}
+                        Err(why @ (StoreError::PortOverlaps { .. } | StoreError::PortIsOwn(_))) => {
+                            refused.push(why);
                         }
+                        Err(other) => return Err(other),
                     }
-                    Ok(clashes)
-                })
-                .await?;
-            if let Some(first) = clashes.first() {
-                tracing::warn!(count = clashes.len(), %first, "network.ports clashes with the pool");
+                }
+                Ok(refused)
+            };
+            let refused = self.store.write("seed the port pool", add_each).await?;
+            if let Some(first) = refused.first() {
+                tracing::warn!(count = refused.len(), %first, "ports of network.ports are not taken into the pool");
             }
         }
         Ok(())
     }
 
-    pub(crate) async fn list(&self, filter: PortFilter) -> Result<Vec<PoolPort>, PoolError> {
+    pub(crate) async fn list(&self, filter: PortFilter) -> Result<Vec<Shown>, PoolError> {
         let now = UnixSeconds::now();
-        Ok(self.store.read("list ports", move |rx| rx.ports(filter, now)).await?)
+        let entries = self.store.read("list ports", move |rx| rx.ports(&filter, now)).await?;
+        self.look(entries).await
     }
 
-    pub(crate) async fn get(&self, port: HostPort) -> Result<PoolPort, PoolError> {
+    pub(crate) async fn get(&self, port: HostPort) -> Result<Shown, PoolError> {
         let now = UnixSeconds::now();
-        Ok(self.store.read("look up a port", move |rx| rx.port(port, now)).await?)
+        let entry = self.store.read("look up a port", move |rx| rx.port(port, now)).await?;
+        self.look(vec![entry]).await?.pop().ok_or(PoolError::Stopping)
+    }
+
+    /// Looks at what the host does with these.
+    async fn look(&self, entries: Vec<PoolPort>) -> Result<Vec<Shown>, PoolError> {
+        let terms = self.terms();
+        let look = move || {
+            let listeners = Listeners::read();
+            let show = |entry: PoolPort| {
+                // What listens there is most likely the container's.
+                let is_others = !entry.is_up && listeners.have(entry.host);
+                let held_by_host = terms.is_own(entry.host) || is_others;
+                Shown { entry, held_by_host }
+            };
+            entries.into_iter().map(show).collect()
+        };
+        tokio::task::spawn_blocking(look).await.map_err(|_| PoolError::Stopping)
     }
 
     /// Some free port that the host has free too. It is not held: two callers may get the same.
-    pub(crate) async fn random(&self, protocol: Protocol) -> Result<HostPort, PoolError> {
-        let now = UnixSeconds::now();
-        let found = self
-            .store
-            .read("find a free port", move |rx| {
-                let free = rx.free_ports(protocol, None, now)?;
-                Ok(free.into_iter().find(|port| is_bindable(*port)))
-            })
-            .await?;
-        Ok(found.ok_or(StoreError::NoFreePort { wanted: 1, found: 0 })?)
+    ///
+    /// Asked of the writer, who lets go of what has ended; nothing is written else.
+    pub(crate) async fn random(&self, among: Among) -> Result<HostPort, PoolError> {
+        let terms = self.terms();
+        let find = move |tx: &Tx<'_>| {
+            tx.end_holds(terms.now)?;
+            tx.free_ports(among, 1, &terms)
+        };
+        let found = self.store.write("find a free port", find).await?;
+        Ok(found.first().copied().ok_or(StoreError::NoFreePort { wanted: 1, found: 0 })?)
     }
 
     /// Hands out ports and keeps them for a time, so that nobody else is handed them.
-    pub(crate) async fn allocate(
-        &self,
-        count: usize,
-        protocol: Protocol,
-        contiguous: bool,
-        reserve: Duration,
-    ) -> Result<Lease, PoolError> {
-        if !(1..=LEASE_MAX).contains(&count) {
+    pub(crate) async fn allocate(&self, wanted: Allocation) -> Result<Lease, PoolError> {
+        if !(1..=LEASE_MAX).contains(&wanted.count) {
             return Err(PoolError::BadCount);
         }
-        if reserve < Duration::from_secs(1) || reserve > RESERVE_MAX {
-            return Err(PoolError::BadReserve);
-        }
-        let now = UnixSeconds::now();
-        let until = UnixSeconds(now.0.saturating_add_unsigned(reserve.as_secs()));
-        let lease = move |tx: &crate::store::Tx<'_>| {
-            tx.lease_ports(count, protocol, contiguous, until, now, is_bindable)
+        let terms = self.terms();
+        let request = LeaseRequest {
+            count: wanted.count,
+            protocol: wanted.among.protocol,
+            ip: wanted.among.ip,
+            contiguous: wanted.contiguous,
+            lease: wanted.lease,
+            holder: wanted.holder,
+            until: end_of(wanted.reserve, terms.now)?,
         };
+        let lease = move |tx: &Tx<'_>| tx.lease_ports(&request, &terms);
         Ok(self.store.write("reserve ports", lease).await?)
     }
 
-    pub(crate) async fn mark(&self, port: HostPort, in_use: bool) -> Result<PoolPort, PoolError> {
+    pub(crate) async fn lease(&self, id: Uuid) -> Result<Lease, PoolError> {
         let now = UnixSeconds::now();
-        Ok(self.store.write("mark a port", move |tx| tx.mark_port(port, in_use, now)).await?)
+        Ok(self.store.read("look up a lease", move |rx| rx.lease(id, now)).await?)
+    }
+
+    /// Those of one holder, or all.
+    pub(crate) async fn leases(
+        &self,
+        holder: Option<String>,
+        after: Option<Uuid>,
+        limit: usize,
+    ) -> Result<Vec<Lease>, PoolError> {
+        let now = UnixSeconds::now();
+        let list =
+            move |rx: &crate::store::Read<'_>| rx.leases(holder.as_deref(), after, limit, now);
+        Ok(self.store.read("list leases", list).await?)
+    }
+
+    /// Keeps a lease for so long from now on.
+    pub(crate) async fn renew(&self, id: Uuid, reserve: Duration) -> Result<Lease, PoolError> {
+        let now = UnixSeconds::now();
+        let until = end_of(reserve, now)?;
+        Ok(self.store.write("renew a lease", move |tx| tx.renew_lease(id, until, now)).await?)
+    }
+
+    /// Gives a lease's ports back; what it was.
+    pub(crate) async fn end_lease(&self, id: Uuid) -> Result<Lease, PoolError> {
+        let now = UnixSeconds::now();
+        Ok(self.store.write("end a lease", move |tx| tx.end_lease(id, now)).await?)
+    }
+
+    pub(crate) async fn mark(&self, port: HostPort, mark: Mark) -> Result<PoolPort, PoolError> {
+        let now = UnixSeconds::now();
+        Ok(self.store.write("mark a port", move |tx| tx.mark_port(port, &mark, now)).await?)
     }
 
     pub(crate) async fn delete(&self, port: HostPort) -> Result<(), PoolError> {
@@ -156,30 +262,33 @@ impl PortPool {
     }
 }
 
-/// Whether a socket on this port could be opened now.
-///
-/// The standard library sets `SO_REUSEADDR` for TCP and not for UDP. That is what is wanted: a TCP port
-/// whose last connections are dying out is free, one that somebody listens on is not; and for UDP the
-/// option would let us share what another process has.
-pub(crate) fn is_bindable(port: HostPort) -> bool {
-    let address = SocketAddr::new(port.ip, port.port);
-    match port.protocol {
-        Protocol::Tcp => TcpListener::bind(address).is_ok(),
-        Protocol::Udp => UdpSocket::bind(address).is_ok(),
+fn end_of(reserve: Duration, now: UnixSeconds) -> Result<UnixSeconds, PoolError> {
+    if reserve < Duration::from_secs(1) || reserve > RESERVE_MAX {
+        return Err(PoolError::BadReserve);
     }
-}
-
-/// Whether this host has the address, wildcards included. Found out by binding to it; group and
-/// broadcast addresses can be bound and are nobody's.
-pub(crate) fn is_local(ip: IpAddr) -> bool {
-    let is_everyones = ip.is_multicast() || ip == Ipv4Addr::BROADCAST;
-    !is_everyones && TcpListener::bind(SocketAddr::new(ip, 0)).is_ok()
+    Ok(UnixSeconds(now.0.saturating_add_unsigned(reserve.as_secs())))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::net::TcpListener;
+
     use super::*;
     use crate::store::testing::{open, tcp};
+
+    fn pool(store: Store, own: &[&str]) -> PortPool {
+        let own = own.iter().map(|at| at.parse().unwrap()).collect();
+        let policy = PortPolicy { own, quarantine: Duration::ZERO };
+        PortPool::new(store, watch::channel(policy).1)
+    }
+
+    const TCP: Among = Among { protocol: Protocol::Tcp, ip: None };
+
+    fn one() -> Allocation {
+        let reserve = Duration::from_secs(30);
+        let holder = "test".to_owned();
+        Allocation { count: 1, among: TCP, contiguous: false, reserve, lease: None, holder }
+    }
 
     fn range(ip: &str, ports: RangeInclusive<u16>) -> PortRange {
         PortRange { ip: ip.parse().unwrap(), ports, protocol: Protocol::Tcp }
@@ -188,7 +297,7 @@ mod tests {
     #[tokio::test]
     async fn only_addresses_of_this_host_enter_the_pool() {
         let (_folder, store) = open();
-        let pool = PortPool::new(store);
+        let pool = pool(store, &[]);
         for local in ["0.0.0.0", "127.0.0.1", "::ffff:127.0.0.2"] {
             let offset = u16::try_from(local.len()).unwrap();
             pool.add(range(local, 7000 + offset..=7000 + offset)).await.unwrap();
@@ -207,36 +316,42 @@ mod tests {
     #[tokio::test]
     async fn a_port_that_the_host_holds_is_not_handed_out() {
         let (_folder, store) = open();
-        let pool = PortPool::new(store);
+        let pool = pool(store, &[]);
         let held = TcpListener::bind("127.0.0.1:0").unwrap();
         let number = held.local_addr().unwrap().port();
         pool.add(range("127.0.0.1", number..=number)).await.unwrap();
-        let none = pool.random(Protocol::Tcp).await;
-        assert!(matches!(none, Err(PoolError::Store(StoreError::NoFreePort { .. }))));
-        let none = pool.allocate(1, Protocol::Tcp, false, Duration::from_secs(30)).await;
-        assert!(matches!(none, Err(PoolError::Store(StoreError::NoFreePort { .. }))));
-        assert!(!is_bindable(tcp("0.0.0.0", number)));
+        assert!(pool.get(tcp("127.0.0.1", number)).await.unwrap().held_by_host);
+        for refused in [pool.random(TCP).await.err(), pool.allocate(one()).await.err()] {
+            assert!(matches!(refused, Some(PoolError::Store(StoreError::NoFreePort { .. }))));
+        }
         drop(held);
-        assert_eq!(pool.random(Protocol::Tcp).await.unwrap(), tcp("127.0.0.1", number));
-        let lease = pool.allocate(1, Protocol::Tcp, true, Duration::from_secs(30)).await.unwrap();
+        assert!(!pool.list(PortFilter::default()).await.unwrap()[0].held_by_host);
+        assert_eq!(pool.random(TCP).await.unwrap(), tcp("127.0.0.1", number));
+        let lease = pool.allocate(Allocation { contiguous: true, ..one() }).await.unwrap();
         assert_eq!(lease.ports, [tcp("127.0.0.1", number)]);
-        assert!(pool.random(Protocol::Tcp).await.is_err(), "reserved");
-        assert!(pool.get(lease.ports[0]).await.unwrap().in_use());
-        pool.mark(lease.ports[0], false).await.unwrap();
-        assert!(pool.random(Protocol::Tcp).await.is_ok(), "given back");
+        assert!(pool.random(TCP).await.is_err(), "reserved");
+        assert!(pool.get(lease.ports[0]).await.unwrap().entry.in_use());
+        pool.mark(lease.ports[0], Mark::default()).await.unwrap();
+        assert!(pool.random(TCP).await.is_ok(), "given back");
+    }
 
-        let held = UdpSocket::bind("127.0.0.1:0").unwrap();
-        let port = held.local_addr().unwrap().port();
-        let udp = HostPort { protocol: Protocol::Udp, ..tcp("127.0.0.1", port) };
-        assert!(!is_bindable(udp));
-        drop(held);
-        assert!(is_bindable(udp));
+    #[tokio::test]
+    async fn where_lightd_listens_nobody_else_will() {
+        let (_folder, store) = open();
+        pool(store.clone(), &[]).add(range("127.0.0.1", 7000..=7000)).await.unwrap();
+        let pool = pool(store, &["0.0.0.0:7000", "[::]:7001"]);
+        assert!(pool.random(TCP).await.is_err());
+        assert!(pool.get(tcp("127.0.0.1", 7000)).await.unwrap().held_by_host);
+        let added = pool.add(range("127.0.0.1", 7001..=7002)).await;
+        assert!(matches!(added, Err(PoolError::Store(StoreError::PortIsOwn(_)))));
+        pool.seed(vec![range("127.0.0.1", 7001..=7002)]).await.unwrap();
+        assert_eq!(pool.random(TCP).await.unwrap().port, 7002, "the seed without its own");
     }
 
     #[tokio::test]
     async fn seeding_twice_changes_nothing_and_a_wrong_seed_stops_nothing() {
         let (_folder, store) = open();
-        let pool = PortPool::new(store);
+        let pool = pool(store, &[]);
         let seeds = vec![
             range("192.0.2.1", 1..=2),
             range("127.0.0.1", 7000..=7003),
@@ -246,7 +361,7 @@ mod tests {
         pool.delete(tcp("127.0.0.1", 7000)).await.unwrap();
         pool.seed(seeds).await.unwrap();
         let all = pool.list(PortFilter::default()).await.unwrap();
-        let numbers: Vec<u16> = all.iter().map(|port| port.host.port).collect();
+        let numbers: Vec<u16> = all.iter().map(|port| port.entry.host.port).collect();
         assert_eq!(numbers, [7004, 7000, 7001, 7002, 7003]);
     }
 }

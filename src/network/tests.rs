@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use ipnet::Ipv4Net;
 
-use super::firewall::{HostService, Rules, WithinBridge, render};
 use super::isolation::{Exceptions, Firewall, Isolation, IsolationOptions, IsolationStatus};
+use super::isolation_rules::{HostService, Rules, WithinBridge, render};
 use crate::domain::spec::{HostPort, PortBinding, Protocol};
 use crate::engine::testing::{TestNode, read_until};
 use crate::engine::{ExecEnd, ExecRequest};

@@ -11,10 +11,17 @@
 //! ```
 //!
 //! Delivery is at least once: a crash between the panel's answer and the deletion of the row sends it
-//! again, with the same `X-Lightd-Delivery`. Without a panel nothing runs and no HTTP client exists.
+//! again, with the same `X-Lightd-Delivery`. Changed settings take effect once what is under way has ended
+//! under the old ones. Without a panel nothing runs and no HTTP client exists.
 
 mod client;
 mod drain;
+#[cfg(test)]
+mod fleet;
+mod health;
+mod lane;
+mod pace;
+mod signature;
 
 use std::time::Duration;
 
@@ -30,14 +37,28 @@ use crate::store::{Store, StoreError};
 use crate::util::chain::Chain;
 use crate::util::secret::Secret;
 
+/// How long requests that are under way are waited for when lightd stops. What does not come to its end is
+/// sent again.
+const ENDS_WITHIN: Duration = Duration::from_secs(2);
+
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PanelError {
     #[error("cannot make an HTTP client for the panel")]
     Client(#[source] reqwest::Error),
     #[error("the panel does not answer")]
     Transport(#[source] reqwest::Error),
+    #[error("the panel's answer breaks off")]
+    BrokeOff(#[source] reqwest::Error),
     #[error("the panel answers {0}")]
     Status(u16),
+    #[error(
+        "the panel answers {0}; redirects are not followed, remote.url must be the final address"
+    )]
+    Redirect(u16),
+    #[error("the panel answers with a web page")]
+    WebPage,
+    #[error("the panel says of itself that its status is {0}")]
+    Unwell(u64),
 }
 
 /// How to reach the panel.
@@ -45,16 +66,22 @@ pub(crate) enum PanelError {
 pub(crate) struct PanelSettings {
     pub(crate) url: Url,
     pub(crate) token: Secret,
+    /// Empty: updates are not signed.
+    pub(crate) signing_secret: Secret,
     pub(crate) health_interval: Duration,
 }
 
 /// Whether the panel answers, and since when it is so.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct PanelStatus {
     pub(crate) state: PanelState,
     pub(crate) since: UnixSeconds,
     /// Why it is out of reach.
     pub(crate) error: Option<String>,
+    /// When it was last asked for its health.
+    pub(crate) checked_at: Option<UnixSeconds>,
+    /// When it last took an update, since lightd runs.
+    pub(crate) delivered_at: Option<UnixSeconds>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -80,6 +107,7 @@ pub(crate) struct Panel {
     /// `None`: there is no panel.
     settings: watch::Receiver<Option<PanelSettings>>,
     status: watch::Sender<PanelStatus>,
+    is_running: watch::Sender<bool>,
 }
 
 impl Panel {
@@ -88,26 +116,49 @@ impl Panel {
             state: PanelState::Disabled,
             since: UnixSeconds::now(),
             error: None,
+            checked_at: None,
+            delivered_at: None,
         });
-        Self { store, settings, status }
+        Self { store, settings, status, is_running: watch::Sender::new(false) }
     }
 
     /// Delivers updates and watches the panel's health until cancelled; takes new settings over as
     /// they come.
     pub(crate) async fn run(&self, cancel: CancellationToken) {
+        self.is_running.send_replace(true);
         let mut settings = self.settings.clone();
-        loop {
+        while !cancel.is_cancelled() {
             let present = settings.borrow_and_update().clone();
+            let until = cancel.child_token();
+            let serve = self.serve(present, &until);
+            tokio::pin!(serve);
+            let changed = tokio::select! {
+                () = cancel.cancelled() => Ok(()),
+                changed = settings.changed() => changed,
+                () = &mut serve => break,
+            };
+            // Nobody can change them any more: lightd is stopping.
+            if changed.is_err() {
+                break;
+            }
+            until.cancel();
+            let impatience = async {
+                cancel.cancelled().await;
+                tokio::time::sleep(ENDS_WITHIN).await;
+            };
             tokio::select! {
-                () = cancel.cancelled() => return,
-                changed = settings.changed() => {
-                    if changed.is_err() {
-                        return;
-                    }
-                }
-                () = self.serve(present) => {}
+                () = &mut serve => {}
+                () = impatience => {}
             }
         }
+        self.is_running.send_replace(false);
+    }
+
+    /// Waits until [`Panel::run`] has ended, which it does soon after it was cancelled.
+    pub(crate) async fn ended(&self) {
+        let mut running = self.is_running.subscribe();
+        // The sender is ours: it cannot be gone.
+        running.wait_for(|is_running| !is_running).await.ok();
     }
 
     pub(crate) async fn report(&self) -> Result<PanelReport, StoreError> {
@@ -115,63 +166,32 @@ impl Panel {
         Ok(PanelReport { status: self.status.borrow().clone(), outbox })
     }
 
-    /// Runs with one set of settings; never ends by itself.
-    async fn serve(&self, settings: Option<PanelSettings>) {
+    fn publish(&self, state: PanelState, error: Option<String>) {
+        health::publish(&self.status, state, UnixSeconds::now(), error);
+    }
+
+    /// Runs with one set of settings.
+    async fn serve(&self, settings: Option<PanelSettings>, until: &CancellationToken) {
         let Some(settings) = settings else {
             self.publish(PanelState::Disabled, None);
-            return std::future::pending().await;
+            return until.cancelled().await;
         };
         self.publish(PanelState::Unknown, None);
-        let interval = settings.health_interval;
-        match Client::new(&settings) {
+        match Client::new(&settings, self.store.node_id()) {
             Ok(client) => {
-                tokio::join!(drain::drain(&self.store, &client), self.health(&client, interval));
+                let interval = settings.health_interval;
+                let watch = health::watch(&self.store, &client, interval, &self.status);
+                tokio::join!(
+                    drain::drain(&self.store, client.clone(), &self.status, until),
+                    until.run_until_cancelled(watch),
+                );
             }
             Err(why) => {
                 tracing::error!(error = %Chain(&why), "the panel is told nothing");
                 self.publish(PanelState::Unreachable, Some(Chain(&why).to_string()));
-                std::future::pending().await
+                until.cancelled().await;
             }
         }
-    }
-
-    async fn health(&self, client: &Client, interval: Duration) {
-        loop {
-            match client.health().await {
-                Ok(()) => {
-                    let was_away = self.status.borrow().state != PanelState::Reachable;
-                    if was_away {
-                        tracing::info!("the panel is reachable");
-                        self.hurry().await;
-                    }
-                    self.publish(PanelState::Reachable, None);
-                }
-                Err(why) => {
-                    let why = Chain(&why).to_string();
-                    if self.status.borrow().state != PanelState::Unreachable {
-                        tracing::warn!(error = %why, "the panel is out of reach; updates wait");
-                    }
-                    self.publish(PanelState::Unreachable, Some(why));
-                }
-            }
-            tokio::time::sleep(interval).await;
-        }
-    }
-
-    async fn hurry(&self) {
-        if let Err(why) = self.store.write("hurry the outbox", |tx| tx.hurry_outbox()).await {
-            tracing::warn!(error = %Chain(&why), "updates for the panel keep their waiting times");
-        }
-    }
-
-    fn publish(&self, state: PanelState, error: Option<String>) {
-        self.status.send_if_modified(|status| {
-            let since = if status.state == state { status.since } else { UnixSeconds::now() };
-            let new = PanelStatus { state, since, error };
-            let is_other = *status != new;
-            *status = new;
-            is_other
-        });
     }
 }
 

@@ -9,6 +9,7 @@ use tokio::task::JoinSet;
 
 use super::*;
 use crate::domain::panel_update::PanelUpdate;
+use crate::store::outbox::OutboxEntry;
 use crate::store::testing::{id, open};
 
 /// An update as the stub saw it.
@@ -28,6 +29,8 @@ struct Stub {
     seen: Mutex<Vec<Seen>>,
     answers: Mutex<VecDeque<Answer>>,
     healthy: Mutex<StatusCode>,
+    /// Updates of this server are answered once it is not held any more.
+    held: watch::Sender<Option<&'static str>>,
     changed: watch::Sender<usize>,
 }
 
@@ -68,8 +71,10 @@ async fn update(State(stub): State<Arc<Stub>>, headers: HeaderMap, body: String)
         let at = answers.iter().position(|answer| answer(&seen).is_some());
         at.and_then(|at| answers.remove(at)).and_then(|answer| answer(&seen))
     };
+    let server = seen.server.clone();
     stub.seen.lock().unwrap().push(seen);
     stub.changed.send_modify(|count| *count += 1);
+    stub.held.subscribe().wait_for(|held| *held != Some(server.as_str())).await.unwrap();
     scripted.unwrap_or_else(|| StatusCode::OK.into_response())
 }
 
@@ -91,6 +96,7 @@ impl Fixture {
             seen: Mutex::default(),
             answers: Mutex::default(),
             healthy: Mutex::new(StatusCode::OK),
+            held: watch::channel(None).0,
             changed: watch::channel(0).0,
         });
         let health = |State(stub): State<Arc<Stub>>| async move { *stub.healthy.lock().unwrap() };
@@ -105,6 +111,7 @@ impl Fixture {
         let present = PanelSettings {
             url: url.parse().unwrap(),
             token: Secret::new("panel-token"),
+            signing_secret: Secret::default(),
             health_interval: Duration::from_millis(100),
         };
         let (settings, receiver) = watch::channel(Some(present.clone()));
@@ -127,6 +134,10 @@ impl Fixture {
             updates.iter().try_for_each(|update| tx.enqueue_update(&server, update, now))
         };
         self.store.write("enqueue", enqueue).await.unwrap();
+    }
+
+    async fn entry(&self, sequence: i64) -> OutboxEntry {
+        self.store.read("look", move |rx| rx.outbox_entry(sequence)).await.unwrap()
     }
 
     async fn wait_for_state(&self, state: PanelState) {
@@ -193,10 +204,9 @@ async fn what_is_refused_is_parked_and_can_be_tried_again() {
     let seen = it.stub.wait_for(2).await;
     assert_eq!(numbers(&seen, "a"), ["1", "2"]);
     it.wait_for_depth(0, 1).await;
-    let parked = it.store.read("parked", |rx| rx.parked(9)).await.unwrap();
-    assert_eq!(parked[0].reason, "422: no such server");
-    let sequence = parked[0].row.sequence;
-    it.store.write("unpark", move |tx| tx.unpark(sequence)).await.unwrap();
+    let entry = it.entry(1).await;
+    assert_eq!(entry.parked.unwrap().reason, "422: no such server");
+    it.store.write("retry", |tx| tx.retry_update(1)).await.unwrap();
     let seen = it.stub.wait_for(3).await;
     assert_eq!(numbers(&seen, "a"), ["1", "2", "1"]);
 }
@@ -218,9 +228,10 @@ async fn a_stuck_server_does_not_stall_the_others() {
         assert_eq!(numbers(&seen, server), ["1", "2"]);
     }
     it.wait_for_depth(2, 0).await;
-    let heads = it.store.read("heads", |rx| rx.outbox_heads(9)).await.unwrap();
-    let wait = heads[0].next_attempt_at.0 - UnixSeconds::now().0;
-    assert!((590..=600).contains(&wait), "{wait}");
+    let entry = it.entry(1).await;
+    let wait = entry.due_at.unwrap().0 - UnixSeconds::now().0;
+    assert!((590..=660).contains(&wait), "{wait}");
+    assert_eq!(entry.last_error.as_deref(), Some("the panel answers 429"));
 }
 
 #[tokio::test]
@@ -248,10 +259,15 @@ async fn a_panel_that_comes_back_is_told_at_once() {
     it.enqueue("a", &[PanelUpdate::Ready]).await;
     it.stub.wait_for(1).await;
     it.wait_for_depth(1, 0).await;
-    // A daemon that is started again finds it.
+    let since = it.panel.status.borrow().since;
+    // A daemon that is started again finds it, and knows since when the panel is away.
     it.cancel.cancel();
+    it.panel.ended().await;
     it.cancel = CancellationToken::new();
+    it.panel = Arc::new(Panel::new(it.store.clone(), it.settings.subscribe()));
     it.start();
+    it.wait_for_state(PanelState::Unreachable).await;
+    assert_eq!(it.panel.status.borrow().since, since);
     *it.stub.healthy.lock().unwrap() = StatusCode::OK;
     it.stub.wait_for(2).await;
     it.wait_for_depth(0, 0).await;
@@ -270,4 +286,71 @@ async fn settings_change_under_a_running_link() {
     let seen = it.stub.wait_for(1).await;
     assert_eq!(seen[0].authorization, "Bearer another");
     it.cancel.cancel();
+}
+
+#[tokio::test]
+async fn a_panel_that_hangs_on_one_server_is_told_of_the_others() {
+    let it = Fixture::new().await;
+    it.stub.held.send_replace(Some("a"));
+    for server in ["a", "b", "c", "d"] {
+        it.enqueue(server, &[PanelUpdate::Installing, PanelUpdate::Ready]).await;
+    }
+    let seen = it.stub.wait_for(7).await;
+    assert_eq!(numbers(&seen, "a"), ["1"]);
+    for server in ["b", "c", "d"] {
+        assert_eq!(numbers(&seen, server), ["1", "2"]);
+    }
+    it.stub.held.send_replace(None);
+    it.wait_for_depth(0, 0).await;
+    assert_eq!(numbers(&it.stub.seen(), "a"), ["1", "2"], "what took long is not sent twice");
+}
+
+#[tokio::test]
+async fn what_is_under_way_ends_under_the_old_settings() {
+    let it = Fixture::new().await;
+    it.stub.held.send_replace(Some("a"));
+    it.enqueue("a", &[PanelUpdate::Installing, PanelUpdate::Ready]).await;
+    it.stub.wait_for(1).await;
+    let mut other = it.present.clone();
+    other.token = Secret::new("another");
+    it.settings.send_replace(Some(other));
+    it.stub.held.send_replace(None);
+    it.wait_for_depth(0, 0).await;
+    let seen = it.stub.seen();
+    assert_eq!(numbers(&seen, "a"), ["1", "2"], "in order, and none twice");
+    let tokens: Vec<&str> = seen.iter().map(|seen| seen.authorization.as_str()).collect();
+    assert_eq!(tokens, ["Bearer panel-token", "Bearer another"]);
+}
+
+#[tokio::test]
+async fn a_stop_waits_a_moment_for_what_is_under_way() {
+    let it = Fixture::new().await;
+    it.stub.held.send_replace(Some("a"));
+    it.enqueue("a", &[PanelUpdate::Installing, PanelUpdate::Ready]).await;
+    it.stub.wait_for(1).await;
+    it.cancel.cancel();
+    it.stub.held.send_replace(None);
+    it.panel.ended().await;
+    assert_eq!(it.panel.report().await.unwrap().outbox.waiting, 1, "the first is noted");
+    assert_eq!(it.stub.seen().len(), 1);
+}
+
+#[tokio::test]
+async fn a_large_backlog_goes_out_in_order_and_none_twice() {
+    let it = Fixture::new().await;
+    it.settings.send_replace(None);
+    it.wait_for_state(PanelState::Disabled).await;
+    for server in 0..70 {
+        it.enqueue(&format!("s{server}"), &vec![PanelUpdate::Ready; 9]).await;
+    }
+    it.enqueue("long", &vec![PanelUpdate::Ready; 200]).await;
+    it.settings.send_replace(Some(it.present.clone()));
+    it.wait_for_depth(0, 0).await;
+    let seen = it.stub.seen();
+    assert_eq!(seen.len(), 70 * 9 + 200);
+    let all: Vec<String> = (1..=200).map(|n| n.to_string()).collect();
+    assert_eq!(numbers(&seen, "long"), all);
+    for server in 0..70 {
+        assert_eq!(numbers(&seen, &format!("s{server}")), all[..9]);
+    }
 }

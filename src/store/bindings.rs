@@ -1,14 +1,18 @@
 //! The ports of containers: bound with the container, changed by a rebind, freed with its end.
 //!
-//! A container that names a leased port gets it: whoever knows the number is taken to be the one it was
-//! handed to. One that leaves the number open gets a port that is free in every sense.
+//! A container that names a port gets it if nobody else has it, outside of lightd too; a leased one only
+//! for whoever it was leased to. One that leaves the number open gets a port of the lease that was
+//! shown, or one that is free in every sense.
 
 use std::net::IpAddr;
 
 use rusqlite::OptionalExtension;
 
 use super::error::StoreError;
-use super::ports::{Probe, host_port_of, ip_of, text};
+use super::free_ports::Among;
+use super::leases::Claim;
+use super::port_terms::PortTerms;
+use super::ports::{host_port_of, ip_of, key, text};
 use super::{Read, Tx};
 use crate::domain::ids::ContainerId;
 use crate::domain::spec::{HostPort, PortBinding, Protocol};
@@ -35,6 +39,29 @@ impl From<PortBinding> for PortRequest {
     }
 }
 
+/// All ports that a container asks for, and what it may take.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct PortsWanted {
+    pub(crate) ports: Vec<PortRequest>,
+    pub(crate) claim: Claim,
+}
+
+impl PortsWanted {
+    /// The places of the ports in the order in which they are bound. Those asked for by number go first, so
+    /// that a chosen one never takes a number that stands later in the same list.
+    pub(super) fn in_turn(&self) -> Vec<usize> {
+        let mut places: Vec<usize> = (0..self.ports.len()).collect();
+        places.sort_by_key(|&place| self.ports[place].port.is_none());
+        places
+    }
+}
+
+impl From<Vec<PortRequest>> for PortsWanted {
+    fn from(ports: Vec<PortRequest>) -> Self {
+        Self { ports, claim: Claim::default() }
+    }
+}
+
 /// A container's ports before and after.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Rebound {
@@ -48,67 +75,85 @@ impl Tx<'_> {
     pub(crate) fn rebind_ports(
         &self,
         container: &ContainerId,
-        requests: &[PortRequest],
-        now: UnixSeconds,
-        probe: Probe,
+        wanted: &PortsWanted,
+        terms: &PortTerms,
     ) -> Result<Rebound, StoreError> {
         if !self.container_exists(container)? {
             return Err(StoreError::NoSuchContainer(container.clone()));
         }
         let old = self.ports_of(container)?;
-        self.connection
-            .prepare_cached("UPDATE ports SET position = NULL WHERE container = ?1")?
-            .execute([container.as_str()])?;
-        let new = self.bind_ports(container, requests, now, probe)?;
+        self.keep_ports_aside(container)?;
+        let new = self.bind_ports(container, wanted, terms)?;
         Ok(Rebound { old, new })
     }
 
-    /// Frees the ports that a rebind kept aside.
-    pub(crate) fn release_kept_ports(&self, container: &ContainerId) -> Result<(), StoreError> {
+    /// Frees the ports that a rebind kept aside, which rest first if anybody may have used them.
+    pub(crate) fn release_kept_ports(
+        &self,
+        container: &ContainerId,
+        rest_until: Option<UnixSeconds>,
+    ) -> Result<(), StoreError> {
         self.connection
             .prepare_cached(
-                "UPDATE ports SET container = NULL, container_port = NULL
+                "UPDATE ports SET container = NULL, container_port = NULL,
+                    quarantined_until = ?2, released_by = iif(?2 IS NULL, NULL, ?1)
                  WHERE container = ?1 AND position IS NULL",
             )?
-            .execute([container.as_str()])?;
+            .execute((container.as_str(), rest_until.map(|until| until.0)))?;
         Ok(())
     }
 
-    pub(super) fn release_all_ports(&self, container: &ContainerId) -> Result<(), StoreError> {
+    pub(super) fn release_all_ports(
+        &self,
+        container: &ContainerId,
+        rest_until: Option<UnixSeconds>,
+    ) -> Result<(), StoreError> {
+        self.keep_ports_aside(container)?;
+        self.release_kept_ports(container, rest_until)
+    }
+
+    pub(super) fn keep_ports_aside(&self, container: &ContainerId) -> Result<(), StoreError> {
         self.connection
-            .prepare_cached(
-                "UPDATE ports SET container = NULL, container_port = NULL, position = NULL
-                 WHERE container = ?1",
-            )?
+            .prepare_cached("UPDATE ports SET position = NULL WHERE container = ?1")?
             .execute([container.as_str()])?;
         Ok(())
     }
 
-    /// Binds ports in the order asked for. Those asked for by number go first, so that a chosen one
-    /// never takes a number that stands later in the same list.
     pub(super) fn bind_ports(
         &self,
         container: &ContainerId,
-        requests: &[PortRequest],
-        now: UnixSeconds,
-        probe: Probe,
+        wanted: &PortsWanted,
+        terms: &PortTerms,
     ) -> Result<Vec<PortBinding>, StoreError> {
-        let mut bound = vec![None; requests.len()];
-        for by_number in [true, false] {
-            for (position, request) in requests.iter().enumerate() {
-                if request.port.is_some() == by_number {
-                    let host = match request.port {
-                        Some(port) => self.named_port(container, request, port, now)?,
-                        None => self.any_port(request, now, probe)?,
-                    };
-                    let container_port = request.container_port.unwrap_or(host.port);
-                    let binding = PortBinding { host, container_port };
-                    self.hold(container, position, binding)?;
-                    bound[position] = Some(binding);
-                }
-            }
+        self.end_holds(terms.now)?;
+        if let Some(lease) = wanted.claim.lease {
+            self.lease(lease, terms.now)?;
         }
+        let mut bound = vec![None; wanted.ports.len()];
+        for position in wanted.in_turn() {
+            bound[position] = Some(self.bind_port(container, position, wanted, terms)?);
+        }
+        self.forget_empty_leases()?;
         Ok(bound.into_iter().flatten().collect())
+    }
+
+    /// Binds one of the ports that are wanted, or changes nothing.
+    pub(super) fn bind_port(
+        &self,
+        container: &ContainerId,
+        position: usize,
+        wanted: &PortsWanted,
+        terms: &PortTerms,
+    ) -> Result<PortBinding, StoreError> {
+        let request = &wanted.ports[position];
+        let host = match request.port {
+            Some(port) => self.named_port(container, request, port, &wanted.claim, terms)?,
+            None => self.any_port(request, &wanted.claim, terms)?,
+        };
+        let container_port = request.container_port.unwrap_or(host.port);
+        let binding = PortBinding { host, container_port };
+        self.hold(container, position, binding)?;
+        Ok(binding)
     }
 
     fn named_port(
@@ -116,17 +161,26 @@ impl Tx<'_> {
         container: &ContainerId,
         request: &PortRequest,
         port: u16,
-        now: UnixSeconds,
+        claim: &Claim,
+        terms: &PortTerms,
     ) -> Result<HostPort, StoreError> {
         let host = match request.ip {
             Some(ip) => HostPort { ip: ip.to_canonical(), port, protocol: request.protocol },
-            None => self.port_of_any_address(port, request.protocol)?,
+            None => self.port_of_any_address(port, request.protocol, claim)?,
         };
-        let found = self.port(host, now)?;
-        match found.container {
-            Some(by) if by != *container => Err(StoreError::PortInUse { port: host, by }),
-            Some(_) if self.has_position(host)? => Err(StoreError::PortTwice(host)),
+        let found = self.port(host, terms.now)?;
+        match (found.container, found.lease, found.quarantine) {
+            (Some(by), ..) if by != *container => Err(StoreError::PortInUse { port: host, by }),
+            (Some(_), ..) if self.has_position(host)? => Err(StoreError::PortTwice(host)),
+            // It was its own all the time, and what is there may be its own workload.
+            (Some(_), ..) => Ok(host),
             _ if found.marked => Err(StoreError::PortMarked(host)),
+            (_, Some(lease), _) if !claim.covers(&lease) => Err(StoreError::PortLeased(host)),
+            (.., Some(rest)) if rest.after != *container => {
+                Err(StoreError::PortRests { port: host, until: rest.until })
+            }
+            _ if terms.is_own(host) => Err(StoreError::PortIsOwn(host)),
+            _ if !(terms.probe)(host) => Err(StoreError::PortHeld(host)),
             _ => Ok(host),
         }
     }
@@ -134,25 +188,43 @@ impl Tx<'_> {
     fn any_port(
         &self,
         request: &PortRequest,
-        now: UnixSeconds,
-        probe: Probe,
+        claim: &Claim,
+        terms: &PortTerms,
     ) -> Result<HostPort, StoreError> {
-        self.free_ports(request.protocol, request.ip, now)?
-            .into_iter()
-            .find(|port| probe(*port))
-            .ok_or(StoreError::NoFreePort { wanted: 1, found: 0 })
+        let among = Among { protocol: request.protocol, ip: request.ip };
+        let leased = match claim.lease {
+            Some(lease) => self.leased_among(lease, among)?,
+            None => Vec::new(),
+        };
+        let leased = leased.into_iter().find(|port| terms.may_hand_out(*port));
+        match leased {
+            Some(port) => Ok(port),
+            None => self
+                .free_ports(among, 1, terms)?
+                .first()
+                .copied()
+                .ok_or(StoreError::NoFreePort { wanted: 1, found: 0 }),
+        }
     }
 
-    fn port_of_any_address(&self, port: u16, protocol: Protocol) -> Result<HostPort, StoreError> {
+    /// The entry with this number that the container is most likely to get.
+    fn port_of_any_address(
+        &self,
+        port: u16,
+        protocol: Protocol,
+        claim: &Claim,
+    ) -> Result<HostPort, StoreError> {
         let unspecified = std::net::Ipv4Addr::UNSPECIFIED.into();
         let missing = StoreError::PortNotInPool(HostPort { ip: unspecified, port, protocol });
+        let lease = claim.lease.map(|lease| lease.to_string());
         let ip: Option<String> = self
             .connection
             .prepare_cached(
                 "SELECT ip FROM ports WHERE port = ?1 AND protocol = ?2
-                 ORDER BY container IS NOT NULL, marked_in_use, ip LIMIT 1",
+                 ORDER BY container IS NOT NULL, marked_in_use, lease_id IS NOT ?3,
+                    lease_id IS NOT NULL, quarantined_until IS NOT NULL, ip LIMIT 1",
             )?
-            .query_row((port, protocol.as_str()), |row| row.get(0))
+            .query_row((port, protocol.as_str(), lease), |row| row.get(0))
             .optional()?;
         Ok(HostPort { ip: ip_of(&ip.ok_or(missing)?)?, port, protocol })
     }
@@ -162,7 +234,7 @@ impl Tx<'_> {
             "SELECT 1 FROM ports
              WHERE ip = ?1 AND port = ?2 AND protocol = ?3 AND position IS NOT NULL",
         )?;
-        Ok(select.exists((text(port.ip), port.port, port.protocol.as_str()))?)
+        Ok(select.exists(key(port))?)
     }
 
     fn hold(
@@ -175,7 +247,7 @@ impl Tx<'_> {
         self.connection
             .prepare_cached(
                 "UPDATE ports SET container = ?4, container_port = ?5, position = ?6,
-                    lease_id = NULL, lease_until = NULL
+                    lease_id = NULL, quarantined_until = NULL, released_by = NULL
                  WHERE ip = ?1 AND port = ?2 AND protocol = ?3",
             )?
             .execute((

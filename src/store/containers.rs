@@ -6,9 +6,9 @@
 
 use rusqlite::{OptionalExtension, Row};
 
-use super::bindings::PortRequest;
+use super::bindings::PortsWanted;
 use super::error::StoreError;
-use super::ports::Probe;
+use super::port_terms::PortTerms;
 use super::volumes::container_id;
 use super::{Read, Tx, from_sql, to_sql};
 use crate::domain::ids::{ContainerId, RunId};
@@ -22,7 +22,7 @@ pub(crate) struct NewContainer {
     pub(crate) spec: ContainerSpec,
     /// Sealed by the caller; the store never sees what is in it.
     pub(crate) registry_auth_sealed: Option<Vec<u8>>,
-    pub(crate) ports: Vec<PortRequest>,
+    pub(crate) ports: PortsWanted,
     pub(crate) state: ContainerState,
 }
 
@@ -70,13 +70,11 @@ const COLUMNS: &str = "SELECT id, spec_json, registry_auth_sealed, state_json, p
      created_at, updated_at FROM containers";
 
 impl Tx<'_> {
-    /// Stores a container with its volume checked and its ports bound, or changes nothing. `probe`
-    /// says whether the host still has a port free; it is asked only about ports chosen here.
+    /// Stores a container with its volume checked and its ports bound, or changes nothing.
     pub(crate) fn insert_container(
         &self,
         new: &NewContainer,
-        now: UnixSeconds,
-        probe: Probe,
+        terms: &PortTerms,
     ) -> Result<Vec<PortBinding>, StoreError> {
         if self.container_exists(&new.id)? {
             return Err(StoreError::ContainerExists(new.id.clone()));
@@ -105,9 +103,9 @@ impl Tx<'_> {
                 state.exit_code,
                 state.oom_killed,
                 state.started_at.map(|at| at.0),
-                now.0,
+                terms.now.0,
             ))?;
-        self.bind_ports(&new.id, &new.ports, now, probe)
+        self.bind_ports(&new.id, &new.ports, terms)
     }
 
     /// Replaces what the supervisor remembers. An update for the panel that tells of the change
@@ -160,9 +158,15 @@ impl Tx<'_> {
         found(changed, id)
     }
 
-    /// Deletes a container and frees its ports, kept ones included. The volume stays.
-    pub(crate) fn delete_container(&self, id: &ContainerId) -> Result<(), StoreError> {
-        self.release_all_ports(id)?;
+    /// Deletes a container and frees its ports, kept ones included, which rest first, and ends what was
+    /// issued for it. The volume stays.
+    pub(crate) fn delete_container(
+        &self,
+        id: &ContainerId,
+        terms: &PortTerms,
+    ) -> Result<(), StoreError> {
+        self.release_all_ports(id, terms.rests_until())?;
+        self.forget_container_in_tokens(id)?;
         let changed = self
             .connection
             .prepare_cached("DELETE FROM containers WHERE id = ?1")?
@@ -194,19 +198,32 @@ impl Read<'_> {
         &self,
         filter: &ContainerFilter,
     ) -> Result<Vec<ContainerRow>, StoreError> {
+        let mut found = Vec::new();
+        self.each_container(filter, |container| {
+            found.push(container);
+            Ok(())
+        })?;
+        Ok(found)
+    }
+
+    /// As [`Read::containers`], handed on one by one.
+    pub(crate) fn each_container(
+        &self,
+        filter: &ContainerFilter,
+        mut take: impl FnMut(ContainerRow) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
         let mut statement = self.connection.prepare_cached(&format!(
             "{COLUMNS} WHERE (?1 IS NULL OR phase = ?1) AND id > ?2 ORDER BY id LIMIT ?3"
         ))?;
         let after = filter.after.as_ref().map_or("", ContainerId::as_str);
         let limit = filter.limit.map_or(-1, i64::from);
         let mut rows = statement.query((&filter.phase, after, limit))?;
-        let mut found = Vec::new();
         while let Some(row) = rows.next()? {
             let mut container = container_of(row)?;
             container.ports = self.ports_of(&container.id)?;
-            found.push(container);
+            take(container)?;
         }
-        Ok(found)
+        Ok(())
     }
 }
 

@@ -4,9 +4,12 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use rusqlite::{ErrorCode, ffi};
+use uuid::Uuid;
 
+use crate::domain::firewall::RuleId;
 use crate::domain::ids::{ContainerId, VolumeId};
 use crate::domain::spec::HostPort;
+use crate::domain::units::UnixSeconds;
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StoreError {
@@ -69,14 +72,34 @@ pub(crate) enum StoreError {
     PortMarked(HostPort),
     #[error("{} is reserved", show(.0))]
     PortLeased(HostPort),
+    #[error("{} rests since a server has let go of it, until {}", show(.port), at(*.until))]
+    PortRests { port: HostPort, until: UnixSeconds },
+    /// Something that is not lightd's has it.
+    #[error("{} is in use by another process of this host", show(.0))]
+    PortHeld(HostPort),
+    #[error("{} is lightd's own", show(.0))]
+    PortIsOwn(HostPort),
     #[error("{} is asked for twice", show(.0))]
     PortTwice(HostPort),
+    #[error("there is no lease {0}, or it has ended")]
+    NoSuchLease(Uuid),
     #[error("No available ports in pool")]
     NoFreePort { wanted: usize, found: usize },
 
+    #[error("there is no firewall rule {0}")]
+    NoSuchRule(RuleId),
+    #[error("rule {0} of this container does the same already")]
+    RuleExists(RuleId),
+    #[error("a {of} has at most {most} firewall rules; delete one first")]
+    TooManyRules { of: &'static str, most: usize },
+
+    #[error(
+        "{most} tokens are in force, which is all this node takes; revoke some, or raise authorization.max_tokens"
+    )]
+    TooManyTokens { most: u64 },
     #[error("there is no such token")]
     NoSuchToken,
-    #[error("there is no parked update {0}")]
+    #[error("there is no update {0} in the outbox")]
     NoSuchUpdate(i64),
 }
 
@@ -118,6 +141,11 @@ impl StoreError {
 
 fn show(port: &HostPort) -> String {
     format!("port {}/{}", SocketAddr::new(port.ip, port.port), port.protocol.as_str())
+}
+
+/// A moment, for people.
+fn at(time: UnixSeconds) -> String {
+    jiff::Timestamp::from_second(time.0).map_or_else(|_| time.0.to_string(), |at| at.to_string())
 }
 
 impl From<rusqlite::Error> for StoreError {

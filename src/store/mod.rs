@@ -19,13 +19,18 @@
 pub(crate) mod bindings;
 pub(crate) mod containers;
 pub(crate) mod error;
+pub(crate) mod firewall;
+pub(crate) mod free_ports;
 pub(crate) mod idempotency;
+pub(crate) mod leases;
 mod meta;
 mod migrate;
 mod operations;
 pub(crate) mod outbox;
+pub(crate) mod port_terms;
 pub(crate) mod ports;
 pub(crate) mod snapshots;
+pub(crate) mod token_index;
 pub(crate) mod tokens;
 pub(crate) mod trial;
 pub(crate) mod usage;
@@ -43,6 +48,7 @@ use tokio::sync::{Notify, Semaphore};
 use uuid::Uuid;
 
 pub(crate) use self::error::StoreError;
+use self::token_index::TokenIndex;
 use self::writer::Writer;
 
 const READERS: usize = 2;
@@ -62,6 +68,7 @@ pub(crate) struct Store {
 struct Inner {
     path: PathBuf,
     node_id: Uuid,
+    tokens: Arc<TokenIndex>,
     writer: Writer,
     idle_readers: Mutex<Vec<Connection>>,
     reader_permits: Arc<Semaphore>,
@@ -80,6 +87,7 @@ pub(crate) struct Read<'c> {
 pub(crate) struct Tx<'c> {
     read: Read<'c>,
     outbox_grew: std::cell::Cell<bool>,
+    token_changes: std::cell::RefCell<Vec<token_index::TokenChange>>,
 }
 
 impl<'c> std::ops::Deref for Tx<'c> {
@@ -101,12 +109,14 @@ impl Store {
         migrate::migrate(&mut connection, path)?;
         let node_id = node_id(&connection)?;
         connection.pragma_update(None, "synchronous", "FULL")?;
-        let writer = Writer::start(connection)
+        let tokens = Arc::new(TokenIndex::new(tokens::all_tokens(&connection)?));
+        let writer = Writer::start(connection, Arc::clone(&tokens))
             .map_err(|source| StoreError::Create { path: path.to_owned(), source })?;
         Ok(Self {
             inner: Arc::new(Inner {
                 path: path.to_owned(),
                 node_id,
+                tokens,
                 writer,
                 idle_readers: Mutex::new(Vec::new()),
                 reader_permits: Arc::new(Semaphore::new(READERS)),
@@ -147,6 +157,11 @@ impl Store {
             Err(join) if join.is_panic() => Err(StoreError::Panicked { op }),
             Err(_) => Err(StoreError::Closed),
         }
+    }
+
+    /// The tokens in force.
+    pub(crate) fn tokens(&self) -> &Arc<TokenIndex> {
+        &self.inner.tokens
     }
 
     /// Told after each commit that added to the outbox. One listener.
@@ -254,6 +269,8 @@ fn node_id(connection: &Connection) -> Result<Uuid, StoreError> {
     }
 }
 
+#[cfg(test)]
+mod port_tests;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]

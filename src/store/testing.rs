@@ -1,12 +1,15 @@
 //! What tests of the store and of its users begin with.
 
 use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
 
 use tempfile::TempDir;
 
 use super::Store;
 use super::bindings::PortRequest;
 use super::containers::{ContainerState, NewContainer};
+use super::port_terms::PortTerms;
 use super::volumes::VolumeRow;
 use crate::domain::ids::{ContainerId, RunId, VolumeId};
 use crate::domain::spec::{ContainerSpec, HostPort, Protocol};
@@ -16,6 +19,11 @@ pub(crate) const NOW: UnixSeconds = UnixSeconds(1_800_000_000);
 
 pub(crate) fn later(seconds: i64) -> UnixSeconds {
     UnixSeconds(NOW.0 + seconds)
+}
+
+/// On a host that has everything free.
+pub(crate) fn terms(now: UnixSeconds) -> PortTerms {
+    PortTerms { now, quarantine: Duration::ZERO, own: Arc::new([]), probe: |_| true }
 }
 
 pub(crate) fn open() -> (TempDir, Store) {
@@ -54,7 +62,8 @@ pub(crate) async fn add_volume(store: &Store) -> VolumeId {
 
 pub(crate) async fn add_ports(store: &Store, ip: &str, from: u16, to: u16) {
     let ip: IpAddr = ip.parse().unwrap();
-    store.write("test", move |tx| tx.add_ports(ip, from..=to, Protocol::Tcp)).await.unwrap();
+    let add = move |tx: &super::Tx<'_>| tx.add_ports(ip, from..=to, Protocol::Tcp, &terms(NOW));
+    store.write("test", add).await.unwrap();
 }
 
 pub(crate) fn state() -> ContainerState {
@@ -80,7 +89,7 @@ pub(crate) fn new_container(name: &str, volume: VolumeId, ports: &[PortRequest])
             ..ContainerSpec::plain(volume)
         },
         registry_auth_sealed: Some(vec![1, 2, 3]),
-        ports: ports.to_vec(),
+        ports: ports.to_vec().into(),
         state: state(),
     }
 }

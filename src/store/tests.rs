@@ -2,18 +2,13 @@ use std::sync::Arc;
 
 use super::bindings::PortRequest;
 use super::containers::ContainerFilter;
-use super::ports::{NotDeleted, PortFilter};
+use super::ports::{Mark, NotDeleted, PortFilter};
 use super::testing::*;
 use super::volumes::VolumeRow;
 use super::*;
 use crate::domain::ids::VolumeId;
-use crate::domain::panel_update::{PanelUpdate, PowerState};
-use crate::domain::spec::{HostPort, PortBinding, Protocol};
-use crate::domain::units::UnixSeconds;
-
-fn free(_: HostPort) -> bool {
-    true
-}
+use crate::domain::panel_update::PanelUpdate;
+use crate::domain::spec::{PortBinding, Protocol};
 
 async fn insert(
     store: &Store,
@@ -22,12 +17,16 @@ async fn insert(
     ports: &[PortRequest],
 ) -> Result<Vec<PortBinding>, StoreError> {
     let new = new_container(name, volume, ports);
-    store.write("insert", move |tx| tx.insert_container(&new, NOW, free)).await
+    store.write("insert", move |tx| tx.insert_container(&new, &terms(NOW))).await
+}
+
+fn mark(in_use: bool) -> Mark {
+    Mark { in_use, ..Mark::default() }
 }
 
 async fn in_use(store: &Store) -> Vec<u16> {
     let filter = PortFilter { in_use: Some(true), ..PortFilter::default() };
-    let ports = store.read("list", move |rx| rx.ports(filter, NOW)).await.unwrap();
+    let ports = store.read("list", move |rx| rx.ports(&filter, NOW)).await.unwrap();
     ports.into_iter().map(|port| port.host.port).collect()
 }
 
@@ -66,19 +65,19 @@ async fn a_failed_or_panicked_closure_changes_nothing_and_the_writer_lives() {
     let (_folder, store) = open();
     let bad = store
         .write("fail", |tx| {
-            tx.add_ports("127.0.0.1".parse().unwrap(), 1..=3, Protocol::Tcp)?;
+            tx.add_ports("127.0.0.1".parse().unwrap(), 1..=3, Protocol::Tcp, &terms(NOW))?;
             Err::<(), _>(StoreError::NoSuchToken)
         })
         .await;
     assert!(matches!(bad, Err(StoreError::NoSuchToken)));
     let panicked = store
         .write("panic", |tx| {
-            tx.add_ports("127.0.0.1".parse().unwrap(), 1..=3, Protocol::Tcp)?;
+            tx.add_ports("127.0.0.1".parse().unwrap(), 1..=3, Protocol::Tcp, &terms(NOW))?;
             if tx.container_exists(&id("x"))? { Ok(()) } else { panic!("on purpose") }
         })
         .await;
     assert!(matches!(panicked, Err(StoreError::Panicked { op: "panic" })));
-    let ports = store.read("list", |rx| rx.ports(PortFilter::default(), NOW)).await.unwrap();
+    let ports = store.read("list", |rx| rx.ports(&PortFilter::default(), NOW)).await.unwrap();
     assert_eq!(ports, []);
 }
 
@@ -178,7 +177,7 @@ async fn a_container_comes_back_as_it_was_stored() {
     let row = store.read("get", |rx| rx.container(&id("a"))).await.unwrap();
     assert_eq!((row.spec, row.state), saved);
     assert_eq!((row.created_at, row.updated_at), (NOW, later(2)));
-    assert_eq!(store.read("heads", |rx| rx.outbox_heads(9)).await.unwrap().len(), 1);
+    assert_eq!(store.read("depth", |rx| rx.outbox_depth()).await.unwrap().waiting, 1);
     let filter = ContainerFilter { phase: Some("running".to_owned()), ..Default::default() };
     assert_eq!(store.read("list", move |rx| rx.containers(&filter)).await.unwrap().len(), 1);
     let filter = ContainerFilter { after: Some(id("a")), ..Default::default() };
@@ -202,7 +201,7 @@ async fn what_a_container_needs_is_checked_with_its_insertion() {
     assert!(matches!(refused, Err(StoreError::PortNotInPool(_))));
     let refused = insert(&store, "b", volume, &[named("0.0.0.0", 7001); 2]).await;
     assert!(matches!(refused, Err(StoreError::PortTwice(_))));
-    store.write("mark", |tx| tx.mark_port(tcp("0.0.0.0", 7002), true, NOW)).await.unwrap();
+    store.write("mark", |tx| tx.mark_port(tcp("0.0.0.0", 7002), &mark(true), NOW)).await.unwrap();
     let refused = insert(&store, "b", volume, &[named("0.0.0.0", 7002)]).await;
     assert!(matches!(refused, Err(StoreError::PortMarked(_))));
     assert_eq!(in_use(&store).await, [7000, 7002]);
@@ -244,12 +243,12 @@ async fn a_deleted_container_holds_nothing() {
     let volume = add_volume(&store).await;
     add_ports(&store, "0.0.0.0", 7000, 7001).await;
     insert(&store, "a", volume, &[any()]).await.unwrap();
-    let rebind = |tx: &Tx<'_>| tx.rebind_ports(&id("a"), &[any()], NOW, free);
+    let rebind = |tx: &Tx<'_>| tx.rebind_ports(&id("a"), &vec![any()].into(), &terms(NOW));
     store.write("rebind", rebind).await.unwrap();
     assert_eq!(in_use(&store).await.len(), 2, "the old one is kept too");
-    store.write("delete", |tx| tx.delete_container(&id("a"))).await.unwrap();
+    store.write("delete", |tx| tx.delete_container(&id("a"), &terms(NOW))).await.unwrap();
     assert_eq!(in_use(&store).await, [] as [u16; 0]);
-    let again = store.write("delete", |tx| tx.delete_container(&id("a"))).await;
+    let again = store.write("delete", |tx| tx.delete_container(&id("a"), &terms(NOW))).await;
     assert!(matches!(again, Err(StoreError::NoSuchContainer(_))));
     store.write("delete", move |tx| tx.delete_volume(volume)).await.unwrap();
 }
@@ -282,28 +281,30 @@ async fn a_rebind_can_be_finished_or_undone() {
     insert(&store, "a", volume, &[named("0.0.0.0", 7000)]).await.unwrap();
     insert(&store, "b", volume, &[named("0.0.0.0", 7001)]).await.unwrap();
 
-    let taken = store
-        .write("rebind", |tx| tx.rebind_ports(&id("a"), &[named("0.0.0.0", 7001)], NOW, free))
-        .await;
+    let to = |port: u16| {
+        move |tx: &Tx<'_>| {
+            tx.rebind_ports(&id("a"), &vec![named("0.0.0.0", port)].into(), &terms(NOW))
+        }
+    };
+    let taken = store.write("rebind", to(7001)).await;
     assert!(matches!(taken, Err(StoreError::PortInUse { .. })));
     assert_eq!(in_use(&store).await, [7000, 7001]);
 
-    let to_7002 = |tx: &Tx<'_>| tx.rebind_ports(&id("a"), &[named("0.0.0.0", 7002)], NOW, free);
-    let rebound = store.write("rebind", to_7002).await.unwrap();
+    let rebound = store.write("rebind", to(7002)).await.unwrap();
     let thief = insert(&store, "c", volume, &[named("0.0.0.0", 7000)]).await;
     assert!(matches!(thief, Err(StoreError::PortInUse { .. })), "kept for an undo");
     let old: Vec<PortRequest> = rebound.old.iter().map(|&binding| binding.into()).collect();
     store
         .write("undo", move |tx| {
-            tx.rebind_ports(&id("a"), &old, NOW, free)?;
-            tx.release_kept_ports(&id("a"))
+            tx.rebind_ports(&id("a"), &old.into(), &terms(NOW))?;
+            tx.release_kept_ports(&id("a"), None)
         })
         .await
         .unwrap();
     assert_eq!(in_use(&store).await, [7000, 7001]);
 
-    store.write("rebind", to_7002).await.unwrap();
-    store.write("finish", |tx| tx.release_kept_ports(&id("a"))).await.unwrap();
+    store.write("rebind", to(7002)).await.unwrap();
+    store.write("finish", |tx| tx.release_kept_ports(&id("a"), None)).await.unwrap();
     assert_eq!(in_use(&store).await, [7001, 7002]);
     let row = store.read("get", |rx| rx.container(&id("a"))).await.unwrap();
     assert_eq!(row.ports.iter().map(|p| p.host.port).collect::<Vec<_>>(), [7002]);
@@ -316,7 +317,8 @@ async fn addresses_that_meet_on_the_host_exclude_each_other() {
         let store = store.clone();
         async move {
             let ip = ip.parse().unwrap();
-            store.write("add", move |tx| tx.add_ports(ip, port..=port, protocol)).await
+            let add = move |tx: &Tx<'_>| tx.add_ports(ip, port..=port, protocol, &terms(NOW));
+            store.write("add", add).await
         }
     };
     use Protocol::{Tcp, Udp};
@@ -334,10 +336,10 @@ async fn addresses_that_meet_on_the_host_exclude_each_other() {
     for clash in ["0.0.0.0", "::"] {
         assert!(matches!(add(clash, 2, Tcp).await, Err(StoreError::PortOverlaps { .. })));
     }
-    let range =
-        store.write("add", |tx| tx.add_ports("127.0.0.1".parse().unwrap(), 1..=9, Tcp)).await;
+    let range = |tx: &Tx<'_>| tx.add_ports("127.0.0.1".parse().unwrap(), 1..=9, Tcp, &terms(NOW));
+    let range = store.write("add", range).await;
     assert!(matches!(range, Err(StoreError::PortOverlaps { .. })), "all of a range or nothing");
-    let all = store.read("list", |rx| rx.ports(PortFilter::default(), NOW)).await.unwrap();
+    let all = store.read("list", |rx| rx.ports(&PortFilter::default(), NOW)).await.unwrap();
     assert_eq!(all.len(), 5);
 }
 
@@ -348,124 +350,17 @@ async fn marks_and_deletions_respect_the_holder() {
     add_ports(&store, "0.0.0.0", 7000, 7002).await;
     insert(&store, "a", volume, &[named("0.0.0.0", 7000)]).await.unwrap();
     let held = tcp("0.0.0.0", 7000);
-    let unmark = store.write("mark", move |tx| tx.mark_port(held, false, NOW)).await;
+    let unmark = store.write("mark", move |tx| tx.mark_port(held, &mark(false), NOW)).await;
     assert!(matches!(unmark, Err(StoreError::PortInUse { .. })));
     let delete = store.write("delete", move |tx| tx.delete_port(held, NOW)).await;
     assert!(matches!(delete, Err(StoreError::PortInUse { .. })));
     let marked = tcp("0.0.0.0", 7001);
-    store.write("mark", move |tx| tx.mark_port(marked, true, NOW)).await.unwrap();
+    store.write("mark", move |tx| tx.mark_port(marked, &mark(true), NOW)).await.unwrap();
     let all = [held, marked, tcp("0.0.0.0", 7002), tcp("0.0.0.0", 1)];
     let bulk = store.write("delete", move |tx| tx.delete_ports(&all, NOW)).await.unwrap();
     assert_eq!(bulk.deleted, 1);
     let kept: Vec<NotDeleted> = bulk.kept.into_iter().map(|(_, why)| why).collect();
     assert_eq!(kept, [NotDeleted::InUse, NotDeleted::InUse, NotDeleted::NotInPool]);
-}
-
-#[tokio::test]
-async fn a_lease_keeps_ports_until_it_ends_or_they_are_bound() {
-    let (_folder, store) = open();
-    let volume = add_volume(&store).await;
-    add_ports(&store, "0.0.0.0", 7000, 7001).await;
-    add_ports(&store, "127.0.0.1", 7003, 7005).await;
-    let lease = |count, contiguous, now| {
-        let store = store.clone();
-        async move {
-            let until = UnixSeconds(now + 30);
-            let now = UnixSeconds(now);
-            store
-                .write("lease", move |tx| {
-                    tx.lease_ports(count, Protocol::Tcp, contiguous, until, now, free)
-                })
-                .await
-        }
-    };
-    let none = lease(4, true, NOW.0).await;
-    assert!(matches!(none, Err(StoreError::NoFreePort { wanted: 4, .. })));
-    let row = lease(3, true, NOW.0).await.unwrap();
-    let numbers: Vec<u16> = row.ports.iter().map(|port| port.port).collect();
-    assert_eq!(numbers, [7003, 7004, 7005]);
-    let rest = lease(2, false, NOW.0).await.unwrap();
-    let none = lease(1, false, NOW.0).await;
-    assert!(matches!(none, Err(StoreError::NoFreePort { .. })));
-    let chosen = insert(&store, "a", volume, &[any()]).await;
-    assert!(matches!(chosen, Err(StoreError::NoFreePort { .. })), "leased ports are not chosen");
-    let mine = PortRequest { ip: None, ..named("0.0.0.0", rest.ports[0].port) };
-    insert(&store, "a", volume, &[mine]).await.unwrap();
-    assert_eq!(lease(4, false, NOW.0 + 30).await.unwrap().ports.len(), 4, "after its time");
-}
-
-#[tokio::test]
-async fn the_host_is_asked_before_a_port_is_chosen() {
-    let (_folder, store) = open();
-    let volume = add_volume(&store).await;
-    add_ports(&store, "0.0.0.0", 7000, 7005).await;
-    fn only_7003(port: HostPort) -> bool {
-        port.port == 7003
-    }
-    let new = new_container("a", volume, &[any()]);
-    let insert = move |tx: &Tx<'_>| tx.insert_container(&new, NOW, only_7003);
-    let ports = store.write("insert", insert).await.unwrap();
-    assert_eq!(ports[0].host.port, 7003);
-    let new = new_container("b", volume, &[any()]);
-    let insert = move |tx: &Tx<'_>| tx.insert_container(&new, NOW, only_7003);
-    assert!(matches!(store.write("insert", insert).await, Err(StoreError::NoFreePort { .. })));
-}
-
-#[tokio::test]
-async fn updates_are_numbered_per_server_for_ever() {
-    let (_folder, store) = open();
-    let (a, b) = (id("a"), id("b"));
-    store
-        .write("enqueue", move |tx| {
-            tx.enqueue_update(&a, &PanelUpdate::Installing, NOW)?;
-            tx.enqueue_update(&b, &PanelUpdate::Installing, NOW)?;
-            tx.enqueue_update(&a, &PanelUpdate::Ready, NOW)
-        })
-        .await
-        .unwrap();
-    let heads = store.read("heads", |rx| rx.outbox_heads(9)).await.unwrap();
-    let numbers: Vec<(&str, i64)> =
-        heads.iter().map(|row| (row.server.as_str(), row.server_sequence)).collect();
-    assert_eq!(numbers, [("a", 1), ("b", 1)]);
-    let first = heads[0].sequence;
-    store
-        .write("deliver", move |tx| {
-            tx.delivered(first)?;
-            tx.park(first + 1, "404")?;
-            tx.park(first + 2, "404")?;
-            tx.enqueue_update(&id("a"), &PanelUpdate::Power(PowerState::Running), NOW)
-        })
-        .await
-        .unwrap();
-    let heads = store.read("heads", |rx| rx.outbox_heads(9)).await.unwrap();
-    assert_eq!(heads.len(), 1);
-    assert_eq!(heads[0].server_sequence, 3);
-    let depth = store.read("depth", |rx| rx.outbox_depth()).await.unwrap();
-    assert_eq!((depth.waiting, depth.parked), (1, 2));
-    store.write("unpark", move |tx| tx.unpark(first + 2)).await.unwrap();
-    let heads = store.read("heads", |rx| rx.outbox_heads(9)).await.unwrap();
-    assert_eq!(heads[0].server_sequence, 2, "back in its old place");
-    let parked = store.read("parked", |rx| rx.parked(9)).await.unwrap();
-    assert_eq!(parked.len(), 1);
-}
-
-#[tokio::test]
-async fn power_states_are_thinned_out_and_results_are_not() {
-    let (_folder, store) = open();
-    store
-        .write("enqueue", move |tx| {
-            tx.enqueue_update(&id("a"), &PanelUpdate::Installing, NOW)?;
-            for _ in 0..300 {
-                tx.enqueue_update(&id("a"), &PanelUpdate::Power(PowerState::Running), NOW)?;
-            }
-            Ok(())
-        })
-        .await
-        .unwrap();
-    let depth = store.read("depth", |rx| rx.outbox_depth()).await.unwrap();
-    assert_eq!(depth.waiting, 257);
-    let heads = store.read("heads", |rx| rx.outbox_heads(9)).await.unwrap();
-    assert_eq!(heads[0].server_sequence, 1);
 }
 
 #[tokio::test]

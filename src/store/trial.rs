@@ -4,17 +4,14 @@
 //! else, or stays.
 
 use super::Tx;
-use super::bindings::PortRequest;
+use super::bindings::PortsWanted;
 use super::containers::NewContainer;
 use super::error::StoreError;
-use super::ports::Probe;
+use super::port_terms::PortTerms;
 use super::volumes::VolumeRow;
 use crate::domain::ids::{ContainerId, VolumeId};
 use crate::domain::spec::PortBinding;
 use crate::domain::units::UnixSeconds;
-
-/// More ports than these are not tried one by one.
-const TRIED_EACH: usize = 256;
 
 /// What was found.
 #[derive(Debug, Default)]
@@ -42,16 +39,15 @@ impl Tx<'_> {
     pub(crate) fn try_creation(
         &self,
         draft: &Draft,
-        now: UnixSeconds,
-        probe: Probe,
+        terms: &PortTerms,
     ) -> Result<Tried, StoreError> {
         self.undone(|tx| {
             let mut tried = Tried::default();
-            let mut new = NewContainer { ports: Vec::new(), ..draft.rest.clone() };
+            let mut new = NewContainer { ports: PortsWanted::default(), ..draft.rest.clone() };
             new.id = tx.free_id(draft.id.as_ref(), &mut tried)?;
-            new.spec.volume_id = tx.usable_volume(draft.volume, now, &mut tried)?;
-            tx.insert_container(&new, now, probe)?;
-            tx.try_each(&new.id, &draft.rest.ports, now, probe, &mut tried)?;
+            new.spec.volume_id = tx.usable_volume(draft.volume, terms.now, &mut tried)?;
+            tx.insert_container(&new, terms)?;
+            tx.try_ports(&new.id, &draft.rest.ports, terms, &mut tried)?;
             Ok(tried)
         })
     }
@@ -60,13 +56,12 @@ impl Tx<'_> {
     pub(crate) fn try_rebind(
         &self,
         container: &ContainerId,
-        ports: &[PortRequest],
-        now: UnixSeconds,
-        probe: Probe,
+        wanted: &PortsWanted,
+        terms: &PortTerms,
     ) -> Result<Tried, StoreError> {
         self.undone(|tx| {
             let mut tried = Tried::default();
-            tx.try_each(container, ports, now, probe, &mut tried)?;
+            tx.try_ports(container, wanted, terms, &mut tried)?;
             Ok(tried)
         })
     }
@@ -122,42 +117,28 @@ impl Tx<'_> {
         Ok(id)
     }
 
-    fn try_each(
+    /// Binds each port that can be had, as if the others were not there that can't.
+    fn try_ports(
         &self,
         container: &ContainerId,
-        ports: &[PortRequest],
-        now: UnixSeconds,
-        probe: Probe,
+        wanted: &PortsWanted,
+        terms: &PortTerms,
         tried: &mut Tried,
     ) -> Result<(), StoreError> {
-        let all = self.rebind_ports(container, ports, now, probe);
-        let first = match all {
-            Ok(bound) => {
-                tried.ports = bound.new.into_iter().map(Some).collect();
-                return Ok(());
-            }
-            Err(error) => error,
-        };
-        tried.ports = vec![None; ports.len()];
-        if ports.len() > TRIED_EACH {
-            tried.refused.push(("ports".to_owned(), first));
-            return Ok(());
+        self.end_holds(terms.now)?;
+        self.keep_ports_aside(container)?;
+        let mut wanted = wanted.clone();
+        if let Some(lease) = wanted.claim.lease
+            && let Err(ended) = self.lease(lease, terms.now)
+        {
+            tried.refused.push(("lease_id".to_owned(), ended));
+            wanted.claim.lease = None;
         }
-        let mut granted = Vec::new();
-        // In the order in which they are bound: a chosen one never takes a number that is asked for.
-        for by_number in [true, false] {
-            for (index, port) in ports.iter().enumerate() {
-                if port.port.is_some() != by_number {
-                    continue;
-                }
-                granted.push(*port);
-                match self.rebind_ports(container, &granted, now, probe) {
-                    Ok(bound) => tried.ports[index] = bound.new.last().copied(),
-                    Err(error) => {
-                        granted.pop();
-                        tried.refused.push((format!("ports[{index}]"), error));
-                    }
-                }
+        tried.ports = vec![None; wanted.ports.len()];
+        for position in wanted.in_turn() {
+            match self.bind_port(container, position, &wanted, terms) {
+                Ok(bound) => tried.ports[position] = Some(bound),
+                Err(error) => tried.refused.push((format!("ports[{position}]"), error)),
             }
         }
         Ok(())
@@ -167,11 +148,16 @@ impl Tx<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::spec::Protocol;
     use crate::store::Store;
-    use crate::store::testing::{NOW, add_ports, add_volume, any, id, named, new_container, open};
+    use crate::store::bindings::PortRequest;
+    use crate::store::leases::{Claim, LeaseRequest};
+    use crate::store::testing::{
+        NOW, add_ports, add_volume, any, id, later, named, new_container, open, terms,
+    };
 
     async fn tried(store: &Store, draft: Draft) -> Tried {
-        let write = move |tx: &Tx<'_>| tx.try_creation(&draft, NOW, |_| true);
+        let write = move |tx: &Tx<'_>| tx.try_creation(&draft, &terms(NOW));
         store.write("test", write).await.unwrap()
     }
 
@@ -189,7 +175,7 @@ mod tests {
         let taken = new_container("taken", volume, &[named("10.0.0.1", 1000)]);
         let insert = taken.clone();
         store
-            .write("test", move |tx| tx.insert_container(&insert, NOW, |_| true).map(drop))
+            .write("test", move |tx| tx.insert_container(&insert, &terms(NOW)).map(drop))
             .await
             .unwrap();
         let ports =
@@ -202,7 +188,7 @@ mod tests {
         assert_eq!(fields(&found), expected);
         assert_eq!(found.ports.iter().filter(|port| port.is_some()).count(), 1);
 
-        let rest = NewContainer { ports: vec![any()], ..rest };
+        let rest = NewContainer { ports: vec![any()].into(), ..rest };
         let draft = Draft { id: Some(id("free")), volume: Some(volume), rest };
         let found = tried(&store, draft.clone()).await;
         assert_eq!(fields(&found), Vec::<&str>::new());
@@ -222,17 +208,51 @@ mod tests {
         add_ports(&store, "10.0.0.1", 1000, 1001).await;
         for (name, port) in [("a", 1000), ("b", 1001)] {
             let new = new_container(name, volume, &[named("10.0.0.1", port)]);
-            let insert = move |tx: &Tx<'_>| tx.insert_container(&new, NOW, |_| true).map(drop);
+            let insert = move |tx: &Tx<'_>| tx.insert_container(&new, &terms(NOW)).map(drop);
             store.write("test", insert).await.unwrap();
         }
         let write = |tx: &Tx<'_>| {
             let wanted = [named("10.0.0.1", 1000), named("10.0.0.1", 1001)];
-            tx.try_rebind(&id("a"), &wanted, NOW, |_| true)
+            tx.try_rebind(&id("a"), &wanted.to_vec().into(), &terms(NOW))
         };
         let found = store.write("test", write).await.unwrap();
         assert_eq!(fields(&found), ["ports[1]"]);
         assert!(matches!(found.refused[0].1, StoreError::PortInUse { .. }));
         let ports = store.read("test", |rx| rx.ports_of(&id("a"))).await.unwrap();
         assert_eq!(ports.len(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_trial_takes_the_ports_of_a_lease_that_is_shown_and_names_one_that_has_ended() {
+        let (_folder, store) = open();
+        let volume = add_volume(&store).await;
+        add_ports(&store, "10.0.0.1", 1000, 1002).await;
+        let request = LeaseRequest {
+            count: 2,
+            protocol: Protocol::Tcp,
+            ip: None,
+            contiguous: false,
+            lease: None,
+            holder: "a panel".to_owned(),
+            until: later(30),
+        };
+        let lease = store.write("test", move |tx| tx.lease_ports(&request, &terms(NOW))).await;
+        let lease = lease.unwrap();
+        let draft = |ports: Vec<PortRequest>, shown: Option<uuid::Uuid>| {
+            let claim = Claim { holder: None, lease: shown };
+            let mut rest = new_container("x", volume, &[]);
+            rest.ports = PortsWanted { ports, claim };
+            Draft { id: Some(id("x")), volume: Some(volume), rest }
+        };
+        let leased = [named("10.0.0.1", lease.ports[0].port), any(), named("10.0.0.1", 7), any()];
+        let found = tried(&store, draft(leased.to_vec(), Some(lease.id))).await;
+        assert_eq!(fields(&found), ["ports[2]"]);
+        assert_eq!(found.ports[1].unwrap().host, lease.ports[1], "the lease's before others");
+        let found = tried(&store, draft(leased.to_vec(), None)).await;
+        assert_eq!(fields(&found), ["ports[0]", "ports[2]", "ports[3]"]);
+        let found = tried(&store, draft(vec![any()], Some(uuid::Uuid::new_v4()))).await;
+        assert_eq!(fields(&found), ["lease_id"]);
+        let kept = store.read("test", move |rx| rx.lease(lease.id, NOW)).await.unwrap();
+        assert_eq!(kept.ports.len(), 2, "nothing of it stays");
     }
 }

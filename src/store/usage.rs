@@ -222,7 +222,7 @@ mod tests {
     use super::*;
     use crate::domain::usage::calendar::{DAY_S, HOUR_S};
     use crate::store::Store;
-    use crate::store::testing::{NOW, add_volume, id, new_container, open};
+    use crate::store::testing::{NOW, add_volume, id, new_container, open, terms};
 
     fn used(cpu_us: u64) -> Usage {
         Usage { cpu_us, egress_bytes: 1, ..Usage::default() }
@@ -302,14 +302,14 @@ mod tests {
     async fn a_position_goes_with_its_container_and_what_was_used_stays() {
         let (_folder, store) = open();
         let new = new_container("a", add_volume(&store).await, &[]);
-        let insert = move |tx: &Tx<'_>| tx.insert_container(&new, NOW, |_| true).map(drop);
+        let insert = move |tx: &Tx<'_>| tx.insert_container(&new, &terms(NOW)).map(drop);
         store.write("test", insert).await.unwrap();
         for (name, run) in [("a", 1), ("a", 2), ("gone", 3)] {
             add(&store, name, NOW.0, 1, Some(position(run))).await;
         }
         let positions = || store.read("test", |rx| rx.usage_positions());
         assert_eq!(positions().await.unwrap(), [(id("a"), position(2))]);
-        store.write("test", |tx| tx.delete_container(&id("a"))).await.unwrap();
+        store.write("test", |tx| tx.delete_container(&id("a"), &terms(NOW))).await.unwrap();
         assert_eq!(positions().await.unwrap(), []);
         assert!(store.read("test", |rx| rx.has_usage(&id("a"))).await.unwrap());
         let since = store.read("test", |rx| rx.usage_since()).await.unwrap();

@@ -234,7 +234,7 @@ pub(super) fn container_id(text: &str) -> Result<ContainerId, StoreError> {
 mod tests {
     use crate::domain::ids::VolumeId;
     use crate::domain::quota::{Backing, QuotaBackend};
-    use crate::store::testing::{NOW, add_volume, id, new_container, open};
+    use crate::store::testing::{NOW, add_volume, id, new_container, open, terms};
     use crate::store::volumes::VolumeRow;
 
     #[tokio::test]
@@ -249,7 +249,7 @@ mod tests {
         for name in ["b", "a"] {
             let new = new_container(name, used, &[]);
             store
-                .write("test", move |tx| tx.insert_container(&new, NOW, |_| true).map(drop))
+                .write("test", move |tx| tx.insert_container(&new, &terms(NOW)).map(drop))
                 .await
                 .unwrap();
         }

@@ -4,7 +4,7 @@
 //! so share the one slow thing, the flush at commit. They are answered only after it. When the commit
 //! itself fails, all of them are told so and none has happened.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -13,6 +13,7 @@ use rusqlite::Connection;
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use super::error::StoreError;
+use super::token_index::{TokenChange, TokenIndex};
 use super::{Read, Tx};
 
 const QUEUE: usize = 256;
@@ -26,6 +27,7 @@ type Job = Box<dyn FnOnce(Result<&Connection, Lost>) -> Done + Send>;
 struct Done {
     answer: Box<dyn FnOnce(Result<(), Lost>) + Send>,
     outbox_grew: bool,
+    token_changes: Vec<TokenChange>,
     /// What SQLite said to a closure that failed.
     failed: Option<Lost>,
 }
@@ -53,13 +55,13 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    pub(super) fn start(connection: Connection) -> std::io::Result<Self> {
+    pub(super) fn start(connection: Connection, tokens: Arc<TokenIndex>) -> std::io::Result<Self> {
         let (queue, jobs) = mpsc::channel(QUEUE);
         let outbox_grew = Arc::new(Notify::new());
         let notify = Arc::clone(&outbox_grew);
         let thread = std::thread::Builder::new()
             .name("store-writer".to_owned())
-            .spawn(move || run(&connection, jobs, &notify))?;
+            .spawn(move || run(&connection, jobs, &notify, &tokens))?;
         Ok(Self { queue: Mutex::new(Some(queue)), thread: Mutex::new(Some(thread)), outbox_grew })
     }
 
@@ -74,10 +76,11 @@ impl Writer {
     ) -> Result<T, StoreError> {
         let (reply, result) = oneshot::channel();
         let job: Job = Box::new(move |transaction| {
-            let (outcome, outbox_grew) = match transaction {
+            let (outcome, told) = match transaction {
                 Ok(connection) => in_savepoint(connection, op, f),
-                Err(lost) => (Err(lost.during(op)), false),
+                Err(lost) => (Err(lost.during(op)), Told::default()),
             };
+            let Told { outbox_grew, token_changes } = told;
             let failed = outcome.as_ref().err().and_then(StoreError::sqlite).map(Lost);
             let answer = move |committed: Result<(), Lost>| {
                 let outcome = match committed {
@@ -87,7 +90,7 @@ impl Writer {
                 // The caller may be gone; what it asked for was done all the same.
                 reply.send(outcome).ok();
             };
-            Done { answer: Box::new(answer), outbox_grew, failed }
+            Done { answer: Box::new(answer), outbox_grew, token_changes, failed }
         });
         self.send(job)?;
         result.await.map_err(|_| StoreError::Closed)?
@@ -113,7 +116,12 @@ impl Writer {
     }
 }
 
-fn run(connection: &Connection, mut jobs: mpsc::Receiver<Job>, outbox_grew: &Notify) {
+fn run(
+    connection: &Connection,
+    mut jobs: mpsc::Receiver<Job>,
+    outbox_grew: &Notify,
+    tokens: &TokenIndex,
+) {
     while let Some(first) = jobs.blocking_recv() {
         let mut batch = vec![first];
         while batch.len() < BATCH
@@ -121,7 +129,11 @@ fn run(connection: &Connection, mut jobs: mpsc::Receiver<Job>, outbox_grew: &Not
         {
             batch.push(job);
         }
-        let (done, committed) = transaction(connection, batch);
+        let (mut done, committed) = transaction(connection, batch);
+        if committed.is_ok() {
+            let changes = done.iter_mut().map(|done| std::mem::take(&mut done.token_changes));
+            changes.filter(|changes| !changes.is_empty()).for_each(|changes| tokens.apply(changes));
+        }
         let grew = committed.is_ok() && done.iter().any(|done| done.outbox_grew);
         for done in done {
             (done.answer)(committed);
@@ -161,16 +173,27 @@ fn statement(connection: &Connection, sql: &str) -> Result<(), Lost> {
     })
 }
 
+/// What others are to know of a closure that was not undone.
+#[derive(Default)]
+struct Told {
+    outbox_grew: bool,
+    token_changes: Vec<TokenChange>,
+}
+
 /// Runs one closure so that its failure or panic undoes its own changes only.
 fn in_savepoint<T>(
     connection: &Connection,
     op: &'static str,
     f: impl FnOnce(&Tx<'_>) -> Result<T, StoreError>,
-) -> (Result<T, StoreError>, bool) {
+) -> (Result<T, StoreError>, Told) {
     if let Err(lost) = statement(connection, "SAVEPOINT one") {
-        return (Err(lost.during(op)), false);
+        return (Err(lost.during(op)), Told::default());
     }
-    let tx = Tx { read: Read { connection }, outbox_grew: Cell::new(false) };
+    let tx = Tx {
+        read: Read { connection },
+        outbox_grew: Cell::new(false),
+        token_changes: RefCell::default(),
+    };
     // The closure owns what it captured and the savepoint is rolled back: nothing half-changed is
     // seen after a panic.
     let outcome = catch_unwind(AssertUnwindSafe(|| f(&tx)))
@@ -179,9 +202,13 @@ fn in_savepoint<T>(
     let end = if outcome.is_ok() { "RELEASE one" } else { "ROLLBACK TO one; RELEASE one" };
     match statement(connection, end) {
         Ok(()) => {
-            let outbox_grew = outcome.is_ok() && tx.outbox_grew.get();
-            (outcome, outbox_grew)
+            let told = Told {
+                outbox_grew: tx.outbox_grew.get(),
+                token_changes: tx.token_changes.into_inner(),
+            };
+            let told = if outcome.is_ok() { told } else { Told::default() };
+            (outcome, told)
         }
-        Err(lost) => (outcome.and_then(|_| Err(lost.during(op))), false),
+        Err(lost) => (outcome.and_then(|_| Err(lost.during(op))), Told::default()),
     }
 }

@@ -25,7 +25,8 @@ use super::{ContainerHandle, Snapshot};
 use crate::domain::ids::ContainerId;
 use crate::domain::lifecycle::{Interruption, Phase};
 use crate::domain::observed::Observed;
-use crate::engine::{EngineError, Hint, Ours, labels};
+use crate::domain::spec::HostPort;
+use crate::engine::{EngineError, Hint, Ours};
 use crate::network::isolation::IsolationError;
 use crate::store::StoreError;
 use crate::store::containers::ContainerFilter;
@@ -170,14 +171,10 @@ impl Registry {
         }
         let ours = self.services().engine.list_ours().await.map_err(BootError::Engine)?;
         let mut all: HashMap<ContainerId, Found> = HashMap::new();
+        let mut strangers = Vec::new();
         for found in ours {
-            let id = found.labels.get(labels::CONTAINER).and_then(|id| ContainerId::parse(id).ok());
-            let Some(id) = id.filter(|id| self.get(id).is_some()) else {
-                tracing::warn!(
-                    docker.id = found.docker_id,
-                    docker.name = found.name,
-                    "a container in the engine belongs to no row; it is left alone"
-                );
+            let Some(id) = self.row_of(&found) else {
+                strangers.push(found);
                 continue;
             };
             // By its id as well: somebody may have renamed it.
@@ -192,7 +189,26 @@ impl Registry {
                 of_row.others.push(found);
             }
         }
+        self.keep_ports_of(&strangers).await;
         Ok(all)
+    }
+
+    /// What containers publish that are left alone is nobody else's to publish.
+    async fn keep_ports_of(&self, strangers: &[Ours]) {
+        for stranger in strangers {
+            tracing::warn!(
+                docker.id = stranger.docker_id,
+                docker.name = stranger.name,
+                "a container in the engine belongs to no row; it is left alone"
+            );
+        }
+        match self.import_ports_of(strangers).await {
+            Ok(ports) if ports.is_empty() => {}
+            Ok(ports) => tracing::info!(?ports, "their ports are kept from being handed out"),
+            Err(error) => {
+                tracing::warn!(error = %Chain(&error), "the ports of containers without a row are not known");
+            }
+        }
     }
 
     /// Tells the owners of these containers what there is of them. Those that could not be looked at
@@ -208,7 +224,10 @@ impl Registry {
             let Found { workload, others } = found.get(handle.id()).cloned().unwrap_or_default();
             match self.see(workload.as_deref()).await {
                 Ok(seen) => {
-                    let look = BootLook { seen, others, interruption, rest_is_read: false };
+                    let (seen, published) = seen.unzip();
+                    let published = published.unwrap_or_default();
+                    let look =
+                        BootLook { seen, published, others, interruption, rest_is_read: false };
                     self.tell_boot(handle.id(), look);
                     found.remove(handle.id());
                 }
@@ -254,10 +273,13 @@ impl Registry {
         self.set_taken_up();
     }
 
-    async fn see(&self, workload: Option<&str>) -> Result<Option<Observed>, EngineError> {
+    async fn see(
+        &self,
+        workload: Option<&str>,
+    ) -> Result<Option<(Observed, Vec<HostPort>)>, EngineError> {
         let Some(docker_id) = workload else { return Ok(None) };
         let services = self.services();
-        services.insist(|| services.engine.inspect(docker_id)).await
+        services.insist(|| services.engine.inspect_published(docker_id)).await
     }
 
     /// Removes images of earlier installs whose removal was cut off: no container is made from them.

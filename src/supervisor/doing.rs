@@ -113,13 +113,15 @@ impl Owner {
     /// The last act: the row goes, everybody learns of it, and only then is the name free.
     async fn forget(&mut self) {
         let (id, used) = (self.record.id.clone(), self.shared.take_usage());
-        let last = used.clone();
+        let (terms, last) = (self.services.port_terms(), used.clone());
         let delete = move |tx: &Tx<'_>| {
             tx.add_usage(&id, &last)?;
-            tx.delete_container(&id)
+            tx.delete_container(&id, &terms)
         };
         match self.services.store.write("delete a container", delete).await {
             Ok(()) | Err(StoreError::NoSuchContainer(_)) => {
+                // Its rules went with the row.
+                self.services.firewall.touch();
                 self.generation += 1;
                 let last = self.record.snapshot(self.generation, None, true);
                 self.snapshot.send_replace(Arc::new(last));

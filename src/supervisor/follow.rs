@@ -125,9 +125,7 @@ impl Ctx {
         if !all_read && matches!(end, End::Exited(_)) {
             self.take_rest(self.workload_log(run, docker_id)).await;
         }
-        let out_of_memory_at_ms = ran_out_of_memory_at_ms.load(Ordering::Relaxed);
-        let since_ms = now_unix_ms().saturating_sub(out_of_memory_at_ms);
-        self.tell_end(run, end, since_ms < OUT_OF_MEMORY_ENDS_WITHIN_MS).await;
+        self.tell_end(run, end, ran_out_of_memory_at_ms.load(Ordering::Relaxed)).await;
     }
 
     /// An end that another run of the engine tells of than the one that was attached to is none of the
@@ -159,10 +157,12 @@ impl Ctx {
         }
     }
 
-    async fn tell_end(&self, run: RunId, end: End, ran_out_of_memory: bool) {
+    async fn tell_end(&self, run: RunId, end: End, ran_out_of_memory_at_ms: i64) {
         match end {
             End::Exited(mut exit) => {
-                exit.oom_kernel = ran_out_of_memory;
+                // By its own time: it may be told long after.
+                let apart_ms = exit.at_ms.saturating_sub(ran_out_of_memory_at_ms);
+                exit.oom_kernel = apart_ms < OUT_OF_MEMORY_ENDS_WITHIN_MS;
                 self.end_output().await;
                 self.fact(Fact::Exited { run, exit }).await;
             }
@@ -204,8 +204,8 @@ impl Ctx {
     }
 }
 
-/// Reads what is still to come of an output whose run has ended; false if its end has not come. Most of
-/// the time it will not: an attach to what had exited never ends.
+/// Reads what is still to come of an output whose run has ended; false if its end has not come in time. An
+/// attach to what had exited has none.
 async fn drain(mut reading: Pin<&mut impl Future<Output = ()>>, caught_up: &AtomicBool) -> bool {
     let began = Instant::now();
     loop {

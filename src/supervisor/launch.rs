@@ -22,6 +22,7 @@ use crate::domain::lifecycle::Fact;
 use crate::domain::spec::Problem;
 use crate::domain::units::now_unix_ms;
 use crate::engine::{Attached, EngineError, EngineErrorKind};
+use crate::network::firewall::FirewallError;
 use crate::util::atomic_file;
 use crate::util::backoff::Backoff;
 use crate::util::chain::Chain;
@@ -62,6 +63,7 @@ impl Ctx {
             self.services.engine_back().await;
             match self.launch(failures > 0).await {
                 Ok(Launched { docker_id, attached, at_ms }) => {
+                    self.services.firewall.moved(&self.snapshot.id);
                     let readiness = self.readiness();
                     let ready_at_ms = readiness.is_none().then(now_unix_ms);
                     self.fact(Fact::Started { run, launched_at_ms: at_ms, ready_at_ms }).await;
@@ -104,6 +106,7 @@ impl Ctx {
         self.volume_usable().await?;
         let _slot = services.start_slots.acquire().await.map_err(|_| LaunchError::Stopping)?;
         services.isolated().await.map_err(LaunchError::NotIsolated)?;
+        services.firewall.cover(&self.snapshot.id).await.map_err(LaunchError::NotFirewalled)?;
         self.check_mounts().await?;
         self.write_data(
             ENTRYPOINT_FILE,
@@ -236,6 +239,8 @@ pub(super) enum LaunchError {
     Engine(#[from] EngineError),
     #[error("containers cannot be isolated: {0}")]
     NotIsolated(String),
+    #[error("its firewall rules cannot be set")]
+    NotFirewalled(#[source] FirewallError),
     #[error("cannot write {name}")]
     Write { name: &'static str, source: std::io::Error },
     #[error("{} {}", .0.field, .0.message)]
@@ -252,6 +257,7 @@ impl LaunchError {
         match self {
             Self::Engine(error) => error.reason(),
             Self::Write { source, .. } => format!("{self}: {source}"),
+            Self::NotFirewalled(source) => format!("{self}: {}", Chain(source)),
             Self::NotIsolated(_) | Self::Mount(_) | Self::Volume | Self::Stopping => {
                 self.to_string()
             }

@@ -13,6 +13,7 @@ use super::workload::{aside_name, install_name, policy};
 use crate::domain::ids::RunId;
 use crate::domain::lifecycle::{Effect, Fact, Phase};
 use crate::domain::observed::{Observed, ObservedStatus};
+use crate::domain::spec::HostPort;
 use crate::engine::{EngineError, Health, Ours};
 use crate::util::chain::Chain;
 
@@ -49,6 +50,7 @@ impl Owner {
             (policy(&self.record.spec, &self.services.settings()), self.services.uptime());
         if let Some(seen) = &look.seen {
             self.record.docker_id = Some(seen.docker_id.clone());
+            self.compare_ports(&look.published);
         }
         self.drop_leftovers(look.others);
         let machine = &mut self.record.machine;
@@ -70,6 +72,19 @@ impl Owner {
         self.publish();
     }
 
+    /// A Docker container on other ports than the row's is one of a later time, and the store an earlier one
+    /// that was put back. The row counts: the next start makes the container anew.
+    fn compare_ports(&mut self, published: &[HostPort]) {
+        let is_moving = self.record.needs_what_is_aside() || self.record.previous_ports.is_some();
+        let mut bound: Vec<_> = self.record.ports.iter().map(|binding| binding.host).collect();
+        bound.sort_unstable();
+        if !is_moving && bound != published {
+            tracing::warn!(container.id = %self.record.id, ?bound, ?published, "it publishes other ports than were stored; its next start makes it anew");
+            self.record.restart_needed = true;
+            self.unsaved = true;
+        }
+    }
+
     /// The latest run, if it has ended and nobody has told of it yet.
     fn ended_unwatched(&self, seen: Option<&Observed>) -> Option<(RunId, String)> {
         let (run, seen) = (self.record.machine.live_run()?, seen?);
@@ -80,7 +95,7 @@ impl Owner {
     /// Removes what a crash left of an install that has ended, or of a rebind that was finished.
     fn drop_leftovers(&mut self, others: Vec<Ours>) {
         let installing = matches!(self.record.machine.phase(), Phase::Installing { .. });
-        let rebinding = self.record.previous_ports.is_some() && self.record.rebind_is_open();
+        let rebinding = self.record.needs_what_is_aside();
         for other in others {
             let left = (other.name == install_name(&self.record.id) && !installing)
                 || (other.name == aside_name(&self.record.id) && !rebinding);

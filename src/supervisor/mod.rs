@@ -19,6 +19,7 @@ mod doing;
 mod effects;
 mod follow;
 mod gap;
+mod import;
 mod install;
 mod install_log;
 mod launch;
@@ -56,8 +57,10 @@ use crate::domain::units::UnixSeconds;
 use crate::engine::{EngineError, ExecRequest, ExecResult};
 use crate::files::claims::Work;
 use crate::store::StoreError;
-use crate::store::bindings::PortRequest;
+use crate::store::bindings::PortsWanted;
+use crate::store::containers::ContainerRow;
 
+pub(crate) use import::{ImportError, ImportedPort};
 pub(crate) use metering::Metering;
 pub(crate) use outcome::{Goal, Unreached, Waited};
 pub(crate) use pace::StartPace;
@@ -118,6 +121,13 @@ impl Snapshot {
         self.last_exit.as_ref().filter(|last| last.run == self.run).map(|last| last.exit)
     }
 
+    /// A container exactly as a transaction of the store sees it, which what it publishes may be a moment
+    /// behind. `live` is what it had published before that transaction began.
+    pub(crate) fn of_row(row: ContainerRow, live: Option<&Self>) -> Result<Self, StoreError> {
+        record::Record::shown(row, live)
+            .map_err(|why| StoreError::Decode { what: "container's state", source: why.into() })
+    }
+
     /// The state as the wire names it.
     pub(crate) fn state_name(&self) -> &'static str {
         if self.unknown_since.is_some() { "unknown" } else { self.phase.state_name() }
@@ -138,7 +148,7 @@ pub(crate) enum Request {
         install_script: Option<String>,
     },
     Rebind {
-        ports: Vec<PortRequest>,
+        ports: PortsWanted,
     },
     Update(Box<SpecPatch>),
     /// New limits, applied to the running workload as well.

@@ -283,6 +283,7 @@ mod tests {
                 spec: Arc::new(ContainerSpec::plain(VolumeId::random())),
                 ports: Vec::new().into(),
                 previous_ports: None,
+                previous_restart_needed: false,
                 restart_needed: false,
                 begun_at_ms: None,
                 docker_id: None,

@@ -142,6 +142,7 @@ impl Reader<'_> {
     async fn look_up_beginning(&mut self, stream: Stream) {
         let ended_ms = now_unix_ms();
         tokio::time::sleep(LOG_LAG).await;
+        let _turn = self.ctx.services.log_turns.acquire().await.ok();
         let log = match self.ctx.log_since(self.docker_id, Some(ended_ms - BACK_MS)).await {
             Ok(log) => log.lines,
             Err(error) => {

@@ -15,9 +15,9 @@ use crate::domain::observed::Observed;
 use crate::domain::panel_update::{PanelUpdate, PowerState};
 use crate::domain::spec::{ContainerSpec, PortBinding};
 use crate::domain::units::UnixSeconds;
-use crate::network::pool;
-use crate::store::bindings::PortRequest;
+use crate::store::bindings::{PortRequest, PortsWanted};
 use crate::store::containers::{ContainerRow, ContainerState};
+use crate::store::port_terms::PortTerms;
 use crate::store::{Store, StoreError, Tx};
 
 /// What the owner task knows of its container and keeps in the store.
@@ -29,6 +29,8 @@ pub(super) struct Record {
     pub(super) ports: Arc<[PortBinding]>,
     /// While a rebind may still be undone: the ports from before.
     pub(super) previous_ports: Option<Vec<PortBinding>>,
+    /// Whether the Docker container from before the latest rebind was of an older specification.
+    pub(super) previous_restart_needed: bool,
     pub(super) restart_needed: bool,
     /// When the latest start was decided, in Unix milliseconds: what the engine began before is of an
     /// earlier run.
@@ -46,6 +48,8 @@ pub(super) struct Record {
 struct Stored<M> {
     machine: M,
     previous_ports: Option<Vec<PortBinding>>,
+    #[serde(default)]
+    previous_restart_needed: bool,
     restart_needed: bool,
     #[serde(default)]
     begun_at_ms: Option<i64>,
@@ -56,7 +60,7 @@ struct Stored<M> {
 pub(super) enum Change {
     Spec(Box<ContainerSpec>),
     /// New ports; the old ones are kept until it is clear that they are not needed again.
-    Ports(Vec<PortRequest>),
+    Ports(PortsWanted),
     UndoPorts,
     FinishPorts,
 }
@@ -95,6 +99,7 @@ impl Record {
             spec: Arc::new(row.spec),
             ports: row.ports.into(),
             previous_ports: stored.previous_ports,
+            previous_restart_needed: stored.previous_restart_needed,
             restart_needed: stored.restart_needed,
             begun_at_ms: stored.begun_at_ms,
             docker_id: row.state.docker_id,
@@ -106,10 +111,24 @@ impl Record {
         })
     }
 
+    /// A container as its row says, with what `live` knew beside it a moment before.
+    pub(super) fn shown(
+        row: ContainerRow,
+        live: Option<&Snapshot>,
+    ) -> Result<Snapshot, serde_json::Error> {
+        let unknown_since = live.and_then(|live| live.unknown_since);
+        // The first that an owner publishes; it may not have come to it.
+        let generation = live.map_or(1, |live| live.generation);
+        let mut shown = Self::from_row(row)?.snapshot(generation, unknown_since, false);
+        shown.restarts.next_at = live.and_then(|live| live.restarts.next_at);
+        Ok(shown)
+    }
+
     fn state(&self) -> ContainerState {
         let stored = Stored {
             machine: &self.machine,
             previous_ports: self.previous_ports.clone(),
+            previous_restart_needed: self.previous_restart_needed,
             restart_needed: self.restart_needed,
             begun_at_ms: self.begun_at_ms,
         };
@@ -157,17 +176,17 @@ impl Record {
         &mut self,
         store: &Store,
         with: With,
-        now: UnixSeconds,
+        terms: PortTerms,
     ) -> Result<(), StoreError> {
         let mut next = self.clone();
         let changed = store
             .write("save a container", move |tx| {
                 for change in &with.changes {
-                    next.apply(tx, change, now)?;
+                    next.apply(tx, change, &terms)?;
                 }
-                tx.save_state(&next.id, &next.state(), now)?;
+                tx.save_state(&next.id, &next.state(), terms.now)?;
                 for update in &with.updates {
-                    tx.enqueue_update(&next.id, update, now)?;
+                    tx.enqueue_update(&next.id, update, terms.now)?;
                 }
                 Ok(next)
             })
@@ -177,27 +196,29 @@ impl Record {
     }
 
     /// Makes a change in the store and in the record alike.
-    fn apply(&mut self, tx: &Tx<'_>, change: &Change, now: UnixSeconds) -> Result<(), StoreError> {
+    fn apply(&mut self, tx: &Tx<'_>, change: &Change, terms: &PortTerms) -> Result<(), StoreError> {
         match change {
             Change::Spec(spec) => {
-                tx.update_spec(&self.id, spec, now)?;
+                tx.update_spec(&self.id, spec, terms.now)?;
                 self.spec = Arc::new((**spec).clone());
             }
             Change::Ports(wanted) => {
-                let rebound = tx.rebind_ports(&self.id, wanted, now, pool::is_bindable)?;
+                let rebound = tx.rebind_ports(&self.id, wanted, terms)?;
                 self.previous_ports.get_or_insert(rebound.old);
+                self.previous_restart_needed = self.restart_needed;
                 self.ports = rebound.new.into();
             }
             Change::UndoPorts => {
                 if let Some(previous) = self.previous_ports.take() {
                     let wanted: Vec<_> = previous.iter().copied().map(PortRequest::from).collect();
-                    tx.rebind_ports(&self.id, &wanted, now, pool::is_bindable)?;
-                    tx.release_kept_ports(&self.id)?;
+                    tx.rebind_ports(&self.id, &wanted.into(), terms)?;
+                    // Nobody has used those that did not come to stand.
+                    tx.release_kept_ports(&self.id, None)?;
                     self.ports = previous.into();
                 }
             }
             Change::FinishPorts => {
-                tx.release_kept_ports(&self.id)?;
+                tx.release_kept_ports(&self.id, terms.rests_until())?;
                 self.previous_ports = None;
             }
         }
@@ -234,7 +255,14 @@ impl Record {
         events.iter().filter_map(update).collect()
     }
 
-    /// Whether the Docker container of before a rebind may still be needed.
+    /// Whether the Docker container that a rebind has set aside is still needed. On the way back its ports
+    /// are the container's again already.
+    pub(super) fn needs_what_is_aside(&self) -> bool {
+        matches!(self.machine.phase(), Phase::Rebinding { .. })
+            || (self.previous_ports.is_some() && self.rebind_is_open())
+    }
+
+    /// Whether a rebind may still have to be undone.
     pub(super) fn rebind_is_open(&self) -> bool {
         matches!(
             self.machine.phase(),
@@ -254,7 +282,13 @@ pub(super) fn is_of_run(seen: &Observed, begun_at_ms: Option<i64>) -> bool {
 
 /// What the store keeps of a new container's life.
 pub(super) fn first_state(machine: &Machine) -> ContainerState {
-    let stored = Stored { machine, previous_ports: None, restart_needed: false, begun_at_ms: None };
+    let stored = Stored {
+        machine,
+        previous_ports: None,
+        previous_restart_needed: false,
+        restart_needed: false,
+        begun_at_ms: None,
+    };
     columns(&stored, None, None, None)
 }
 

@@ -25,9 +25,8 @@ use crate::domain::panel_update::PanelUpdate;
 use crate::domain::spec::{ContainerSpec, Problem};
 use crate::domain::units::UnixSeconds;
 use crate::engine::RegistryAuth;
-use crate::network::pool;
 use crate::store::StoreError;
-use crate::store::bindings::PortRequest;
+use crate::store::bindings::PortsWanted;
 use crate::store::containers::{ContainerRow, NewContainer};
 use crate::util::chain::Chain;
 
@@ -57,7 +56,7 @@ struct Entry {
 pub(crate) struct CreateContainer {
     pub(crate) id: ContainerId,
     pub(crate) spec: ContainerSpec,
-    pub(crate) ports: Vec<PortRequest>,
+    pub(crate) ports: PortsWanted,
     pub(crate) registry_auth: Option<RegistryAuth>,
 }
 
@@ -153,7 +152,8 @@ impl Registry {
 
     /// A container without a folder would be a row that nobody can see or delete.
     async fn take_back(&self, id: ContainerId) {
-        let delete = move |tx: &crate::store::Tx<'_>| tx.delete_container(&id);
+        let terms = self.services.port_terms();
+        let delete = move |tx: &crate::store::Tx<'_>| tx.delete_container(&id, &terms);
         if let Err(error) = self.services.store.write("take a container back", delete).await {
             tracing::error!(error = %Chain(&error), "a container that could not be made stays in the store");
         }
@@ -176,7 +176,7 @@ impl Registry {
         effects: &[Effect],
         sealed_auth: Option<Vec<u8>>,
     ) -> Result<ContainerRow, StoreError> {
-        let now = UnixSeconds::now();
+        let terms = self.services.port_terms();
         let row = NewContainer {
             id: new.id,
             spec: new.spec,
@@ -191,9 +191,9 @@ impl Registry {
         self.services
             .store
             .write("store a container", move |tx| {
-                tx.insert_container(&row, now, pool::is_bindable)?;
+                tx.insert_container(&row, &terms)?;
                 if panel {
-                    tx.enqueue_update(&row.id, &PanelUpdate::Installing, now)?;
+                    tx.enqueue_update(&row.id, &PanelUpdate::Installing, terms.now)?;
                 }
                 tx.container(&row.id)
             })

@@ -98,9 +98,11 @@ impl Early {
     ) -> Option<usize> {
         let (mut bytes, mut before, mut last_at_nanos) = (Vec::new(), 0, 0);
         for line in log.iter().filter(|line| line.stream == stream) {
+            // A line that is logged in pieces bears the time of the first one on all of them.
+            let is_whole = line.bytes.ends_with(b"\n") && bytes.last().is_none_or(|&b| b == b'\n');
             bytes.extend_from_slice(&line.bytes);
             last_at_nanos = line.at_nanos;
-            if line.at_nanos < bounds.not_before_nanos {
+            if is_whole && line.at_nanos < bounds.not_before_nanos {
                 before = bytes.len();
             }
         }

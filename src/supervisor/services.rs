@@ -17,8 +17,11 @@ use crate::domain::ids::ContainerId;
 use crate::domain::spec::NodeCapacity;
 use crate::engine::{Engine, EngineError, Health, LogCap};
 use crate::files::{Files, Owner};
+use crate::network::firewall::Firewall;
 use crate::network::isolation::{Isolation, IsolationStatus};
+use crate::network::pool::PortPolicy;
 use crate::store::Store;
+use crate::store::port_terms::PortTerms;
 use crate::util::backoff::Backoff;
 use crate::util::secret::Sealer;
 
@@ -28,6 +31,7 @@ pub(crate) struct Settings {
     /// Whom workloads run as and who owns the files in volumes.
     pub(crate) user: Owner,
     pub(crate) network: String,
+    pub(crate) ports: PortPolicy,
     pub(crate) time_zone: String,
     pub(crate) default_pids: u64,
     pub(crate) log: LogCap,
@@ -60,6 +64,7 @@ pub(crate) struct Services {
     pub(crate) store: Store,
     pub(crate) files: Files,
     pub(crate) isolation: Isolation,
+    pub(crate) firewall: Firewall,
     pub(crate) sealer: Sealer,
     pub(crate) settings: watch::Receiver<Arc<Settings>>,
     pub(crate) signals: broadcast::Sender<Signal>,
@@ -84,6 +89,11 @@ const RETRY: Backoff =
 impl Services {
     pub(crate) fn settings(&self) -> Arc<Settings> {
         Arc::clone(&self.settings.borrow())
+    }
+
+    /// The terms on which containers get and give back ports now.
+    pub(crate) fn port_terms(&self) -> PortTerms {
+        self.settings.borrow().ports.terms()
     }
 
     pub(crate) fn uptime(&self) -> Duration {

@@ -24,7 +24,7 @@ use super::{Msg, Refusal, Reply, Shared, Snapshot};
 use crate::domain::ids::RunId;
 use crate::domain::lifecycle::{Effect, Fact, Interruption, Machine, Phase};
 use crate::domain::observed::Observed;
-use crate::domain::spec::Limits;
+use crate::domain::spec::{HostPort, Limits};
 use crate::domain::units::{UnixSeconds, now_unix_ms};
 use crate::engine::{EngineError, Ours};
 use crate::store::StoreError;
@@ -74,6 +74,8 @@ pub(super) enum Report {
 #[derive(Clone, Debug)]
 pub(super) struct BootLook {
     pub(super) seen: Option<Observed>,
+    /// The ports of the host that it publishes.
+    pub(super) published: Vec<HostPort>,
     /// Docker containers of ours that are not the workload's: an install's, or one set aside.
     pub(super) others: Vec<Ours>,
     pub(super) interruption: Interruption,
@@ -230,6 +232,7 @@ impl Owner {
             }
             Report::PutBack { docker_id } => {
                 self.record.docker_id = docker_id;
+                self.record.restart_needed |= self.record.previous_restart_needed;
                 self.save_and_publish().await;
             }
             Report::Installed { own_image } => {
@@ -305,14 +308,14 @@ impl Owner {
         effects: &[Effect],
         change: Option<Change>,
     ) -> Result<(), StoreError> {
-        let now = UnixSeconds::now();
-        self.record.updated_at = now;
+        let terms = self.services.port_terms();
+        self.record.updated_at = terms.now;
         if effects.iter().any(|effect| matches!(effect, Effect::Start { .. })) {
             self.record.begun_at_ms = Some(now_unix_ms());
         }
         let mut with = self.owed.clone();
         with.extend(self.with(effects, change));
-        self.record.save(&self.services.store, with, now).await?;
+        self.record.save(&self.services.store, with, terms).await?;
         self.owed = With::default();
         self.unsaved = false;
         Ok(())

@@ -13,9 +13,7 @@ use super::{Accepted, ContainerHandle, Refusal, Request, Snapshot};
 use crate::domain::ids::{ContainerId, VolumeId};
 use crate::domain::lifecycle::{Answer, Command, Denied, Machine, Phase};
 use crate::domain::spec::{ContainerSpec, Problem};
-use crate::domain::units::UnixSeconds;
-use crate::network::pool;
-use crate::store::bindings::PortRequest;
+use crate::store::bindings::PortsWanted;
 use crate::store::containers::{ContainerRow, NewContainer};
 use crate::store::trial::{Draft, Tried};
 use crate::store::{StoreError, Tx};
@@ -27,7 +25,7 @@ pub(crate) struct Sketch {
     pub(crate) volume: Option<VolumeId>,
     /// Its volume is not looked at.
     pub(crate) spec: ContainerSpec,
-    pub(crate) ports: Vec<PortRequest>,
+    pub(crate) ports: PortsWanted,
 }
 
 /// What would come of making a container.
@@ -59,11 +57,12 @@ impl Registry {
             ports: sketch.ports.clone(),
             state: first_state(&machine),
         };
-        let now = UnixSeconds::now();
+        let terms = services.port_terms();
+        let now = terms.now;
         let draft = Draft { id: sketch.id, volume: sketch.volume, rest: rest.clone() };
-        let write = move |tx: &Tx<'_>| tx.try_creation(&draft, now, pool::is_bindable);
+        let write = move |tx: &Tx<'_>| tx.try_creation(&draft, &terms);
         let tried = services.store.write("try a creation", write).await?;
-        let named = tried.ports.iter().zip(&sketch.ports);
+        let named = tried.ports.iter().zip(&sketch.ports.ports);
         let named = named.filter(|(_, asked)| asked.port.is_some()).filter_map(|(port, _)| *port);
         let row = ContainerRow {
             id: rest.id,
@@ -120,9 +119,9 @@ impl ContainerHandle {
     }
 
     /// Whether it could have these ports.
-    pub(crate) async fn try_ports(&self, ports: Vec<PortRequest>) -> Result<Tried, StoreError> {
-        let (id, now) = (self.id().clone(), UnixSeconds::now());
-        let write = move |tx: &Tx<'_>| tx.try_rebind(&id, &ports, now, pool::is_bindable);
+    pub(crate) async fn try_ports(&self, ports: PortsWanted) -> Result<Tried, StoreError> {
+        let (id, terms) = (self.id().clone(), self.services.port_terms());
+        let write = move |tx: &Tx<'_>| tx.try_rebind(&id, &ports, &terms);
         self.services.store.write("try other ports", write).await
     }
 }

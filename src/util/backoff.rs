@@ -13,7 +13,12 @@ pub(crate) struct Backoff {
 impl Backoff {
     /// The delay after the given number of failures in a row (1 for the first).
     pub(crate) fn delay(self, failures: u32) -> Duration {
-        self.full_delay(failures).mul_f64(rand::random_range(0.5..=1.0))
+        self.delay_by(failures, rand::random_range(0.0..=1.0))
+    }
+
+    /// As [`Backoff::delay`], with what chance says, from 0 to 1, given: 0 shortens nothing.
+    pub(crate) fn delay_by(self, failures: u32, chance: f64) -> Duration {
+        self.full_delay(failures).mul_f64(1.0 - chance / 2.0)
     }
 
     fn full_delay(self, failures: u32) -> Duration {
@@ -34,5 +39,7 @@ mod tests {
         assert_eq!(seconds, [1, 2, 4, 32, 60, 60]);
         let drawn = backoff.delay(3);
         assert!((Duration::from_secs(2)..=Duration::from_secs(4)).contains(&drawn), "{drawn:?}");
+        assert_eq!(backoff.delay_by(3, 0.0), Duration::from_secs(4));
+        assert_eq!(backoff.delay_by(3, 1.0), Duration::from_secs(2));
     }
 }

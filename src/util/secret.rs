@@ -5,6 +5,7 @@
 //! beside the store, so that a copy of the store alone gives nothing away.
 
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -76,6 +77,11 @@ impl SecretDigest {
     pub(crate) fn as_bytes(&self) -> &[u8] {
         &self.0
     }
+
+    /// One that was stored; `None` where that has another length.
+    pub(crate) fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        bytes.try_into().ok().map(Self)
+    }
 }
 
 /// In constant time, so that how long a refusal takes tells nothing about the secret.
@@ -86,6 +92,12 @@ impl PartialEq for SecretDigest {
 }
 
 impl Eq for SecretDigest {}
+
+impl Hash for SecretDigest {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.hash(state);
+    }
+}
 
 impl fmt::Debug for SecretDigest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

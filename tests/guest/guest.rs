@@ -3,7 +3,7 @@
 //! and is linked statically, so it needs nothing from its image.
 
 use std::io::{BufRead, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, exit};
 use std::thread::sleep;
@@ -21,7 +21,7 @@ const USAGE: &str = "verbs, several separated by --:
   forever                  does nothing until it is killed
   trap-term exit|ignore    says how it took SIGTERM, and ends or not
   exit CODE
-  serve PORT               answers every connection with what it got, and `hello` to HTTP
+  serve PORT               answers every connection and datagram with what it got, and `hello` to HTTP
   connect HOST:PORT MS     exits with 0 if a connection is made in time, 1 if refused, 2 if nothing comes
   alloc MIB                takes and uses memory, then does nothing
   write PATH [MIB]         writes a file
@@ -138,11 +138,24 @@ fn echo() {
 fn serve(port: &str) -> ! {
     let listener = TcpListener::bind(format!("0.0.0.0:{port}"))
         .unwrap_or_else(|error| fail(&format!("cannot listen: {error}")));
+    let datagrams = UdpSocket::bind(format!("0.0.0.0:{port}"))
+        .unwrap_or_else(|error| fail(&format!("cannot take datagrams: {error}")));
+    std::thread::spawn(move || answer_datagrams(&datagrams));
     print(&format!("listening on {port}\n"));
     for stream in listener.incoming().flatten() {
         std::thread::spawn(move || answer(stream));
     }
     fail("the listener ended")
+}
+
+fn answer_datagrams(socket: &UdpSocket) {
+    let mut buffer = [0; 4096];
+    // An error is of an answer that nobody took.
+    loop {
+        if let Ok((read, from)) = socket.recv_from(&mut buffer) {
+            drop(socket.send_to(&buffer[..read], from));
+        }
+    }
 }
 
 fn answer(mut stream: TcpStream) {

@@ -76,7 +76,7 @@ impl Findings {
 
 /// Every code that an answer may have, as the sources write it.
 #[test]
-fn the_table_of_codes_has_every_code_of_the_source() {
+fn the_table_of_codes_and_the_document_have_every_code_of_the_source() {
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
     let readme = std::fs::read_to_string(root.join("README.md")).expect("a readable file");
     let (_, table) = readme.split_once("\n## Codes\n").expect("a table of codes");
@@ -99,6 +99,14 @@ fn the_table_of_codes_has_every_code_of_the_source() {
     // Fields of a request, in a match as codes are.
     codes.retain(|code| !["ip", "port", "count", "reserve"].contains(&code.as_str()));
     assert!(codes.len() > 60, "{codes:?}");
+    let document =
+        std::fs::read_to_string(root.join("docs/openapi.json")).expect("a readable file");
+    let is_told = |code: &String| {
+        // As one of an answer's codes, or in words where it is no answer's.
+        document.contains(&format!("\"{code}\"")) || document.contains(&format!("`{code}`"))
+    };
+    let untold: Vec<&String> = codes.iter().filter(|code| !is_told(code)).collect();
+    assert!(untold.is_empty(), "not in docs/openapi.json: {untold:?}");
     codes.retain(|code| !table.contains(&format!("`{code}`")));
     assert!(codes.is_empty(), "not in the README's table: {codes:?}");
 }

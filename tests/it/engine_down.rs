@@ -20,7 +20,7 @@ use crate::support::wait::eventually;
 use crate::support::{SOON, engine, guest, numbers};
 
 /// An engine with a runtime, a folder and a socket of its own.
-struct Engine {
+pub(crate) struct Engine {
     folder: TempDir,
     /// The daemon's.
     bridge: String,
@@ -84,7 +84,7 @@ impl Engine {
         Docker::connect_with_unix(path, 60, bollard::API_DEFAULT_VERSION).expect("a client")
     }
 
-    async fn launch(&mut self) {
+    pub(crate) async fn launch(&mut self) {
         let log = File::options().create(true).append(true).open(self.at("dockerd.log"));
         let listens = match &self.kind {
             Kind::Plain | Kind::KeepsWorkloads => {
@@ -140,7 +140,7 @@ impl Engine {
 
     /// Ends it by a signal. One that is lost is sent again, once: dockerd takes the third for an order to
     /// leave everything as it is.
-    async fn end(&mut self, signal: Signal) {
+    pub(crate) async fn end(&mut self, signal: Signal) {
         self.signal(signal);
         let mut dockerd = self.dockerd.take().expect("an engine that runs");
         let (mut is_sent_again, again_at) = (false, Instant::now() + SOON / 2);
@@ -194,7 +194,7 @@ impl Drop for Engine {
 }
 
 /// A daemon with an engine of its own. The engine is dropped last.
-async fn with_an_engine() -> (Engine, Daemon) {
+pub(crate) async fn with_an_engine() -> (Engine, Daemon) {
     with_an_engine_that(|_| Kind::Plain).await
 }
 

@@ -1,8 +1,5 @@
 //! The port pool and what containers hold of it.
 
-use std::collections::BTreeSet;
-
-use futures_util::future::join_all;
 use serde_json::{Value, json};
 
 use crate::support::SOON;
@@ -11,13 +8,13 @@ use crate::support::numbers::{free_port, free_ports};
 use crate::support::process::Daemon;
 use crate::support::wait::eventually;
 
-async fn add(client: &Client, port: u16, protocol: &str) {
+pub(crate) async fn add(client: &Client, port: u16, protocol: &str) {
     let body = json!({"ip": "127.0.0.1", "port": port, "protocol": protocol});
     client.post("/network/ports", body).await.is(201);
 }
 
 /// The numbers in a list of ports.
-fn numbers_in(answer: &Value) -> Vec<u64> {
+pub(crate) fn numbers_in(answer: &Value) -> Vec<u64> {
     let ports = answer["ports"].as_array().expect("a list").iter();
     ports.map(|port| port["port"].as_u64().expect("a number")).collect()
 }
@@ -79,10 +76,16 @@ async fn bad_ports_are_refused_by_name() {
     client.get("/network/ports/0.0.0.0/80?protocol=sctp").await.names_field("?protocol");
     client.get("/network/ports?in_use=perhaps").await.names_field("?in_use");
     let use_path = "/network/ports/0.0.0.0/80/use";
+    let long = json!({"in_use": true, "note": "x".repeat(256)});
+    client.put(use_path, long).await.names_field("note");
     client.put(use_path, json!({"in_use": "yes"})).await.names_field("in_use");
     client.put(use_path, json!({"in_use": true})).await.refused(404, "not_found");
     client.post("/network/ports/bulk-delete", json!({})).await.names_field("ports");
-    assert_eq!(client.get("/network/ports").await.is(200), json!({"ports": []}));
+    client.get("/network/ports?limit=0").await.names_field("?limit");
+    client.get("/network/ports?cursor=nowhere").await.refused(400, "invalid_cursor");
+    client.get("/network/ports?container=-").await.names_field("?container");
+    let nothing = json!({"ports": [], "next_cursor": null});
+    assert_eq!(client.get("/network/ports").await.is(200), nothing);
     daemon.close().await;
 }
 
@@ -146,10 +149,135 @@ async fn a_port_that_another_process_listens_on_is_not_handed_out() {
     for _ in 0..5 {
         assert_eq!(client.get("/network/ports/random").await.is(200)["port"], ports[1]);
     }
+    let listed = client.get("/network/ports").await.is(200);
+    let held: Vec<_> = listed["ports"].as_array().expect("a list").iter().collect();
+    assert_eq!([&held[0]["held_by_host"], &held[1]["held_by_host"]], [true, false]);
+    let path = format!("/network/ports/127.0.0.1/{}", ports[0]);
+    assert_eq!(client.get(&path).await.is(200)["held_by_host"], true);
+    let named = json!({"ports": [{"ip": "127.0.0.1", "port": ports[0]}]});
+    let spec = daemon.spec(&daemon.id("named"), named).await;
+    let refused = client.post("/containers", spec).await.refused(409, "port_held_by_host");
+    let sentence = refused["error"].as_str().expect("a sentence");
+    assert!(sentence.contains(&ports[0].to_string()), "{sentence}");
     let id = daemon.id("any");
     let made = daemon.create(&id, json!({"ports": [{}]})).await;
     assert_eq!(made["ports"][0]["port"], ports[1]);
     client.get("/network/ports/random").await.refused(404, "not_found");
+    // What the engine listens on for a server is the server's; while it is down, it is nobody's.
+    daemon.power(&id, "start").await;
+    daemon.state(&id, "running").await;
+    let path = format!("/network/ports/127.0.0.1/{}", ports[1]);
+    assert_eq!(client.get(&path).await.is(200)["held_by_host"], false);
+    daemon.power(&id, "kill").await;
+    daemon.state(&id, "offline").await;
+    // The engine lets go of it a moment after the end.
+    eventually("nobody has it", SOON, async || {
+        let shown = client.get(&path).await.is(200);
+        if shown["held_by_host"] == false { Ok(()) } else { Err(shown) }
+    })
+    .await;
+    let _thief = std::net::TcpListener::bind(("127.0.0.1", ports[1])).expect("a free port");
+    let shown = client.get(&path).await.is(200);
+    assert_eq!((&shown["held_by_host"], &shown["container"]), (&json!(true), &json!(id)));
+    daemon.close().await;
+}
+
+#[tokio::test]
+async fn lightds_own_ports_never_enter_the_pool() {
+    let ssh = free_port();
+    let daemon = Daemon::start_with(|config| config["ssh"] = json!({"port": ssh})).await;
+    let client = daemon.client();
+    for (ip, port) in [("127.0.0.1", daemon.port), ("0.0.0.0", daemon.port), ("127.0.0.1", ssh)] {
+        let body = json!({"ip": ip, "from": port, "to": port + 1});
+        let refused = client.post("/network/ports", body).await.refused(409, "own_port");
+        assert!(refused["error"].as_str().expect("a sentence").contains(&port.to_string()));
+    }
+    add(&client, daemon.port, "udp").await;
+    daemon.close().await;
+}
+
+#[tokio::test]
+async fn a_list_is_read_in_pages_and_by_its_holder() {
+    let daemon = Daemon::start().await;
+    let (client, ports, id) = (daemon.client(), free_ports(7), daemon.id("one"));
+    let range = json!({"ip": "127.0.0.1", "from": ports[0], "to": ports[6]});
+    client.post("/network/ports", range).await.is(201);
+    daemon.create(&id, json!({"ports": [{"port": ports[2]}]})).await;
+    let (mut path, mut seen) = ("/network/ports?limit=3".to_owned(), Vec::new());
+    loop {
+        let page = client.get(&path).await.is(200);
+        seen.extend(numbers_in(&page));
+        let Some(cursor) = page["next_cursor"].as_str() else { break };
+        path = format!("/network/ports?limit=3&cursor={cursor}");
+    }
+    assert_eq!(seen, ports.iter().copied().map(u64::from).collect::<Vec<_>>());
+    let of = client.get(&format!("/network/ports?container={id}")).await.is(200);
+    assert_eq!(numbers_in(&of), [u64::from(ports[2])]);
+    let free = client.get("/network/ports?in_use=false&limit=6").await.is(200);
+    assert_eq!((numbers_in(&free).len(), &free["next_cursor"]), (6, &Value::Null));
+    daemon.close().await;
+}
+
+#[tokio::test]
+async fn a_port_of_ipv6_is_handed_out_published_and_seen() {
+    let daemon = Daemon::start().await;
+    let (client, ports, id) = (daemon.client(), free_ports(2), daemon.id("six"));
+    let range = json!({"ip": "::1", "from": ports[0], "to": ports[1]});
+    client.post("/network/ports", range).await.is(201);
+    let overlap = json!({"ip": "::", "port": ports[0]});
+    client.post("/network/ports", overlap).await.refused(409, "port_overlaps");
+    let listener = std::net::TcpListener::bind(("::1", ports[0])).expect("a free port");
+    let shown = client.get(&format!("/network/ports/::1/{}", ports[0])).await.is(200);
+    assert_eq!(shown["held_by_host"], true);
+    assert_eq!(client.get("/network/ports/random?ip=::1").await.is(200)["port"], ports[1]);
+    let row = json!({"count": 2, "contiguous": true});
+    client.post("/network/ports/allocate", row.clone()).await.refused(404, "not_found");
+    drop(listener);
+    let lease = client.post("/network/ports/allocate", row).await.is(201);
+    let changes = json!({
+        "ports": [{"ip": "::1", "port": ports[0], "container_port": 8080}], "lease_id": lease["lease_id"],
+        "startup_command": "guest serve 8080", "start_pattern": "listening",
+    });
+    daemon.run(&id, changes).await;
+    let published = daemon.inspect(&id).await["HostConfig"]["PortBindings"].clone();
+    assert_eq!(published["8080/tcp"][0]["HostIp"], "::1", "{published}");
+    expect_hello_at(&format!("http://[::1]:{}/", ports[0])).await;
+    daemon.close().await;
+}
+
+#[tokio::test]
+async fn what_a_server_has_let_go_of_rests_for_as_long_as_it_is_configured() {
+    let mut daemon =
+        Daemon::start_with(|config| config["network"]["quarantine"] = json!("1h")).await;
+    let (client, port) = (daemon.client(), free_port());
+    add(&client, port, "tcp").await;
+    let (first, second) = (daemon.id("first"), daemon.id("second"));
+    let named = json!({"ports": [{"ip": "127.0.0.1", "port": port}]});
+    daemon.create(&first, named.clone()).await;
+    client.delete(&format!("/containers/{first}")).await.is(200);
+    let path = format!("/network/ports/127.0.0.1/{port}");
+    let rests = eventually("it is let go of", SOON, async || {
+        let shown = client.get(&path).await.is(200);
+        if shown["container"].is_null() { Ok(shown) } else { Err(shown) }
+    })
+    .await;
+    assert!(rests["quarantined_until"].is_u64() && rests["in_use"] == true, "{rests}");
+    daemon.restart().await;
+    assert_eq!(client.get(&path).await.is(200), rests);
+    client.get("/network/ports/random").await.refused(404, "not_found");
+    client.delete(&path).await.refused(409, "port_quarantined");
+    let spec = daemon.spec(&second, named.clone()).await;
+    client.post("/containers", spec.clone()).await.refused(409, "port_quarantined");
+    // The one that had it may have it back, and by hand it ends.
+    daemon.create(&first, named).await;
+    client.delete(&format!("/containers/{first}")).await.is(200);
+    eventually("it is let go of", SOON, async || {
+        let answer = client.put(&format!("{path}/use"), json!({"in_use": false})).await;
+        if answer.status == 200 { Ok(()) } else { Err(answer.text) }
+    })
+    .await;
+    client.post("/containers", spec).await.is(201);
+    daemon.install_state(&second, "ready").await;
     daemon.close().await;
 }
 
@@ -177,141 +305,15 @@ async fn what_a_container_holds_can_be_neither_freed_nor_deleted() {
     daemon.close().await;
 }
 
-#[tokio::test]
-async fn fifty_creations_at_once_share_five_ports_without_one_being_given_twice() {
-    let daemon = Daemon::start().await;
-    let (client, ports) = (daemon.client(), free_ports(5));
-    for port in &ports {
-        add(&client, *port, "tcp").await;
-    }
-    let volume = daemon.volume().await;
-    let mut specs = Vec::new();
-    for n in 0..50 {
-        // Half of them take what there is, half want a certain one.
-        let wanted = if n % 2 == 0 {
-            json!([{}])
-        } else {
-            json!([{"ip": "127.0.0.1", "port": ports[n / 2 % 5]}])
-        };
-        let id = daemon.id(&format!("c{n}"));
-        specs.push(daemon.spec(&id, json!({"ports": wanted, "volume_id": volume})).await);
-    }
-    let answers = join_all(specs.into_iter().map(|spec| client.post("/containers", spec))).await;
-    let (made, refused): (Vec<_>, Vec<_>) =
-        answers.into_iter().partition(|answer| answer.status == 201);
-    assert_eq!(made.len(), 5, "{made:?}");
-    for answer in refused {
-        let code = answer.body["code"].as_str().unwrap_or_default().to_owned();
-        assert!(["port_in_use", "no_free_port"].contains(&code.as_str()), "{answer:?}");
-    }
-    let listed = client.get("/containers").await.is(200);
-    let containers = listed["containers"].as_array().expect("a list");
-    assert_eq!(containers.len(), 5);
-    let held: BTreeSet<u64> =
-        containers.iter().map(|shown| shown["ports"][0]["port"].as_u64().expect("one")).collect();
-    assert_eq!(held.len(), 5, "{held:?}");
-    // And so it says itself, container by container.
-    let pool = client.get("/network/ports?in_use=true").await.is(200);
-    let holders: BTreeSet<&str> = pool["ports"]
-        .as_array()
-        .expect("a list")
-        .iter()
-        .map(|port| port["container"].as_str().expect("a holder"))
-        .collect();
-    assert_eq!(holders.len(), 5, "{pool}");
-    for answer in made {
-        let id = answer.body["internal_id"].as_str().expect("an id").to_owned();
-        daemon.install_state(&id, "ready").await;
-    }
-    daemon.close().await;
-}
-
-#[tokio::test]
-async fn allocated_ports_are_held_until_their_time_is_over() {
-    let daemon = Daemon::start().await;
-    let (client, ports) = (daemon.client(), free_ports(4));
-    let (first, last) = (ports[0], ports[3]);
-    let range = json!({"ip": "127.0.0.1", "from": first, "to": last});
-    client.post("/network/ports", range).await.is(201);
-    let allocate = async |body: Value| client.post("/network/ports/allocate", body).await;
-    let row = allocate(json!({"count": 3, "contiguous": true, "reserve": "2s"})).await.is(201);
-    let numbers = numbers_in(&row);
-    assert!(numbers.windows(2).all(|pair| pair[1] == pair[0] + 1), "{row}");
-    assert!(row["lease_id"].is_string() && row["expires_at"].is_u64(), "{row}");
-    allocate(json!({"count": 2})).await.refused(404, "not_found");
-    let other = numbers_in(&allocate(json!({})).await.is(201));
-    assert!(!numbers.contains(&other[0]), "{other:?} of {numbers:?}");
-    // They come back by themselves.
-    eventually("the lease ends", SOON, async || {
-        let answer = allocate(json!({"count": 3, "reserve": "1s"})).await;
-        if answer.status == 201 { Ok(()) } else { Err(answer) }
-    })
-    .await;
-    for (body, field) in [
-        (json!({"count": 0}), "count"),
-        (json!({"count": 5000}), "count"),
-        (json!({"reserve": "soon"}), "reserve"),
-        (json!({"reserve": "0s"}), "reserve"),
-        (json!({"reserve": "2d"}), "reserve"),
-        (json!({"protocol": "icmp"}), "protocol"),
-    ] {
-        allocate(body).await.names_field(field);
-    }
-    daemon.close().await;
-}
-
-#[tokio::test]
-async fn a_rebind_moves_the_published_port_and_a_refused_one_changes_nothing() {
-    let daemon = Daemon::start().await;
-    let (client, ports, id) = (daemon.client(), free_ports(3), daemon.id("moves"));
-    for port in &ports {
-        add(&client, *port, "tcp").await;
-    }
-    let on = |port: u16| json!([{"ip": "127.0.0.1", "port": port, "container_port": 8080}]);
-    daemon
-        .run(&id, json!({
-            "startup_command": "echo kept > kept; guest serve 8080", "start_pattern": "listening",
-            "ports": on(ports[0]),
-        }))
-        .await;
-    expect_hello(ports[0]).await;
-    let other = daemon.id("other");
-    daemon.create(&other, json!({"ports": on(ports[2])})).await;
-
-    let path = format!("/containers/{id}/rebind-network");
-    client.post(&path, json!({"ports": on(ports[2])})).await.refused(409, "port_in_use");
-    client.post(&path, json!({"ports": on(1)})).await.names_field("ports");
-    client.post(&path, json!({"ports": [{"port": 0}]})).await.names_field("ports[0].port");
-    client.post(&path, json!({})).await.names_field("ports");
-    let twice = json!({"ports": [on(ports[1])[0], on(ports[1])[0]]});
-    client.post(&path, twice).await.names_field("ports");
-    expect_hello(ports[0]).await;
-
-    client.post(&path, json!({"ports": on(ports[1])})).await.is(202);
-    let moved = daemon
-        .shown(&id, "it runs on its other port", |shown| {
-            shown["state"] == "running" && shown["ports"] == json!([{
-                "ip": "127.0.0.1", "port": ports[1], "protocol": "tcp", "container_port": 8080,
-            }])
-        })
-        .await;
-    expect_hello(ports[1]).await;
-    assert!(std::net::TcpStream::connect(("127.0.0.1", ports[0])).is_err(), "the old one answers");
-    assert_eq!(daemon.volume_file(&moved, "kept").as_deref(), Some("kept\n"));
-    eventually("the old port is free", SOON, async || {
-        let shown = client.get(&format!("/network/ports/127.0.0.1/{}", ports[0])).await.is(200);
-        if shown["in_use"] == false { Ok(()) } else { Err(shown) }
-    })
-    .await;
-    daemon.close().await;
-}
-
 /// The guest's page, over the published port.
 pub(crate) async fn expect_hello(port: u16) {
+    expect_hello_at(&format!("http://127.0.0.1:{port}/")).await;
+}
+
+async fn expect_hello_at(url: &str) {
     let client = reqwest::Client::builder().no_proxy().build().expect("a client");
-    let url = format!("http://127.0.0.1:{port}/");
     eventually("the published port answers", SOON, async || {
-        let response = client.get(&url).send().await.map_err(|error| format!("{error:?}"))?;
+        let response = client.get(url).send().await.map_err(|error| format!("{error:?}"))?;
         let text = response.text().await.map_err(|error| format!("{error:?}"))?;
         if text == "hello" { Ok(()) } else { Err(text) }
     })

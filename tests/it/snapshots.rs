@@ -403,9 +403,12 @@ async fn a_token_takes_snapshots_only_of_its_own_and_pauses_only_with_leave() {
         daemon.client().with_token(made["token"].as_str().expect("a token"))
     };
     let (reads, writes) =
-        (token(json!(["files.read"])).await, token(json!(["files.read", "files.write"])).await);
+        (token(json!(["snapshots.read"])).await, token(json!(["snapshots.write"])).await);
+    let files = token(json!(["files.read", "files.write"])).await;
     let uri = |volume: &str| format!("/volumes/{volume}/snapshots");
     reads.post(&uri(&mine), json!({"name": "a"})).await.refused(403, "scope");
+    files.post(&uri(&mine), json!({"name": "a"})).await.refused(403, "scope");
+    files.get(&uri(&mine)).await.refused(403, "scope");
     writes.post(&uri(&other), json!({"name": "a"})).await.refused(403, "scope");
     writes.post(&uri(&mine), json!({"name": "a", "pause": true})).await.refused(403, "scope");
     let started = writes.post(&uri(&mine), json!({"name": "a"})).await.is(202);

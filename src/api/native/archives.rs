@@ -280,6 +280,7 @@ struct EntryView {
     modified_at: Option<UnixSeconds>,
     /// Where a link leads, or which earlier entry this is the same file as.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     target: Option<String>,
 }
 

@@ -4,22 +4,19 @@
 //! node (limits, allowed mounts, the pool) the supervisor finds, in the same words.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Deserializer};
 use utoipa::ToSchema;
+use uuid::Uuid;
 
+use super::port_body::{PortBody, check_ports};
 use crate::api::error::ApiError;
-use crate::api::openapi::schemas::IpAddress;
 use crate::domain::ids::{ContainerId, VolumeId};
 use crate::domain::restart::RestartOnCrash;
-use crate::domain::spec::{
-    ContainerSpec, Limits, Mount, Problem, Protocol, SpecPatch, StopHow, StopPolicy,
-};
+use crate::domain::spec::{ContainerSpec, Limits, Mount, Problem, SpecPatch, StopHow, StopPolicy};
 use crate::engine::RegistryAuth;
-use crate::store::bindings::PortRequest;
 use crate::supervisor::Request;
 
 /// `POST /containers`. What is required is an `Option` too, so that all that is missing is told at
@@ -59,6 +56,8 @@ pub(super) struct CreateBody {
     start_timeout: Option<u64>,
     /// Ports of the pool to publish.
     ports: Option<Vec<PortBody>>,
+    /// What `POST /network/ports/allocate` has handed out, to take the ports of.
+    lease_id: Option<Uuid>,
     /// What it may use; what is left out is the node's default.
     #[schema(value_type = Option<LimitsBody>)]
     limits: Option<Limits>,
@@ -83,22 +82,6 @@ pub(super) struct CreateBody {
     /// Whether its root file system is read-only; it is, unless this says otherwise.
     read_only: Option<bool>,
     registry_auth: Option<RegistryAuthBody>,
-}
-
-/// A port to publish; without `port` one is taken from the pool.
-#[derive(Clone, Debug, Deserialize, PartialEq, Eq, ToSchema)]
-#[schema(as = PortToPublish)]
-#[serde(deny_unknown_fields)]
-pub(super) struct PortBody {
-    #[schema(value_type = Option<IpAddress>)]
-    pub(super) ip: Option<IpAddr>,
-    #[schema(minimum = 1, example = 25565)]
-    pub(super) port: Option<u16>,
-    #[serde(default, deserialize_with = "optional_protocol")]
-    pub(super) protocol: Option<Protocol>,
-    /// As `port`, if it is left out.
-    #[schema(minimum = 1, example = 25565)]
-    pub(super) container_port: Option<u16>,
 }
 
 #[derive(Debug, Deserialize, ToSchema)]
@@ -139,6 +122,7 @@ pub(super) struct Creation {
     pub(super) id: ContainerId,
     pub(super) spec: ContainerSpec,
     pub(super) ports: Vec<PortBody>,
+    pub(super) lease: Option<Uuid>,
     pub(super) registry_auth: Option<RegistryAuthBody>,
 }
 
@@ -150,16 +134,17 @@ pub(super) struct Draft {
     /// Its volume is another's where there is none.
     pub(super) spec: ContainerSpec,
     pub(super) ports: Vec<PortBody>,
+    pub(super) lease: Option<Uuid>,
     pub(super) registry_auth: Option<RegistryAuthBody>,
 }
 
 impl CreateBody {
     pub(super) fn read(self) -> Result<Creation, ApiError> {
         let mut problems = Vec::new();
-        let Draft { id, volume, spec, ports, registry_auth } = self.draft(&mut problems);
+        let Draft { id, volume, spec, ports, lease, registry_auth } = self.draft(&mut problems);
         match (id, volume) {
             (Some(id), Some(_)) if problems.is_empty() => {
-                Ok(Creation { id, spec, ports, registry_auth })
+                Ok(Creation { id, spec, ports, lease, registry_auth })
             }
             _ => Err(ApiError::invalid(problems)),
         }
@@ -194,7 +179,7 @@ impl CreateBody {
             tty: self.tty.unwrap_or(true),
             read_only: self.read_only.unwrap_or(true),
         };
-        Draft { id, volume, spec, ports, registry_auth: self.registry_auth }
+        Draft { id, volume, spec, ports, lease: self.lease_id, registry_auth: self.registry_auth }
     }
 
     /// What has to be there, and the two names in it.
@@ -223,29 +208,6 @@ impl CreateBody {
 /// Panels send an empty text where they have nothing to say.
 pub(super) fn non_empty(text: Option<String>) -> Option<String> {
     text.filter(|text| !text.trim().is_empty())
-}
-
-/// Finds what is wrong with each port; whether it is in the pool and free is for the store.
-pub(super) fn check_ports(ports: &[PortBody], problems: &mut Vec<Problem>) {
-    for (index, port) in ports.iter().enumerate() {
-        for (name, number) in [("port", port.port), ("container_port", port.container_port)] {
-            if number == Some(0) {
-                let field = format!("ports[{index}].{name}");
-                problems.push(Problem::new(field, "must be between 1 and 65535"));
-            }
-        }
-    }
-}
-
-impl From<PortBody> for PortRequest {
-    fn from(body: PortBody) -> Self {
-        Self {
-            ip: body.ip,
-            port: body.port,
-            protocol: body.protocol.unwrap_or(Protocol::Tcp),
-            container_port: body.container_port,
-        }
-    }
 }
 
 impl From<RegistryAuthBody> for RegistryAuth {
@@ -433,17 +395,10 @@ fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
     Option::deserialize(from).map(Some)
 }
 
-/// A protocol as people write it, in either case.
-pub(super) fn optional_protocol<'de, D: Deserializer<'de>>(
-    from: D,
-) -> Result<Option<Protocol>, D::Error> {
-    let Some(text) = Option::<String>::deserialize(from)? else { return Ok(None) };
-    Protocol::parse(&text).map(Some).ok_or_else(|| serde::de::Error::custom("must be tcp or udp"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::spec::Protocol;
     use serde_json::json;
 
     fn full() -> serde_json::Value {
@@ -465,7 +420,7 @@ mod tests {
 
     #[test]
     fn the_documents_example_is_read_with_hard_defaults() {
-        let Creation { id, spec, ports, registry_auth } = read(full()).unwrap();
+        let Creation { id, spec, ports, registry_auth, .. } = read(full()).unwrap();
         assert_eq!(id.as_str(), "server-001");
         assert_eq!(spec.limits.memory, Some(536_870_912));
         assert_eq!(spec.limits.cpu, Some(1.0));

@@ -201,7 +201,7 @@ impl<'a> From<&'a LastExit> for ExitView<'a> {
 /// The restarts after crashes.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = Restarts)]
-struct RestartsView {
+pub(super) struct RestartsView {
     count: u32,
     #[schema(required)]
     next_at: Option<UnixSeconds>,
@@ -219,8 +219,10 @@ impl From<&Restarts> for RestartsView {
 #[schema(as = StopPolicy)]
 struct StopView<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     signal: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     command: Option<&'a str>,
     /// Seconds until it is killed.
     timeout: u64,
@@ -239,15 +241,17 @@ impl<'a> From<&'a StopPolicy> for StopView<'a> {
 /// A published port, written out: a flattened struct would be collected in a map first.
 #[derive(Serialize, ToSchema)]
 #[schema(as = PublishedPort)]
-struct PortView {
+pub(super) struct PortView {
     #[schema(value_type = IpAddress)]
     ip: IpAddr,
+    #[schema(maximum = 65_535)]
     port: u16,
     protocol: Protocol,
+    #[schema(maximum = 65_535)]
     container_port: u16,
 }
 
-fn ports<S: Serializer>(bindings: &[PortBinding], to: S) -> Result<S::Ok, S::Error> {
+pub(super) fn ports<S: Serializer>(bindings: &[PortBinding], to: S) -> Result<S::Ok, S::Error> {
     let mut list = to.serialize_seq(Some(bindings.len()))?;
     for PortBinding { host, container_port } in bindings {
         list.serialize_element(&PortView {

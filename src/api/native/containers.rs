@@ -10,10 +10,11 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::routes;
 
-use super::container_body::{CreateBody, Creation, PatchBody, PortBody, waits_for_start};
+use super::container_body::{CreateBody, Creation, PatchBody, waits_for_start};
 use super::container_view::ContainerView;
 use super::dry_run::{self, DryRunView};
 use super::paging;
+use super::port_body::wanted;
 use super::waiting::{self, WishQuery};
 use crate::api::auth::Auth;
 use crate::api::error::ApiError;
@@ -88,14 +89,14 @@ async fn create(
 ) -> Result<Response, ApiError> {
     auth.require(Permission::ContainersWrite)?;
     if query.dry_run {
-        return dry_run::create(&state, &body).await;
+        return dry_run::create(&auth, &state, &body).await;
     }
     let patience = query.patience()?;
-    let Creation { id, spec, ports, registry_auth } = body.json::<CreateBody>()?.read()?;
+    let Creation { id, spec, ports, lease, registry_auth } = body.json::<CreateBody>()?.read()?;
     let new = CreateContainer {
         id: id.clone(),
         spec,
-        ports: ports.into_iter().map(PortBody::into).collect(),
+        ports: wanted(&auth, ports, lease),
         registry_auth: registry_auth.map(Into::into),
     };
     state.supervisor.create(new).await?;

@@ -11,10 +11,12 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::container_body::{
-    CreateBody, Draft, LimitsBody, PatchBody, PortBody, ReinstallBody, check_ports, waits_for_start,
+    CreateBody, Draft, LimitsBody, PatchBody, ReinstallBody, waits_for_start,
 };
 use super::container_view::ContainerView;
 use super::containers::is_up;
+use super::port_body::{check_ports, wanted};
+use crate::api::auth::Auth;
 use crate::api::error::ApiError;
 use crate::api::extract::Whole;
 use crate::api::openapi::schemas::IpAddress;
@@ -22,7 +24,7 @@ use crate::api::state::AppState;
 use crate::domain::ids::ContainerId;
 use crate::domain::lifecycle::Command;
 use crate::domain::spec::{PortBinding, Problem, Protocol};
-use crate::store::bindings::PortRequest;
+use crate::store::bindings::{PortRequest, PortsWanted};
 use crate::store::trial::Tried;
 use crate::supervisor::{ContainerHandle, Refusal, Request, Sketch, Snapshot};
 
@@ -180,19 +182,23 @@ fn answer(
     axum::Json(view).into_response()
 }
 
-pub(super) async fn create(state: &AppState, body: &Whole) -> Result<Response, ApiError> {
+pub(super) async fn create(
+    auth: &Auth,
+    state: &AppState,
+    body: &Whole,
+) -> Result<Response, ApiError> {
     let mut findings = Findings::default();
     let body: CreateBody = body.as_far_as_possible(&mut findings.problems)?;
     let mut problems = Vec::new();
-    let Draft { id, volume, spec, ports, .. } = body.draft(&mut problems);
+    let Draft { id, volume, spec, ports, lease, .. } = body.draft(&mut problems);
     findings.add(problems);
-    let ports: Vec<PortRequest> = ports.into_iter().map(PortBody::into).collect();
+    let ports = wanted(auth, ports, lease);
     let sketch = Sketch { id, volume, spec, ports: ports.clone() };
     let mut creation = state.supervisor.try_creation(sketch).await?;
     findings.add(creation.problems);
     findings.tried(&mut creation.tried)?;
     findings.verdict()?;
-    let ports = WouldBePort::each(&ports, &creation.tried);
+    let ports = WouldBePort::each(&ports.ports, &creation.tried);
     Ok(answer(&creation.snapshot, Some(ports), Vec::new(), creation.warnings))
 }
 
@@ -249,17 +255,23 @@ pub(super) async fn reinstall(
     Ok(answer(&after, None, Vec::new(), warnings))
 }
 
-pub(super) async fn rebind(handle: &ContainerHandle, body: &Whole) -> Result<Response, ApiError> {
+pub(super) async fn rebind(
+    auth: &Auth,
+    handle: &ContainerHandle,
+    body: &Whole,
+) -> Result<Response, ApiError> {
     let mut findings = Findings::default();
     let body: super::power::RebindBody = body.as_far_as_possible(&mut findings.problems)?;
     let mut problems = Vec::new();
     check_ports(&body.ports, &mut problems);
     findings.add(problems);
-    let ports: Vec<PortRequest> = body.ports.into_iter().map(PortBody::into).collect();
-    let mut tried = handle.try_ports(ports.clone()).await?;
+    let wanted = wanted(auth, body.ports, body.lease_id);
+    let ports = wanted.ports.clone();
+    let mut tried = handle.try_ports(wanted).await?;
     findings.tried(&mut tried)?;
     let before = handle.snapshot();
-    let after = findings.owner(would_be(handle, Request::Rebind { ports: Vec::new() }).await)?;
+    let after = findings
+        .owner(would_be(handle, Request::Rebind { ports: PortsWanted::default() }).await)?;
     findings.verdict()?;
     let mut after = after.ok_or_else(ApiError::no_such_container)?;
     let named = tried.ports.iter().zip(&ports).filter(|(_, asked)| asked.port.is_some());

@@ -68,35 +68,31 @@ struct EntryView {
     mode: String,
     modified_at: UnixSeconds,
     /// Where a symbolic link leads.
-    #[serde(flatten)]
-    link: Option<LinkView>,
-    /// What a file is, with `?mime=true`.
-    #[schema(example = "text/plain")]
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false, example = "../shared")]
+    target: Option<String>,
+    /// Of a symbolic link: whether that is in the volume.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    target_inside: Option<bool>,
+    /// Of a symbolic link: what is there; `null` for what is outside, or is not there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(required = false, value_type = Option<EntryKind>)]
+    target_type: Option<Option<&'static str>>,
+    /// What a file is, with `?mime=true`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false, example = "text/plain")]
     mime: Option<String>,
-}
-
-#[derive(Debug, Serialize, ToSchema)]
-#[schema(as = Link)]
-struct LinkView {
-    #[schema(example = "../shared")]
-    target: String,
-    target_inside: bool,
-    /// `null` for what is outside, or is not there.
-    #[schema(required, value_type = Option<EntryKind>)]
-    target_type: Option<&'static str>,
 }
 
 impl From<Entry> for EntryView {
     fn from(Entry { name, stat, link, mime }: Entry) -> Self {
         let kind = kind_name(stat.kind);
         let (size, mode) = (stat.size, octal(stat.mode));
-        let link = link.map(|link| LinkView {
-            target: link.target,
-            target_inside: link.is_inside,
-            target_type: link.kind.map(kind_name),
-        });
-        Self { name, kind, size, mode, modified_at: stat.modified_at, link, mime }
+        let target_inside = link.as_ref().map(|link| link.is_inside);
+        let target_type = link.as_ref().map(|link| link.kind.map(kind_name));
+        let (target, modified_at) = (link.map(|link| link.target), stat.modified_at);
+        Self { name, kind, size, mode, modified_at, target, target_inside, target_type, mime }
     }
 }
 

@@ -17,10 +17,17 @@ mod downloads;
 mod dry_run;
 mod estimates;
 mod files;
+mod firewall;
+mod firewall_networks;
+mod firewall_view;
+mod leases;
 mod listing;
-mod operations;
+pub(super) mod operations;
+mod outbox;
 mod paging;
+mod port_body;
 mod ports;
+mod ports_in_bulk;
 mod post_mortems;
 mod power;
 mod public;
@@ -29,14 +36,17 @@ mod remote;
 mod resources;
 mod search;
 mod snapshots;
+mod sync;
 mod tokens;
 mod tus;
+mod tus_create;
 mod tus_headers;
 mod uploads;
 mod volumes;
 mod waiting;
 
 pub(in crate::api) use self::containers::STATES;
+pub(crate) use self::sync::SyncState;
 use super::openapi::Routes;
 
 /// Calls that answer within the common deadline.
@@ -45,12 +55,18 @@ pub(super) fn quick_routes() -> Routes {
         .merge(public::routes())
         .merge(tokens::routes())
         .merge(ports::routes())
+        .merge(leases::routes())
+        .merge(ports_in_bulk::routes())
+        .merge(firewall::routes())
+        .merge(firewall_networks::routes())
         .merge(containers::routes())
         .merge(power::routes())
         .merge(post_mortems::routes())
         .merge(console::routes())
         .merge(resources::routes())
         .merge(remote::routes())
+        .merge(outbox::routes())
+        .merge(sync::routes())
         .merge(volumes::routes())
         .merge(snapshots::routes())
         .merge(files::routes())

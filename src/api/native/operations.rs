@@ -19,7 +19,7 @@ use crate::api::extract::{Path, Query};
 use crate::api::openapi::Routes;
 use crate::api::openapi::refusals::refusals;
 use crate::api::state::AppState;
-use crate::domain::access::{Permission, Resource, allows};
+use crate::domain::access::{Permission, Resource, allows, permits};
 use crate::domain::ids::VolumeId;
 use crate::files::operation::{OperationId, OperationKind, OperationState, OperationView};
 use crate::files::{FileError, Progress, Volume};
@@ -158,7 +158,6 @@ async fn list(
     State(state): State<AppState>,
     Query(query): Query<ListQuery>,
 ) -> Result<JsonAnswer<ListView>, ApiError> {
-    auth.require_for_list(Permission::FilesRead)?;
     let limit = paging::limit(query.limit)?;
     let after = paging::cursor(query.cursor.as_deref(), OperationId::parse)?;
     let mut operations = state.operations.list();
@@ -172,7 +171,7 @@ async fn list(
     let users: std::collections::HashMap<_, _> = look.await?;
     operations.retain(|seen| {
         let used_by = users.get(&seen.volume).map_or(&[][..], Vec::as_slice);
-        allows(auth.principal(), Permission::FilesRead, Resource::Volume { used_by })
+        allows(auth.principal(), may_see(seen.kind), Resource::Volume { used_by })
     });
     let (operations, next_cursor) = paging::page(operations, limit, |last| last.id);
     Ok(JsonAnswer(ListView { operations, next_cursor }))
@@ -191,7 +190,7 @@ async fn show(
     State(state): State<AppState>,
     Path(id): Path<String>,
 ) -> Result<JsonAnswer<OperationView>, ApiError> {
-    find(&auth, &state, &id, Permission::FilesRead).await.map(JsonAnswer)
+    find(&auth, &state, &id, may_see).await.map(JsonAnswer)
 }
 
 /// How long a cancelled operation may take to clean up before the answer goes out without its end.
@@ -212,7 +211,7 @@ async fn cancel(
     State(state): State<AppState>,
     Path(id): Path<String>,
 ) -> Result<(StatusCode, JsonAnswer<OperationView>), ApiError> {
-    let seen = find(&auth, &state, &id, Permission::FilesWrite).await?;
+    let seen = find(&auth, &state, &id, may_cancel).await?;
     let mut changes = state.operations.subscribe();
     let mut seen = state.operations.cancel(seen.id).unwrap_or(seen);
     let ended = async {
@@ -233,11 +232,30 @@ async fn cancel(
     Ok((status, JsonAnswer(seen)))
 }
 
+/// Who may see an operation: whoever may see what it works on.
+pub(in crate::api) fn may_see(kind: OperationKind) -> Permission {
+    match kind {
+        OperationKind::Snapshot | OperationKind::Restore => Permission::SnapshotsRead,
+        OperationKind::Copy
+        | OperationKind::Compress
+        | OperationKind::Decompress
+        | OperationKind::Delete
+        | OperationKind::Pull => Permission::FilesRead,
+    }
+}
+
+fn may_cancel(kind: OperationKind) -> Permission {
+    match may_see(kind) {
+        Permission::SnapshotsRead => Permission::SnapshotsWrite,
+        _ => Permission::FilesWrite,
+    }
+}
+
 async fn find(
     auth: &Auth,
     state: &AppState,
     id: &str,
-    permission: Permission,
+    wanted: fn(OperationKind) -> Permission,
 ) -> Result<OperationView, ApiError> {
     let found = OperationId::parse(id).and_then(|id| state.operations.get(id));
     // The answer for a narrowed token is the same whether there is such an operation or not.
@@ -250,6 +268,14 @@ async fn find(
                 .await?
         }
         None => Vec::new(),
+    };
+    let permission = match &found {
+        Some(seen) => wanted(seen.kind),
+        None => {
+            let either = [OperationKind::Copy, OperationKind::Snapshot].map(wanted);
+            let has = |one: &Permission| permits(auth.principal(), *one);
+            either.into_iter().find(has).unwrap_or(Permission::FilesRead)
+        }
     };
     auth.require_on(permission, Resource::Volume { used_by: &used_by })?;
     found.ok_or_else(|| ApiError::not_found("there is no such operation"))

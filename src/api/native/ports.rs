@@ -10,10 +10,12 @@ use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::routes;
 use uuid::Uuid;
 
-use super::container_body::optional_protocol;
+use super::container_body::non_empty;
+use super::port_body::optional_protocol;
+use super::volumes::page_limit;
 use crate::api::auth::Auth;
 use crate::api::error::ApiError;
-use crate::api::extract::{Json, OptionalJson, Path, Query};
+use crate::api::extract::{Json, Path, Query};
 use crate::api::openapi::Routes;
 use crate::api::openapi::params::PortPath;
 use crate::api::openapi::refusals::refusals;
@@ -22,16 +24,16 @@ use crate::api::state::AppState;
 use crate::domain::access::Permission;
 use crate::domain::ids::ContainerId;
 use crate::domain::spec::{HostPort, Protocol};
-use crate::domain::units::{Span, UnixSeconds};
-use crate::network::pool::PortRange;
-use crate::store::ports::{NotDeleted, PoolPort, PortFilter};
+use crate::domain::units::UnixSeconds;
+use crate::network::pool::{PortRange, Shown};
+use crate::store::free_ports::Among;
+use crate::store::leases::Claim;
+use crate::store::ports::{Mark, PortFilter};
 
 pub(super) fn routes() -> Routes {
     Routes::default()
         .routes(routes!(add, list))
         .routes(routes!(random))
-        .routes(routes!(delete_many))
-        .routes(routes!(allocate))
         .routes(routes!(show, delete))
         .routes(routes!(mark))
 }
@@ -44,10 +46,11 @@ struct AddBody {
     #[schema(value_type = IpAddress)]
     ip: IpAddr,
     /// This one; or all from `from` to `to`.
-    #[schema(minimum = 1)]
+    #[schema(maximum = 65_535, minimum = 1)]
     port: Option<u16>,
-    #[schema(minimum = 1)]
+    #[schema(maximum = 65_535, minimum = 1)]
     from: Option<u16>,
+    #[schema(maximum = 65_535)]
     to: Option<u16>,
     #[serde(default, deserialize_with = "optional_protocol")]
     protocol: Option<Protocol>,
@@ -61,17 +64,20 @@ struct AddedView {
     #[schema(value_type = IpAddress)]
     ip: IpAddr,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(maximum = 65_535, nullable = false)]
     port: Option<u16>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(maximum = 65_535, nullable = false)]
     from: Option<u16>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(maximum = 65_535, nullable = false)]
     to: Option<u16>,
     protocol: Protocol,
     #[schema(example = 1)]
     added: usize,
 }
 
-refusals!(AddRefusals: ; 409: "port_exists", "port_overlaps");
+refusals!(AddRefusals: ; 409: "port_exists", "port_overlaps", "own_port");
 
 /// Puts a port, or a range of them, into the pool.
 #[utoipa::path(
@@ -113,27 +119,56 @@ async fn add(
 struct PortView {
     #[schema(value_type = IpAddress)]
     ip: IpAddr,
-    #[schema(example = 25565)]
+    #[schema(maximum = 65_535, example = 25565)]
     port: u16,
     protocol: Protocol,
+    /// It is marked, a container's, leased or resting.
     in_use: bool,
     /// Whose it is.
     #[schema(required)]
     container: Option<ContainerId>,
+    /// lightd itself, or a process that is no server of lightd's, has it.
+    held_by_host: bool,
     /// Until when it is held for whoever it was allocated to.
     #[schema(required)]
     leased_until: Option<UnixSeconds>,
+    /// Until when it rests since a server has let go of it.
+    #[schema(required)]
+    quarantined_until: Option<UnixSeconds>,
+    /// What it is marked for.
+    #[schema(required)]
+    note: Option<String>,
 }
 
-impl From<PoolPort> for PortView {
-    fn from(port: PoolPort) -> Self {
+impl From<Shown> for PortView {
+    fn from(Shown { entry, held_by_host }: Shown) -> Self {
         Self {
-            ip: port.host.ip,
-            port: port.host.port,
-            protocol: port.host.protocol,
-            in_use: port.in_use(),
-            container: port.container,
-            leased_until: port.leased_until,
+            ip: entry.host.ip,
+            port: entry.host.port,
+            protocol: entry.host.protocol,
+            in_use: entry.in_use(),
+            held_by_host,
+            leased_until: entry.lease.map(|lease| lease.until),
+            quarantined_until: entry.quarantine.map(|rest| rest.until),
+            container: entry.container,
+            note: entry.note,
+        }
+    }
+}
+
+impl PortView {
+    /// One that nobody has.
+    fn free(host: HostPort) -> Self {
+        Self {
+            ip: host.ip,
+            port: host.port,
+            protocol: host.protocol,
+            in_use: false,
+            container: None,
+            held_by_host: false,
+            leased_until: None,
+            quarantined_until: None,
+            note: None,
         }
     }
 }
@@ -148,19 +183,31 @@ struct ListQuery {
     ip: Option<IpAddr>,
     #[serde(default, deserialize_with = "optional_protocol")]
     protocol: Option<Protocol>,
+    /// Only those of this container.
+    container: Option<ContainerId>,
+    /// So many at most; 10,000 if it is left out.
+    #[param(minimum = 1, maximum = 10_000)]
+    limit: Option<usize>,
+    /// The `next_cursor` of the page before.
+    cursor: Option<String>,
 }
 
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = PortList)]
 struct ListView {
     ports: Vec<PortView>,
+    /// Give it as `cursor` for what follows; `null` at the end.
+    #[schema(required)]
+    next_cursor: Option<String>,
 }
 
-/// Lists the pool.
+refusals!(ListRefusals: ; 400: "invalid_cursor");
+
+/// Lists the pool, by address, number and protocol.
 #[utoipa::path(
     get, path = "/network/ports", tag = "network",
     params(ListQuery),
-    responses((status = 200, description = "What is in it", body = ListView)),
+    responses((status = 200, description = "What is in it", body = ListView), ListRefusals),
 )]
 async fn list(
     auth: Auth,
@@ -168,9 +215,39 @@ async fn list(
     Query(query): Query<ListQuery>,
 ) -> Result<JsonAnswer<ListView>, ApiError> {
     auth.require(Permission::NetworkRead)?;
-    let filter = PortFilter { in_use: query.in_use, ip: query.ip, protocol: query.protocol };
-    let found = state.ports.list(filter).await?;
-    Ok(JsonAnswer(ListView { ports: found.into_iter().map(PortView::from).collect() }))
+    let limit = page_limit(query.limit, PAGE_MAX)?;
+    let filter = PortFilter {
+        in_use: query.in_use,
+        ip: query.ip,
+        protocol: query.protocol,
+        container: query.container,
+        after: query.cursor.as_deref().map(after).transpose()?,
+        // One more tells whether something follows.
+        limit: Some(limit + 1),
+    };
+    let mut found = state.ports.list(filter).await?;
+    let is_more = found.len() > limit;
+    found.truncate(limit);
+    let next_cursor = found.last().filter(|_| is_more).map(|last| cursor(last.entry.host));
+    Ok(JsonAnswer(ListView { ports: found.into_iter().map(PortView::from).collect(), next_cursor }))
+}
+
+/// As many as one call adds.
+const PAGE_MAX: usize = 10_000;
+
+/// The place behind an entry.
+fn cursor(port: HostPort) -> String {
+    format!("{}-{}-{}", port.ip, port.port, port.protocol.as_str())
+}
+
+fn after(cursor: &str) -> Result<HostPort, ApiError> {
+    let read = || {
+        let mut parts = cursor.split('-');
+        let (ip, port, protocol) = (parts.next()?, parts.next()?, parts.next()?);
+        let protocol = Protocol::parse(protocol)?;
+        Some(HostPort { ip: ip.parse().ok()?, port: port.parse().ok()?, protocol })
+    };
+    read().ok_or_else(|| ApiError::malformed("invalid_cursor", "the cursor is of no earlier page"))
 }
 
 /// `?protocol=`, `tcp` if left out.
@@ -183,11 +260,8 @@ struct ProtocolQuery {
 
 impl ProtocolQuery {
     fn on(self, (ip, port): (IpAddr, u16)) -> HostPort {
-        HostPort { ip: ip.to_canonical(), port, protocol: self.or_tcp() }
-    }
-
-    fn or_tcp(self) -> Protocol {
-        self.protocol.unwrap_or(Protocol::Tcp)
+        let protocol = self.protocol.unwrap_or(Protocol::Tcp);
+        HostPort { ip: ip.to_canonical(), port, protocol }
     }
 }
 
@@ -209,21 +283,31 @@ async fn show(
     Ok(JsonAnswer(state.ports.get(protocol.on(address)).await?.into()))
 }
 
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+struct RandomQuery {
+    /// One of this address.
+    #[param(value_type = Option<IpAddress>)]
+    ip: Option<IpAddr>,
+    #[serde(default, deserialize_with = "optional_protocol")]
+    protocol: Option<Protocol>,
+}
+
 /// Names a port that is free. It is not held: see `allocate`.
 #[utoipa::path(
     get, path = "/network/ports/random", tag = "network",
-    params(ProtocolQuery),
+    params(RandomQuery),
     responses((status = 200, description = "One that is free", body = PortView), NamedRefusals),
 )]
 async fn random(
     auth: Auth,
     State(state): State<AppState>,
-    Query(protocol): Query<ProtocolQuery>,
+    Query(query): Query<RandomQuery>,
 ) -> Result<JsonAnswer<PortView>, ApiError> {
     auth.require(Permission::NetworkRead)?;
-    let host = state.ports.random(protocol.or_tcp()).await?;
-    let free = PoolPort { host, marked: false, container: None, leased_until: None };
-    Ok(JsonAnswer(free.into()))
+    let protocol = query.protocol.unwrap_or(Protocol::Tcp);
+    let host = state.ports.random(Among { protocol, ip: query.ip }).await?;
+    Ok(JsonAnswer(PortView::free(host)))
 }
 
 #[derive(Debug, Deserialize, ToSchema)]
@@ -231,6 +315,11 @@ async fn random(
 #[serde(deny_unknown_fields)]
 struct MarkBody {
     in_use: bool,
+    /// What it is marked for, to be shown.
+    #[schema(max_length = 255, example = "nginx")]
+    note: Option<String>,
+    /// To mark a port that was handed out under it.
+    lease_id: Option<Uuid>,
 }
 
 #[derive(Debug, Serialize, ToSchema)]
@@ -240,19 +329,24 @@ struct MarkedView {
     message: &'static str,
     #[schema(value_type = IpAddress)]
     ip: IpAddr,
-    #[schema(example = 25565)]
+    #[schema(maximum = 65_535, example = 25565)]
     port: u16,
     protocol: Protocol,
     in_use: bool,
+    #[schema(required)]
+    note: Option<String>,
 }
 
-refusals!(TakenRefusals: ; 404: "not_found"; 409: "port_in_use");
+refusals!(MarkRefusals: ; 404: "not_found"; 409: "port_in_use", "port_reserved");
+refusals!(TakenRefusals: ; 404: "not_found"; 409: "port_in_use", "port_reserved", "port_quarantined");
 
 /// Marks a port as in use by something else, or as free again.
+///
+/// Freeing takes mark, lease and quarantine away.
 #[utoipa::path(
     put, path = "/network/ports/{ip}/{port}/use", tag = "network",
     params(PortPath, ProtocolQuery), request_body = MarkBody,
-    responses((status = 200, description = "It is marked", body = MarkedView), TakenRefusals),
+    responses((status = 200, description = "It is marked", body = MarkedView), MarkRefusals),
 )]
 async fn mark(
     auth: Auth,
@@ -262,15 +356,23 @@ async fn mark(
     Json(body): Json<MarkBody>,
 ) -> Result<JsonAnswer<MarkedView>, ApiError> {
     auth.require(Permission::NetworkWrite)?;
-    let found = state.ports.mark(protocol.on(address), body.in_use).await?;
+    if body.note.as_ref().is_some_and(|note| note.chars().count() > NOTE_MAX) {
+        return Err(ApiError::field("note", format!("must have at most {NOTE_MAX} characters")));
+    }
+    let claim = Claim { holder: Some(auth.principal().name()), lease: body.lease_id };
+    let mark = Mark { in_use: body.in_use, note: non_empty(body.note), claim };
+    let found = state.ports.mark(protocol.on(address), mark).await?;
     Ok(JsonAnswer(MarkedView {
         message: if body.in_use { "Port marked as in use" } else { "Port marked as free" },
         ip: found.host.ip,
         port: found.host.port,
         protocol: found.host.protocol,
         in_use: found.in_use(),
+        note: found.note,
     }))
 }
+
+const NOTE_MAX: usize = 255;
 
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = PortDeleted)]
@@ -294,139 +396,4 @@ async fn delete(
     auth.require(Permission::NetworkWrite)?;
     state.ports.delete(protocol.on(address)).await?;
     Ok(JsonAnswer(DeletedView { message: "Port deleted" }))
-}
-
-#[derive(Debug, Deserialize, ToSchema)]
-#[schema(as = DeletePorts)]
-#[serde(deny_unknown_fields)]
-struct BulkDeleteBody {
-    #[schema(max_items = 10_000)]
-    ports: Vec<PortName>,
-}
-
-#[derive(Debug, Deserialize, ToSchema)]
-#[schema(as = PortName)]
-#[serde(deny_unknown_fields)]
-struct PortName {
-    #[schema(value_type = IpAddress)]
-    ip: IpAddr,
-    #[schema(example = 25565)]
-    port: u16,
-    #[serde(default, deserialize_with = "optional_protocol")]
-    protocol: Option<Protocol>,
-}
-
-impl From<PortName> for HostPort {
-    fn from(name: PortName) -> Self {
-        let protocol = name.protocol.unwrap_or(Protocol::Tcp);
-        Self { ip: name.ip.to_canonical(), port: name.port, protocol }
-    }
-}
-
-#[derive(Debug, Serialize, ToSchema)]
-#[schema(as = PortsDeleted)]
-struct BulkDeletedView {
-    #[schema(example = "Ports deleted")]
-    message: &'static str,
-    #[schema(example = 1)]
-    deleted_count: usize,
-    /// What was not deleted, and why.
-    kept: Vec<KeptView>,
-}
-
-#[derive(Debug, Serialize, ToSchema)]
-#[schema(as = PortKept)]
-struct KeptView {
-    #[schema(value_type = IpAddress)]
-    ip: IpAddr,
-    #[schema(example = 25565)]
-    port: u16,
-    protocol: Protocol,
-    /// As a refusal says it.
-    #[schema(example = "port_in_use")]
-    code: &'static str,
-}
-
-impl From<(HostPort, NotDeleted)> for KeptView {
-    fn from((host, why): (HostPort, NotDeleted)) -> Self {
-        let code = match why {
-            NotDeleted::NotInPool => "not_found",
-            NotDeleted::InUse => "port_in_use",
-        };
-        Self { ip: host.ip, port: host.port, protocol: host.protocol, code }
-    }
-}
-
-/// As many as one call adds.
-const BULK_MAX: usize = 10_000;
-
-/// Takes many ports out of the pool, and says which it has kept.
-#[utoipa::path(
-    post, path = "/network/ports/bulk-delete", tag = "network",
-    request_body = BulkDeleteBody,
-    responses((status = 200, description = "Those that could go are out", body = BulkDeletedView)),
-)]
-async fn delete_many(
-    auth: Auth,
-    State(state): State<AppState>,
-    Json(body): Json<BulkDeleteBody>,
-) -> Result<JsonAnswer<BulkDeletedView>, ApiError> {
-    auth.require(Permission::NetworkWrite)?;
-    if body.ports.len() > BULK_MAX {
-        return Err(ApiError::field("ports", format!("must not be more than {BULK_MAX}")));
-    }
-    let ports = body.ports.into_iter().map(HostPort::from).collect();
-    let outcome = state.ports.delete_many(ports).await?;
-    Ok(JsonAnswer(BulkDeletedView {
-        message: "Ports deleted",
-        deleted_count: outcome.deleted,
-        kept: outcome.kept.into_iter().map(KeptView::from).collect(),
-    }))
-}
-
-#[derive(Debug, Default, Deserialize, ToSchema)]
-#[schema(as = AllocatePorts, example = json!({"count": 3, "protocol": "tcp", "contiguous": true, "reserve": "30s"}))]
-#[serde(default, deny_unknown_fields)]
-struct AllocateBody {
-    /// 1 if it is left out.
-    #[schema(minimum = 1)]
-    count: Option<usize>,
-    #[serde(deserialize_with = "optional_protocol")]
-    protocol: Option<Protocol>,
-    /// Numbers in a row, of one address.
-    contiguous: bool,
-    /// How long they are held; 30 seconds if it is left out.
-    reserve: Option<Span>,
-}
-
-/// Long enough to create a container with what was handed out.
-const RESERVE_DEFAULT: Span = Span(std::time::Duration::from_secs(30));
-
-#[derive(Debug, Serialize, ToSchema)]
-#[schema(as = PortLease)]
-struct LeaseView {
-    ports: Vec<HostPort>,
-    /// Of these ports together.
-    lease_id: Uuid,
-    expires_at: UnixSeconds,
-}
-
-/// Hands out free ports and holds them for a while.
-#[utoipa::path(
-    post, path = "/network/ports/allocate", tag = "network",
-    request_body = Option<AllocateBody>,
-    responses((status = 201, description = "They are held", body = LeaseView), NamedRefusals),
-)]
-async fn allocate(
-    auth: Auth,
-    State(state): State<AppState>,
-    OptionalJson(body): OptionalJson<AllocateBody>,
-) -> Result<(StatusCode, JsonAnswer<LeaseView>), ApiError> {
-    auth.require(Permission::NetworkWrite)?;
-    let protocol = body.protocol.unwrap_or(Protocol::Tcp);
-    let reserve = body.reserve.unwrap_or(RESERVE_DEFAULT).0;
-    let count = body.count.unwrap_or(1);
-    let lease = state.ports.allocate(count, protocol, body.contiguous, reserve).await?;
-    let view = LeaseView { ports: lease.ports, lease_id: lease.id, expires_at: lease.expires_at };
-    Ok((StatusCode::CREATED, JsonAnswer(view)))
 }

@@ -8,9 +8,11 @@ use axum::response::Response;
 use serde::Deserialize;
 use utoipa::ToSchema;
 use utoipa_axum::routes;
+use uuid::Uuid;
 
-use super::container_body::{PortBody, ReinstallBody, check_ports};
+use super::container_body::ReinstallBody;
 use super::dry_run::{self, DryRunView};
+use super::port_body::{PortBody, check_ports, wanted};
 use super::waiting::{self, WishQuery, WishView};
 use crate::api::auth::Auth;
 use crate::api::error::ApiError;
@@ -136,7 +138,7 @@ async fn rebind(
 ) -> Result<Response, ApiError> {
     let handle = auth.container(&state, &id, Permission::ContainersWrite)?;
     if query.dry_run {
-        return dry_run::rebind(&handle, &body).await;
+        return dry_run::rebind(&auth, &handle, &body).await;
     }
     let body: RebindBody = body.json()?;
     let mut problems = Vec::new();
@@ -144,7 +146,7 @@ async fn rebind(
     if !problems.is_empty() {
         return Err(ApiError::invalid(problems));
     }
-    let ports = body.ports.into_iter().map(PortBody::into).collect();
+    let ports = wanted(&auth, body.ports, body.lease_id);
     ask(&handle, Command::Rebind, Request::Rebind { ports }, query).await
 }
 
@@ -154,6 +156,8 @@ async fn rebind(
 pub(super) struct RebindBody {
     /// All that it shall have.
     pub(super) ports: Vec<PortBody>,
+    /// What `POST /network/ports/allocate` has handed out, to take the ports of.
+    pub(super) lease_id: Option<Uuid>,
 }
 
 async fn plain(

@@ -7,28 +7,19 @@ use axum::extract::State;
 use serde::Serialize;
 use utoipa::ToSchema;
 use utoipa_axum::routes;
-use uuid::Uuid;
 
 use crate::api::auth::Auth;
 use crate::api::error::ApiError;
-use crate::api::extract::Path;
 use crate::api::openapi::Routes;
-use crate::api::openapi::mirrors;
 use crate::api::openapi::refusals::refusals;
+use crate::api::openapi::schemas::PanelState;
 use crate::api::state::AppState;
 use crate::domain::access::Permission;
-use crate::domain::ids::ContainerId;
 use crate::domain::units::UnixSeconds;
-use crate::panel::{PanelReport, PanelStatus};
-use crate::store::outbox::ParkedRow;
+use crate::panel::PanelReport;
 
 pub(super) fn routes() -> Routes {
-    Routes::default()
-        .routes(routes!(config))
-        .routes(routes!(reload))
-        .routes(routes!(status))
-        .routes(routes!(parked))
-        .routes(routes!(retry))
+    Routes::default().routes(routes!(config)).routes(routes!(reload)).routes(routes!(status))
 }
 
 /// Shows the configuration that counts, with its secrets masked.
@@ -83,9 +74,19 @@ async fn reload(auth: Auth, State(state): State<AppState>) -> Result<Json<Reload
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = RemoteStatus)]
 struct StatusView {
-    #[serde(flatten)]
-    #[schema(value_type = mirrors::PanelStatus)]
-    status: PanelStatus,
+    #[schema(value_type = PanelState)]
+    state: crate::panel::PanelState,
+    /// Since when it is so.
+    since: UnixSeconds,
+    /// Why the panel is out of reach.
+    #[schema(required, example = json!(null))]
+    error: Option<String>,
+    /// When it was last asked for its health.
+    #[schema(required)]
+    checked_at: Option<UnixSeconds>,
+    /// When it last took an update, since lightd runs.
+    #[schema(required)]
+    delivered_at: Option<UnixSeconds>,
     outbox: OutboxView,
 }
 
@@ -99,6 +100,9 @@ struct OutboxView {
     /// When the oldest of those that wait was made.
     #[schema(required)]
     oldest_at: Option<UnixSeconds>,
+    /// When the next attempt is due.
+    #[schema(required)]
+    next_attempt_at: Option<UnixSeconds>,
 }
 
 /// Shows how the link to the panel does.
@@ -109,78 +113,17 @@ struct OutboxView {
 async fn status(auth: Auth, State(state): State<AppState>) -> Result<Json<StatusView>, ApiError> {
     auth.require(Permission::Node)?;
     let PanelReport { status, outbox } = state.panel.report().await?;
-    let outbox =
-        OutboxView { waiting: outbox.waiting, parked: outbox.parked, oldest_at: outbox.oldest_at };
-    Ok(Json(StatusView { status, outbox }))
-}
-
-/// An update that the panel has refused for good.
-#[derive(Debug, Serialize, ToSchema)]
-#[schema(as = ParkedUpdate)]
-struct ParkedView {
-    sequence: i64,
-    server: ContainerId,
-    /// Its `X-Lightd-Delivery`.
-    delivery: Uuid,
-    /// As it was sent.
-    #[schema(value_type = Object)]
-    body: serde_json::Value,
-    /// What the panel said.
-    #[schema(example = "422 Unprocessable Entity")]
-    reason: String,
-    created_at: UnixSeconds,
-}
-
-#[derive(Debug, Serialize, ToSchema)]
-#[schema(as = ParkedUpdates)]
-struct ParkedList {
-    parked: Vec<ParkedView>,
-}
-
-/// The newest first; so many at most.
-const PARKED_SHOWN: u32 = 200;
-
-/// Lists the updates that the panel has refused for good, the newest first, 200 at most.
-#[utoipa::path(
-    get, path = "/remote/outbox", tag = "remote",
-    responses((status = 200, description = "What was refused", body = ParkedList)),
-)]
-async fn parked(auth: Auth, State(state): State<AppState>) -> Result<Json<ParkedList>, ApiError> {
-    auth.require(Permission::Node)?;
-    let rows = state.store.read("list parked updates", |read| read.parked(PARKED_SHOWN)).await?;
-    let view = |parked: ParkedRow| ParkedView {
-        sequence: parked.row.sequence,
-        server: parked.row.server,
-        delivery: parked.row.delivery,
-        body: serde_json::from_str(&parked.row.body_json).unwrap_or_default(),
-        reason: parked.reason,
-        created_at: parked.created_at,
-    };
-    Ok(Json(ParkedList { parked: rows.into_iter().map(view).collect() }))
-}
-
-#[derive(Debug, Serialize, ToSchema)]
-#[schema(as = UpdateRetried)]
-struct RetriedView {
-    #[schema(example = "Update will be sent again")]
-    message: &'static str,
-    sequence: i64,
-}
-
-refusals!(RetryRefusals: ; 404: "not_found");
-
-/// Sends an update again that the panel has refused.
-#[utoipa::path(
-    post, path = "/remote/outbox/{sequence}/retry", tag = "remote",
-    params(("sequence" = i64, Path, description = "Of the update")),
-    responses((status = 200, description = "It waits to be sent", body = RetriedView), RetryRefusals),
-)]
-async fn retry(
-    auth: Auth,
-    State(state): State<AppState>,
-    Path(sequence): Path<i64>,
-) -> Result<Json<RetriedView>, ApiError> {
-    auth.require(Permission::Node)?;
-    state.store.write("retry a parked update", move |tx| tx.unpark(sequence)).await?;
-    Ok(Json(RetriedView { message: "Update will be sent again", sequence }))
+    Ok(Json(StatusView {
+        state: status.state,
+        since: status.since,
+        error: status.error,
+        checked_at: status.checked_at,
+        delivered_at: status.delivered_at,
+        outbox: OutboxView {
+            waiting: outbox.waiting,
+            parked: outbox.parked,
+            oldest_at: outbox.oldest_at,
+            next_attempt_at: outbox.next_attempt_at.filter(|at| at.0 > 0),
+        },
+    }))
 }

@@ -144,7 +144,7 @@ async fn take(
     Path(id): Path<VolumeId>,
     Json(body): Json<TakeBody>,
 ) -> Result<(StatusCode, JsonAnswer<Told<StartedView>>), ApiError> {
-    let reached = reach(&auth, &state, id, Permission::FilesWrite).await?;
+    let reached = reach(&auth, &state, id, Permission::SnapshotsWrite).await?;
     if body.pause {
         auth.require_on(Permission::Power, Resource::Volume { used_by: &reached.used_by })?;
     }
@@ -174,7 +174,7 @@ async fn list(
     Path(id): Path<VolumeId>,
     Query(query): Query<ListQuery>,
 ) -> Result<JsonAnswer<ListView>, ApiError> {
-    reach(&auth, &state, id, Permission::FilesRead).await?;
+    reach(&auth, &state, id, Permission::SnapshotsRead).await?;
     let limit = paging::limit(query.limit)?;
     let after = paging::cursor(query.cursor.as_deref(), read_cursor)?;
     let rows = state.store.read("list snapshots", move |rx| rx.snapshots(id)).await?;
@@ -203,12 +203,12 @@ async fn show(
     State(state): State<AppState>,
     Path((id, name)): Path<(VolumeId, String)>,
 ) -> Result<JsonAnswer<SnapshotView>, ApiError> {
-    reach(&auth, &state, id, Permission::FilesRead).await?;
+    reach(&auth, &state, id, Permission::SnapshotsRead).await?;
     let row = state.store.read("look up a snapshot", move |rx| rx.snapshot(id, &name)).await?;
     Ok(JsonAnswer(row.into()))
 }
 
-refusals!(RestoreRefusals: VOLUME, WORK, STATE);
+refusals!(RestoreRefusals: VOLUME, WORK, STATE, IN_USE; 507: "quota_exceeded");
 
 /// Puts a volume back to a snapshot, in the background.
 ///
@@ -223,7 +223,7 @@ async fn restore(
     State(state): State<AppState>,
     Path((id, name)): Path<(VolumeId, String)>,
 ) -> Result<(StatusCode, JsonAnswer<Told<StartedView>>), ApiError> {
-    reach(&auth, &state, id, Permission::FilesWrite).await?;
+    reach(&auth, &state, id, Permission::SnapshotsWrite).await?;
     let operation_id = state.volumes.restore_snapshot(&state.operations, id, name.clone()).await?;
     Ok(StartedView { operation_id, name }.told("The volume is being restored"))
 }
@@ -241,7 +241,7 @@ async fn remove(
     State(state): State<AppState>,
     Path((id, name)): Path<(VolumeId, String)>,
 ) -> Result<JsonAnswer<DeletedView>, ApiError> {
-    reach(&auth, &state, id, Permission::FilesWrite).await?;
+    reach(&auth, &state, id, Permission::SnapshotsWrite).await?;
     state.volumes.remove_snapshot(id, name.clone()).await?;
     Ok(JsonAnswer(DeletedView { message: "Snapshot deleted", name }))
 }

@@ -1,4 +1,4 @@
-//! Tokens for others: issued, listed, revoked. Only the node's own token may.
+//! Tokens for others: issued, listed, shown, revoked. Only the node's own token may.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -7,25 +7,26 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
+use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::routes;
 
 use crate::access::TokenRequest;
 use crate::api::auth::Auth;
 use crate::api::error::ApiError;
-use crate::api::extract::{OptionalJson, Path};
+use crate::api::extract::{OptionalJson, Path, Query};
 use crate::api::openapi::Routes;
 use crate::api::openapi::refusals::refusals;
-use crate::api::openapi::schemas::Rfc3339;
+use crate::api::openapi::schemas::{IpAddress, Rfc3339};
 use crate::api::state::AppState;
 use crate::domain::access::{Permission, Scope, TokenId};
 use crate::domain::ids::ContainerId;
 use crate::domain::spec::Problem;
 use crate::domain::units::{Span, UnixSeconds};
-use crate::store::tokens::TokenRow;
+use crate::files::FileError;
+use crate::store::tokens::{TokenPage, TokenRow};
 
 pub(super) fn routes() -> Routes {
-    Routes::default().routes(routes!(issue, list)).routes(routes!(revoke))
+    Routes::default().routes(routes!(issue, list, revoke_many)).routes(routes!(show, revoke))
 }
 
 /// Long enough to open a socket and to come back after a break.
@@ -40,15 +41,24 @@ struct IssueBody {
     /// Good for exactly one request, or one socket.
     remove_on_use: bool,
     /// The only containers it is good for.
+    #[schema(value_type = Option<Vec<ContainerId>>, min_items = 1)]
     containers: Option<BTreeSet<ContainerId>>,
     /// The only things it is good for.
-    #[schema(value_type = Option<BTreeSet<Permission>>)]
+    #[schema(value_type = Option<Vec<Permission>>, min_items = 1)]
     permissions: Option<Vec<String>>,
 }
 
 impl IssueBody {
     fn read(self) -> Result<TokenRequest, ApiError> {
         let mut problems = Vec::new();
+        // A list that is there and empty would make a token for nothing.
+        let is_for_nothing = |list: Option<bool>| list == Some(true);
+        if is_for_nothing(self.containers.as_ref().map(BTreeSet::is_empty)) {
+            problems.push(Problem::new("containers", "must name one at least, or be left out"));
+        }
+        if is_for_nothing(self.permissions.as_ref().map(Vec::is_empty)) {
+            problems.push(Problem::new("permissions", "must name one at least, or be left out"));
+        }
         let names = self.permissions.as_ref().map(|names| names.iter().enumerate());
         let permissions = names.map(|names| {
             let known = names.filter_map(|(index, name)| {
@@ -83,11 +93,15 @@ struct IssuedView {
     expires_at: String,
 }
 
+refusals!(IssueRefusals: ; 409: "too_many_tokens");
+
 /// Issues a token. Only the node's own token may.
+///
+/// What is under way with it ends when it does. What is narrowed to containers ends with them.
 #[utoipa::path(
     post, path = "/auth/tokens", tag = "tokens",
     request_body = Option<IssueBody>,
-    responses((status = 201, description = "The token", body = IssuedView)),
+    responses((status = 201, description = "The token", body = IssuedView), IssueRefusals),
 )]
 async fn issue(
     auth: Auth,
@@ -95,7 +109,7 @@ async fn issue(
     OptionalJson(body): OptionalJson<IssueBody>,
 ) -> Result<(StatusCode, Json<IssuedView>), ApiError> {
     auth.require(Permission::Tokens)?;
-    let issued = state.access.issue(body.read()?).await?;
+    let issued = state.access.issue(body.read()?, auth.principal(), auth.client()).await?;
     let view = IssuedView {
         id: issued.id,
         token: issued.token.expose().to_owned(),
@@ -104,10 +118,27 @@ async fn issue(
     Ok((StatusCode::CREATED, Json(view)))
 }
 
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+struct ListQuery {
+    /// Only tokens whose scope names this container.
+    container: Option<ContainerId>,
+    /// So many at most; 1000 if it is left out.
+    #[param(minimum = 1, maximum = 1000)]
+    limit: Option<usize>,
+    /// The `next_cursor` of the page before.
+    cursor: Option<String>,
+}
+
+const LIST_MAX: usize = 1000;
+
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = TokenList)]
 struct ListView {
     tokens: Vec<TokenView>,
+    /// Give it as `cursor` for what follows; `null` at the end.
+    #[schema(required)]
+    next_cursor: Option<String>,
 }
 
 /// An issued token, without the token.
@@ -129,8 +160,17 @@ struct TokenView {
     created_at: String,
     #[schema(value_type = Rfc3339)]
     expires_at: String,
+    /// Whose token asked for it: `node` for the node's own.
+    #[schema(example = "node")]
+    issued_by: String,
+    /// The address that asked for it; `null` where an earlier lightd did not keep it.
+    #[schema(required, value_type = Option<IpAddress>)]
+    issued_from: Option<String>,
+    /// To the minute. One for a single use is used up once this is there.
     #[schema(required, value_type = Option<Rfc3339>)]
     last_used_at: Option<String>,
+    #[schema(required, value_type = Option<IpAddress>)]
+    last_used_from: Option<String>,
 }
 
 impl From<TokenRow> for TokenView {
@@ -143,20 +183,65 @@ impl From<TokenRow> for TokenView {
             remove_on_use: row.remove_on_use,
             created_at: rfc3339(row.created_at),
             expires_at: rfc3339(row.expires_at),
+            issued_by: row.issued_by,
+            issued_from: row.issued_from.map(|from| from.to_string()),
             last_used_at: row.last_used_at.map(rfc3339),
+            last_used_from: row.last_used_from.map(|from| from.to_string()),
         }
     }
 }
 
-/// Lists the issued tokens, without themselves.
+refusals!(ListRefusals: ; 400: "invalid_cursor");
+
+/// Lists the issued tokens, without themselves, the oldest first.
 #[utoipa::path(
     get, path = "/auth/tokens", tag = "tokens",
-    responses((status = 200, description = "All of them", body = ListView)),
+    params(ListQuery),
+    responses((status = 200, description = "A page of them", body = ListView), ListRefusals),
 )]
-async fn list(auth: Auth, State(state): State<AppState>) -> Result<Json<ListView>, ApiError> {
+async fn list(
+    auth: Auth,
+    State(state): State<AppState>,
+    Query(query): Query<ListQuery>,
+) -> Result<Json<ListView>, ApiError> {
     auth.require(Permission::Tokens)?;
-    let rows = state.access.list().await?;
-    Ok(Json(ListView { tokens: rows.into_iter().map(TokenView::from).collect() }))
+    let limit = query.limit.unwrap_or(LIST_MAX);
+    if !(1..=LIST_MAX).contains(&limit) {
+        return Err(ApiError::field("?limit", format!("must be between 1 and {LIST_MAX}")));
+    }
+    let after = query.cursor.as_deref().map(read_cursor).transpose()?;
+    // One more than asked for says that there is another page.
+    let page = TokenPage { container: query.container, after, limit: limit + 1 };
+    let mut rows = state.access.list(page).await?;
+    let is_more = rows.len() > limit;
+    rows.truncate(limit);
+    let last = rows.last().filter(|_| is_more);
+    let next_cursor = last.map(|row| format!("{}-{}", row.created_at.0, row.id));
+    Ok(Json(ListView { tokens: rows.into_iter().map(TokenView::from).collect(), next_cursor }))
+}
+
+fn read_cursor(text: &str) -> Result<(UnixSeconds, TokenId), FileError> {
+    let parts = text.split_once('-').and_then(|(created_at, id)| {
+        Some((UnixSeconds(created_at.parse().ok()?), TokenId::parse(id)?))
+    });
+    parts.ok_or(FileError::InvalidCursor)
+}
+
+refusals!(TokenRefusals: ; 404: "not_found");
+
+/// Shows an issued token, without itself.
+#[utoipa::path(
+    get, path = "/auth/tokens/{id}", tag = "tokens",
+    params(("id" = TokenId, Path)),
+    responses((status = 200, description = "It", body = TokenView), TokenRefusals),
+)]
+async fn show(
+    auth: Auth,
+    State(state): State<AppState>,
+    Path(id): Path<TokenId>,
+) -> Result<Json<TokenView>, ApiError> {
+    auth.require(Permission::Tokens)?;
+    Ok(Json(state.access.show(id).await?.into()))
 }
 
 #[derive(Debug, Serialize, ToSchema)]
@@ -167,13 +252,11 @@ struct RevokedView {
     id: TokenId,
 }
 
-refusals!(RevokeRefusals: ; 404: "not_found");
-
-/// Revokes a token. Its sockets end at once.
+/// Revokes a token. What is under way with it ends at once.
 #[utoipa::path(
     delete, path = "/auth/tokens/{id}", tag = "tokens",
     params(("id" = TokenId, Path)),
-    responses((status = 200, description = "It is good no more", body = RevokedView), RevokeRefusals),
+    responses((status = 200, description = "It is good no more", body = RevokedView), TokenRefusals),
 )]
 async fn revoke(
     auth: Auth,
@@ -183,6 +266,48 @@ async fn revoke(
     auth.require(Permission::Tokens)?;
     state.access.revoke(id).await?;
     Ok(Json(RevokedView { message: "Token revoked", id }))
+}
+
+/// Exactly one of these: nobody shall revoke all tokens by leaving something out.
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+struct RevokeQuery {
+    /// Every token whose scope names this container.
+    container: Option<ContainerId>,
+    /// `true`: every token that was issued.
+    #[serde(default)]
+    all: bool,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = TokensRevoked)]
+struct RevokedManyView {
+    #[schema(example = "Tokens revoked")]
+    message: &'static str,
+    /// How many that were.
+    revoked: usize,
+}
+
+/// Revokes the tokens of a container, or all of them.
+///
+/// Exactly one of the parameters is needed. What is under way with any of them ends at once.
+#[utoipa::path(
+    delete, path = "/auth/tokens", tag = "tokens",
+    params(RevokeQuery),
+    responses((status = 200, description = "They are good no more", body = RevokedManyView)),
+)]
+async fn revoke_many(
+    auth: Auth,
+    State(state): State<AppState>,
+    Query(query): Query<RevokeQuery>,
+) -> Result<Json<RevokedManyView>, ApiError> {
+    auth.require(Permission::Tokens)?;
+    if query.container.is_some() == query.all {
+        let message = "either this or ?all=true is needed, and not both";
+        return Err(ApiError::field("?container", message));
+    }
+    let revoked = state.access.revoke_all(query.container).await?;
+    Ok(Json(RevokedManyView { message: "Tokens revoked", revoked }))
 }
 
 /// A moment that the calendar cannot write is past any date that means something.

@@ -388,7 +388,7 @@ struct ResizedView {
     quota: QuotaView,
 }
 
-refusals!(ResizeRefusals: VOLUME, STATE; 409: "below_use", "backend_fixed");
+refusals!(ResizeRefusals: VOLUME, STATE, IN_USE; 409: "below_use", "backend_fixed");
 
 /// Gives a volume another size.
 #[utoipa::path(

@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 
 use super::refusals::{self, CODES, Codes};
 use crate::api::idempotency::KEYED;
+use crate::api::permissions;
 
 /// How long calls may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +35,22 @@ pub(super) fn calls(document: &mut Value) -> impl Iterator<Item = (&str, &str, &
 /// Responses that calls share, by name.
 type Shared = Map<String, Value>;
 
+/// Makers of typed clients take a field with a default for one that has to be there, so none is said.
+fn drop_defaults(schema: &mut Value) {
+    let Value::Object(object) = schema else { return };
+    object.remove("default");
+    for (name, inner) in object.iter_mut() {
+        match (name.as_str(), inner) {
+            ("properties", Value::Object(fields)) => fields.values_mut().for_each(drop_defaults),
+            ("allOf" | "oneOf" | "anyOf", Value::Array(parts)) => {
+                parts.iter_mut().for_each(drop_defaults);
+            }
+            ("items" | "additionalProperties", inner) => drop_defaults(inner),
+            _ => {}
+        }
+    }
+}
+
 pub(super) fn finish(part: &mut Value, deadline: Deadline) {
     let mut shared = Shared::new();
     for (path, method, call) in calls(part) {
@@ -43,10 +60,14 @@ pub(super) fn finish(part: &mut Value, deadline: Deadline) {
             take_key(call);
         }
         read_parameters(call);
+        read_body(call);
+        name_permissions(call, method, path);
         let codes = codes_of(call, deadline, creates);
         shared.extend(tell_refusals(call, method, codes));
     }
     part["components"]["responses"] = shared.into();
+    let schemas = part["components"]["schemas"].as_object_mut();
+    schemas.into_iter().flat_map(Map::values_mut).for_each(drop_defaults);
 }
 
 /// Handlers are named in their file, calls in the document: `volumes_create`.
@@ -54,6 +75,15 @@ fn name(call: &mut Value) {
     let area = call["tags"][0].as_str().unwrap_or_default();
     let name = format!("{area}_{}", call["operationId"].as_str().unwrap_or_default());
     call["operationId"] = name.into();
+}
+
+/// What a token must allow for the call: one of these.
+fn name_permissions(call: &mut Value, method: &str, path: &str) {
+    let wanted = permissions::of_route(&method.to_ascii_uppercase(), path).unwrap_or_default();
+    let names: Vec<&str> = wanted.iter().filter_map(|permission| permission.name()).collect();
+    if !names.is_empty() {
+        call["x-permissions"] = names.into();
+    }
 }
 
 /// A parameter can be left out, but has no `null`.
@@ -75,12 +105,24 @@ fn read_parameters(call: &mut Value) {
     }
 }
 
+/// A body can be left out, but is no `null`.
+fn read_body(call: &mut Value) {
+    let Some(body) = call.pointer_mut("/requestBody/content/application~1json/schema") else {
+        return;
+    };
+    let Some(Value::Array(choices)) = body.get_mut("oneOf") else { return };
+    choices.retain(|choice| choice["type"] != "null");
+    if let [only] = choices.as_slice() {
+        *body = only.clone();
+    }
+}
+
 fn take_key(call: &mut Value) {
     let key = json!({
         "name": "Idempotency-Key", "in": "header", "required": false,
         "description": "Of the caller's choice. The same request with the same key is done once: for a day it is answered \
                         as it was the first time, with `Idempotent-Replayed: true`.",
-        "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]+$"},
+        "schema": {"type": "string", "minLength": 1, "maxLength": 255},
     });
     match call.get_mut("parameters").and_then(Value::as_array_mut) {
         Some(parameters) => parameters.push(key),
@@ -104,7 +146,7 @@ fn codes_of(call: &Value, deadline: Deadline, creates: bool) -> BTreeMap<u16, BT
             codes.entry(*status).or_default().extend(more.iter().map(|&code| code.to_owned()));
         }
     };
-    add(&[(403, &["origin"]), (500, &["internal"])]);
+    add(&[(403, &["origin", "address"]), (500, &["internal"])]);
     if wants(call, "token") {
         add(refusals::TOKEN);
         add(refusals::STORE);

@@ -43,8 +43,9 @@ const TAGS: &[(&str, &str)] = &[
     ("archives", "Archives in a volume, and folders as archives."),
     ("operations", "Work that goes on in the background."),
     ("network", "The pool of ports."),
+    ("firewall", "Who reaches containers' published ports, and how often."),
     ("billing", "What containers have used, and what it comes to."),
-    ("remote", "The configuration, and the link to the panel."),
+    ("remote", "The configuration, the link to the panel, and the whole node in one answer."),
 ];
 
 /// The document without calls.
@@ -76,7 +77,8 @@ fn security_schemes() -> Value {
             "type": "http", "scheme": "bearer",
             "description": format!(
                 "The node's own token (`lightd --token what`), or one that was issued. An issued one may be narrowed to \
-                 containers and to permissions: `{permissions}`; what it does not allow is 403 `scope`."
+                 containers and to permissions: `{permissions}`. A call wants any one of those that its `x-permissions` \
+                 names (none there, and a token wanted: only the node's own may); what is not allowed is 403 `scope`."
             ),
         },
         "vendor": {

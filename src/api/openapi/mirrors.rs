@@ -9,7 +9,8 @@ use utoipa::openapi::RefOr;
 use utoipa::openapi::schema::Schema;
 use utoipa::{PartialSchema, ToSchema};
 
-use super::schemas::{EndedBy, IpAddress, PanelState};
+use super::schemas::{EndedBy, IpAddress};
+use crate::domain::firewall::RateLimit;
 use crate::domain::ids::{RunId, VolumeId};
 use crate::domain::operation::{OperationId, OperationKind, OperationState, OperationView};
 use crate::domain::restart::RestartOnCrash;
@@ -46,6 +47,7 @@ mirrored!(
     HostPort = HostPortDouble as "HostPort",
     OperationView = OperationDouble as "Operation",
     RestartOnCrash = RestartDouble as "RestartOnCrash",
+    RateLimit = RateLimitDouble as "RateLimit",
 );
 
 /// What a container may use; `null` is the node's default, or no limit where the node has none.
@@ -126,9 +128,21 @@ struct PointDouble {
 struct HostPortDouble {
     #[schema(value_type = IpAddress)]
     ip: std::net::IpAddr,
-    #[schema(example = 25565)]
+    #[schema(maximum = 65_535, example = 25565)]
     port: u16,
     protocol: Protocol,
+}
+
+/// So many at once, and refilled evenly within so many seconds.
+#[derive(ToSchema)]
+#[serde(deny_unknown_fields)]
+#[expect(dead_code, reason = "only its description is used")]
+struct RateLimitDouble {
+    /// New connections; packets of UDP and ICMP.
+    #[schema(minimum = 1, maximum = 1_000_000, example = 100)]
+    requests: u32,
+    #[schema(minimum = 1, maximum = 86_400, example = 10)]
+    per_seconds: u32,
 }
 
 /// Work in the background, as it stands.
@@ -148,7 +162,7 @@ struct OperationDouble {
     /// Why it ended without being done.
     #[schema(required, example = json!(null))]
     error: Option<String>,
-    /// The same for programs, as in refusals.
+    /// The same for programs, as in refusals; and `fetch_failed`, `disturbed`, `snapshot_damaged` and `interrupted`.
     #[schema(required, example = json!(null))]
     code: Option<String>,
     /// What the work has made, where there is more to say than that it is done.
@@ -172,18 +186,20 @@ enum RestartDouble {
 /// How often a workload that crashes is started again, and how soon.
 #[derive(ToSchema)]
 #[schema(as = RestartRule)]
-#[serde(default, deny_unknown_fields)]
+#[serde(deny_unknown_fields)]
 #[expect(dead_code, reason = "only its description is used")]
 struct RestartRuleDouble {
-    /// Restarts within the window; a crash beyond them is the last.
-    #[schema(minimum = 1, maximum = 100, default = 5)]
+    /// Restarts within the window; a crash beyond them is the last. 5 if it is left out.
+    #[schema(required = false, minimum = 1, maximum = 100, example = 5)]
     max_restarts: u32,
-    #[schema(minimum = 1, maximum = 604_800, default = 600)]
+    /// 600 if it is left out.
+    #[schema(required = false, minimum = 1, maximum = 604_800, example = 600)]
     window_s: u32,
-    /// Before the first restart of a window; doubled with each further one.
-    #[schema(minimum = 0, maximum = 86_400, default = 1)]
+    /// Before the first restart of a window; doubled with each further one. 1 if it is left out.
+    #[schema(required = false, minimum = 0, maximum = 86_400, example = 1)]
     backoff_min_s: u32,
-    #[schema(minimum = 0, maximum = 86_400, default = 60)]
+    /// 60 if it is left out.
+    #[schema(required = false, minimum = 0, maximum = 86_400, example = 60)]
     backoff_max_s: u32,
 }
 
@@ -236,14 +252,7 @@ struct OomDouble {
     kernel: bool,
 }
 
-/// Whether the panel answers, and since when it is so.
-#[derive(ToSchema)]
-#[expect(dead_code, reason = "only its description is used")]
-pub(in crate::api) struct PanelStatus {
-    #[schema(value_type = PanelState)]
-    state: String,
-    since: UnixSeconds,
-    /// Why it is out of reach.
-    #[schema(required)]
-    error: Option<String>,
+#[cfg(test)]
+pub(super) fn restart_rule() -> Value {
+    serde_json::to_value(RestartRuleDouble::schema()).unwrap()
 }

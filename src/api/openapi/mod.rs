@@ -22,18 +22,22 @@
 //!    of its methods.
 //! 3. What it may refuse, above it: `refusals!(ResizeRefusals: VOLUME; 409: "below_use", "volume_in_use");`
 //!    names groups of [`refusals`] and codes of its own. Left to [`finish`]: 401, 403, 413 and 500; 503
-//!    `busy`, `stopping` and 507 of whatever wants a token; 400 of the address, the query and a JSON body; `timeout`; those of the
-//!    `Idempotency-Key`. A call that has none of its own needs no `refusals!`.
+//!    `busy` and `stopping` and 507 of whatever wants a token; 400 of the address, the query and a JSON
+//!    body; `timeout`; those of the `Idempotency-Key`. A call without codes of its own needs no `refusals!`.
 //! 4. Bodies derive `ToSchema` with a name of their own in the whole document: `#[schema(as = VolumeList)]`
-//!    on `ListView`. Queries derive `IntoParams` with `#[into_params(parameter_in = Query)]`. Doc comments become descriptions.
-//!    - In an answer, `Option` without `skip_serializing_if` is `#[schema(required)]`: it is there, as `null`.
+//!    on `ListView`. Queries derive `IntoParams` with `#[into_params(parameter_in = Query)]`. Doc comments
+//!    become descriptions.
+//!    - In an answer, an `Option` is `#[schema(required)]`: it is there, as `null`. One that is left out
+//!      instead (`skip_serializing_if`) is `#[schema(nullable = false)]`.
 //!    - In a request, `Option` of what must be there is `#[schema(required = true, value_type = String)]`;
-//!      limits that are checked are said: `#[schema(minimum = 1, maximum = 600)]`.
+//!      limits that are checked are said: `#[schema(minimum = 1, maximum = 600)]`, a port's `maximum = 65_535`.
 //!    - `&'static str` of a fixed set is an enum: `#[schema(value_type = ContainerState)]`, in [`schemas`].
 //!    - `IpAddr` is `#[schema(value_type = IpAddress)]`.
-//! 5. Types of other modules get their schema in [`schemas`], which keeps `domain` free of this.
+//! 5. Types of other modules get their schema in [`schemas`], structs that are served as they are in
+//!    [`mirrors`], which keeps `domain` free of this.
 //! 6. No token: `security(())`. A token, but not the vendor's header: `security(("token" = []))`.
-//! 7. `cargo run -- openapi > docs/openapi.json` afterwards; a test compares it.
+//! 7. `cargo run -- openapi > docs/openapi.json` afterwards; tests compare it, and hold every answer that
+//!    they get to it.
 
 mod docs;
 mod example;

@@ -16,7 +16,8 @@ pub(in crate::api) type Codes = &'static [(u16, &'static [&'static str])];
 pub(super) const CODES: &str = "x-codes";
 
 /// A token, and what it is for.
-pub(super) const TOKEN: Codes = &[(401, &["unauthorized"]), (403, &["scope"])];
+pub(super) const TOKEN: Codes =
+    &[(401, &["unauthorized"]), (403, &["scope"]), (429, &["too_many_attempts"])];
 /// The store, which every token is looked up in.
 pub(super) const STORE: Codes = &[(503, &["busy", "stopping"]), (507, &["insufficient_storage"])];
 pub(super) const JSON_BODY: Codes =
@@ -45,6 +46,20 @@ pub(in crate::api) const STATE: Codes = &[(
         "deleting",
     ],
 )];
+/// A volume whose containers have to be down: the code is the state of one that is not.
+pub(in crate::api) const IN_USE: Codes = &[(
+    409,
+    &[
+        "installing",
+        "starting",
+        "running",
+        "stopping",
+        "paused",
+        "rebinding",
+        "deleting",
+        "unknown",
+    ],
+)];
 /// The container engine.
 pub(in crate::api) const ENGINE: Codes =
     &[(400, &["engine_refused"]), (409, &["engine_conflict"]), (503, &["engine_unavailable"])];
@@ -55,14 +70,26 @@ pub(in crate::api) const WISH: Codes =
 pub(in crate::api) const WAIT: Codes =
     &[(409, &["start_failed", "install_failed", "rebind_failed", "superseded", "deleting"])];
 /// Ports and a volume, bound to a container.
-pub(in crate::api) const BINDING: Codes =
-    &[(409, &["port_in_use", "port_reserved", "no_free_port"])];
+pub(in crate::api) const BINDING: Codes = &[(
+    409,
+    &[
+        "port_in_use",
+        "port_reserved",
+        "port_quarantined",
+        "port_held_by_host",
+        "own_port",
+        "no_free_port",
+        "lease_ended",
+    ],
+)];
 /// A volume that is named, and whatever is done inside it.
 pub(in crate::api) const VOLUME: Codes = &[
     (404, &["not_found"]),
     (409, &["volume_busy"]),
     (503, &["busy", "volume_unavailable", "quota_backend_unusable"]),
 ];
+/// Changes of a container's firewall.
+pub(in crate::api) const FIREWALL: Codes = &[(503, &["busy", "firewall_unavailable"])];
 /// A path in a volume.
 pub(in crate::api) const PATH: Codes =
     &[(400, &["invalid_path", "not_a_file", "not_a_folder"]), (409, &["busy"])];

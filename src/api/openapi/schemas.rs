@@ -12,6 +12,7 @@ use utoipa::{PartialSchema, ToSchema};
 
 use crate::console::Mark;
 use crate::domain::access::{Permission, TokenId};
+use crate::domain::firewall::{RuleAction, RuleId, RuleProtocol};
 use crate::domain::ids::{ContainerId, RunId, VolumeId};
 use crate::domain::operation::{OperationId, OperationKind, OperationState};
 use crate::domain::path::RelPath;
@@ -178,6 +179,23 @@ schema!(Rfc3339, "DateTime", {
 pub(in crate::api) enum Mode {}
 schema!(Mode, "Mode", text("Permissions, in octal digits.", "^[0-7]{3,4}$", "0644"));
 
+schema!(RuleId, "FirewallRuleId", uuid("A firewall rule.", "7d2f0c5e-1b8a-4f43-9c67-2e1a0b9d8c7f"));
+schema!(
+    RuleProtocol,
+    "FirewallProtocol",
+    one_of(
+        "What a rule is about; `all`: TCP and UDP, and ICMP where the rule names no port.",
+        &["tcp", "udp", "icmp", "all"]
+    )
+);
+schema!(
+    RuleAction,
+    "FirewallAction",
+    one_of(
+        "What becomes of it. With a rate limit `accept` drops what is above it; `drop` and `reject` are only for what is above it.",
+        &["accept", "drop", "reject"]
+    )
+);
 schema!(Protocol, "Protocol", one_of("Of the transport layer.", &["tcp", "udp"]));
 schema!(Permission, "Permission", one_of("What a token may allow.", Permission::NAMES));
 schema!(
@@ -274,4 +292,10 @@ names!(
     "PanelState",
     "Whether the panel answers.",
     &["disabled", "unknown", "reachable", "unreachable"]
+);
+names!(
+    ImportOutcome,
+    "ImportOutcome",
+    "`added` to the pool and marked, `marked` there, or `known`: kept from others already.",
+    &["added", "marked", "known"]
 );

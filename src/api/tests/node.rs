@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
+use axum::extract::ConnectInfo;
 use axum::http::{Request, Response, StatusCode, header};
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
@@ -18,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
 use crate::access::{Access, AccessSettings};
-use crate::api::{AppState, Idempotency, Services, Sockets};
+use crate::api::{AppState, Idempotency, Services, Sockets, SyncState};
 use crate::config::live::Live;
 use crate::config::source::{Overrides, Source};
 use crate::console::ConsoleOptions;
@@ -31,30 +32,31 @@ use crate::fetch::Fetcher;
 use crate::files::archive::ArchiveLimits;
 use crate::files::operation::Operations;
 use crate::files::{Files, FilesOptions, Owner};
-use crate::network::isolation::{Exceptions, Firewall, Isolation, IsolationOptions};
-use crate::network::pool::PortPool;
+use crate::network::firewall::Firewall;
+use crate::network::isolation::{self, Exceptions, Isolation, IsolationOptions};
+use crate::network::pool::{PortPolicy, PortPool};
 use crate::panel::Panel;
 use crate::store::Store;
 use crate::store::volumes::VolumeRow;
 use crate::supervisor::{Metering, Registry, Services as SupervisorServices, Settings, StartPace};
-use crate::util::secret::{Sealer, SecretDigest};
+use crate::util::secret::Sealer;
 use crate::volumes::{OnExceeded, VolumeSettings, Volumes};
 
-pub(super) const TOKEN: &str = "lightd_0123456789abcdef";
-pub(super) const VENDOR: &str = "Application/vnd.pkglatv1+json";
+pub(in crate::api) const TOKEN: &str = "lightd_0123456789abcdef";
+pub(in crate::api) const VENDOR: &str = "Application/vnd.pkglatv1+json";
 
-pub(super) struct Node {
-    pub(super) state: AppState,
-    pub(super) signals: broadcast::Sender<crate::domain::event::Signal>,
-    pub(super) volume: VolumeId,
-    pub(super) access_settings: watch::Sender<AccessSettings>,
+pub(in crate::api) struct Node {
+    pub(in crate::api) state: AppState,
+    pub(in crate::api) signals: broadcast::Sender<crate::domain::event::Signal>,
+    pub(in crate::api) volume: VolumeId,
+    pub(in crate::api) access_settings: watch::Sender<AccessSettings>,
     router: Router,
     servers: JoinSet<()>,
     _folder: TempDir,
 }
 
 impl Node {
-    pub(super) async fn new() -> Self {
+    pub(in crate::api) async fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(&folder.path().join("lightd.db")).unwrap();
         let volume = VolumeId::random();
@@ -66,16 +68,13 @@ impl Node {
             created_at: UnixSeconds::now(),
         };
         store.write("test", move |tx| tx.insert_volume(&row)).await.unwrap();
-        let (access_settings, settings) = watch::channel(AccessSettings {
-            enabled: true,
-            node_token: SecretDigest::of(TOKEN),
-            allowed_origins: Vec::new(),
-        });
+        let (access_settings, settings) = watch::channel(AccessSettings::for_tests(TOKEN));
         let stop = CancellationToken::new();
         let supervisor = supervisor(folder.path(), &store, &stop);
         let state = AppState::new(Services {
             access: Access::new(store.clone(), settings),
-            ports: PortPool::new(store.clone()),
+            ports: PortPool::new(store.clone(), watch::channel(no_policy()).1),
+            firewall: supervisor.services().firewall.clone(),
             files: supervisor.services().files.clone(),
             volumes: Volumes::new(
                 store.clone(),
@@ -96,6 +95,7 @@ impl Node {
             sockets: Sockets::default(),
             fetcher: Fetcher::default(),
             idempotency: Idempotency::default(),
+            sync: SyncState::default(),
             began: Instant::now(),
             stop,
             supervisor,
@@ -113,16 +113,32 @@ impl Node {
         }
     }
 
-    pub(super) async fn send(&self, request: Request<Body>) -> Response<Body> {
+    pub(in crate::api) async fn send(&self, request: Request<Body>) -> Response<Body> {
+        self.send_from("127.0.0.1:9", request).await
+    }
+
+    /// As from a connection of this address.
+    pub(in crate::api) async fn send_from(
+        &self,
+        peer: &str,
+        mut request: Request<Body>,
+    ) -> Response<Body> {
+        let peer: SocketAddr = peer.parse().unwrap();
+        request.extensions_mut().insert(ConnectInfo(peer));
         self.router.clone().oneshot(request).await.unwrap()
     }
 
     /// Asks as the node itself.
-    pub(super) async fn ask(&self, method: &str, uri: &str, body: Value) -> (StatusCode, Value) {
+    pub(in crate::api) async fn ask(
+        &self,
+        method: &str,
+        uri: &str,
+        body: Value,
+    ) -> (StatusCode, Value) {
         self.ask_as(TOKEN, method, uri, body).await
     }
 
-    pub(super) async fn ask_as(
+    pub(in crate::api) async fn ask_as(
         &self,
         token: &str,
         method: &str,
@@ -141,7 +157,7 @@ impl Node {
     }
 
     /// Makes a container, which waits for an engine to be installed.
-    pub(super) async fn container(&self, id: &str) -> ContainerId {
+    pub(in crate::api) async fn container(&self, id: &str) -> ContainerId {
         let body = json!({
             "internal_id": id, "image": "debian:12", "volume_id": self.volume,
             "startup_command": "true",
@@ -152,16 +168,16 @@ impl Node {
     }
 
     /// Serves on a socket of this host.
-    pub(super) async fn listen(&mut self) -> SocketAddr {
+    pub(in crate::api) async fn listen(&mut self) -> SocketAddr {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let router = self.router.clone();
-        self.servers.spawn(async move { axum::serve(listener, router).await.unwrap() });
+        let service = self.router.clone().into_make_service_with_connect_info::<SocketAddr>();
+        self.servers.spawn(async move { axum::serve(listener, service).await.unwrap() });
         address
     }
 }
 
-pub(super) async fn answer(response: Response<Body>) -> (StatusCode, Value) {
+pub(in crate::api) async fn answer(response: Response<Body>) -> (StatusCode, Value) {
     let status = response.status();
     let body = response.into_body().collect().await.unwrap().to_bytes();
     let value = serde_json::from_slice(&body);
@@ -176,7 +192,7 @@ fn supervisor(folder: &Path, store: &Store, stop: &CancellationToken) -> Arc<Reg
         bridge: "lightd9".to_owned(),
         subnets: "10.99.0.0/16".parse().unwrap(),
         exceptions: Exceptions::default(),
-        firewall: Firewall::Off,
+        firewall: isolation::Firewall::Off,
     };
     let files = FilesOptions {
         volumes_path: folder.join("volumes"),
@@ -184,7 +200,9 @@ fn supervisor(folder: &Path, store: &Store, stop: &CancellationToken) -> Arc<Reg
         fsync: true,
         limits: ArchiveLimits::default(),
     };
+    let off = isolation::Firewall::Off;
     Registry::new(Arc::new(SupervisorServices {
+        firewall: Firewall::new(store.clone(), engine.clone(), "lightd9", off),
         isolation: Isolation::new(engine.clone(), isolation),
         engine,
         store: store.clone(),
@@ -203,10 +221,15 @@ fn supervisor(folder: &Path, store: &Store, stop: &CancellationToken) -> Arc<Reg
     }))
 }
 
+fn no_policy() -> PortPolicy {
+    PortPolicy { own: Arc::new([]), quarantine: Duration::ZERO }
+}
+
 fn settings() -> Settings {
     Settings {
         user: Owner { uid: 1000, gid: 1000 },
         network: "lightd9".to_owned(),
+        ports: no_policy(),
         time_zone: "UTC".to_owned(),
         default_pids: 64,
         log: LogCap { max_size_bytes: 1 << 20, max_files: 1 },

@@ -14,9 +14,25 @@ const PROTECTED: &[(&str, &str)] = &[
     ("GET", "/network/ports/random"),
     ("POST", "/network/ports/bulk-delete"),
     ("POST", "/network/ports/allocate"),
+    ("POST", "/network/ports/import"),
+    ("GET", "/network/leases"),
+    ("GET", "/network/leases/0190c6a0-0000-7000-8000-000000000000"),
+    ("DELETE", "/network/leases/0190c6a0-0000-7000-8000-000000000000"),
+    ("POST", "/network/leases/0190c6a0-0000-7000-8000-000000000000/renew"),
     ("GET", "/network/ports/0.0.0.0/1"),
     ("DELETE", "/network/ports/0.0.0.0/1"),
     ("PUT", "/network/ports/0.0.0.0/1/use"),
+    ("POST", "/firewall/rules"),
+    ("GET", "/firewall/rules/0190c6a0-0000-4000-8000-000000000000"),
+    ("DELETE", "/firewall/rules/0190c6a0-0000-4000-8000-000000000000"),
+    ("PUT", "/firewall/rules/0190c6a0-0000-4000-8000-000000000000/toggle"),
+    ("GET", "/firewall/rules/container/a"),
+    ("POST", "/firewall/ddos/a"),
+    ("GET", "/firewall/ddos/a"),
+    ("POST", "/firewall/networks/a"),
+    ("GET", "/firewall/networks/a"),
+    ("DELETE", "/firewall/networks/a"),
+    ("DELETE", "/firewall/cleanup/a"),
     ("POST", "/containers"),
     ("GET", "/containers"),
     ("GET", "/containers/a"),
@@ -77,12 +93,17 @@ const PROTECTED: &[(&str, &str)] = &[
     ("POST", "/remote/config/reload"),
     ("GET", "/remote/status"),
     ("GET", "/remote/outbox"),
+    ("DELETE", "/remote/outbox"),
+    ("POST", "/remote/outbox/retry"),
+    ("GET", "/remote/outbox/1"),
+    ("DELETE", "/remote/outbox/1"),
     ("POST", "/remote/outbox/1/retry"),
     ("GET", "/billing/rates"),
     ("POST", "/billing/estimate"),
     ("POST", "/billing/estimate/volume"),
     ("GET", "/billing/containers"),
     ("GET", "/billing/usage/a/hourly"),
+    ("GET", "/sync/snapshot"),
 ];
 
 fn request(method: &str, uri: &str, headers: &[(header::HeaderName, &str)]) -> Request<Body> {
@@ -454,7 +475,8 @@ async fn a_panic_is_an_answer_that_tells_nothing() {
     let routes = axum::Router::new()
         .route("/boom", axum::routing::get(async || -> &'static str { panic!("secret detail") }));
     let routes = crate::api::with_layers(routes, &node.state).with_state(node.state.clone());
-    let request = Request::builder().uri("/boom").body(Body::empty()).unwrap();
+    let peer = axum::extract::ConnectInfo(std::net::SocketAddr::from(([127, 0, 0, 1], 9)));
+    let request = Request::builder().uri("/boom").extension(peer).body(Body::empty()).unwrap();
     let response = tower::ServiceExt::oneshot(routes, request).await.unwrap();
     assert!(response.headers().contains_key(crate::api::layers::REQUEST_ID));
     let (status, body) = answer(response).await;

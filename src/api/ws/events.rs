@@ -36,7 +36,7 @@ use crate::domain::lifecycle::{Denied, Phase};
 /// Proxies cut what is silent; some after half a minute.
 const HEARTBEAT: Duration = Duration::from_secs(15);
 /// How soon a browser comes back.
-const RETRY: &str = "retry: 1000\n\n";
+const RETRY_MS: u32 = 1000;
 const LAST_EVENT_ID: &str = "last-event-id";
 
 refusals!(StreamRefusals: CONTAINER; 400: "invalid"; 409: "suspended"; 429: "too_many_sockets");
@@ -117,7 +117,8 @@ impl Events {
     /// The next bytes, and whether more will follow.
     async fn next(&mut self) -> (Bytes, bool) {
         if !std::mem::replace(&mut self.began, true) {
-            return (Bytes::from_static(RETRY.as_bytes()), true);
+            // No event, but a browser keeps the id: cut off before the first line, it comes back to here.
+            return (beginning(self.feed.mark()), true);
         }
         let frame = tokio::select! {
             // First what ends the stream: it may have waited for a slow reader.
@@ -135,6 +136,11 @@ impl Events {
             }
         }
     }
+}
+
+fn beginning(mark: Option<Mark>) -> Bytes {
+    let id = mark.map(|mark| format!("id: {mark}\n")).unwrap_or_default();
+    format!("retry: {RETRY_MS}\n{id}\n").into()
 }
 
 /// JSON has no line feeds outside of strings and writes those in strings as `\n`, so one `data` line it is.

@@ -14,6 +14,7 @@ use tokio::sync::{broadcast, watch};
 use super::frame::{Outbound, Subscription};
 use super::wire::End;
 use crate::api::auth::Auth;
+use crate::api::native::operations;
 use crate::api::state::AppState;
 use crate::console::{Cursor, Delivery, Mark, Start};
 use crate::domain::access::Permission;
@@ -35,6 +36,7 @@ pub(super) struct Frame {
 pub(super) struct Feed {
     state: AppState,
     handle: ContainerHandle,
+    auth: Auth,
     wants: Subscription,
     /// The last state that was sent, so that the one on connect is not told twice.
     told: Option<(StateName, RunId)>,
@@ -113,7 +115,8 @@ impl Feed {
             stats: wants.stats.then(|| handle.watch_stats()),
         };
         let (ready, end) = (VecDeque::new(), None);
-        let mut feed = Self { state, handle, wants, told: None, ready, end, sources };
+        let auth = auth.clone();
+        let mut feed = Self { state, handle, auth, wants, told: None, ready, end, sources };
         feed.greet();
         feed
     }
@@ -129,11 +132,17 @@ impl Feed {
 
     /// Goes on for another caller, who may see less, or more from now on.
     pub(super) fn renew(&mut self, auth: &Auth) {
+        self.auth = auth.clone();
         let reads_console =
             self.wants.console && auth.may(Permission::ConsoleRead, self.handle.id());
         let console = self.sources.console.take().filter(|_| reads_console);
         let from_now = || reads_console.then(|| self.handle.console().cursor(Start::Now));
         self.sources.console = console.or_else(from_now);
+    }
+
+    /// Where the reader is in the console, before it has got anything.
+    pub(super) fn mark(&self) -> Option<Mark> {
+        self.sources.console.as_ref().map(Cursor::mark)
     }
 
     /// The next frame, or why there will be none.
@@ -210,7 +219,9 @@ impl Feed {
     }
 
     fn take_operation(&mut self, seen: &OperationView) {
-        if self.wants.operation && seen.volume == self.handle.snapshot().spec.volume_id {
+        let is_here = seen.volume == self.handle.snapshot().spec.volume_id;
+        let may_see = || self.auth.may(operations::may_see(seen.kind), self.handle.id());
+        if self.wants.operation && is_here && may_see() {
             self.send(&Outbound::Operation(seen));
         }
     }

@@ -12,6 +12,7 @@ use crate::domain::event::StateEvent;
 use crate::domain::lifecycle::LastExit;
 use crate::domain::stats::Sample;
 use crate::files::operation::OperationView;
+use crate::util::serde_words::without_text;
 
 const REQUEST_ID_MAX_BYTES: usize = 128;
 
@@ -24,20 +25,26 @@ pub(super) enum Outbound<'a> {
         #[schema(value_type = StateSignal)]
         data: &'a str,
         #[serde(skip_serializing_if = "Option::is_none")]
+        #[schema(nullable = false)]
         exit_code: Option<i64>,
         #[serde(skip_serializing_if = "Option::is_none")]
+        #[schema(nullable = false)]
         oom_killed: Option<bool>,
         #[serde(skip_serializing_if = "Option::is_none")]
+        #[schema(nullable = false)]
         signal: Option<&'static str>,
         #[serde(skip_serializing_if = "Option::is_none")]
-        #[schema(value_type = Option<EndedBy>)]
+        #[schema(nullable = false, value_type = Option<EndedBy>)]
         ended_by: Option<&'static str>,
         /// Why it was not left to run.
         #[serde(skip_serializing_if = "Option::is_none")]
+        #[schema(nullable = false)]
         reason: Option<&'a str>,
         #[serde(skip_serializing_if = "Option::is_none")]
+        #[schema(nullable = false)]
         uptime_s: Option<u64>,
         #[serde(skip_serializing_if = "Option::is_none")]
+        #[schema(nullable = false)]
         ready_after_ms: Option<u64>,
     },
     /// What the container uses.
@@ -50,6 +57,7 @@ pub(super) enum Outbound<'a> {
         /// The number of the last line in `data`; 0 if there is none.
         seq: u64,
         #[serde(skip_serializing_if = "Option::is_none")]
+        #[schema(nullable = false)]
         id: Option<&'a RequestId>,
     },
     /// Work in the container's volume.
@@ -61,6 +69,7 @@ pub(super) enum Outbound<'a> {
         data: &'a str,
         code: &'static str,
         #[serde(skip_serializing_if = "Option::is_none")]
+        #[schema(nullable = false)]
         id: Option<&'a RequestId>,
     },
 }
@@ -176,7 +185,18 @@ pub(super) fn request_id(text: &str) -> Option<RequestId> {
         id: Option<RequestId>,
     }
     let named: Named = serde_json::from_str(text).ok()?;
-    named.id.filter(|id| !matches!(id, RequestId::Text(text) if text.len() > REQUEST_ID_MAX_BYTES))
+    named.id.filter(is_answerable)
+}
+
+fn is_answerable(id: &RequestId) -> bool {
+    !matches!(id, RequestId::Text(text) if text.len() > REQUEST_ID_MAX_BYTES)
+}
+
+/// Whether what stands as a frame's id, if anything does, is one. Nothing is done for a frame whose answer
+/// could not name it: whoever waits for that would ask again.
+fn is_id(id: Option<&serde_json::Value>) -> bool {
+    let id = id.map(Option::<RequestId>::deserialize);
+    id.is_none_or(|id| id.is_ok_and(|id| id.as_ref().is_none_or(is_answerable)))
 }
 
 /// Why a frame is no [`Inbound`].
@@ -190,7 +210,17 @@ impl Inbound {
     pub(super) fn parse(text: &str) -> Result<Self, BadFrame> {
         let bad = |code, message: String| BadFrame { code, message };
         let frame: serde_json::Map<String, serde_json::Value> = serde_json::from_str(text)
-            .map_err(|error| bad("invalid_json", format!("a frame is one JSON object: {error}")))?;
+            .map_err(|error| {
+                bad("invalid_json", {
+                    format!("a frame is one JSON object: {}", without_text(&error.to_string()))
+                })
+            })?;
+        if !is_id(frame.get("id")) {
+            let what = format!(
+                "id: must be a whole number, or a text of up to {REQUEST_ID_MAX_BYTES} bytes"
+            );
+            return Err(bad("invalid", what));
+        }
         let event = frame.get("event").and_then(|event| event.as_str()).unwrap_or_default();
         let known: fn(serde_json::Value) -> Result<Self, serde_json::Error> = match event {
             "send_command" => |frame| serde_json::from_value(frame).map(SendCommand::into),
@@ -203,7 +233,8 @@ impl Inbound {
             }
         };
         let event = event.to_owned();
-        known(frame.into()).map_err(|error| bad("invalid", format!("{event}: {error}")))
+        let told = |error: serde_json::Error| without_text(&error.to_string());
+        known(frame.into()).map_err(|error| bad("invalid", format!("{event}: {}", told(error))))
     }
 }
 
@@ -360,6 +391,12 @@ mod tests {
         assert_eq!(code("{}"), "unknown_event");
         assert_eq!(code(r#"{"event":"reboot"}"#), "unknown_event");
         assert_eq!(code(r#"{"event":"send_command"}"#), "invalid");
+        for id in [json!("x".repeat(129)), json!({}), json!(1.5), json!([])] {
+            let frame = json!({"event": "send_command", "command": "a", "id": id}).to_string();
+            let refused = Inbound::parse(&frame).map_err(|bad| bad.code);
+            assert_eq!(refused.err(), Some("invalid"), "{frame}");
+        }
+        assert!(Inbound::parse(r#"{"event":"send_command","command":"a","id":null}"#).is_ok());
         assert_eq!(code(r#"{"event":"power","action":"explode"}"#), "invalid");
     }
 

@@ -15,6 +15,7 @@ use crate::api::error::ApiError;
 use crate::api::state::AppState;
 use crate::console::Query;
 use crate::domain::access::Permission;
+use crate::domain::client::ClientAddress;
 use crate::domain::lifecycle::Command;
 use crate::supervisor::{ContainerHandle, Request};
 
@@ -27,8 +28,8 @@ pub(super) type Work = Pin<Box<dyn Future<Output = Reply> + Send>>;
 pub(super) enum Reply {
     Done,
     Frame(Utf8Bytes),
-    /// The socket goes on with this.
-    Renewed(Box<StayingAuth>),
+    /// The socket goes on with this, and whoever asked for it waits to hear so.
+    Renewed(Box<StayingAuth>, Option<RequestId>),
 }
 
 /// The request as work to do; one that is not permitted is a refusal already.
@@ -48,15 +49,17 @@ pub(super) fn work(
     if needed.is_some_and(|permission| !auth.may(permission, handle.id())) {
         return Box::pin(std::future::ready(refused(&ApiError::scope(), id.as_ref())));
     }
+    let client = auth.client();
     Box::pin(async move {
         let done = match request {
             Inbound::SendCommand { command } => send_command(&handle, command).await,
             Inbound::Power { action } => power(&handle, action).await,
             Inbound::RequestLogs { lines, since } => logs(&handle, lines, since, id.as_ref()).await,
-            Inbound::Auth { token } => renew(&state, &handle, &token).await,
+            Inbound::Auth { token } => renew(&state, &handle, &token, client).await,
         };
         match (done, id) {
             (Ok(Reply::Done), Some(id)) => Reply::Frame(Outbound::Done { id: &id }.text()),
+            (Ok(Reply::Renewed(renewed, _)), id) => Reply::Renewed(renewed, id),
             (Ok(reply), _) => reply,
             (Err(error), id) => refused(&error, id.as_ref()),
         }
@@ -95,13 +98,18 @@ async fn logs(
 }
 
 /// Carries on with another token, if it is good for this container.
-async fn renew(state: &AppState, handle: &ContainerHandle, token: &str) -> Result<Reply, ApiError> {
-    let renewed = StayingAuth::check(state, Some(token)).await?;
+async fn renew(
+    state: &AppState,
+    handle: &ContainerHandle,
+    token: &str,
+    client: ClientAddress,
+) -> Result<Reply, ApiError> {
+    let renewed = StayingAuth::check(state, Some(token), client).await?;
     let sees = [Permission::ContainersRead, Permission::ConsoleRead];
     if !sees.into_iter().any(|permission| renewed.auth.may(permission, handle.id())) {
         return Err(ApiError::scope());
     }
-    Ok(Reply::Renewed(Box::new(renewed)))
+    Ok(Reply::Renewed(Box::new(renewed), None))
 }
 
 fn refused(error: &ApiError, id: Option<&RequestId>) -> Reply {

@@ -77,11 +77,15 @@ impl Session {
                 reply = finish(&mut work) => Step::Reply(reply),
                 frame = socket.recv(), if work.is_none() => Step::In(frame),
             };
-            if let Step::Reply(Reply::Renewed(renewed)) = step {
-                StayingAuth { auth: self.auth, grant } = *renewed;
-                feed.renew(&self.auth);
-                continue;
-            }
+            let step = match step {
+                Step::Reply(Reply::Renewed(renewed, id)) => {
+                    StayingAuth { auth: self.auth, grant } = *renewed;
+                    feed.renew(&self.auth);
+                    let Some(id) = id else { continue };
+                    Step::Reply(Reply::Frame(Outbound::Done { id: &id }.text()))
+                }
+                step => step,
+            };
             // A write may wait for a slow reader; what ends the socket does not.
             let taken = tokio::select! {
                 () = stop.cancelled() => return End::Stopping,
@@ -102,7 +106,7 @@ impl Session {
             Step::In(frame) => return self.take_frame(socket, frame).await,
             Step::Out(frame) => wire::send(socket, Message::Text(frame?.text)).await?,
             Step::Reply(Reply::Frame(text)) => wire::send(socket, Message::Text(text)).await?,
-            Step::Reply(Reply::Done | Reply::Renewed(_)) => {}
+            Step::Reply(Reply::Done | Reply::Renewed(..)) => {}
             Step::Ping => {
                 if self.heard_at.elapsed() > LIFE_SIGN_WITHIN {
                     return Err(End::Silent);

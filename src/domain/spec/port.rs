@@ -36,6 +36,19 @@ pub(crate) struct HostPort {
     pub(crate) protocol: Protocol,
 }
 
+impl HostPort {
+    /// Whether sockets on both would meet: `0.0.0.0` covers every IPv4 address, and `::` every address of
+    /// both families, because a socket on it takes IPv4 too unless told otherwise.
+    pub(crate) fn meets(self, other: Self) -> bool {
+        let covers = |wide: IpAddr, other: IpAddr| match wide {
+            IpAddr::V4(wide) => wide.is_unspecified() && other.is_ipv4(),
+            IpAddr::V6(wide) => wide.is_unspecified(),
+        };
+        (self.port, self.protocol) == (other.port, other.protocol)
+            && (self.ip == other.ip || covers(self.ip, other.ip) || covers(other.ip, self.ip))
+    }
+}
+
 /// A pool port published into a container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(crate) struct PortBinding {

@@ -1,11 +1,11 @@
 //! A door in front of the engine's socket that can be shut: what goes through it is cut, and nothing
 //! new gets in, as if the engine had ended. It can also keep those waiting who want to attach or to see a
-//! list, lose the answer to a start, and refuse logs.
+//! list, lose the answer to a start, refuse logs, and hold one kind of request, or the answers to it.
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -35,6 +35,19 @@ struct Rules {
     loses_a_start: bool,
     /// How many more.
     refuses_logs: usize,
+    held: Option<Held>,
+    /// How many of these are held.
+    holding: usize,
+}
+
+/// Requests that do not get through, or whose answers do not come back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Held {
+    pub(crate) method: &'static str,
+    /// A part of the first line.
+    pub(crate) path_has: &'static str,
+    /// The engine does what is asked, and nobody learns of it.
+    pub(crate) is_done: bool,
 }
 
 impl Door {
@@ -112,6 +125,19 @@ impl Door {
         self.come_to("nothing is started", |rules| !rules.loses_a_start).await;
     }
 
+    /// Holds these from now on, and lets those through that were held before.
+    pub(crate) fn hold(&self, held: Option<Held>) {
+        self.rules.send_modify(|rules| {
+            rules.held = held;
+            rules.holding = 0;
+        });
+    }
+
+    /// Until one of them is held.
+    pub(crate) async fn holds_one(&self) {
+        self.come_to("nobody asks for what is held", |rules| rules.holding > 0).await;
+    }
+
     async fn come_to(&self, else_: &str, is_so: impl FnMut(&Rules) -> bool) {
         let mut rules = self.rules.subscribe();
         let come = tokio::time::timeout(SOON, rules.wait_for(is_so)).await;
@@ -148,7 +174,7 @@ async fn carry_both_ways(mut client: UnixStream, rules: &watch::Sender<Rules>) -
     let mut engine = UnixStream::connect(ENGINE).await?;
     let (from_client, to_client) = client.split();
     let (from_engine, to_engine) = engine.split();
-    let passage = Passage { rules, is_start: AtomicBool::new(false) };
+    let passage = Passage { rules, is_start: AtomicBool::new(false), asked: Mutex::default() };
     tokio::try_join!(
         passage.carry(from_client, to_engine, Side::Asking),
         passage.carry(from_engine, to_client, Side::Answering),
@@ -167,6 +193,8 @@ struct Passage<'r> {
     rules: &'r watch::Sender<Rules>,
     /// Whether the request under way is a start.
     is_start: AtomicBool,
+    /// Why the answer to the request under way is held.
+    asked: Mutex<Option<Held>>,
 }
 
 impl Passage<'_> {
@@ -184,7 +212,11 @@ impl Passage<'_> {
             }
             match side {
                 Side::Asking => self.hold(&chunk[..read]).await?,
-                Side::Answering => self.lose()?,
+                Side::Answering => {
+                    self.lose()?;
+                    let held = self.asked.lock().expect("a lock").take();
+                    self.wait_for_leave(held).await;
+                }
             }
             to.write_all(&chunk[..read]).await?;
         }
@@ -208,7 +240,24 @@ impl Passage<'_> {
                 rules.refuses_logs = rules.refuses_logs.saturating_sub(1);
             });
         }
-        if is_refused { Err(io::ErrorKind::BrokenPipe.into()) } else { Ok(()) }
+        if is_refused {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
+        let held = self.rules.borrow().held;
+        let held = held.filter(|held| begins(request, held.method, held.path_has));
+        match held {
+            Some(Held { is_done: true, .. }) => *self.asked.lock().expect("a lock") = held,
+            held => self.wait_for_leave(held).await,
+        }
+        Ok(())
+    }
+
+    /// Waits for as long as the rules hold this.
+    async fn wait_for_leave(&self, held: Option<Held>) {
+        if held.is_some() {
+            self.rules.send_modify(|rules| rules.holding += 1);
+            drop(self.rules.subscribe().wait_for(|rules| rules.held != held).await);
+        }
     }
 
     /// Breaks the connection off where the rules say that this answer is lost.

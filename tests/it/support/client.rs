@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
-use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderMap};
+use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap};
 use reqwest::{Method, RequestBuilder};
 use serde_json::Value;
+
+use super::contract;
 
 pub(crate) const VENDOR: &str = "Application/vnd.pkglatv1+json";
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -132,10 +134,13 @@ pub(crate) async fn answer(request: RequestBuilder) -> Answer {
     let (client, request) = request.build_split();
     let request = request.expect("a request");
     let asked = format!("{} {}", request.method(), request.url());
+    let (method, path) = (request.method().to_string(), request.url().path().to_owned());
     let response = client.execute(request).await;
     let response = response.unwrap_or_else(|error| panic!("{asked}: {error:?}"));
     let (status, headers) = (response.status().as_u16(), response.headers().clone());
     let text = response.text().await.unwrap_or_else(|error| panic!("{asked}: {error:?}"));
+    let media_type = headers.get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
+    contract::check(&method, &path, status, media_type, &text);
     let body = serde_json::from_str(&text).unwrap_or_default();
     Answer { asked, status, headers, text, body }
 }

@@ -124,9 +124,10 @@ impl Thing {
 
 /// lightd's tables are named like its bridge.
 pub(crate) fn remove_firewall(bridge: &str) {
-    for family in ["inet", "bridge"] {
+    let rules = format!("{bridge}_rules");
+    for (family, table) in [("inet", bridge), ("bridge", bridge), ("inet", &rules)] {
         let mut nft = Command::new("/usr/sbin/nft");
-        nft.args(["delete", "table", family, bridge]).stderr(Stdio::null());
+        nft.args(["delete", "table", family, table]).stderr(Stdio::null());
         // There may be no table, or no nft.
         drop(nft.status());
     }

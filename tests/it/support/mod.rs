@@ -3,11 +3,14 @@
 pub(crate) mod agreement;
 pub(crate) mod chaos;
 pub(crate) mod client;
+pub(crate) mod contract;
 pub(crate) mod engine;
 pub(crate) mod guest;
 pub(crate) mod numbers;
+pub(crate) mod outside;
 pub(crate) mod panel;
 pub(crate) mod process;
+pub(crate) mod rude;
 pub(crate) mod sse;
 pub(crate) mod wait;
 pub(crate) mod ws;

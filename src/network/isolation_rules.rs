@@ -1,5 +1,4 @@
-//! The rules that keep containers away from everything but the internet, as text for `nft`. Pure but
-//! for [`apply`].
+//! The rules that keep containers away from everything but the internet, as text for `nft`. Pure.
 //!
 //! ```text
 //!  container ──> bridge ─┬─ to the host itself ──> input:   answers, allowed ports, name servers
@@ -13,16 +12,11 @@
 //! drop is final. So nothing of the host's is touched, opened or depended on. The tables are replaced
 //! in one transaction: at no moment are there half of the rules, or none.
 
-use std::io;
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
-use std::process::Stdio;
-use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net};
-use tokio::io::AsyncWriteExt;
-use tokio::process::Command;
 
+use super::nft::drop_table;
 use crate::domain::spec::Protocol;
 
 /// What the rules are made from.
@@ -104,11 +98,6 @@ pub(super) fn render(rules: &Rules) -> String {
 /// the second family, and then there is nothing to take away.
 pub(super) fn render_removals(bridge: &str) -> [String; 2] {
     ["inet", "bridge"].map(|family| drop_table(family, bridge))
-}
-
-fn drop_table(family: &str, name: &str) -> String {
-    // Adding first makes the deletion succeed.
-    format!("add table {family} {name}\ndelete table {family} {name}\n")
 }
 
 fn drop_bridge_table(rules: &Rules) -> String {
@@ -213,76 +202,6 @@ fn lines(rules: &[String]) -> String {
     rules.iter().map(|rule| format!("\t\t{rule}\n")).collect()
 }
 
-/// Why the rules could not be set.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum FirewallError {
-    #[error(
-        "the program nft is in none of {FOLDERS:?}: install nftables (apt install nftables), or set the \
-         firewall to off and keep containers from the host by other means"
-    )]
-    NftMissing,
-    #[error(
-        "nft may not change the firewall: run lightd as root or give it CAP_NET_ADMIN (nft said: {said})"
-    )]
-    NotPermitted { said: String },
-    #[error("the kernel or nft refuses a rule; it may lack nf_tables (nft said: {said})")]
-    Refused { said: String },
-    #[error("nft did not end within {} s", DEADLINE.as_secs())]
-    Late,
-    #[error("cannot run {}", program.display())]
-    Run { program: PathBuf, source: io::Error },
-}
-
-const FOLDERS: [&str; 3] = ["/usr/sbin", "/sbin", "/usr/bin"];
-const DEADLINE: Duration = Duration::from_secs(15);
-/// What of nft's complaint is kept; it repeats the whole input.
-const SAID_MAX_BYTES: usize = 400;
-
-/// Runs one transaction: all of it holds afterwards, or nothing has changed.
-pub(super) async fn apply(transaction: &str) -> Result<(), FirewallError> {
-    let program = find_nft().ok_or(FirewallError::NftMissing)?;
-    match tokio::time::timeout(DEADLINE, run(&program, transaction)).await {
-        Err(_) => Err(FirewallError::Late),
-        Ok(Err(source)) => Err(FirewallError::Run { program, source }),
-        Ok(Ok(output)) if output.status.success() => Ok(()),
-        Ok(Ok(output)) => Err(refusal(&output.stderr)),
-    }
-}
-
-async fn run(program: &Path, transaction: &str) -> io::Result<std::process::Output> {
-    let mut nft = Command::new(program)
-        .args(["-f", "-"])
-        .env_clear()
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()?;
-    if let Some(mut stdin) = nft.stdin.take() {
-        stdin.write_all(transaction.as_bytes()).await?;
-    }
-    nft.wait_with_output().await
-}
-
-pub(crate) fn find_nft() -> Option<PathBuf> {
-    FOLDERS.iter().map(|folder| Path::new(folder).join("nft")).find(|path| path.is_file())
-}
-
-fn refusal(stderr: &[u8]) -> FirewallError {
-    let mut said = String::from_utf8_lossy(&stderr[..stderr.len().min(SAID_MAX_BYTES)])
-        .split_whitespace()
-        .collect::<Vec<_>>()
-        .join(" ");
-    if said.is_empty() {
-        said.push_str("nothing");
-    }
-    if said.contains("Operation not permitted") {
-        FirewallError::NotPermitted { said }
-    } else {
-        FirewallError::Refused { said }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -354,14 +273,5 @@ mod tests {
         };
         let text = render(&none);
         assert!(!text.contains("{  }") && !text.contains("table bridge"), "{text}");
-    }
-
-    #[test]
-    fn complaints_of_nft_become_what_to_do() {
-        let not_root =
-            refusal(b"netlink: Error: cache initialization failed: Operation not permitted\n");
-        assert!(matches!(not_root, FirewallError::NotPermitted { .. }));
-        assert!(not_root.to_string().contains("CAP_NET_ADMIN"));
-        assert!(matches!(refusal(b"syntax error"), FirewallError::Refused { .. }));
     }
 }

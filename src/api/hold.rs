@@ -1,0 +1,107 @@
+//! Requests and transfers hang on the grant that they came in with.
+//!
+//! When a token is revoked or expires, or the node's own one changes, what goes on under it ends: a
+//! handler that still works, or takes in an upload, is dropped, as it is when its client goes away, and
+//! answered 401; an answer that is being sent is broken off, so that nobody takes half of it for the
+//! whole. One layer does this for every route. Sockets and event streams hold their grant themselves,
+//! because they have a way to say why they end; work that was begun in the background goes on.
+//!
+//! An answer that lies in memory whole is not taken back.
+
+use std::future::{pending, ready};
+use std::pin::{Pin, pin};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use axum::body::{Body, Bytes, HttpBody};
+use axum::extract::Request;
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use futures_util::future::BoxFuture;
+use hyper::body::{Frame, SizeHint};
+use tokio::sync::oneshot;
+
+use super::error::ApiError;
+use crate::access::Grant;
+
+/// Where the check of the token leaves the grant of a request.
+#[derive(Clone, Debug)]
+pub(super) struct GrantSlot(Arc<Mutex<Option<oneshot::Sender<Grant>>>>);
+
+impl GrantSlot {
+    pub(super) fn put(&self, grant: Grant) {
+        let sender = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(sender) = sender {
+            // The layer may be gone, with the request; then nothing hangs on it.
+            sender.send(grant).ok();
+        }
+    }
+}
+
+/// What brings no body and is about to be answered still is: a reload, say, that has changed the token it
+/// came with.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+
+pub(super) async fn hold(mut request: Request, next: Next) -> Response {
+    let (sender, granted) = oneshot::channel();
+    request.extensions_mut().insert(GrantSlot(Arc::new(Mutex::new(Some(sender)))));
+    let mut ended: BoxFuture<'static, ()> = Box::pin(async move {
+        match granted.await {
+            Ok(mut grant) => drop(grant.ended().await),
+            // Nobody was asked who he is.
+            Err(_) => pending().await,
+        }
+    });
+    let brings_body = !request.body().is_end_stream();
+    let mut running = pin!(next.run(request));
+    let response = tokio::select! {
+        biased;
+        response = &mut running => response,
+        () = &mut ended => {
+            ended = Box::pin(ready(()));
+            let last_words = if brings_body { Duration::ZERO } else { LAST_WORDS };
+            match tokio::time::timeout(last_words, running).await {
+                Ok(response) => response,
+                Err(_) => return ApiError::token_over().into_response(),
+            }
+        }
+    };
+    if response.body().size_hint().exact().is_some() {
+        return response;
+    }
+    response.map(|body| Body::new(Held { body: Some(body), ended }))
+}
+
+/// A body that ends with an error when its grant does.
+struct Held {
+    body: Option<Body>,
+    ended: BoxFuture<'static, ()>,
+}
+
+impl HttpBody for Held {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let Self { body: held, ended } = &mut *self;
+        let Some(body) = held else { return Poll::Ready(None) };
+        if ended.as_mut().poll(context).is_ready() {
+            *held = None;
+            let error = axum::Error::new("the token has expired or was revoked");
+            return Poll::Ready(Some(Err(error)));
+        }
+        Pin::new(body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.as_ref().is_none_or(HttpBody::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.as_ref().map_or_else(|| SizeHint::with_exact(0), HttpBody::size_hint)
+    }
+}

@@ -1,0 +1,128 @@
+//! One of the few places at which updates are sent: server after server, of each its updates in their
+//! order, over a connection that is kept.
+//!
+//! Spawned and ended by [`super::drain`], which gives it the queue and notes what it reports. It stops at a
+//! server's first update that has to come again, and after a while anyway, so that what was delivered is
+//! noted soon. Aborted, it loses no more than that: those updates are sent again.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::client::{Client, Outcome};
+use super::pace;
+use crate::domain::ids::ContainerId;
+use crate::domain::units::now_unix_ms;
+use crate::store::outbox::{Attempts, Fate, OutboxRow};
+use crate::util::chain::Chain;
+
+/// How long one server is sent for before what was delivered is noted.
+const BATCH_TIME: Duration = Duration::from_millis(250);
+/// What was read longer ago is read again: it may have been dropped meanwhile.
+const FRESH: Duration = Duration::from_secs(1);
+/// How much of an error is kept with an update.
+const ERROR_MAX_BYTES: usize = 1024;
+
+/// The waiting updates of one server.
+#[derive(Debug)]
+pub(super) struct Batch {
+    pub(super) server: ContainerId,
+    pub(super) rows: Vec<OutboxRow>,
+    pub(super) read_at: Instant,
+}
+
+/// What is to be sent, shared by the lanes.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Queue(Arc<Mutex<VecDeque<Batch>>>);
+
+impl Queue {
+    pub(super) fn len(&self) -> usize {
+        self.lock().len()
+    }
+
+    pub(super) fn extend(&self, batches: impl IntoIterator<Item = Batch>) {
+        self.lock().extend(batches);
+    }
+
+    pub(super) fn clear(&self) {
+        self.lock().clear();
+    }
+
+    fn next(&self) -> Option<Batch> {
+        self.lock().pop_front()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, VecDeque<Batch>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Lane {
+    pub(super) client: Client,
+    pub(super) queue: Queue,
+    pub(super) done: mpsc::Sender<Attempts>,
+    /// Counts what the panel has answered, of all lanes.
+    pub(super) answers: Arc<AtomicU64>,
+    /// Ends it after the request that is under way.
+    pub(super) stop: CancellationToken,
+}
+
+impl Lane {
+    /// Sends until the queue is empty.
+    pub(super) async fn run(self) {
+        while !self.stop.is_cancelled()
+            && let Some(batch) = self.queue.next()
+        {
+            let fates = self.send(&batch).await;
+            if self.done.send(Attempts { server: batch.server, fates }).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    async fn send(&self, batch: &Batch) -> Vec<(i64, Fate)> {
+        let began = Instant::now();
+        let mut fates = Vec::new();
+        if batch.read_at.elapsed() > FRESH {
+            return fates;
+        }
+        for row in &batch.rows {
+            if self.stop.is_cancelled() || began.elapsed() > BATCH_TIME {
+                break;
+            }
+            let fate = fate_of(row, self.client.deliver(row).await);
+            self.answers.fetch_add(1, Ordering::Relaxed);
+            let goes_on = !matches!(fate, Fate::Later { .. });
+            fates.push((row.sequence, fate));
+            if !goes_on {
+                break;
+            }
+        }
+        fates
+    }
+}
+
+fn fate_of(row: &OutboxRow, outcome: Outcome) -> Fate {
+    match outcome {
+        Outcome::Accepted => Fate::Delivered,
+        Outcome::Refused(reason) => {
+            tracing::warn!(server = %row.server, sequence = row.sequence, reason, "the panel refuses an update; it is parked");
+            Fate::Refused { reason }
+        }
+        Outcome::Later { error, asked } => {
+            let mut error = Chain(&error).to_string();
+            error.truncate(error.floor_char_boundary(ERROR_MAX_BYTES));
+            tracing::debug!(server = %row.server, error, "an update waits");
+            let failures = row.attempts.saturating_add(1);
+            let pause = pace::pause_before_retry(failures, asked, rand::random());
+            let pause_ms = i64::try_from(pause.as_millis()).unwrap_or(i64::MAX);
+            Fate::Later { error, due_ms: now_unix_ms().saturating_add(pause_ms) }
+        }
+    }
+}

@@ -1,0 +1,11 @@
+-- When the first waiting update of a server is due, in milliseconds; NULL while none waits. So what is due
+-- is found without a look at what waits behind it.
+ALTER TABLE outbox_servers ADD COLUMN due_ms INTEGER;
+UPDATE outbox_servers SET due_ms = 0 WHERE EXISTS (
+    SELECT 1 FROM outbox WHERE outbox.server = outbox_servers.server AND parked_reason IS NULL);
+CREATE INDEX outbox_due ON outbox_servers (due_ms) WHERE due_ms IS NOT NULL;
+
+ALTER TABLE outbox DROP COLUMN next_attempt_at;
+-- Why the latest attempt failed, and when the panel refused for good.
+ALTER TABLE outbox ADD COLUMN last_error TEXT;
+ALTER TABLE outbox ADD COLUMN parked_at INTEGER;

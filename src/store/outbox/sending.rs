@@ -1,0 +1,187 @@
+//! The outbox as the panel's link empties it: what is due, and what became of it.
+
+use std::collections::HashSet;
+
+use super::{COLUMNS, OutboxRow, outbox_row_of};
+use crate::domain::ids::ContainerId;
+use crate::domain::units::UnixSeconds;
+use crate::store::error::StoreError;
+use crate::store::volumes::container_id;
+use crate::store::{Read, Tx};
+
+/// Parked updates kept in all; the oldest make room.
+const PARKED_KEPT: i64 = 1_000;
+
+/// What became of an attempt to deliver an update.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Fate {
+    Delivered,
+    /// The panel will not take it, however often it is sent.
+    Refused {
+        reason: String,
+    },
+    /// To be tried again.
+    Later {
+        error: String,
+        due_ms: i64,
+    },
+}
+
+/// What became of updates of one server, in their order; only the last one can be [`Fate::Later`].
+#[derive(Clone, Debug)]
+pub(crate) struct Attempts {
+    pub(crate) server: ContainerId,
+    pub(crate) fates: Vec<(i64, Fate)>,
+}
+
+/// How much is read of what is due.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct HowMany {
+    pub(crate) servers: usize,
+    pub(crate) rows_each: u32,
+}
+
+/// What may be sent now.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Due {
+    /// The waiting updates of each server, in their order.
+    pub(crate) batches: Vec<Vec<OutboxRow>>,
+    /// More servers are due than were read.
+    pub(crate) is_more: bool,
+    /// When the next of the others is.
+    pub(crate) next_due_ms: Option<i64>,
+}
+
+impl Read<'_> {
+    /// What is due of servers that are not `busy`, those first that have been due for longest.
+    pub(crate) fn outbox_due(
+        &self,
+        now_ms: i64,
+        busy: &HashSet<ContainerId>,
+        how_many: HowMany,
+    ) -> Result<Due, StoreError> {
+        let mut due = Due::default();
+        let mut statement = self.connection.prepare_cached(
+            "SELECT server, due_ms FROM outbox_servers WHERE due_ms IS NOT NULL
+             ORDER BY due_ms, server",
+        )?;
+        let mut rows = statement.query([])?;
+        while let Some(row) = rows.next()? {
+            let due_ms: i64 = row.get(1)?;
+            if due_ms > now_ms {
+                due.next_due_ms = Some(due_ms);
+                break;
+            }
+            let server = container_id(&row.get::<_, String>(0)?)?;
+            if busy.contains(&server) {
+                continue;
+            }
+            if due.batches.len() == how_many.servers {
+                due.is_more = true;
+                break;
+            }
+            due.batches.push(self.waiting_of(&server, how_many.rows_each)?);
+        }
+        Ok(due)
+    }
+
+    fn waiting_of(&self, server: &ContainerId, limit: u32) -> Result<Vec<OutboxRow>, StoreError> {
+        let mut statement = self.connection.prepare_cached(&format!(
+            "SELECT {COLUMNS} FROM outbox WHERE server = ?1 AND parked_reason IS NULL
+             ORDER BY sequence LIMIT ?2"
+        ))?;
+        let mut rows = statement.query((server.as_str(), limit))?;
+        let mut found = Vec::new();
+        while let Some(row) = rows.next()? {
+            found.push(outbox_row_of(row)?);
+        }
+        Ok(found)
+    }
+}
+
+impl Tx<'_> {
+    /// Notes what became of updates. One that is gone meanwhile is passed over.
+    pub(crate) fn note_attempts(
+        &self,
+        attempts: &[Attempts],
+        now_ms: i64,
+    ) -> Result<(), StoreError> {
+        for Attempts { server, fates } in attempts {
+            // Behind those that have been due for longer.
+            let mut due_ms = now_ms;
+            for (sequence, fate) in fates {
+                match fate {
+                    Fate::Delivered => self.delete_update(*sequence)?,
+                    Fate::Refused { reason } => self.park(*sequence, reason, now_ms)?,
+                    Fate::Later { error, due_ms: later_ms } => {
+                        // What was dropped meanwhile holds up nothing.
+                        if self.note_failure(*sequence, error)? {
+                            due_ms = *later_ms;
+                        }
+                    }
+                }
+            }
+            if !fates.is_empty() {
+                self.settle(server, due_ms)?;
+            }
+        }
+        if attempts.iter().any(|attempts| attempts.has_refusal()) {
+            self.thin_out_parked()?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn delete_update(&self, sequence: i64) -> Result<(), StoreError> {
+        self.connection
+            .prepare_cached("DELETE FROM outbox WHERE sequence = ?1")?
+            .execute([sequence])?;
+        Ok(())
+    }
+
+    /// False where there is no such update any more.
+    fn note_failure(&self, sequence: i64, error: &str) -> Result<bool, StoreError> {
+        let changed = self
+            .connection
+            .prepare_cached(
+                "UPDATE outbox SET attempts = attempts + 1, last_error = ?2 WHERE sequence = ?1",
+            )?
+            .execute((sequence, error))?;
+        Ok(changed > 0)
+    }
+
+    fn park(&self, sequence: i64, reason: &str, now_ms: i64) -> Result<(), StoreError> {
+        self.connection
+            .prepare_cached(
+                "UPDATE outbox SET attempts = attempts + 1, parked_reason = ?2, parked_at = ?3
+                 WHERE sequence = ?1",
+            )?
+            .execute((sequence, reason, UnixSeconds::from_ms(now_ms).0))?;
+        Ok(())
+    }
+
+    fn thin_out_parked(&self) -> Result<(), StoreError> {
+        self.connection
+            .prepare_cached(
+                "DELETE FROM outbox WHERE sequence IN (
+                    SELECT sequence FROM outbox WHERE parked_reason IS NOT NULL
+                    ORDER BY sequence DESC LIMIT -1 OFFSET ?1)",
+            )?
+            .execute([PARKED_KEPT])?;
+        Ok(())
+    }
+
+    /// Makes everything that waits due now: the panel is back.
+    pub(crate) fn hurry_outbox(&self) -> Result<(), StoreError> {
+        self.connection
+            .prepare_cached("UPDATE outbox_servers SET due_ms = 0 WHERE due_ms > 0")?
+            .execute([])?;
+        self.outbox_grew.set(true);
+        Ok(())
+    }
+}
+
+impl Attempts {
+    fn has_refusal(&self) -> bool {
+        self.fates.iter().any(|(_, fate)| matches!(fate, Fate::Refused { .. }))
+    }
+}
