@@ -11,11 +11,20 @@ pub(super) const LIST_MAX: usize = 1000;
 
 /// Reads how many entries a page shall have.
 pub(super) fn limit(asked: Option<usize>) -> Result<usize, ApiError> {
-    let limit = asked.unwrap_or(LIST_MAX);
-    if (1..=LIST_MAX).contains(&limit) {
+    limit_within(asked, LIST_MAX, LIST_MAX)
+}
+
+/// The same, of a list that has bounds of its own.
+pub(super) fn limit_within(
+    asked: Option<usize>,
+    default: usize,
+    most: usize,
+) -> Result<usize, ApiError> {
+    let limit = asked.unwrap_or(default);
+    if (1..=most).contains(&limit) {
         Ok(limit)
     } else {
-        Err(ApiError::field("?limit", format!("must be between 1 and {LIST_MAX}")))
+        Err(ApiError::field("?limit", format!("must be between 1 and {most}")))
     }
 }
 
@@ -57,8 +66,9 @@ mod tests {
     #[test]
     fn limits_and_cursors_are_held_to_what_they_can_be() {
         assert_eq!(limit(None).unwrap(), LIST_MAX);
-        for bad in [0, LIST_MAX + 1] {
-            assert_eq!(limit(Some(bad)).unwrap_err().code(), "invalid");
+        assert_eq!(limit_within(None, 2, 3).unwrap(), 2);
+        for bad in [limit(Some(0)), limit(Some(LIST_MAX + 1)), limit_within(Some(4), 2, 3)] {
+            assert_eq!(bad.unwrap_err().code(), "invalid");
         }
         let number = |text: &str| text.parse::<u8>().ok();
         assert_eq!(cursor(Some("7"), number).unwrap(), Some(7));

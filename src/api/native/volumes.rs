@@ -24,7 +24,6 @@ use crate::domain::ids::{ContainerId, VolumeId};
 use crate::domain::path::RelPath;
 use crate::domain::quota::QuotaBackend;
 use crate::domain::units::{MIB, UnixSeconds};
-use crate::files::listing::MAX_PAGE;
 use crate::files::operation::OperationState;
 use crate::files::{Lane, Volume};
 use crate::store::Read;
@@ -92,15 +91,6 @@ pub(super) fn folder_path(field: &str, text: &str) -> Result<RelPath, ApiError> 
 }
 
 /// Reads how many entries a page shall hold.
-pub(super) fn page_limit(asked: Option<usize>, default: usize) -> Result<usize, ApiError> {
-    let limit = asked.unwrap_or(default);
-    if (1..=MAX_PAGE).contains(&limit) {
-        Ok(limit)
-    } else {
-        Err(ApiError::field("?limit", format!("must be between 1 and {MAX_PAGE}")))
-    }
-}
-
 /// 201 for what was made, 200 for what only replaced another.
 pub(super) fn made(is_new: bool) -> StatusCode {
     if is_new { StatusCode::CREATED } else { StatusCode::OK }
