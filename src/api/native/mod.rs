@@ -9,6 +9,7 @@ mod billing;
 mod body;
 mod console;
 mod container_body;
+mod container_list;
 mod container_view;
 mod containers;
 mod content_headers;
@@ -45,7 +46,7 @@ mod uploads;
 mod volumes;
 mod waiting;
 
-pub(in crate::api) use self::containers::STATES;
+pub(in crate::api) use self::container_list::STATES;
 pub(crate) use self::sync::SyncState;
 use super::openapi::Routes;
 
@@ -60,6 +61,7 @@ pub(super) fn quick_routes() -> Routes {
         .merge(firewall::routes())
         .merge(firewall_networks::routes())
         .merge(containers::routes())
+        .merge(container_list::routes())
         .merge(power::routes())
         .merge(post_mortems::routes())
         .merge(console::routes())
