@@ -66,7 +66,7 @@ async fn a_trial_of_a_creation_tells_everything_at_once_and_makes_nothing() {
     let told = client.post(trial, conflicts).await.refused(409, "container_exists");
     assert_eq!(fields(&told), ["internal_id", "ports[0]"]);
 
-    let other = port + 1;
+    let other = crate::support::numbers::free_port();
     client.post("/network/ports", json!({"ip": "127.0.0.1", "port": other})).await.is(201);
     let good = json!({
         "ports": [{"container_port": 80}], "volume_id": made["volume_id"], "limits": {}, "stop": {"signal": "int"},
@@ -86,6 +86,40 @@ async fn a_trial_of_a_creation_tells_everything_at_once_and_makes_nothing() {
     assert_eq!(pool["in_use"], false, "nothing was taken");
     client.post("/containers", good).await.is(201);
     daemon.install_state(&free, "ready").await;
+    daemon.close().await;
+}
+
+#[tokio::test]
+async fn a_trial_goes_by_leases_as_the_real_thing_does_and_uses_none_up() {
+    let daemon = Daemon::start().await;
+    let (id, client) = (daemon.id("leased"), daemon.client());
+    let ports = crate::support::numbers::free_ports(3);
+    let range = json!({"ip": "127.0.0.1", "from": ports[0], "to": ports[2]});
+    client.post("/network/ports", range).await.is(201);
+    let issued = client.post("/auth/tokens", json!({"ttl": "1h"})).await.is(201);
+    let other = client.with_token(issued["token"].as_str().expect("a token"));
+    let lease = client.post("/network/ports/allocate", json!({"count": 2, "reserve": "5m"})).await;
+    let lease = lease.is(201);
+    let (first, lease_id) = (&lease["ports"][0]["port"], &lease["lease_id"]);
+    let trial = "/containers?dry_run=true";
+    let leased = json!([{"ip": "127.0.0.1", "port": first}, {}, {}]);
+
+    let spec = daemon.spec(&id, json!({"ports": leased})).await;
+    let told = other.post(trial, spec.clone()).await.refused(409, "port_reserved");
+    assert_eq!(fields(&told), ["ports[0]", "ports[2]"], "one is free, two are not");
+    let mut shown = spec.clone();
+    shown["lease_id"] = lease_id.clone();
+    for _ in 0..2 {
+        let told = other.post(trial, shown.clone()).await.is(200);
+        assert_eq!(told["ports"][0]["port"], *first, "{told}");
+    }
+    let mut ended = spec;
+    ended["lease_id"] = json!(uuid::Uuid::nil());
+    ended["ports"] = json!([{}]);
+    let told = other.post(trial, ended).await.refused(409, "lease_ended");
+    assert_eq!(fields(&told), ["lease_id"]);
+    other.post("/containers", shown).await.is(201);
+    daemon.install_state(&id, "ready").await;
     daemon.close().await;
 }
 
