@@ -13,6 +13,7 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
+use super::doing::Child;
 use super::effects::Ctx;
 use super::looks::LOOK_SOON;
 use super::metering::moment;
@@ -119,10 +120,12 @@ pub(super) struct Owner {
     /// The latest run that the engine has started: its end is worth waiting for.
     pub(super) launched: Option<RunId>,
     /// The task that brings up and follows the present run.
-    pub(super) run_task: Option<(RunId, AbortHandle)>,
+    pub(super) run_task: Option<(RunId, Child)>,
     /// The task that ends a run.
     pub(super) kill_task: Option<(RunId, AbortHandle)>,
-    pub(super) install_task: Option<AbortHandle>,
+    pub(super) install_task: Option<Child>,
+    /// The task that moves the container to other ports, or back.
+    pub(super) rebind_task: Option<Child>,
 }
 
 impl Owner {
@@ -158,6 +161,7 @@ impl Owner {
             run_task: None,
             kill_task: None,
             install_task: None,
+            rebind_task: None,
         }
     }
 
