@@ -58,7 +58,7 @@ async fn a_trial_of_a_creation_tells_everything_at_once_and_makes_nothing() {
         .map(|problem| &problem["code"])
         .collect();
     assert_eq!(codes, ["container_exists", "port_in_use", "no_free_port"]);
-    let empty = client.post_empty(trial).await.refused(400, "invalid");
+    let empty = client.post(trial, json!({})).await.refused(400, "invalid");
     assert_eq!(fields(&empty), ["image", "internal_id", "startup_command", "volume_id"]);
 
     let conflicts =

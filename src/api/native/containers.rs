@@ -85,10 +85,10 @@ async fn create(
     body: Whole,
 ) -> Result<Response, ApiError> {
     auth.require(Permission::ContainersWrite)?;
+    let patience = query.patience()?;
     if query.dry_run {
         return dry_run::create(&auth, &state, &body).await;
     }
-    let patience = query.patience()?;
     let Creation { id, spec, ports, lease, registry_auth } = body.json::<CreateBody>()?.read()?;
     let new = CreateContainer {
         id: id.clone(),
@@ -258,10 +258,10 @@ async fn delete(
     Query(query): Query<WishQuery>,
 ) -> Result<Response, ApiError> {
     let handle = auth.container(&state, &id, Permission::ContainersWrite)?;
+    let asked = query.patience()?;
     if query.dry_run {
         return dry_run::wish(&handle, Command::Delete).await;
     }
-    let asked = query.patience()?;
     let accepted = handle.send(Request::Command(Command::Delete)).await?;
     let patience = match asked {
         // It waits for the engine.

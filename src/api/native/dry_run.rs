@@ -245,7 +245,11 @@ pub(super) async fn reinstall(
     body: &Whole,
 ) -> Result<Response, ApiError> {
     let mut findings = Findings::default();
-    let body: ReinstallBody = body.as_far_as_possible(&mut findings.problems)?;
+    let body: ReinstallBody = if body.is_empty() {
+        ReinstallBody::default()
+    } else {
+        body.as_far_as_possible(&mut findings.problems)?
+    };
     let before = handle.snapshot();
     let after = findings.owner(would_be(handle, body.into()).await)?;
     findings.verdict()?;

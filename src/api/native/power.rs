@@ -3,6 +3,8 @@
 //! Each is answered when it has been accepted or refused, with 202 or the reason; what follows shows in the
 //! container's state and on its socket. With `?wait` the answer comes after what followed.
 
+use std::time::Duration;
+
 use axum::extract::State;
 use axum::response::Response;
 use serde::Deserialize;
@@ -110,11 +112,12 @@ async fn reinstall(
     body: Whole,
 ) -> Result<Response, ApiError> {
     let handle = auth.container(&state, &id, Permission::ContainersWrite)?;
+    let patience = query.patience()?;
     if query.dry_run {
         return dry_run::reinstall(&handle, &body).await;
     }
     let body: ReinstallBody = body.optional_json()?;
-    ask(&handle, Command::Reinstall, body.into(), query).await
+    ask(&handle, Command::Reinstall, body.into(), patience).await
 }
 
 /// Gives a container other ports.
@@ -137,6 +140,7 @@ async fn rebind(
     body: Whole,
 ) -> Result<Response, ApiError> {
     let handle = auth.container(&state, &id, Permission::ContainersWrite)?;
+    let patience = query.patience()?;
     if query.dry_run {
         return dry_run::rebind(&auth, &handle, &body).await;
     }
@@ -147,7 +151,7 @@ async fn rebind(
         return Err(ApiError::invalid(problems));
     }
     let ports = wanted(&auth, body.ports, body.lease_id);
-    ask(&handle, Command::Rebind, Request::Rebind { ports }, query).await
+    ask(&handle, Command::Rebind, Request::Rebind { ports }, patience).await
 }
 
 #[derive(Debug, Deserialize, ToSchema)]
@@ -165,19 +169,19 @@ async fn plain(
     command: Command,
     query: WishQuery,
 ) -> Result<Response, ApiError> {
+    let patience = query.patience()?;
     if query.dry_run {
         return dry_run::wish(handle, command).await;
     }
-    ask(handle, command, Request::Command(command), query).await
+    ask(handle, command, Request::Command(command), patience).await
 }
 
 async fn ask(
     handle: &ContainerHandle,
     command: Command,
     request: Request,
-    query: WishQuery,
+    patience: Option<Duration>,
 ) -> Result<Response, ApiError> {
-    let patience = query.patience()?;
     let accepted = handle.send(request).await?;
     Ok(waiting::answer(handle, command, &accepted, patience).await)
 }
