@@ -19,7 +19,7 @@ use crate::network::firewall::FirewallError;
 use crate::network::nft::NftError;
 use crate::network::pool::PoolError;
 use crate::store::StoreError;
-use crate::supervisor::{CreateError, ExecError, ImportError, Refusal};
+use crate::supervisor::{CreateError, ExecError, ImportError, Refusal, Unreached};
 use crate::volumes::VolumesError;
 
 pub(crate) use super::failure::ApiError;
@@ -119,7 +119,25 @@ impl From<Refusal> for ApiError {
             Refusal::Gone => Self::no_such_container(),
             Refusal::Store(error) => Self::binding(error),
             Refusal::Engine(error) => error.into(),
+            Refusal::Limits(error) => {
+                let message = "the container engine could not hold what runs to these limits; memory \
+                               cannot be limited to less than is in use";
+                Self::conflict("engine_conflict", message).because(error)
+            }
         }
+    }
+}
+
+impl From<Unreached> for ApiError {
+    fn from(why: Unreached) -> Self {
+        let code = match why {
+            Unreached::StartFailed(_) => "start_failed",
+            Unreached::InstallFailed(_) => "install_failed",
+            Unreached::RebindFailed(_) => "rebind_failed",
+            Unreached::Superseded(_) => "superseded",
+            Unreached::Deleting => "deleting",
+        };
+        Self::conflict(code, why.to_string())
     }
 }
 
@@ -234,7 +252,7 @@ impl ApiError {
     /// As for a store's error, where a container's body named the volume, the ports and a lease: what is
     /// not there is then a bad field, and no free port, or a lease that has ended, a conflict.
     #[expect(clippy::wildcard_enum_match_arm, reason = "the rest is what it is everywhere")]
-    fn binding(error: StoreError) -> Self {
+    pub(super) fn binding(error: StoreError) -> Self {
         match error {
             StoreError::NoSuchVolume(_) => Self::field("volume_id", "there is no such volume"),
             StoreError::PortNotInPool(_) => Self::field("ports", error.to_string()),

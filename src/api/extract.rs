@@ -13,10 +13,15 @@ use axum::http::{HeaderValue, header};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use percent_encoding::percent_decode_str;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
+use serde_path_to_error::Segment;
 
 use super::error::ApiError;
+use crate::domain::spec::Problem;
 use crate::util::serde_words::without_text;
 
+/// Of one body, that are told at once.
+const PROBLEMS_MAX: usize = 64;
 const DISCARDED_MAX_BYTES: usize = 64 << 20;
 
 /// The largest body that is read into memory.
@@ -82,6 +87,86 @@ where
         }
         parse_object::<Nothing>(&body).map(|Nothing {}| Self)
     }
+}
+
+/// A body as it came, to be read as the request says.
+#[derive(Debug)]
+pub(crate) struct Whole(Bytes);
+
+impl<S: Sync> FromRequest<S> for Whole
+where
+    BodyLimit: FromRef<S>,
+{
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
+        read_body(request, BodyLimit::from_ref(state).bytes).await.map(Self)
+    }
+}
+
+impl Whole {
+    pub(crate) fn json<T: DeserializeOwned>(&self) -> Result<T, ApiError> {
+        parse_object(&self.0)
+    }
+
+    /// No body at all means the default.
+    pub(crate) fn optional_json<T: DeserializeOwned + Default>(&self) -> Result<T, ApiError> {
+        if self.is_empty() { Ok(T::default()) } else { self.json() }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.trim_ascii().is_empty()
+    }
+
+    /// Everything of it that can be read, and all that is wrong with the rest.
+    pub(crate) fn as_far_as_possible<T: DeserializeOwned>(
+        &self,
+        problems: &mut Vec<Problem>,
+    ) -> Result<T, ApiError> {
+        let mut value: Value = parse_object(&self.0)?;
+        for _ in 0..PROBLEMS_MAX {
+            let (path, why) = match serde_path_to_error::deserialize(&value) {
+                Ok(read) => return Ok(read),
+                Err(error) => (error.path().clone(), error.into_inner().to_string()),
+            };
+            let error = named_problem(&path.to_string(), &why);
+            problems.extend_from_slice(error.problems());
+            if !take_out(&mut value, &steps(&path, &why)) {
+                return Err(if problems.is_empty() { error } else { all(problems) });
+            }
+        }
+        Err(all(problems))
+    }
+}
+
+fn all(problems: &mut Vec<Problem>) -> ApiError {
+    ApiError::invalid(std::mem::take(problems))
+}
+
+/// The way to what could not be read. To an unknown field, the path may end above it.
+fn steps(path: &serde_path_to_error::Path, why: &str) -> Vec<Segment> {
+    let mut steps: Vec<Segment> = path.iter().cloned().collect();
+    let unknown = why.strip_prefix("unknown field `").and_then(|rest| rest.split_once('`'));
+    if let Some((name, _)) = unknown
+        && !matches!(steps.last(), Some(Segment::Map { key }) if key == name)
+    {
+        steps.push(Segment::Map { key: name.to_owned() });
+    }
+    steps
+}
+
+/// Takes it out of a body; of a list, the list, so that the others' numbers stay right. False if that is the
+/// body itself.
+fn take_out(body: &mut Value, steps: &[Segment]) -> bool {
+    let Some((last, above)) = steps.split_last() else { return false };
+    let Segment::Map { key } = last else { return take_out(body, above) };
+    let place = above.iter().try_fold(body, |value, step| match step {
+        Segment::Map { key } => value.get_mut(key),
+        Segment::Seq { index } => value.get_mut(*index),
+        Segment::Enum { .. } | Segment::Unknown => None,
+    });
+    let object = place.and_then(Value::as_object_mut);
+    object.is_some_and(|object| object.remove(key).is_some())
 }
 
 pub(super) async fn read_body(request: Request, limit_bytes: usize) -> Result<Bytes, ApiError> {
@@ -317,6 +402,39 @@ mod tests {
         let field = answer["problems"][0]["field"].as_str().unwrap_or_default().to_owned();
         assert!(!text("error").is_empty(), "{answer}");
         (status.as_u16(), text("code"), field)
+    }
+
+    #[test]
+    fn a_body_is_read_as_far_as_it_can_be_and_all_problems_are_told() {
+        #[derive(Debug, Default, Deserialize, PartialEq)]
+        #[serde(default, deny_unknown_fields)]
+        struct Port {
+            port: Option<u16>,
+        }
+        #[derive(Debug, Default, Deserialize, PartialEq)]
+        #[serde(default, deny_unknown_fields)]
+        struct Read {
+            name: String,
+            ports: Vec<Port>,
+            words: Vec<String>,
+            env: std::collections::BTreeMap<String, String>,
+        }
+        let body = json!({
+            "name": "a", "nam": 1, "ports": [{"port": 70_000}, {"port": 1, "prot": "x"}],
+            "words": ["a", 5], "env": {"A.B": 1, "C": "d"},
+        });
+        let mut problems = Vec::new();
+        let whole = Whole(body.to_string().into());
+        let read: Read = whole.as_far_as_possible(&mut problems).unwrap();
+        let mut fields: Vec<&str> = problems.iter().map(|found| found.field.as_str()).collect();
+        fields.sort_unstable();
+        assert_eq!(fields, ["env.A.B", "nam", "ports[0].port", "ports[1].prot", "words[1]"]);
+        assert_eq!((read.name.as_str(), read.words.len(), read.env.len()), ("a", 0, 1));
+        assert_eq!(read.ports, [Port::default(), Port { port: Some(1) }]);
+        for (text, code) in [("[]", "invalid_json"), ("{", "invalid_json"), ("", "invalid_json")] {
+            let read = Whole(text.into()).as_far_as_possible::<Read>(&mut problems);
+            assert_eq!(read.unwrap_err().code(), code, "{text}");
+        }
     }
 
     #[tokio::test]

@@ -200,7 +200,11 @@ impl ApiError {
         Self { source: Some(source.into()), ..self }
     }
 
-    #[cfg(test)]
+    /// The same, with all that is wrong beside it.
+    pub(super) fn with_problems(self, problems: Vec<Problem>) -> Self {
+        Self { problems, ..self }
+    }
+
     pub(crate) fn status(&self) -> StatusCode {
         self.status
     }
@@ -213,7 +217,6 @@ impl ApiError {
         &self.message
     }
 
-    #[cfg(test)]
     pub(crate) fn problems(&self) -> &[Problem] {
         &self.problems
     }

@@ -1,4 +1,4 @@
-//! Requests that a caller may send again: `Idempotency-Key` on what creates.
+//! Requests that a caller may send again: `Idempotency-Key` on what makes something, and on wishes.
 //!
 //! The first request with a key is done and its answer kept for a day, encrypted, because an issued
 //! token stands in its own; the same request gets that answer again, another one with the same key is
@@ -34,16 +34,50 @@ const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 const KEY_MAX_BYTES: usize = 255;
 const ANSWER_MAX_BYTES: usize = 1 << 20;
 
-/// Where a key counts.
-pub(super) const CREATES: &[&str] = &[
+/// Where a key counts: what makes something, what begins work in the background, and wishes about a
+/// container's life.
+pub(super) const KEYED: &[&str] = &[
     "/volumes",
     "/volumes/{id}/pull",
+    "/volumes/{id}/copy",
+    "/volumes/{id}/compress",
+    "/volumes/{id}/decompress",
+    "/volumes/{id}/snapshots",
+    "/volumes/{id}/snapshots/{name}/restore",
     "/containers",
+    "/containers/{id}/start",
+    "/containers/{id}/stop",
+    "/containers/{id}/kill",
+    "/containers/{id}/restart",
+    "/containers/{id}/pause",
+    "/containers/{id}/resume",
+    "/containers/{id}/suspend",
+    "/containers/{id}/unsuspend",
+    "/containers/{id}/reinstall",
+    "/containers/{id}/rebind-network",
+    "/containers/{id}/command",
     "/network/ports",
     "/network/ports/allocate",
     "/firewall/rules",
     "/auth/tokens",
 ];
+
+/// What an answer that is no success means for its key, where it is not that nothing has happened.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Fate {
+    /// It was done, and this is what came of it.
+    Stands,
+    /// It was done, and what comes of it is not known.
+    Open,
+}
+
+impl Fate {
+    /// Marks an answer with it.
+    pub(super) fn of(self, mut response: Response) -> Response {
+        response.extensions_mut().insert(self);
+        response
+    }
+}
 
 /// Requests with a key that are being done.
 #[derive(Clone, Debug, Default)]
@@ -88,9 +122,11 @@ pub(super) async fn idempotent(
     request: Request,
     next: Next,
 ) -> Response {
-    let creates = request.extensions().get::<MatchedPath>();
-    let creates = creates.is_some_and(|path| CREATES.contains(&path.as_str()));
-    if !creates || request.method() != Method::POST || !request.headers().contains_key(KEY) {
+    let path = request.extensions().get::<MatchedPath>();
+    let counts = path.is_some_and(|path| KEYED.contains(&path.as_str()))
+        && request.method() == Method::POST
+        && request.headers().contains_key(KEY);
+    if !counts {
         return next.run(request).await;
     }
     once(&state, request, next).await.unwrap_or_else(IntoResponse::into_response)
@@ -103,6 +139,10 @@ async fn once(state: &AppState, request: Request, next: Next) -> Result<Response
     // The handler has it from here: a token that is good once was used up by the look.
     parts.extensions.insert(auth);
     let mut request = Request::from_parts(parts, body);
+    if parameters(request.uri().query()).any(|pair| pair == "dry_run=true") {
+        // A trial uses no key up.
+        return Ok(next.run(request).await);
+    }
     let limit = BodyLimit::from_ref(state).bytes;
     let body = {
         let headers = request.headers().clone();
@@ -149,20 +189,28 @@ fn key_of(headers: &HeaderMap) -> Result<String, ApiError> {
         .ok_or_else(|| ApiError::field("Idempotency-Key", "must have 1 to 255 plain characters"))
 }
 
-/// What makes two requests the same.
+fn parameters(query: Option<&str>) -> impl Iterator<Item = &str> {
+    query.unwrap_or_default().split('&').filter(|pair| !pair.is_empty())
+}
+
+/// What makes two requests the same. How long the answer may take is not in it.
 fn fingerprint(path: &str, query: Option<&str>, body: &[u8]) -> Vec<u8> {
+    let query: Vec<&str> = parameters(query).filter(|pair| !pair.starts_with("wait=")).collect();
     let mut hash = Sha256::new();
-    for part in [path.as_bytes(), query.unwrap_or_default().as_bytes(), body] {
+    for part in [path.as_bytes(), query.join("&").as_bytes(), body] {
         hash.update((part.len() as u64).to_be_bytes());
         hash.update(part);
     }
     hash.finalize().to_vec()
 }
 
-/// Stores a success; lets anything else be tried again.
+/// Stores a success, and what else stands; lets anything else be tried again.
 async fn keep(state: &AppState, key: &IdempotencyKey, response: Response) -> Response {
     let (parts, body) = response.into_parts();
-    let (outcome, body) = if parts.status.is_success() {
+    let fate = parts.extensions.get::<Fate>();
+    let (outcome, body) = if let Some(Fate::Open) = fate {
+        (Ok(()), body)
+    } else if parts.status.is_success() || fate.is_some() {
         match Limited::new(body, ANSWER_MAX_BYTES).collect().await {
             Ok(whole) => {
                 let bytes = whole.to_bytes();

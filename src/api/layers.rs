@@ -18,12 +18,16 @@ use super::error::ApiError;
 use super::failure::Failure;
 use super::state::AppState;
 use crate::domain::client::ClientAddress;
+use crate::domain::units::Span;
 
 pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const REQUEST_ID_MAX_BYTES: usize = 128;
 
 /// How long a call that answers with a document may take in all, its body's arrival included.
 pub(super) const CALL_DEADLINE: Duration = Duration::from_secs(30);
+
+/// How long a wish may be waited for, beyond that.
+pub(super) const WAIT_MAX: Duration = Duration::from_secs(600);
 
 /// Gives the request its id, logs it once when its answer stands, and guards the answer's reading.
 ///
@@ -110,9 +114,18 @@ fn request_id(headers: &HeaderMap) -> HeaderValue {
 /// Ends a call that takes too long. What it had begun is dropped, so handlers hand lasting work over
 /// to its owner before they wait.
 pub(super) async fn deadline(request: Request, next: Next) -> Response {
-    tokio::time::timeout(CALL_DEADLINE, next.run(request)).await.unwrap_or_else(|_| {
+    let limit = CALL_DEADLINE + wait_of(request.uri());
+    tokio::time::timeout(limit, next.run(request)).await.unwrap_or_else(|_| {
         ApiError::unavailable("timeout", "the request took too long").into_response()
     })
+}
+
+/// How long the caller wants to wait for what it wishes.
+fn wait_of(uri: &Uri) -> Duration {
+    let pairs = uri.query().filter(|_| uri.path().starts_with("/containers")).unwrap_or_default();
+    let wait = pairs.split('&').find_map(|pair| pair.strip_prefix("wait="));
+    let wait = wait.and_then(|text| Span::parse(text).ok());
+    wait.map_or(Duration::ZERO, |Span(wait)| wait.min(WAIT_MAX))
 }
 
 /// The answer to a panic; its message has gone to the log through the panic hook, and goes into the
@@ -242,6 +255,16 @@ mod tests {
         let made = request_id(&HeaderMap::new());
         assert_eq!(made.len(), 16);
         assert_ne!(made, request_id(&HeaderMap::new()));
+    }
+
+    #[test]
+    fn a_wish_that_is_waited_for_has_the_time_for_it() {
+        let wait = |uri: &'static str| wait_of(&Uri::from_static(uri)).as_secs();
+        assert_eq!(wait("/containers/a/start?x=1&wait=1m30s"), 90);
+        assert_eq!(wait("/containers?wait=1d"), 600);
+        assert_eq!(wait("/containers?wait=soon"), 0);
+        assert_eq!(wait("/containers"), 0);
+        assert_eq!(wait("/volumes?wait=1m"), 0);
     }
 
     #[test]

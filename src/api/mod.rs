@@ -43,11 +43,11 @@ pub(crate) use self::ws::Sockets;
 
 /// Everything lightd answers.
 pub(crate) fn router(state: AppState) -> Router {
+    let once = || from_fn_with_state(state.clone(), idempotency::idempotent);
     let [(quick, _), (long, _)] = described();
-    let quick = Router::from(quick)
-        .route_layer(from_fn_with_state(state.clone(), idempotency::idempotent))
-        .route_layer(from_fn(layers::deadline));
-    let routes = quick.merge(Router::from(long)).merge(openapi::docs_routes());
+    let quick = Router::from(quick).route_layer(once()).route_layer(from_fn(layers::deadline));
+    let long = Router::from(long).route_layer(once());
+    let routes = quick.merge(long).merge(openapi::docs_routes());
     with_layers(with_fallbacks(routes), &state).with_state(state)
 }
 

@@ -132,6 +132,12 @@ pub(super) const ROUTES: &[(&str, &str, Wanted)] = &[
     ("DELETE", "/firewall/cleanup/{id}", &[NetworkWrite]),
     // What of it is told is decided entry by entry.
     ("GET", "/audit", &[ContainersRead, Node]),
+    ("GET", "/billing/rates", &[ContainersRead]),
+    ("POST", "/billing/estimate", &[ContainersRead]),
+    // Of a size; that of a volume that there is also wants `files.read` of it.
+    ("POST", "/billing/estimate/volume", &[ContainersRead]),
+    ("GET", "/billing/containers", &[ContainersRead]),
+    ("GET", "/billing/usage/{id}/{step}", &[ContainersRead]),
     ("GET", "/remote/config", &[Node]),
     ("POST", "/remote/config/reload", &[Node]),
     ("GET", "/remote/status", &[Node]),

@@ -21,7 +21,7 @@ use crate::network::firewall::Firewall;
 use crate::network::pool::PortPool;
 use crate::panel::Panel;
 use crate::store::Store;
-use crate::supervisor::Registry;
+use crate::supervisor::{Metering, Registry};
 use crate::volumes::Volumes;
 
 /// The handles, put together by the composition root.
@@ -34,6 +34,7 @@ pub(crate) struct Services {
     pub(crate) files: Files,
     pub(crate) volumes: Volumes,
     pub(crate) operations: Operations,
+    pub(crate) metering: Arc<Metering>,
     pub(crate) panel: Arc<Panel>,
     pub(crate) config: Arc<Live>,
     pub(crate) store: Store,

@@ -48,7 +48,7 @@ use crate::network::pool::PortPool;
 use crate::network::ruleset;
 use crate::panel::Panel;
 use crate::store::{Store, StoreError};
-use crate::supervisor::{Registry, Services, StartPace};
+use crate::supervisor::{Metering, Registry, Services, StartPace};
 use crate::telemetry::Telemetry;
 use crate::util::chain::Chain;
 use crate::util::secret::Sealer;
@@ -145,6 +145,8 @@ impl App {
         // Before any request can add to them, and any container gets at them.
         let left_over = volumes.look_over().await.map_err(AppError::Store)?;
         let containers = registry.load().await.map_err(AppError::Store)?;
+        let metering = Arc::new(Metering::new(Arc::clone(&registry)));
+        metering.restore().await.map_err(AppError::Store)?;
         let ports = PortPool::new(store.clone(), levers.ports.subscribe());
         ports.seed(parts::port_seeds(config)).await.map_err(AppError::Ports)?;
         let host_was_restarted = note_host_boot(&store).await.map_err(AppError::Store)?;
@@ -157,6 +159,7 @@ impl App {
             files,
             volumes,
             operations,
+            metering,
             panel: Arc::new(Panel::new(store.clone(), levers.panel.subscribe())),
             config: live,
             engine_health: registry.services().engine.health(),
@@ -215,6 +218,10 @@ impl App {
         tasks.spawn(tasks::expire_tokens(state.access.clone(), stop()));
         tasks.spawn(audit::follow_node_token(state.store.clone(), changed(), stop()));
         tasks.spawn(audit::expire(state.store.clone(), changed(), stop()));
+        let (metering, until) = (Arc::clone(&state.metering), stop());
+        tasks.spawn(async move { metering.run(until).await });
+        let (metering, live) = (Arc::clone(&state.metering), Arc::clone(&state.config));
+        tasks.spawn(tasks::expire_usage(metering, live, stop()));
     }
 
     /// The server, listening; the future ends when the handle shuts it down.
@@ -271,6 +278,7 @@ impl App {
             tracing::warn!("some work did not end in time");
         }
         tasks.shutdown().await;
+        self.state.metering.store().await;
         let store = self.state.store.clone();
         if tokio::task::spawn_blocking(move || store.close()).await.is_err() {
             tracing::error!("the store did not close");

@@ -22,7 +22,7 @@ use crate::network::isolation::{Isolation, IsolationStatus};
 use crate::network::pool::{PortPolicy, PortPool};
 use crate::panel::PanelSettings;
 use crate::store::Store;
-use crate::supervisor::{Registry, Settings};
+use crate::supervisor::{Metering, Registry, Settings};
 use crate::telemetry::Telemetry;
 use crate::util::chain::Chain;
 use crate::volumes::VolumeSettings;
@@ -194,5 +194,17 @@ pub(super) async fn expire_consoles(
             );
             container.console().expire(age, !rests).await;
         }
+    }
+}
+
+/// Forgets usage that is older than it is to be known.
+pub(super) async fn expire_usage(
+    metering: Arc<Metering>,
+    live: Arc<Live>,
+    stop: CancellationToken,
+) {
+    while stop.run_until_cancelled(tokio::time::sleep(EXPIRE_EVERY)).await.is_some() {
+        let billing = &live.current().billing;
+        metering.expire(billing.keep_hourly, billing.keep_daily).await;
     }
 }

@@ -25,10 +25,9 @@ use self::text::{block_v1, block_v2, field, inactive_file, network_totals, press
 use crate::domain::stats::Counters;
 use crate::util::mountinfo::unescaped;
 
-/// When the clock of all readings was first looked at; it showed [`EPOCH_SHOWS`] then, so that it can
-/// show earlier moments as well.
-static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);
-const EPOCH_SHOWS: Duration = Duration::from_secs(24 * 3600);
+/// When the clock of all readings was first looked at, and what it showed: the time since the host's start,
+/// so that an earlier process's readings can be compared with ours.
+static EPOCH: LazyLock<(Instant, Duration)> = LazyLock::new(|| (Instant::now(), since_boot()));
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CgroupError {
@@ -79,7 +78,14 @@ struct Memory {
 
 /// The present moment on the clock of all readings.
 pub(crate) fn now() -> Duration {
-    EPOCH_SHOWS + EPOCH.elapsed()
+    let (epoch, showed) = *EPOCH;
+    showed + epoch.elapsed()
+}
+
+fn since_boot() -> Duration {
+    let text = std::fs::read_to_string("/proc/uptime").unwrap_or_default();
+    let seconds = text.split(' ').next().and_then(|seconds| seconds.parse().ok());
+    seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()).unwrap_or_default()
 }
 
 impl Cgroup {

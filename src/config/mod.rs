@@ -11,6 +11,7 @@
 
 mod audit;
 mod authorization;
+mod billing;
 pub(crate) mod edit;
 pub(crate) mod error;
 pub(crate) mod live;
@@ -32,6 +33,7 @@ use url::Url;
 
 pub(crate) use self::audit::Audit;
 use self::authorization::{Authorization, PreviousToken};
+use self::billing::Billing;
 pub(crate) use self::error::ConfigError;
 pub(crate) use self::raw::{Firewall, LogFormat, LogLevel, OnExceeded};
 use self::supervision::Supervision;
@@ -59,6 +61,7 @@ pub(crate) struct Config {
     pub(crate) remote: Remote,
     pub(crate) audit: Audit,
     pub(crate) log: Log,
+    pub(crate) billing: Billing,
     /// What all of the above was made from; shown, and compared at a reload.
     raw: raw::Raw,
 }

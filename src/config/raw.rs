@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::audit::RawAudit;
 use super::authorization::RawAuthorization;
+use super::billing::RawBilling;
 pub(crate) use super::raw_streams::{Console, Sockets};
 use super::supervision::RawSupervision;
 use crate::domain::spec::Protocol;
@@ -41,6 +42,7 @@ pub(crate) struct Raw {
     pub(crate) dialects: Dialects,
     pub(crate) audit: RawAudit,
     pub(crate) log: Log,
+    pub(crate) billing: RawBilling,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

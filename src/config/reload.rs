@@ -33,6 +33,7 @@ pub(super) const LIVE: &[&str] = &[
     "remote",
     "audit",
     "log.level",
+    "billing",
 ];
 
 /// Keys, or sections, that the daemon reads once. With the ones above, all there are.

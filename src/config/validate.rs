@@ -12,6 +12,7 @@ use url::Url;
 
 use super::audit::audit;
 use super::authorization::authorization;
+use super::billing::billing;
 use super::error::ConfigProblem;
 use super::network::network;
 use super::raw::{self, Raw};
@@ -27,7 +28,11 @@ pub(super) struct Check<'p> {
     problems: &'p mut Vec<ConfigProblem>,
 }
 
-impl Check<'_> {
+impl<'p> Check<'p> {
+    pub(super) fn new(problems: &'p mut Vec<ConfigProblem>) -> Self {
+        Self { problems }
+    }
+
     pub(super) fn say(&mut self, key: &str, message: impl Into<String>) {
         let message = message.into();
         self.problems.push(ConfigProblem { key: key.to_owned(), origin: None, message });
@@ -72,7 +77,7 @@ impl Check<'_> {
 }
 
 pub(super) fn validate(raw: Raw, problems: &mut Vec<ConfigProblem>) -> Config {
-    let mut check = Check { problems };
+    let mut check = Check::new(problems);
     let server = server(&raw.server, &mut check);
     dialects(&raw.dialects, &mut check);
     Config {
@@ -119,6 +124,7 @@ pub(super) fn validate(raw: Raw, problems: &mut Vec<ConfigProblem>) -> Config {
         remote: remote(&raw.remote, &mut check),
         audit: audit(&raw.audit, &mut check),
         log: Log { format: raw.log.format, level: raw.log.level },
+        billing: billing(&raw.billing, &mut check),
         raw,
     }
 }

@@ -24,3 +24,4 @@ pub(crate) mod stats;
 pub(crate) mod stream;
 pub(crate) mod template;
 pub(crate) mod units;
+pub(crate) mod usage;

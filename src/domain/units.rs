@@ -31,23 +31,6 @@ impl Span {
     }
 }
 
-impl Span {
-    /// In the units that are read, the largest first: `90d`, `1h30m`.
-    fn text(self) -> String {
-        let mut left_ms = self.0.as_millis();
-        let mut text = String::new();
-        for (unit, ms) in
-            [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)]
-        {
-            if left_ms >= ms {
-                text.push_str(&format!("{}{unit}", left_ms / ms));
-                left_ms %= ms;
-            }
-        }
-        if text.is_empty() { "0s".to_owned() } else { text }
-    }
-}
-
 impl<'de> Deserialize<'de> for Span {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         struct Text;
@@ -70,7 +53,25 @@ impl<'de> Deserialize<'de> for Span {
 
 impl Serialize for Span {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
-        to.serialize_str(&self.text())
+        to.collect_str(self)
+    }
+}
+
+/// In the units that are read, the largest first: months and years are of no certain length.
+impl fmt::Display for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut left_ms = self.0.as_millis();
+        if left_ms == 0 {
+            return f.write_str("0s");
+        }
+        let units = [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)];
+        for (unit, ms) in units {
+            if left_ms >= ms {
+                write!(f, "{}{unit}", left_ms / ms)?;
+                left_ms %= ms;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -105,8 +106,8 @@ mod tests {
 
     #[test]
     fn spans_are_written_as_they_are_read() {
-        for text in ["90d", "400d", "1d12h", "30m", "1h30m", "1s500ms", "0s"] {
-            assert_eq!(Span::parse(text).unwrap().text(), text);
+        for text in ["0s", "30s", "1h30m", "400d", "35d", "1d", "1d2h3m4s5ms"] {
+            assert_eq!(Span::parse(text).unwrap().to_string(), text);
         }
     }
 

@@ -13,9 +13,11 @@ use bollard::query_parameters::{
     RenameContainerOptionsBuilder, StartContainerOptions, WaitContainerOptions,
 };
 use futures_util::StreamExt;
+use hyper::Method;
 
 use super::error::{EngineError, EngineErrorKind};
 use super::op::{self, Op};
+use super::raw::{RawRequest, garbled};
 use super::request::{CreateRequest, Created};
 use super::{Engine, Fault, container_target, convert, images, labels};
 use crate::domain::observed::{Exit, Observed, ObservedStatus};
@@ -170,13 +172,32 @@ impl Engine {
         }
     }
 
-    /// Changes the limits that are `Some`, live. What is `None` stays as it is.
-    pub(crate) async fn update_limits(&self, id: &str, limits: &Limits) -> Result<(), EngineError> {
-        let body = convert::update_body(limits);
-        self.call_container(op::UPDATE, id, |docker| async move {
-            docker.update_container(id, body).await
-        })
-        .await
+    /// Changes the limits that are `Some`, live. What is `None` stays as it is. Answers with what the engine
+    /// warns of, which the vendor's call throws away.
+    pub(crate) async fn update_limits(
+        &self,
+        id: &str,
+        limits: &Limits,
+    ) -> Result<Vec<String>, EngineError> {
+        #[derive(serde::Deserialize)]
+        struct Updated {
+            #[serde(rename = "Warnings")]
+            warnings: Option<Vec<String>>,
+        }
+        let target = container_target(op::UPDATE, id)?;
+        let body = serde_json::to_vec(&convert::update_body(limits))
+            .map_err(|why| garbled(op::UPDATE, &target, why.to_string()))?;
+        let request = RawRequest {
+            op: op::UPDATE,
+            target: target.clone(),
+            method: Method::POST,
+            path: format!("/containers/{id}/update"),
+            body: body.into(),
+        };
+        let answer = self.whole_answer(request).await?;
+        let updated: Updated = serde_json::from_slice(&answer)
+            .map_err(|why| garbled(op::UPDATE, &target, why.to_string()))?;
+        Ok(updated.warnings.unwrap_or_default())
     }
 
     /// `Ok(None)` means that the engine says it is not there.

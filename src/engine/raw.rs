@@ -74,6 +74,25 @@ impl Engine {
         .await
     }
 
+    /// A short answer, whole.
+    pub(super) async fn whole_answer(&self, request: RawRequest) -> Result<Vec<u8>, EngineError> {
+        let (op, target) = (request.op, request.target.clone());
+        let mut body = self.streamed(request).await?;
+        let read = async {
+            let mut answer = Vec::new();
+            while let Some(piece) = body.next().await? {
+                answer.extend_from_slice(&piece);
+                if answer.len() > ERROR_BODY_MAX_BYTES {
+                    return Err(Fault::Said("its answer is too long".to_owned()));
+                }
+            }
+            Ok(answer)
+        };
+        let read = tokio::time::timeout(op.deadline, read).await;
+        let read = read.unwrap_or(Err(Fault::Late(op.deadline)));
+        read.map_err(|fault| self.noted(EngineError::new(op, &target, fault)))
+    }
+
     async fn within<T>(
         &self,
         request: &RawRequest,

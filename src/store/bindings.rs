@@ -46,6 +46,16 @@ pub(crate) struct PortsWanted {
     pub(crate) claim: Claim,
 }
 
+impl PortsWanted {
+    /// The places of the ports in the order in which they are bound. Those asked for by number go first, so
+    /// that a chosen one never takes a number that stands later in the same list.
+    pub(super) fn in_turn(&self) -> Vec<usize> {
+        let mut places: Vec<usize> = (0..self.ports.len()).collect();
+        places.sort_by_key(|&place| self.ports[place].port.is_none());
+        places
+    }
+}
+
 impl From<Vec<PortRequest>> for PortsWanted {
     fn from(ports: Vec<PortRequest>) -> Self {
         Self { ports, claim: Claim::default() }
@@ -72,9 +82,7 @@ impl Tx<'_> {
             return Err(StoreError::NoSuchContainer(container.clone()));
         }
         let old = self.ports_of(container)?;
-        self.connection
-            .prepare_cached("UPDATE ports SET position = NULL WHERE container = ?1")?
-            .execute([container.as_str()])?;
+        self.keep_ports_aside(container)?;
         let new = self.bind_ports(container, wanted, terms)?;
         Ok(Rebound { old, new })
     }
@@ -100,14 +108,17 @@ impl Tx<'_> {
         container: &ContainerId,
         rest_until: Option<UnixSeconds>,
     ) -> Result<(), StoreError> {
-        self.connection
-            .prepare_cached("UPDATE ports SET position = NULL WHERE container = ?1")?
-            .execute([container.as_str()])?;
+        self.keep_ports_aside(container)?;
         self.release_kept_ports(container, rest_until)
     }
 
-    /// Binds ports in the order asked for. Those asked for by number go first, so that a chosen one
-    /// never takes a number that stands later in the same list.
+    pub(super) fn keep_ports_aside(&self, container: &ContainerId) -> Result<(), StoreError> {
+        self.connection
+            .prepare_cached("UPDATE ports SET position = NULL WHERE container = ?1")?
+            .execute([container.as_str()])?;
+        Ok(())
+    }
+
     pub(super) fn bind_ports(
         &self,
         container: &ContainerId,
@@ -119,24 +130,30 @@ impl Tx<'_> {
             self.lease(lease, terms.now)?;
         }
         let mut bound = vec![None; wanted.ports.len()];
-        for by_number in [true, false] {
-            for (position, request) in wanted.ports.iter().enumerate() {
-                if request.port.is_some() == by_number {
-                    let host = match request.port {
-                        Some(port) => {
-                            self.named_port(container, request, port, &wanted.claim, terms)?
-                        }
-                        None => self.any_port(request, &wanted.claim, terms)?,
-                    };
-                    let container_port = request.container_port.unwrap_or(host.port);
-                    let binding = PortBinding { host, container_port };
-                    self.hold(container, position, binding)?;
-                    bound[position] = Some(binding);
-                }
-            }
+        for position in wanted.in_turn() {
+            bound[position] = Some(self.bind_port(container, position, wanted, terms)?);
         }
         self.forget_empty_leases()?;
         Ok(bound.into_iter().flatten().collect())
+    }
+
+    /// Binds one of the ports that are wanted, or changes nothing.
+    pub(super) fn bind_port(
+        &self,
+        container: &ContainerId,
+        position: usize,
+        wanted: &PortsWanted,
+        terms: &PortTerms,
+    ) -> Result<PortBinding, StoreError> {
+        let request = &wanted.ports[position];
+        let host = match request.port {
+            Some(port) => self.named_port(container, request, port, &wanted.claim, terms)?,
+            None => self.any_port(request, &wanted.claim, terms)?,
+        };
+        let container_port = request.container_port.unwrap_or(host.port);
+        let binding = PortBinding { host, container_port };
+        self.hold(container, position, binding)?;
+        Ok(binding)
     }
 
     fn named_port(

@@ -33,6 +33,8 @@ pub(crate) mod ports;
 pub(crate) mod snapshots;
 pub(crate) mod token_index;
 pub(crate) mod tokens;
+pub(crate) mod trial;
+pub(crate) mod usage;
 pub(crate) mod volumes;
 mod writer;
 

@@ -122,7 +122,7 @@ impl Read<'_> {
         &self,
         after: Option<(UnixSeconds, VolumeId)>,
         limit: usize,
-        is_wanted: impl Fn(&[ContainerId]) -> bool,
+        is_wanted: impl Fn(&VolumeRow, &[ContainerId]) -> bool,
     ) -> Result<Vec<(VolumeRow, Vec<ContainerId>)>, StoreError> {
         let mut statement = self.connection.prepare_cached(
             "SELECT id, name, size_bytes, created_at, backend, project,
@@ -140,8 +140,9 @@ impl Read<'_> {
             let ids = row.get::<_, Option<String>>(6)?.unwrap_or_default();
             let ids = ids.split(',').filter(|id| !id.is_empty());
             let used_by = ids.map(container_id).collect::<Result<Vec<_>, _>>()?;
-            if is_wanted(&used_by) {
-                found.push((volume_of(row)?, used_by));
+            let volume = volume_of(row)?;
+            if is_wanted(&volume, &used_by) {
+                found.push((volume, used_by));
             }
         }
         Ok(found)
@@ -254,7 +255,7 @@ mod tests {
         }
         let (mut seen, mut after) = (Vec::new(), None);
         loop {
-            let page = store.read("test", move |rx| rx.volumes_after(after, 3, |_| true));
+            let page = store.read("test", move |rx| rx.volumes_after(after, 3, |_, _| true));
             let page = page.await.unwrap();
             let Some((last, _)) = page.last() else { break };
             after = Some((last.created_at, last.id));
@@ -265,7 +266,7 @@ mod tests {
             let want = if row.id == used { vec![id("a"), id("b")] } else { Vec::new() };
             assert_eq!(used_by, &want);
         }
-        let mine = |rx: &crate::store::Read<'_>| rx.volumes_after(None, 3, |by| !by.is_empty());
+        let mine = |rx: &crate::store::Read<'_>| rx.volumes_after(None, 3, |_, by| !by.is_empty());
         assert_eq!(store.read("test", mine).await.unwrap().len(), 1);
     }
 

@@ -19,7 +19,7 @@ use crate::domain::audit::{Act, Action, Actor};
 use crate::domain::event::SignalKind;
 use crate::domain::ids::RunId;
 use crate::domain::lifecycle::{Effect, Fact, Phase};
-use crate::store::StoreError;
+use crate::store::{StoreError, Tx};
 use crate::util::chain::Chain;
 
 /// A task that may be broken off.
@@ -134,17 +134,15 @@ impl Owner {
 
     /// The last act: the row goes, everybody learns of it, and only then is the name free.
     async fn forget(&mut self) {
-        let (id, terms) = (self.record.id.clone(), self.services.port_terms());
-        let gone = self
-            .services
-            .store
-            .write("delete a container", move |tx| {
-                tx.delete_container(&id, &terms)?;
-                let gone = Act::new(Actor::lightd(), Action::ContainerDeleted).on(&id);
-                tx.record(&gone, terms.now)
-            })
-            .await;
-        match gone {
+        let (id, used) = (self.record.id.clone(), self.shared.take_usage());
+        let (terms, last) = (self.services.port_terms(), used.clone());
+        let delete = move |tx: &Tx<'_>| {
+            tx.add_usage(&id, &last)?;
+            tx.delete_container(&id, &terms)?;
+            let gone = Act::new(Actor::lightd(), Action::ContainerDeleted).on(&id);
+            tx.record(&gone, terms.now)
+        };
+        match self.services.store.write("delete a container", delete).await {
             Ok(()) | Err(StoreError::NoSuchContainer(_)) => {
                 // Its rules went with the row.
                 self.services.firewall.touch();
@@ -154,6 +152,7 @@ impl Owner {
                 self.registry.remove(&self.record.id);
             }
             Err(error) => {
+                self.shared.usage().give_back(&used);
                 tracing::error!(container.id = %self.record.id, error = %Chain(&error), "cannot delete the row; it will be tried again");
                 let ctx = self.ctx();
                 self.tasks.spawn(async move {

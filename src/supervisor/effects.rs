@@ -250,7 +250,7 @@ impl Ctx {
                 let effective = super::workload::with_defaults(limits, &self.services.settings());
                 self.services.engine.update_limits(docker_id, &effective).await
             }
-            None => Ok(()),
+            None => Ok(Vec::new()),
         };
         self.report(Report::LimitsApplied { limits, actor, reply, result }).await;
     }

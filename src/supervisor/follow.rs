@@ -124,7 +124,7 @@ impl Ctx {
             let reader = Reader { ctx: self, run, docker_id, clock, readiness, fresh };
             let reading = read(reader, attached.output, &caught_up);
             let sampling =
-                Sampler::new(self, docker_id, clock, seen, &ran_out_of_memory_at_ms).run();
+                Sampler::new(self, run, docker_id, clock, seen, &ran_out_of_memory_at_ms).run();
             tokio::pin!(reading, writing, sampling);
             let (end, all_read) = tokio::select! {
                 biased;

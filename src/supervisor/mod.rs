@@ -24,6 +24,8 @@ mod install;
 mod install_log;
 mod launch;
 mod looks;
+mod metering;
+mod outcome;
 mod pace;
 mod post_mortem;
 mod reader;
@@ -37,6 +39,7 @@ mod stats;
 mod steady_clock;
 mod task;
 mod trail;
+mod trial;
 mod wishes;
 mod workload;
 
@@ -61,10 +64,13 @@ use crate::store::bindings::PortsWanted;
 use crate::store::containers::ContainerRow;
 
 pub(crate) use import::{ImportError, ImportedPort};
+pub(crate) use metering::Metering;
+pub(crate) use outcome::{Goal, Unreached, Waited};
 pub(crate) use pace::StartPace;
 pub(crate) use registry::{CreateContainer, CreateError, Registry};
 pub(crate) use services::{Services, Settings};
 use shared::Shared;
+pub(crate) use trial::Sketch;
 
 /// What is known of a container at one moment. Replaced whole on every change.
 #[derive(Clone, Debug)]
@@ -150,14 +156,18 @@ pub(crate) enum Request {
     Update(Box<SpecPatch>),
     /// New limits, applied to the running workload as well.
     Resources(Limits),
+    /// What would come of it, without doing it.
+    Trial(Box<Request>),
 }
 
 /// A request that was taken on.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Accepted {
-    /// The snapshot with this generation, or a later one, contains the decision.
-    pub(crate) generation: u64,
+    /// The container as the decision left it; later snapshots have a higher generation.
+    pub(crate) decided: Arc<Snapshot>,
     pub(crate) answer: Answer,
+    /// What the engine could not give; for the person who asked.
+    pub(crate) warnings: Vec<String>,
 }
 
 /// A request that was not taken on; nothing has changed.
@@ -179,6 +189,9 @@ pub(crate) enum Refusal {
     Store(#[source] StoreError),
     #[error("cannot apply the change to the running container")]
     Engine(#[source] EngineError),
+    /// What runs cannot be held to these limits.
+    #[error("the running container cannot be given these limits")]
+    Limits(#[source] EngineError),
 }
 
 pub(crate) type Reply = oneshot::Sender<Result<Accepted, Refusal>>;

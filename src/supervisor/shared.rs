@@ -19,6 +19,7 @@ use crate::domain::stats::Sample;
 use crate::domain::stats::history::History;
 use crate::domain::stream::Stream;
 use crate::domain::units::UnixSeconds;
+use crate::domain::usage::meter::UsageMeter;
 use crate::engine::{AttachedInput, CreateRequest, Created, Engine, EngineError};
 
 /// What runs is attached to a moment after it is found running, at the start of lightd or when the
@@ -36,6 +37,8 @@ pub(crate) struct Shared {
     pub(super) stats_wanted: Notify,
     /// Of all runs.
     history: std::sync::Mutex<History>,
+    /// What was used since it was last stored.
+    usage: std::sync::Mutex<UsageMeter>,
     /// Held by whoever reads a run's output. The engine keeps an attach to what has exited and gives it the
     /// next run's output, and its log does not tell runs apart: two who read would print a run twice.
     pub(super) reading: Mutex<()>,
@@ -60,6 +63,7 @@ impl Shared {
             stats: watch::Sender::new(None),
             stats_wanted: Notify::new(),
             history: std::sync::Mutex::default(),
+            usage: std::sync::Mutex::default(),
             reading: Mutex::default(),
             ending: Mutex::default(),
             latest: watch::Sender::new(RunId::default()),
@@ -180,6 +184,11 @@ impl Shared {
     /// The last hour's figures; the lock is for a look only.
     pub(crate) fn history(&self) -> MutexGuard<'_, History> {
         self.history.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The lock is for a look only.
+    pub(super) fn usage(&self) -> MutexGuard<'_, UsageMeter> {
+        self.usage.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn clear_stats(&self) {

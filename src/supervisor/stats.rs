@@ -1,8 +1,9 @@
 //! A running workload's figures, read from the kernel.
 //!
 //! Sampled once a second while somebody looks and every five seconds otherwise, which makes the hour of
-//! history: a node with hundreds of quiet containers pays next to nothing. Where the kernel's files cannot be
-//! read (an engine on another machine) the engine is asked, and only while somebody looks: that costs it much.
+//! history: a node with hundreds of quiet containers pays next to nothing. Each reading also counts as usage.
+//! Where the kernel's files cannot be read (an engine on another machine) the engine is asked, and while
+//! nobody looks only once a minute, for the usage: that costs it much.
 //!
 //! Run beside the reading of a run's output, whose end drops it. A look that fails says nothing about the
 //! workload: the figures that are known are withdrawn, and it is tried again after a while.
@@ -18,10 +19,12 @@ use tokio::time::Instant;
 use super::effects::Ctx;
 use super::steady_clock::SteadyClock;
 use crate::cgroup::{self, Cgroup, CgroupError};
+use crate::domain::ids::RunId;
 use crate::domain::observed::Observed;
 use crate::domain::stats::history::STEP_S;
 use crate::domain::stats::{Counters, Meter, Sample};
 use crate::domain::units::now_unix_ms;
+use crate::domain::usage::meter::Reading;
 use crate::engine::EngineError;
 use crate::util::chain::Chain;
 
@@ -29,6 +32,8 @@ const WATCHED: Duration = Duration::from_secs(1);
 /// Two readings that are closer together say little: the kernel counts processor time in ticks.
 const LEAST_APART: Duration = Duration::from_millis(250);
 const UNWATCHED: Duration = Duration::from_secs(STEP_S as u64);
+/// While nobody looks, where it is the engine that is asked.
+const METERED: Duration = Duration::from_secs(60);
 /// What the volume holds costs a look at its folders, so it is taken rarely, and only while somebody looks.
 const DISK_EVERY: Duration = Duration::from_secs(10);
 /// After a look that failed.
@@ -69,6 +74,7 @@ impl Source<'_> {
 /// Keeps a container's latest sample while its run lasts.
 pub(super) struct Sampler<'a> {
     ctx: &'a Ctx,
+    run: RunId,
     docker_id: &'a str,
     clock: SteadyClock,
     /// As it was when it was started; the next look is our own.
@@ -82,6 +88,7 @@ impl<'a> Sampler<'a> {
     /// `ran_out_of_memory_at_ms` is set when the kernel says so, each time.
     pub(super) fn new(
         ctx: &'a Ctx,
+        run: RunId,
         docker_id: &'a str,
         clock: SteadyClock,
         seen: Option<Observed>,
@@ -89,6 +96,7 @@ impl<'a> Sampler<'a> {
     ) -> Self {
         Self {
             ctx,
+            run,
             docker_id,
             clock,
             seen,
@@ -158,7 +166,9 @@ impl<'a> Sampler<'a> {
             if is_watched() {
                 self.count_disk().await;
             } else if matches!(source, Source::Engine) {
-                shared.stats_wanted.notified().await;
+                if !self.meter_until_wanted(&mut source, &age).await? {
+                    return Ok(());
+                }
                 // A figure stands for the second before it, and not for the hours since the last one.
                 let Some(again) = self.first_meter(&mut source, &age).await? else { return Ok(()) };
                 meter = again;
@@ -167,6 +177,7 @@ impl<'a> Sampler<'a> {
             let Some(counters) = source.read(self.ctx, self.docker_id).await? else {
                 return Ok(());
             };
+            self.note_usage(&counters, age());
             publish(&shared.stats, meter.read(counters, age(), self.disk_bytes));
             // A little early is in time: the pauses of a second add up to no exact step.
             if noted_at.is_none_or(|at| at.elapsed() + WATCHED / 2 >= UNWATCHED) {
@@ -201,6 +212,36 @@ impl<'a> Sampler<'a> {
         meter.read(counters, age(), None);
         tokio::time::sleep(WATCHED).await;
         Ok(Some(meter))
+    }
+
+    /// Counts usage alone until somebody wants to see figures. False once the run is over.
+    async fn meter_until_wanted(
+        &self,
+        source: &mut Source<'_>,
+        age: impl Fn() -> Duration,
+    ) -> Result<bool, SampleError> {
+        loop {
+            let Some(counters) = source.read(self.ctx, self.docker_id).await? else {
+                return Ok(false);
+            };
+            self.note_usage(&counters, age());
+            let wanted = self.ctx.shared.stats_wanted.notified();
+            if tokio::time::timeout(METERED, wanted).await.is_ok() {
+                return Ok(true);
+            }
+        }
+    }
+
+    fn note_usage(&self, counters: &Counters, age: Duration) {
+        let limit_bytes = counters.memory_limit_bytes;
+        let is_limit = limit_bytes < self.ctx.services.capacity.memory_bytes;
+        self.ctx.shared.usage().read(&Reading {
+            run: self.run,
+            counters,
+            unix_ms: now_unix_ms(),
+            age,
+            reserved_bytes: is_limit.then_some(limit_bytes),
+        });
     }
 
     async fn count_disk(&mut self) {

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::doing::Child;
 use super::effects::Ctx;
 use super::looks::LOOK_SOON;
+use super::metering::moment;
 use super::record::{Change, Record, With};
 use super::registry::Registry;
 use super::services::Services;
@@ -68,7 +69,8 @@ pub(super) enum Report {
         limits: Limits,
         actor: Actor,
         reply: Reply,
-        result: Result<(), EngineError>,
+        /// What the engine warns of.
+        result: Result<Vec<String>, EngineError>,
     },
 }
 
@@ -291,6 +293,9 @@ impl Owner {
     }
 
     pub(super) async fn settle(&mut self, before: &Machine, effects: Vec<Effect>) {
+        if let Some(last) = self.record.machine.last_exit() {
+            self.shared.usage().end(last.run, moment(last.exit.at_ms));
+        }
         if self.record.machine != *before || self.unsaved {
             let acts = self.happened(before, &effects);
             let with = self.with(&effects, None, acts);

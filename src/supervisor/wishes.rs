@@ -3,15 +3,17 @@
 //! The answer goes out with the decision and says nothing of its effects. A wish that is refused, or
 //! that cannot be stored, has changed nothing.
 
+use std::sync::Arc;
+
 use super::record::{Change, Record};
 use super::task::Owner;
 use super::trail;
 use super::workload::policy;
 use super::{Accepted, Msg, Refusal, Reply, Request};
 use crate::domain::audit::{Act, Actor};
-use crate::domain::lifecycle::{Answer, Command, Denied, Phase};
+use crate::domain::lifecycle::{Answer, Command, Denied, Effect, Machine, Phase};
 use crate::domain::spec::{ContainerSpec, Limits};
-use crate::engine::EngineError;
+use crate::engine::{EngineError, EngineErrorKind};
 
 impl Owner {
     pub(super) async fn take_request(&mut self, Msg { request, actor, reply }: Msg) {
@@ -19,26 +21,39 @@ impl Owner {
             Request::Resources(limits) => return self.resources(limits, actor, reply).await,
             Request::Command(command) => self.wish(command, None, actor).await,
             Request::Reinstall { image, install_script } => {
-                let mut spec = (*self.record.spec).clone();
-                spec.image = image.unwrap_or(spec.image);
-                spec.install_script = install_script.or(spec.install_script);
-                self.wish(Command::Reinstall, Some(Change::Spec(Box::new(spec))), actor).await
+                let spec = self.reinstalled(image, install_script);
+                let change = Change::Spec(Box::new(spec));
+                self.wish(Command::Reinstall, Some(change), actor).await
             }
             Request::Rebind { ports } => {
                 self.wish(Command::Rebind, Some(Change::Ports(ports)), actor).await
             }
             Request::Update(patch) => self.update(patch.apply(&self.record.spec), actor).await,
+            Request::Trial(request) => self.trial(*request),
         };
         // Whoever asked may have gone away; the decision stands.
         drop(reply.send(decided));
     }
 
-    async fn wish(
-        &mut self,
+    /// The specification that a reinstall asks for.
+    pub(super) fn reinstalled(
+        &self,
+        image: Option<String>,
+        install_script: Option<String>,
+    ) -> ContainerSpec {
+        let mut spec = (*self.record.spec).clone();
+        spec.image = image.unwrap_or(spec.image);
+        spec.install_script = install_script.or(spec.install_script);
+        spec
+    }
+
+    /// Whether a wish may be taken on, and what follows from it for this machine.
+    pub(super) fn decide(
+        &self,
+        machine: &mut Machine,
         command: Command,
-        change: Option<Change>,
-        actor: Actor,
-    ) -> Result<Accepted, Refusal> {
+        change: Option<&Change>,
+    ) -> Result<(Answer, Vec<Effect>), Refusal> {
         let may_wait_for_engine =
             matches!(command, Command::Kill | Command::Delete | Command::Stop | Command::Thaw);
         if (self.unknown_since.is_some() || !self.booted) && !may_wait_for_engine {
@@ -49,19 +64,29 @@ impl Owner {
         {
             return Err(Refusal::VolumeBusy(work));
         }
-        if let Some(Change::Spec(spec)) = &change {
+        if let Some(Change::Spec(spec)) = change {
             self.check(spec)?;
         }
-        let before = self.record.clone();
         let policy = policy(&self.record.spec, &self.services.settings());
-        let (answer, effects) =
-            self.record.machine.command(command, policy, self.services.uptime())?;
+        Ok(machine.command(command, policy, self.services.uptime())?)
+    }
+
+    async fn wish(
+        &mut self,
+        command: Command,
+        change: Option<Change>,
+        actor: Actor,
+    ) -> Result<Accepted, Refusal> {
+        let before = self.record.clone();
+        let mut machine = before.machine.clone();
+        let (answer, effects) = self.decide(&mut machine, command, change.as_ref())?;
+        self.record.machine = machine;
         if command == Command::Start {
             self.shared.start_wanted.notify_waiters();
         }
         if answer == Answer::Satisfied && change.is_none() && self.record.machine == before.machine
         {
-            return Ok(Accepted { generation: self.generation, answer });
+            return Ok(self.accepted(answer));
         }
         let mut acts = Vec::from_iter(self.wished(&before, (answer, command), &change, actor));
         acts.extend(self.happened(&before.machine, &effects));
@@ -74,8 +99,14 @@ impl Owner {
             self.store_later(with, &error);
         }
         self.publish();
+        let accepted = self.accepted(answer);
         self.carry_out(effects).await;
-        Ok(Accepted { generation: self.generation, answer })
+        Ok(accepted)
+    }
+
+    fn accepted(&self, answer: Answer) -> Accepted {
+        let decided = Arc::clone(&self.snapshot.borrow());
+        Accepted { decided, answer, warnings: Vec::new() }
     }
 
     /// The wish as the audit log has it. One that was satisfied already is none, unless it has changed more
@@ -96,9 +127,10 @@ impl Owner {
     }
 
     async fn update(&mut self, spec: ContainerSpec, actor: Actor) -> Result<Accepted, Refusal> {
-        // The start command and the policies are read at each start; the rest is built into the Docker
-        // container.
-        let built_in = |spec: &ContainerSpec| (spec.env.clone(), spec.limits);
+        // The start command and the policies are read at each start, the size of the disk is lightd's own
+        // business; the rest is built into the Docker container.
+        let built_in =
+            |spec: &ContainerSpec| (spec.env.clone(), Limits { disk: None, ..spec.limits });
         let restart_needed =
             self.record.restart_needed || built_in(&spec) != built_in(&self.record.spec);
         self.replace_spec(spec, restart_needed, actor).await
@@ -125,10 +157,10 @@ impl Owner {
             return Err(Refusal::Store(error));
         }
         self.publish();
-        Ok(Accepted { generation: self.generation, answer: Answer::Accepted })
+        Ok(self.accepted(Answer::Accepted))
     }
 
-    fn check(&self, spec: &ContainerSpec) -> Result<(), Refusal> {
+    pub(super) fn check(&self, spec: &ContainerSpec) -> Result<(), Refusal> {
         let problems = spec.problems(self.services.capacity);
         if problems.is_empty() { Ok(()) } else { Err(Refusal::Invalid(problems)) }
     }
@@ -165,30 +197,22 @@ impl Owner {
         &mut self,
         limits: Limits,
         actor: Actor,
-        result: Result<(), EngineError>,
+        result: Result<Vec<String>, EngineError>,
     ) -> Result<Accepted, Refusal> {
         match result {
             Err(error) if error.is_away() => Err(Refusal::EngineUnavailable),
+            // So it says, for one, that more memory is in use than there would be.
+            Err(error) if error.kind() == EngineErrorKind::Internal => Err(Refusal::Limits(error)),
             Err(error) => Err(Refusal::Engine(error)),
-            Ok(()) => {
+            Ok(warnings) => {
                 let mut spec = (*self.record.spec).clone();
                 spec.limits = limits;
                 // The engine has them, but lifts none; what else waits for a restart goes on waiting.
-                let waits = lifts_a_limit(&self.record.spec.limits, &limits);
-                self.replace_spec(spec, self.record.restart_needed || waits, actor).await
+                let waits = !limits.lifted_since(&self.record.spec.limits).is_empty();
+                let restart_needed = self.record.restart_needed || waits;
+                let accepted = self.replace_spec(spec, restart_needed, actor).await?;
+                Ok(Accepted { warnings, ..accepted })
             }
         }
     }
-}
-
-/// Whether there is a limit less: the engine can lift none from what runs.
-fn lifts_a_limit(before: &Limits, after: &Limits) -> bool {
-    let has_cpu = |limits: &Limits| limits.cpu.is_some() || limits.cpu_quota.is_some();
-    [
-        (before.memory.is_some(), after.memory.is_some()),
-        (before.memory_reservation.is_some(), after.memory_reservation.is_some()),
-        (before.cpu_shares.is_some(), after.cpu_shares.is_some()),
-        (has_cpu(before), has_cpu(after)),
-    ]
-    .contains(&(true, false))
 }

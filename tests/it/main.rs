@@ -3,6 +3,7 @@
 mod access;
 mod architecture;
 mod audit;
+mod billing;
 mod console;
 mod containers;
 mod crash;
@@ -37,8 +38,10 @@ mod starts;
 mod stats;
 mod support;
 mod sync;
+mod trials;
 mod tus;
 mod uploads;
 mod volumes;
+mod waits;
 mod workflow;
 mod workload;

@@ -95,5 +95,8 @@ async fn where_the_kernels_counters_are_out_of_reach_the_engine_is_asked() {
     assert_eq!(stats["memory_limit"], 64 << 20, "{stats}");
     assert!(stats["pids"].as_u64() > Some(0), "{stats}");
     assert!(daemon.log().contains("figures are the engine's"));
+    let usage = daemon.client().get(&format!("/billing/usage/{id}/hourly")).await.is(200);
+    let ran = usage["total"]["duration_hours"].as_f64();
+    assert!(ran > Some(0.0) && usage["total"]["memory_gb_hours"].as_f64() > Some(0.0), "{usage}");
     daemon.close().await;
 }

@@ -45,6 +45,7 @@ const made = answered(
     },
   }),
 );
+if ("dry_run" in made) throw new Error("it was only tried out");
 console.log("created", made.state);
 await until("installed", (seen) => seen.install_state === "ready");
 

@@ -11,8 +11,9 @@ use utoipa_axum::routes;
 use super::files::{entry_paths, must_be_free, must_exist};
 use super::listing::{kind_name, octal};
 use super::operations::{CancelOnDrop, Job, StartedView, Told};
+use super::paging;
 use super::recording::FileLog;
-use super::volumes::{entry_path, folder_path, made, page_limit, reach};
+use super::volumes::{entry_path, folder_path, made, reach};
 use crate::api::auth::Auth;
 use crate::api::error::ApiError;
 use crate::api::extract::{Json, Path, Query};
@@ -30,7 +31,7 @@ use crate::files::archive::ArchiveFormat;
 use crate::files::archive::list::ArchiveEntry;
 use crate::files::archive::pack::{PackRequest, Packed};
 use crate::files::archive::unpack::{UnpackRequest, Unpacked};
-use crate::files::listing::Page;
+use crate::files::listing::{MAX_PAGE, Page};
 use crate::files::operation::OperationKind;
 use crate::files::{Progress, Volume};
 
@@ -314,7 +315,7 @@ async fn list(
 ) -> Result<JsonAnswer<ListView>, ApiError> {
     reach(&auth, &state, id, Permission::FilesRead).await?;
     let path = entry_path("?path", &query.path)?;
-    let limit = page_limit(query.limit, DEFAULT_PAGE)?;
+    let limit = paging::limit_within(query.limit, DEFAULT_PAGE, MAX_PAGE)?;
     let (archive, page) = (path.clone(), Page { limit, cursor: query.cursor });
     let guard = CancelOnDrop(Progress::default());
     let look =

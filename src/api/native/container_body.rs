@@ -17,6 +17,7 @@ use crate::domain::ids::{ContainerId, VolumeId};
 use crate::domain::restart::RestartOnCrash;
 use crate::domain::spec::{ContainerSpec, Limits, Mount, Problem, SpecPatch, StopHow, StopPolicy};
 use crate::engine::RegistryAuth;
+use crate::supervisor::Request;
 
 /// `POST /containers`. What is required is an `Option` too, so that all that is missing is told at
 /// once.
@@ -125,20 +126,40 @@ pub(super) struct Creation {
     pub(super) registry_auth: Option<RegistryAuthBody>,
 }
 
+/// A creation as far as it could be read.
+#[derive(Debug)]
+pub(super) struct Draft {
+    pub(super) id: Option<ContainerId>,
+    pub(super) volume: Option<VolumeId>,
+    /// Its volume is another's where there is none.
+    pub(super) spec: ContainerSpec,
+    pub(super) ports: Vec<PortBody>,
+    pub(super) lease: Option<Uuid>,
+    pub(super) registry_auth: Option<RegistryAuthBody>,
+}
+
 impl CreateBody {
     pub(super) fn read(self) -> Result<Creation, ApiError> {
         let mut problems = Vec::new();
-        let names = self.names(&mut problems);
-        let stop = self.stop.map(|stop| stop.read(&StopPolicy::default(), &mut problems));
+        let Draft { id, volume, spec, ports, lease, registry_auth } = self.draft(&mut problems);
+        match (id, volume) {
+            (Some(id), Some(_)) if problems.is_empty() => {
+                Ok(Creation { id, spec, ports, lease, registry_auth })
+            }
+            _ => Err(ApiError::invalid(problems)),
+        }
+    }
+
+    /// Everything that can be read, and what is wrong with the rest.
+    pub(super) fn draft(self, problems: &mut Vec<Problem>) -> Draft {
+        let (id, volume) = self.names(problems);
+        let stop = self.stop.map(|stop| stop.read(&StopPolicy::default(), problems));
         let ports = self.ports.unwrap_or_default();
-        check_ports(&ports, &mut problems);
-        let (Some((id, volume_id)), true) = (names, problems.is_empty()) else {
-            return Err(ApiError::invalid(problems));
-        };
+        check_ports(&ports, problems);
         let mounts = self.mount.unwrap_or_default().into_iter();
         let spec = ContainerSpec {
             image: self.image.unwrap_or_default(),
-            volume_id,
+            volume_id: volume.unwrap_or_else(VolumeId::random),
             startup_command: self.startup_command.unwrap_or_default(),
             start_pattern: non_empty(self.start_pattern),
             start_patterns: self.start_patterns.unwrap_or_default(),
@@ -158,11 +179,11 @@ impl CreateBody {
             tty: self.tty.unwrap_or(true),
             read_only: self.read_only.unwrap_or(true),
         };
-        Ok(Creation { id, spec, ports, lease: self.lease_id, registry_auth: self.registry_auth })
+        Draft { id, volume, spec, ports, lease: self.lease_id, registry_auth: self.registry_auth }
     }
 
     /// What has to be there, and the two names in it.
-    fn names(&self, problems: &mut Vec<Problem>) -> Option<(ContainerId, VolumeId)> {
+    fn names(&self, problems: &mut Vec<Problem>) -> (Option<ContainerId>, Option<VolumeId>) {
         let required = [
             ("internal_id", &self.internal_id),
             ("volume_id", &self.volume_id),
@@ -172,15 +193,15 @@ impl CreateBody {
         for (name, _) in required.into_iter().filter(|(_, text)| text.is_none()) {
             problems.push(Problem::new(name, "is required"));
         }
-        let id = ContainerId::parse(self.internal_id.as_ref()?);
-        let volume_id = self.volume_id.as_deref().map(VolumeId::parse);
-        if let Err(why) = &id {
+        let id = self.internal_id.as_deref().map(ContainerId::parse);
+        if let Some(Err(why)) = &id {
             problems.push(Problem::new("internal_id", why.to_string()));
         }
-        if volume_id == Some(None) {
+        let volume = self.volume_id.as_deref().map(VolumeId::parse);
+        if volume == Some(None) {
             problems.push(Problem::new("volume_id", "must be the id of a volume"));
         }
-        Some((id.ok()?, volume_id??))
+        (id.and_then(Result::ok), volume.flatten())
     }
 }
 
@@ -249,40 +270,64 @@ pub(super) struct PatchBody {
     autostart: Option<bool>,
 }
 
-impl PatchBody {
-    /// What of this change a running workload does not see.
-    pub(super) fn fields_read_at_start(&self) -> Vec<&'static str> {
-        let fields = [
-            ("startup_command", self.startup_command.is_some()),
-            ("start_pattern", self.start_pattern.is_some()),
-            ("start_patterns", self.start_patterns.is_some()),
-            ("fail_patterns", self.fail_patterns.is_some()),
-            ("start_timeout", self.start_timeout.is_some()),
-            ("env", !self.env.is_empty()),
-            ("limits", self.limits.is_some()),
-        ];
-        fields.into_iter().filter(|(_, changes)| *changes).map(|(name, _)| name).collect()
-    }
+/// The fields of a change that a running workload does not see.
+pub(super) fn waits_for_start(before: &ContainerSpec, after: &ContainerSpec) -> Vec<&'static str> {
+    let for_engine = |spec: &ContainerSpec| Limits { disk: None, ..spec.limits };
+    let fields = [
+        ("startup_command", before.startup_command != after.startup_command),
+        ("start_pattern", before.start_pattern != after.start_pattern),
+        ("start_patterns", before.start_patterns != after.start_patterns),
+        ("fail_patterns", before.fail_patterns != after.fail_patterns),
+        ("start_timeout", before.start_timeout != after.start_timeout),
+        ("env", before.env != after.env),
+        ("limits", for_engine(before) != for_engine(after)),
+    ];
+    fields.into_iter().filter(|(_, changes)| *changes).map(|(name, _)| name).collect()
+}
 
+impl PatchBody {
     pub(super) fn read(self, before: &ContainerSpec) -> Result<SpecPatch, ApiError> {
         let mut problems = Vec::new();
-        let stop = self.stop.map(|stop| stop.read(&before.stop, &mut problems));
-        if !problems.is_empty() {
-            return Err(ApiError::invalid(problems));
-        }
-        Ok(SpecPatch {
+        let patch = self.patch(before, &mut problems);
+        if problems.is_empty() { Ok(patch) } else { Err(ApiError::invalid(problems)) }
+    }
+
+    /// Everything that can be read, and what is wrong with the rest.
+    pub(super) fn patch(self, before: &ContainerSpec, problems: &mut Vec<Problem>) -> SpecPatch {
+        SpecPatch {
             startup_command: self.startup_command,
             start_pattern: self.start_pattern.map(non_empty),
             start_patterns: self.start_patterns.map(Option::unwrap_or_default),
             fail_patterns: self.fail_patterns.map(Option::unwrap_or_default),
             start_timeout: self.start_timeout.map(|limit| limit.map(Duration::from_secs)),
             env: self.env,
-            stop,
+            stop: self.stop.map(|stop| stop.read(&before.stop, problems)),
             labels: self.labels,
             limits: self.limits.map(|limits| limits.apply(before.limits)),
             restart_on_crash: self.restart_on_crash,
             autostart: self.autostart,
-        })
+        }
+    }
+}
+
+/// `POST /containers/{id}/reinstall`.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[schema(as = Reinstall, example = json!({"image": "ubuntu:24.04"}))]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct ReinstallBody {
+    /// As it is, if this is left out.
+    image: Option<String>,
+    /// As it is, if this is left out.
+    #[schema(max_length = 1_048_576)]
+    install_script: Option<String>,
+}
+
+impl From<ReinstallBody> for Request {
+    fn from(body: ReinstallBody) -> Self {
+        Self::Reinstall {
+            image: non_empty(body.image),
+            install_script: non_empty(body.install_script),
+        }
     }
 }
 

@@ -1,5 +1,6 @@
-//! Containers as things: made, listed, shown, changed and deleted.
+//! Containers as things: made, shown, changed and deleted.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use axum::extract::State;
@@ -9,57 +10,86 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::routes;
 
-use super::container_body::{CreateBody, Creation, PatchBody};
+use super::container_body::{CreateBody, Creation, PatchBody, waits_for_start};
 use super::container_view::ContainerView;
+use super::dry_run::{self, DryRunView};
 use super::port_body::wanted;
+use super::waiting::{self, WishQuery};
 use crate::api::auth::Auth;
 use crate::api::error::ApiError;
-use crate::api::extract::{Json, Path, Query};
+use crate::api::extract::{Path, Query, Whole};
+use crate::api::idempotency::Fate;
 use crate::api::openapi::Routes;
 use crate::api::openapi::params::ContainerPath;
 use crate::api::openapi::refusals::refusals;
-use crate::api::openapi::schemas::ContainerState;
+use crate::api::openapi::schemas::{ContainerState, either};
 use crate::api::state::AppState;
 use crate::domain::access::Permission;
-use crate::domain::ids::ContainerId;
+use crate::domain::ids::{ContainerId, RunId};
 use crate::domain::lifecycle::{Command, Phase};
-use crate::supervisor::{ContainerHandle, CreateContainer, Request, Snapshot};
+use crate::supervisor::{CreateContainer, Goal, Request, Snapshot, Unreached, Waited};
 
 pub(super) fn routes() -> Routes {
-    Routes::default().routes(routes!(create, list)).routes(routes!(show, patch, delete))
+    Routes::default().routes(routes!(create)).routes(routes!(show, patch, delete))
 }
 
+/// Whether a request is only tried out.
+#[derive(Clone, Copy, Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(super) struct TrialQuery {
+    /// Say what would come of it, and change nothing.
+    #[serde(default)]
+    #[param(required = false)]
+    pub(super) dry_run: bool,
+}
+
+/// A container that was made.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = ContainerCreated)]
-struct CreatedView {
-    #[schema(example = "Container is installing")]
-    message: &'static str,
-    internal_id: ContainerId,
+pub(super) struct CreatedView<'a> {
+    #[schema(value_type = String, example = "Container is installing")]
+    message: Cow<'static, str>,
+    internal_id: &'a ContainerId,
     #[schema(value_type = ContainerState, example = "installing")]
     state: &'static str,
+    /// With `?wait`: whether it is installed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    done: Option<bool>,
+    /// As it is once it is installed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = ContainerView, required = false)]
+    container: Option<ContainerView<'a>>,
 }
 
-refusals!(CreateRefusals: BINDING; 409: "container_exists", "volume_in_use"; 503: "engine_unavailable");
+refusals!(CreateRefusals: BINDING, WAIT; 409: "container_exists", "volume_in_use"; 503: "engine_unavailable");
 
 /// Makes a container and installs it.
 ///
-/// It answers at once; the install goes on: the image is pulled, the Docker container made, the install script run.
+/// It answers at once, or with `wait` when it is installed: the image is pulled, the Docker container made, the install script run.
 /// Everything that can be known beforehand is checked beforehand, and every problem is told.
 #[utoipa::path(
     post, path = "/containers", tag = "containers",
-    request_body = CreateBody,
+    params(WishQuery), request_body = CreateBody,
     responses(
-        (status = 201, description = "It is being installed", body = CreatedView),
+        (status = 200, description = "What would come of it (`dry_run`)", body = DryRunView),
+        (status = 201, description = "It is being installed; or it is installed (`wait`)", body = CreatedView),
+        (status = 202, description = "It is made, and its install takes longer than was to be waited", body = CreatedView),
         CreateRefusals,
     ),
 )]
 async fn create(
     auth: Auth,
     State(state): State<AppState>,
-    Json(body): Json<CreateBody>,
-) -> Result<(StatusCode, axum::Json<CreatedView>), ApiError> {
+    Query(query): Query<WishQuery>,
+    body: Whole,
+) -> Result<Response, ApiError> {
     auth.require(Permission::ContainersWrite)?;
-    let Creation { id, spec, ports, lease, registry_auth } = body.read()?;
+    let patience = query.patience()?;
+    if query.dry_run {
+        return dry_run::create(&auth, &state, &body).await;
+    }
+    let Creation { id, spec, ports, lease, registry_auth } = body.json::<CreateBody>()?.read()?;
     let new = CreateContainer {
         id: id.clone(),
         spec,
@@ -68,10 +98,54 @@ async fn create(
         actor: auth.actor(),
     };
     state.supervisor.create(new).await?;
+    if let Some(patience) = patience {
+        return Ok(installed(&state, &id, patience).await);
+    }
     // The install may have begun, and even have ended, by now; the contract names the first state.
-    let view =
-        CreatedView { message: "Container is installing", internal_id: id, state: "installing" };
-    Ok((StatusCode::CREATED, axum::Json(view)))
+    Ok((StatusCode::CREATED, axum::Json(CreatedView::installing(&id))).into_response())
+}
+
+impl<'a> CreatedView<'a> {
+    fn installing(id: &'a ContainerId) -> Self {
+        Self {
+            message: INSTALLING.into(),
+            internal_id: id,
+            state: "installing",
+            done: None,
+            container: None,
+        }
+    }
+}
+
+const INSTALLING: &str = "Container is installing";
+
+/// The answer once a new container's install is over.
+async fn installed(state: &AppState, id: &ContainerId, patience: Duration) -> Response {
+    let goal = Goal::Installed(RunId::default().next());
+    let waited = match state.supervisor.get(id) {
+        Some(handle) => handle.outcome(&goal, 0, patience).await,
+        None => Waited::Unreached(Unreached::Deleting),
+    };
+    let first = CreatedView::installing(id);
+    match waited {
+        Waited::Reached(seen) => {
+            let view = CreatedView {
+                message: "Container is installed".into(),
+                state: seen.state_name(),
+                done: Some(true),
+                container: Some(ContainerView::from(&*seen)),
+                ..first
+            };
+            (StatusCode::CREATED, axum::Json(view)).into_response()
+        }
+        Waited::TimedOut(_) => {
+            let view =
+                CreatedView { message: waiting::late(INSTALLING), done: Some(false), ..first };
+            (StatusCode::ACCEPTED, axum::Json(view)).into_response()
+        }
+        Waited::Unreached(why) => Fate::Stands.of(ApiError::from(why).into_response()),
+        Waited::Stopping => waiting::stopping(),
+    }
 }
 
 refusals!(NamedRefusals: CONTAINER);
@@ -94,113 +168,6 @@ async fn show(
     Ok(axum::Json(ContainerView::from(&*handle.snapshot())).into_response())
 }
 
-#[derive(Debug, Deserialize, IntoParams)]
-#[into_params(parameter_in = Query)]
-struct ListQuery {
-    /// Only those in this state.
-    #[param(value_type = Option<ContainerState>)]
-    state: Option<String>,
-    /// Only those with this label: `name`, or `name=value`.
-    label: Option<String>,
-    /// So many at most; 1000 if it is left out.
-    #[param(minimum = 1, maximum = 1000)]
-    limit: Option<usize>,
-    /// The `next_cursor` of the page before.
-    #[param(value_type = Option<String>)]
-    cursor: Option<String>,
-}
-
-const LIST_MAX: usize = 1000;
-/// Every `state` of a container.
-pub(in crate::api) const STATES: &[&str] = &[
-    "installing",
-    "failed",
-    "offline",
-    "starting",
-    "running",
-    "stopping",
-    "paused",
-    "suspended",
-    "unknown",
-    "deleting",
-];
-
-/// Lists the containers that the token may see, by name.
-#[utoipa::path(
-    get, path = "/containers", tag = "containers",
-    params(ListQuery),
-    responses((status = 200, description = "A page of them", body = ListView)),
-)]
-async fn list(
-    auth: Auth,
-    State(state): State<AppState>,
-    Query(query): Query<ListQuery>,
-) -> Result<Response, ApiError> {
-    auth.require_for_list(Permission::ContainersRead)?;
-    let page = Page::read(query)?;
-    let handles = state.supervisor.list();
-    let after = page.after.as_deref();
-    let mut found = handles
-        .iter()
-        .filter(|handle| after.is_none_or(|after| handle.id().as_str() > after))
-        .filter(|handle| auth.may(Permission::ContainersRead, handle.id()))
-        .map(ContainerHandle::snapshot)
-        .filter(|snapshot| !snapshot.deleted && page.wants(snapshot));
-    let shown: Vec<_> = found.by_ref().take(page.limit).collect();
-    let is_more = found.next().is_some();
-    let last = shown.last().map(|snapshot| &snapshot.id);
-    let view = ListView {
-        containers: shown.iter().map(|snapshot| ContainerView::from(&**snapshot)).collect(),
-        next_cursor: last.filter(|_| is_more),
-    };
-    Ok(axum::Json(view).into_response())
-}
-
-#[derive(Debug, Serialize, ToSchema)]
-#[schema(as = ContainerList)]
-struct ListView<'a> {
-    containers: Vec<ContainerView<'a>>,
-    /// Give it as `cursor` for what follows; `null` at the end.
-    #[schema(required)]
-    next_cursor: Option<&'a ContainerId>,
-}
-
-/// Which containers a list shows.
-#[derive(Debug)]
-struct Page {
-    state: Option<String>,
-    label: Option<(String, Option<String>)>,
-    after: Option<String>,
-    limit: usize,
-}
-
-impl Page {
-    fn read(query: ListQuery) -> Result<Self, ApiError> {
-        if query.state.as_deref().is_some_and(|state| !STATES.contains(&state)) {
-            let message = format!("must be one of {}", STATES.join(", "));
-            return Err(ApiError::field("?state", message));
-        }
-        let limit = query.limit.unwrap_or(LIST_MAX);
-        if !(1..=LIST_MAX).contains(&limit) {
-            return Err(ApiError::field("?limit", format!("must be between 1 and {LIST_MAX}")));
-        }
-        let label = query.label.map(|label| match label.split_once('=') {
-            Some((name, value)) => (name.to_owned(), Some(value.to_owned())),
-            None => (label, None),
-        });
-        Ok(Self { state: query.state, label, after: query.cursor, limit })
-    }
-
-    fn wants(&self, snapshot: &Snapshot) -> bool {
-        let state_fits = self.state.as_deref().is_none_or(|state| state == snapshot.state_name());
-        let label_fits = self.label.as_ref().is_none_or(|(name, value)| {
-            let found = snapshot.spec.labels.get(name);
-            found.is_some_and(|found| value.as_ref().is_none_or(|value| value == found))
-        });
-        state_fits && label_fits
-    }
-}
-
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = ContainerPatched)]
 struct PatchedView {
@@ -212,6 +179,8 @@ struct PatchedView {
     waits_for_restart: Vec<&'static str>,
 }
 
+either!(PatchedOrTrial, "ContainerPatchedOrTrial": PatchedView, DryRunView<'static>);
+
 refusals!(PatchRefusals: CONTAINER, WISH, STATE, ENGINE);
 
 /// Changes a container.
@@ -219,9 +188,9 @@ refusals!(PatchRefusals: CONTAINER, WISH, STATE, ENGINE);
 /// What is left out stays. `waits_for_restart` names what a running workload does not see before it is started again.
 #[utoipa::path(
     patch, path = "/containers/{id}", tag = "containers",
-    params(ContainerPath), request_body = PatchBody,
+    params(ContainerPath, TrialQuery), request_body = PatchBody,
     responses(
-        (status = 200, description = "It is stored", body = PatchedView),
+        (status = 200, description = "It is stored; or what would come of it (`dry_run`)", body = PatchedOrTrial),
         PatchRefusals,
     ),
 )]
@@ -229,21 +198,32 @@ async fn patch(
     auth: Auth,
     State(state): State<AppState>,
     Path(id): Path<ContainerId>,
-    Json(body): Json<PatchBody>,
-) -> Result<axum::Json<PatchedView>, ApiError> {
+    Query(query): Query<TrialQuery>,
+    body: Whole,
+) -> Result<Response, ApiError> {
     let handle = auth.container(&state, &id, Permission::ContainersWrite)?;
-    let baked_in = body.fields_read_at_start();
-    let patch = body.read(&handle.snapshot().spec)?;
-    handle.send(Request::Update(Box::new(patch))).await?;
-    let is_up = matches!(
-        handle.snapshot().phase,
+    if query.dry_run {
+        return dry_run::patch(&handle, &body).await;
+    }
+    let before = handle.snapshot();
+    let patch = body.json::<PatchBody>()?.read(&before.spec)?;
+    let accepted = handle.send(Request::Update(Box::new(patch))).await?;
+    let after = &accepted.decided;
+    let waits_for_restart =
+        if is_up(after) { waits_for_start(&before.spec, &after.spec) } else { Vec::new() };
+    let view = PatchedView { message: "Container updated", internal_id: id, waits_for_restart };
+    Ok(axum::Json(view).into_response())
+}
+
+/// Whether there is a workload that has what its container was started with.
+pub(super) fn is_up(seen: &Snapshot) -> bool {
+    matches!(
+        seen.phase,
         Phase::Starting { .. }
             | Phase::Running { .. }
             | Phase::Paused { .. }
             | Phase::Stopping { .. }
-    );
-    let waits_for_restart = if is_up { baked_in } else { Vec::new() };
-    Ok(axum::Json(PatchedView { message: "Container updated", internal_id: id, waits_for_restart }))
+    )
 }
 
 #[derive(Debug, Serialize, ToSchema)]
@@ -254,18 +234,20 @@ struct DeletedView {
     internal_id: ContainerId,
 }
 
-/// How long a deletion is waited for, so that a panel's next call finds the id, the ports and the
-/// volume free. One that takes longer goes on in the background.
+/// How long a deletion is waited for, so that a panel's next call finds the id, the ports and the volume
+/// free, where the caller does not say. One that takes longer goes on in the background.
 const DELETE_PATIENCE: Duration = Duration::from_secs(10);
+
+either!(DeletedOrTrial, "ContainerDeletedOrTrial": DeletedView, DryRunView<'static>);
 
 refusals!(DeleteRefusals: CONTAINER; 409: "deleting"; 503: "busy", "engine_unavailable");
 
 /// Deletes a container, in whatever state it is. The volume stays.
 #[utoipa::path(
     delete, path = "/containers/{id}", tag = "containers",
-    params(ContainerPath),
+    params(ContainerPath, WishQuery),
     responses(
-        (status = 200, description = "It is gone, and its ports are free", body = DeletedView),
+        (status = 200, description = "It is gone, and its ports are free; or what would come of it (`dry_run`)", body = DeletedOrTrial),
         (status = 202, description = "It is going; that takes longer", body = DeletedView),
         DeleteRefusals,
     ),
@@ -274,21 +256,26 @@ async fn delete(
     auth: Auth,
     State(state): State<AppState>,
     Path(id): Path<ContainerId>,
-) -> Result<(StatusCode, axum::Json<DeletedView>), ApiError> {
+    Query(query): Query<WishQuery>,
+) -> Result<Response, ApiError> {
     let handle = auth.container(&state, &id, Permission::ContainersWrite)?;
-    handle.send(Request::Command(Command::Delete)).await?;
-    let mut snapshots = handle.watch();
-    let done = snapshots.wait_for(|seen| seen.deleted || seen.unknown_since.is_some());
-    let is_gone = match tokio::time::timeout(DELETE_PATIENCE, done).await {
-        Ok(Ok(snapshot)) => snapshot.deleted,
-        // The owner has left, which it does last.
-        Ok(Err(_)) => true,
-        Err(_) => false,
+    let asked = query.patience()?;
+    if query.dry_run {
+        return dry_run::wish(&handle, Command::Delete).await;
+    }
+    let accepted = handle.send(Request::Command(Command::Delete)).await?;
+    let patience = match asked {
+        // It waits for the engine.
+        None if accepted.decided.unknown_since.is_some() => Duration::ZERO,
+        asked => asked.unwrap_or(DELETE_PATIENCE),
     };
-    let (status, message) = if is_gone {
-        (StatusCode::OK, "Container deleted")
-    } else {
-        (StatusCode::ACCEPTED, "Container is being deleted")
+    let generation = accepted.decided.generation;
+    let (status, message) = match handle.outcome(&Goal::Deleted, generation, patience).await {
+        Waited::Reached(_) => (StatusCode::OK, "Container deleted"),
+        Waited::Stopping if asked.is_some() => return Ok(waiting::stopping()),
+        Waited::TimedOut(_) | Waited::Unreached(_) | Waited::Stopping => {
+            (StatusCode::ACCEPTED, "Container is being deleted")
+        }
     };
-    Ok((status, axum::Json(DeletedView { message, internal_id: id })))
+    Ok((status, axum::Json(DeletedView { message, internal_id: id })).into_response())
 }

@@ -11,6 +11,7 @@ use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::routes;
 
 use super::firewall_view::RuleView;
+use super::paging;
 use crate::api::auth::Auth;
 use crate::api::error::ApiError;
 use crate::api::extract::{Json, Path, Query};
@@ -211,11 +212,11 @@ async fn delete_rule(
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 struct RulesQuery {
-    /// How many to show.
+    /// So many at most; 100 if it is left out.
     #[param(minimum = 1, maximum = 100)]
     limit: Option<usize>,
     /// The `next_cursor` of the page before.
-    cursor: Option<i64>,
+    cursor: Option<String>,
 }
 
 /// Rules in the order in which they are matched.
@@ -228,11 +229,13 @@ struct RulesView {
     next_cursor: Option<String>,
 }
 
+refusals!(ListRefusals: CONTAINER; 400: "invalid_cursor");
+
 /// Lists a container's rules in the order in which they are matched.
 #[utoipa::path(
     get, path = "/firewall/rules/container/{id}", tag = "firewall",
     params(ContainerPath, RulesQuery),
-    responses((status = 200, description = "Its rules", body = RulesView), ReadRefusals),
+    responses((status = 200, description = "Its rules", body = RulesView), ListRefusals),
 )]
 async fn list_rules(
     auth: Auth,
@@ -242,18 +245,13 @@ async fn list_rules(
 ) -> Result<JsonAnswer<RulesView>, ApiError> {
     auth.container(&state, &id, Permission::NetworkRead)?;
     let most = BOUNDS.per_container;
-    let limit = query.limit.unwrap_or(most);
-    if !(1..=most).contains(&limit) {
-        return Err(ApiError::field("?limit", format!("must be between 1 and {most}")));
-    }
+    let limit = paging::limit_within(query.limit, most, most)?;
+    let after = paging::cursor(query.cursor.as_deref(), |text| text.parse::<i64>().ok())?;
     let Some(firewall) = state.firewall.of(&id).await? else {
         return Ok(JsonAnswer(RulesView { rules: Vec::new(), next_cursor: None }));
     };
-    let after = query.cursor.unwrap_or(0);
-    let mut rest = firewall.rules.iter().filter(|row| row.number > after);
-    let page: Vec<&RuleRow> = rest.by_ref().take(limit).collect();
-    let last = page.last().map(|row| row.number.to_string());
-    let next_cursor = last.filter(|_| rest.next().is_some());
+    let rest = firewall.rules.iter().filter(|row| after.is_none_or(|after| row.number > after));
+    let (page, next_cursor) = paging::page(rest, limit, |last| last.number.to_string());
     let status = state.firewall.status();
     let view = |row: &RuleRow| RuleView::new(row.clone(), &firewall, &status);
     Ok(JsonAnswer(RulesView { rules: page.into_iter().map(view).collect(), next_cursor }))

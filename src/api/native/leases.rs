@@ -10,8 +10,8 @@ use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::routes;
 use uuid::Uuid;
 
+use super::paging;
 use super::port_body::optional_protocol;
-use super::volumes::page_limit;
 use crate::api::auth::Auth;
 use crate::api::error::ApiError;
 use crate::api::extract::{OptionalJson, Path, Query};
@@ -112,10 +112,10 @@ async fn allocate(
 #[into_params(parameter_in = Query)]
 struct ListQuery {
     /// So many at most; 1000 if it is left out.
-    #[param(minimum = 1, maximum = 10_000)]
+    #[param(minimum = 1, maximum = 1000)]
     limit: Option<usize>,
     /// The `next_cursor` of the page before.
-    cursor: Option<Uuid>,
+    cursor: Option<String>,
 }
 
 #[derive(Debug, Serialize, ToSchema)]
@@ -127,7 +127,7 @@ struct ListView {
     next_cursor: Option<Uuid>,
 }
 
-const PAGE_MAX: usize = 1000;
+refusals!(ListRefusals: ; 400: "invalid_cursor");
 
 /// Lists the leases that were made with this token.
 ///
@@ -135,7 +135,7 @@ const PAGE_MAX: usize = 1000;
 #[utoipa::path(
     get, path = "/network/leases", tag = "network",
     params(ListQuery),
-    responses((status = 200, description = "The leases, the oldest first", body = ListView)),
+    responses((status = 200, description = "The leases, the oldest first", body = ListView), ListRefusals),
 )]
 async fn list_leases(
     auth: Auth,
@@ -143,19 +143,17 @@ async fn list_leases(
     Query(query): Query<ListQuery>,
 ) -> Result<JsonAnswer<ListView>, ApiError> {
     auth.require(Permission::NetworkRead)?;
-    let limit = page_limit(query.limit, PAGE_MAX)?;
+    let limit = paging::limit(query.limit)?;
+    let after = paging::cursor(query.cursor.as_deref(), |text| Uuid::try_parse(text).ok())?;
     let holder = match auth.principal() {
         Principal::Node | Principal::Anonymous => None,
         Principal::Token { .. } => Some(auth.principal().name()),
     };
-    let mut found = state.ports.leases(holder, query.cursor, limit + 1).await?;
-    let is_more = found.len() > limit;
-    found.truncate(limit);
-    let next_cursor = found.last().filter(|_| is_more).map(|last| last.id);
-    Ok(JsonAnswer(ListView {
-        leases: found.into_iter().map(LeaseView::from).collect(),
-        next_cursor,
-    }))
+    // One more than asked for says that there is another page.
+    let found = state.ports.leases(holder, after, limit + 1).await?;
+    let (shown, next_cursor) = paging::page(found, limit, |last| last.id);
+    let leases = shown.into_iter().map(LeaseView::from).collect();
+    Ok(JsonAnswer(ListView { leases, next_cursor }))
 }
 
 /// Shows a lease, and its ports that no container has yet.

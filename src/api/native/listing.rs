@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::routes;
 
-use super::volumes::{folder_path, page_limit, reach};
+use super::paging;
+use super::volumes::{folder_path, reach};
 use crate::api::auth::Auth;
 use crate::api::error::ApiError;
 use crate::api::extract::{Path, Query};
@@ -125,7 +126,7 @@ async fn list(
 ) -> Result<JsonAnswer<ListView>, ApiError> {
     reach(&auth, &state, id, Permission::FilesRead).await?;
     let path = folder_path("?path", &query.path)?;
-    let limit = page_limit(query.limit, MAX_PAGE)?;
+    let limit = paging::limit_within(query.limit, MAX_PAGE, MAX_PAGE)?;
     let (folder, page) = (path.clone(), Page { limit, cursor: query.cursor });
     let list = if query.mime { Volume::list_with_mime } else { Volume::list };
     let listing = state.files.run(id, move |volume| list(volume, &folder, &page)).await?;

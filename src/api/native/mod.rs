@@ -6,14 +6,18 @@
 
 mod archives;
 mod audit;
+mod billing;
 mod body;
 mod console;
 mod container_body;
+mod container_list;
 mod container_view;
 mod containers;
 mod content_headers;
 mod contents;
 mod downloads;
+mod dry_run;
+mod estimates;
 mod files;
 mod firewall;
 mod firewall_networks;
@@ -22,6 +26,7 @@ mod leases;
 mod listing;
 pub(super) mod operations;
 mod outbox;
+mod paging;
 mod port_body;
 mod ports;
 mod ports_in_bulk;
@@ -41,8 +46,9 @@ mod tus_create;
 mod tus_headers;
 mod uploads;
 mod volumes;
+mod waiting;
 
-pub(in crate::api) use self::containers::STATES;
+pub(in crate::api) use self::container_list::STATES;
 pub(crate) use self::sync::SyncState;
 use super::openapi::Routes;
 
@@ -57,6 +63,7 @@ pub(super) fn quick_routes() -> Routes {
         .merge(firewall::routes())
         .merge(firewall_networks::routes())
         .merge(containers::routes())
+        .merge(container_list::routes())
         .merge(power::routes())
         .merge(post_mortems::routes())
         .merge(console::routes())
@@ -71,6 +78,8 @@ pub(super) fn quick_routes() -> Routes {
         .merge(operations::routes())
         .merge(pulls::routes())
         .merge(audit::routes())
+        .merge(billing::routes())
+        .merge(estimates::routes())
 }
 
 /// Calls that bring their own deadline, or stream.

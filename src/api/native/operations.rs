@@ -6,16 +6,17 @@ use axum::Json as JsonAnswer;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast::error::RecvError;
-use utoipa::ToSchema;
+use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::routes;
 
+use super::paging;
 use super::recording::FileLog;
 use super::volumes::Reached;
 use crate::api::auth::Auth;
 use crate::api::error::ApiError;
-use crate::api::extract::Path;
+use crate::api::extract::{Path, Query};
 use crate::api::openapi::Routes;
 use crate::api::openapi::refusals::refusals;
 use crate::api::state::AppState;
@@ -123,19 +124,58 @@ pub(super) fn started_answer(operation_id: OperationId) -> Response {
     (StatusCode::ACCEPTED, JsonAnswer(view)).into_response()
 }
 
+/// Which operations, and how many at once.
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+struct ListQuery {
+    /// Only those in this state.
+    state: Option<OperationState>,
+    /// Only those of this kind.
+    kind: Option<OperationKind>,
+    /// Only those on this volume.
+    volume: Option<VolumeId>,
+    /// So many at most; 1000 if it is left out.
+    #[param(minimum = 1, maximum = 1000)]
+    limit: Option<usize>,
+    /// The `next_cursor` of the page before.
+    cursor: Option<String>,
+}
+
+impl ListQuery {
+    fn has(&self, seen: &OperationView) -> bool {
+        self.state.is_none_or(|state| state == seen.state)
+            && self.kind.is_none_or(|kind| kind == seen.kind)
+            && self.volume.is_none_or(|volume| volume == seen.volume)
+    }
+}
+
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = OperationList)]
 struct ListView {
+    /// The newest first.
     operations: Vec<OperationView>,
+    /// Give it as `cursor` for what follows; `null` at the end.
+    #[schema(required)]
+    next_cursor: Option<OperationId>,
 }
+
+refusals!(ListRefusals: ; 400: "invalid_cursor");
 
 /// Lists the work that goes on in volumes that the token may see, and what has ended in the last day.
 #[utoipa::path(
     get, path = "/operations", tag = "operations",
-    responses((status = 200, description = "All of it", body = ListView)),
+    params(ListQuery),
+    responses((status = 200, description = "A page of it", body = ListView), ListRefusals),
 )]
-async fn list(auth: Auth, State(state): State<AppState>) -> Result<JsonAnswer<ListView>, ApiError> {
+async fn list(
+    auth: Auth,
+    State(state): State<AppState>,
+    Query(query): Query<ListQuery>,
+) -> Result<JsonAnswer<ListView>, ApiError> {
+    let limit = paging::limit(query.limit)?;
+    let after = paging::cursor(query.cursor.as_deref(), OperationId::parse)?;
     let mut operations = state.operations.list();
+    operations.retain(|seen| query.has(seen) && after.is_none_or(|after| seen.id < after));
     let mut volumes: Vec<VolumeId> = operations.iter().map(|seen| seen.volume).collect();
     volumes.sort_unstable();
     volumes.dedup();
@@ -147,7 +187,8 @@ async fn list(auth: Auth, State(state): State<AppState>) -> Result<JsonAnswer<Li
         let used_by = users.get(&seen.volume).map_or(&[][..], Vec::as_slice);
         allows(auth.principal(), may_see(seen.kind), Resource::Volume { used_by })
     });
-    Ok(JsonAnswer(ListView { operations }))
+    let (operations, next_cursor) = paging::page(operations, limit, |last| last.id);
+    Ok(JsonAnswer(ListView { operations, next_cursor }))
 }
 
 refusals!(NamedRefusals: ; 404: "not_found");

@@ -10,6 +10,7 @@ use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::routes;
 use uuid::Uuid;
 
+use super::paging;
 use crate::api::auth::Auth;
 use crate::api::error::ApiError;
 use crate::api::extract::{Path, Query};
@@ -31,7 +32,6 @@ pub(super) fn routes() -> Routes {
         .routes(routes!(retry_update))
 }
 
-const LIST_MAX: usize = 1000;
 const LIST_DEFAULT: usize = 200;
 
 /// `waiting` to be sent, now or later, or `parked`: refused by the panel for good.
@@ -131,23 +131,17 @@ async fn list_updates(
     Query(query): Query<ListQuery>,
 ) -> Result<Json<ListView>, ApiError> {
     auth.require(Permission::Node)?;
-    let limit = query.limit.unwrap_or(LIST_DEFAULT);
-    if !(1..=LIST_MAX).contains(&limit) {
-        return Err(ApiError::field("?limit", format!("must be between 1 and {LIST_MAX}")));
-    }
+    let limit = paging::limit_within(query.limit, LIST_DEFAULT, paging::LIST_MAX)?;
     let filter = OutboxFilter {
         is_parked: query.state.as_deref().map(is_parked).transpose()?,
         server: read_server(query.server)?,
-        after: query.cursor.as_deref().map(read_cursor).transpose()?,
+        after: paging::cursor(query.cursor.as_deref(), |text| text.parse().ok())?,
     };
     // One more than asked for says that there is another page.
     let look = state.store.read("list the outbox", move |rx| rx.outbox(&filter, limit + 1));
-    let mut found = look.await?;
-    let is_more = found.len() > limit;
-    found.truncate(limit);
-    let last = found.last().filter(|_| is_more);
-    let next_cursor = last.map(|entry| entry.row.sequence.to_string());
-    Ok(Json(ListView { updates: found.into_iter().map(UpdateView::from).collect(), next_cursor }))
+    let (shown, next_cursor) =
+        paging::page(look.await?, limit, |last| last.row.sequence.to_string());
+    Ok(Json(ListView { updates: shown.into_iter().map(UpdateView::from).collect(), next_cursor }))
 }
 
 fn is_parked(state: &str) -> Result<bool, ApiError> {
@@ -161,11 +155,6 @@ fn is_parked(state: &str) -> Result<bool, ApiError> {
 fn read_server(server: Option<String>) -> Result<Option<ContainerId>, ApiError> {
     let read = |text: String| ContainerId::parse(&text);
     server.map(read).transpose().map_err(|why| ApiError::field("?server", why.to_string()))
-}
-
-fn read_cursor(cursor: &str) -> Result<i64, ApiError> {
-    let message = "the cursor is not from an earlier page";
-    cursor.parse().map_err(|_| ApiError::malformed("invalid_cursor", message))
 }
 
 refusals!(NamedRefusals: ; 404: "not_found");

@@ -11,8 +11,8 @@ use utoipa_axum::routes;
 use uuid::Uuid;
 
 use super::container_body::non_empty;
+use super::paging;
 use super::port_body::optional_protocol;
-use super::volumes::page_limit;
 use crate::api::auth::Auth;
 use crate::api::error::ApiError;
 use crate::api::extract::{Json, Path, Query};
@@ -216,21 +216,19 @@ async fn list(
     Query(query): Query<ListQuery>,
 ) -> Result<JsonAnswer<ListView>, ApiError> {
     auth.require(Permission::NetworkRead)?;
-    let limit = page_limit(query.limit, PAGE_MAX)?;
+    let limit = paging::limit_within(query.limit, PAGE_MAX, PAGE_MAX)?;
     let filter = PortFilter {
         in_use: query.in_use,
         ip: query.ip,
         protocol: query.protocol,
         container: query.container,
-        after: query.cursor.as_deref().map(after).transpose()?,
+        after: paging::cursor(query.cursor.as_deref(), read_cursor)?,
         // One more tells whether something follows.
         limit: Some(limit + 1),
     };
-    let mut found = state.ports.list(filter).await?;
-    let is_more = found.len() > limit;
-    found.truncate(limit);
-    let next_cursor = found.last().filter(|_| is_more).map(|last| cursor(last.entry.host));
-    Ok(JsonAnswer(ListView { ports: found.into_iter().map(PortView::from).collect(), next_cursor }))
+    let found = state.ports.list(filter).await?;
+    let (shown, next_cursor) = paging::page(found, limit, |last| cursor(last.entry.host));
+    Ok(JsonAnswer(ListView { ports: shown.into_iter().map(PortView::from).collect(), next_cursor }))
 }
 
 /// As many as one call adds.
@@ -241,14 +239,11 @@ fn cursor(port: HostPort) -> String {
     format!("{}-{}-{}", port.ip, port.port, port.protocol.as_str())
 }
 
-fn after(cursor: &str) -> Result<HostPort, ApiError> {
-    let read = || {
-        let mut parts = cursor.split('-');
-        let (ip, port, protocol) = (parts.next()?, parts.next()?, parts.next()?);
-        let protocol = Protocol::parse(protocol)?;
-        Some(HostPort { ip: ip.parse().ok()?, port: port.parse().ok()?, protocol })
-    };
-    read().ok_or_else(|| ApiError::malformed("invalid_cursor", "the cursor is of no earlier page"))
+fn read_cursor(cursor: &str) -> Option<HostPort> {
+    let mut parts = cursor.split('-');
+    let (ip, port, protocol) = (parts.next()?, parts.next()?, parts.next()?);
+    let protocol = Protocol::parse(protocol)?;
+    Some(HostPort { ip: ip.parse().ok()?, port: port.parse().ok()?, protocol })
 }
 
 /// `?protocol=`, `tcp` if left out.

@@ -1,28 +1,32 @@
 //! Wishes about a container's life: start and stop, suspension, a new install, other ports.
 //!
-//! Each is answered when it has been accepted or refused, with 202 or the reason; what follows shows
-//! in the container's state and on its socket.
+//! Each is answered when it has been accepted or refused, with 202 or the reason; what follows shows in the
+//! container's state and on its socket. With `?wait` the answer comes after what followed.
+
+use std::time::Duration;
 
 use axum::extract::State;
-use axum::http::StatusCode;
-use serde::{Deserialize, Serialize};
+use axum::response::Response;
+use serde::Deserialize;
 use utoipa::ToSchema;
 use utoipa_axum::routes;
 use uuid::Uuid;
 
-use super::container_body::non_empty;
+use super::container_body::ReinstallBody;
+use super::dry_run::{self, DryRunView};
 use super::port_body::{PortBody, check_ports, wanted};
+use super::waiting::{self, WishQuery, WishView};
 use crate::api::auth::Auth;
 use crate::api::error::ApiError;
-use crate::api::extract::{Json, NoBody, OptionalJson, Path};
+use crate::api::extract::{NoBody, Path, Query, Whole};
 use crate::api::openapi::Routes;
 use crate::api::openapi::params::ContainerPath;
 use crate::api::openapi::refusals::refusals;
-use crate::api::openapi::schemas::ContainerState;
+use crate::api::openapi::schemas::either;
 use crate::api::state::AppState;
 use crate::domain::access::Permission;
 use crate::domain::ids::ContainerId;
-use crate::domain::lifecycle::{Answer, Command};
+use crate::domain::lifecycle::Command;
 use crate::supervisor::{ContainerHandle, Request};
 
 pub(super) fn routes() -> Routes {
@@ -39,26 +43,14 @@ pub(super) fn routes() -> Routes {
         .routes(routes!(rebind))
 }
 
-/// A wish that was taken on.
-#[derive(Debug, Serialize, ToSchema)]
-#[schema(as = Accepted)]
-pub(super) struct AcceptedView {
-    #[schema(example = "Container is starting")]
-    message: &'static str,
-    internal_id: ContainerId,
-    #[schema(value_type = ContainerState, example = "starting")]
-    state: &'static str,
-    /// The container's snapshot of this generation, or a later one, contains the decision.
-    #[schema(example = 12)]
-    generation: u64,
-}
+either!(WishOrTrial, "AcceptedOrTrial": WishView<'static>, DryRunView<'static>);
 
-refusals!(WishRefusals: CONTAINER, WISH, STATE, ENGINE);
+refusals!(WishRefusals: CONTAINER, WISH, WAIT, STATE, ENGINE);
 refusals!(
-    BareWishRefusals: CONTAINER, WISH, STATE, ENGINE;
+    BareWishRefusals: CONTAINER, WISH, WAIT, STATE, ENGINE;
     400: "invalid_json", "invalid", "incomplete_body"; 413: "too_large";
 );
-refusals!(RebindRefusals: CONTAINER, WISH, STATE, ENGINE, BINDING);
+refusals!(RebindRefusals: CONTAINER, WISH, WAIT, STATE, ENGINE, BINDING);
 
 /// A handler for each wish that needs no more than its name.
 macro_rules! wishes {
@@ -66,9 +58,10 @@ macro_rules! wishes {
         $(#[doc = $doc])*
         #[utoipa::path(
             post, path = $path, tag = "power",
-            params(ContainerPath),
+            params(ContainerPath, WishQuery),
             responses(
-                (status = 202, description = "It is taken on, or was so already", body = AcceptedView),
+                (status = 200, description = "It has happened (`wait`); or what would (`dry_run`)", body = WishOrTrial),
+                (status = 202, description = "It is taken on, or was so already; or it takes longer than was to be waited", body = WishView),
                 BareWishRefusals,
             ),
         )]
@@ -76,10 +69,11 @@ macro_rules! wishes {
             auth: Auth,
             State(state): State<AppState>,
             Path(id): Path<ContainerId>,
+            Query(query): Query<WishQuery>,
             NoBody: NoBody,
-        ) -> Result<(StatusCode, axum::Json<AcceptedView>), ApiError> {
+        ) -> Result<Response, ApiError> {
             let handle = auth.container(&state, &id, Permission::$permission)?;
-            ask(&handle, Request::Command(Command::$command), message_of(Command::$command)).await
+            plain(&handle, Command::$command, query).await
         }
     )*};
 }
@@ -108,9 +102,10 @@ wishes! {
 /// One that runs is stopped first.
 #[utoipa::path(
     post, path = "/containers/{id}/reinstall", tag = "power",
-    params(ContainerPath), request_body = Option<ReinstallBody>,
+    params(ContainerPath, WishQuery), request_body = Option<ReinstallBody>,
     responses(
-        (status = 202, description = "It is taken on", body = AcceptedView),
+        (status = 200, description = "It has happened (`wait`); or what would (`dry_run`)", body = WishOrTrial),
+        (status = 202, description = "It is taken on; or it takes longer than was to be waited", body = WishView),
         WishRefusals,
     ),
 )]
@@ -118,25 +113,16 @@ async fn reinstall(
     auth: Auth,
     State(state): State<AppState>,
     Path(id): Path<ContainerId>,
-    OptionalJson(body): OptionalJson<ReinstallBody>,
-) -> Result<(StatusCode, axum::Json<AcceptedView>), ApiError> {
+    Query(query): Query<WishQuery>,
+    body: Whole,
+) -> Result<Response, ApiError> {
     let handle = auth.container(&state, &id, Permission::ContainersWrite)?;
-    let request = Request::Reinstall {
-        image: non_empty(body.image),
-        install_script: non_empty(body.install_script),
-    };
-    ask(&handle, request, message_of(Command::Reinstall)).await
-}
-
-#[derive(Debug, Default, Deserialize, ToSchema)]
-#[schema(as = Reinstall, example = json!({"image": "ubuntu:24.04"}))]
-#[serde(default, deny_unknown_fields)]
-struct ReinstallBody {
-    /// As it is, if this is left out.
-    image: Option<String>,
-    /// As it is, if this is left out.
-    #[schema(max_length = 1_048_576)]
-    install_script: Option<String>,
+    let patience = query.patience()?;
+    if query.dry_run {
+        return dry_run::reinstall(&handle, &body).await;
+    }
+    let body: ReinstallBody = body.optional_json()?;
+    ask(&handle, Command::Reinstall, body.into(), patience).await
 }
 
 /// Gives a container other ports.
@@ -144,9 +130,10 @@ struct ReinstallBody {
 /// One that runs is stopped first, and started again. If the new ports cannot be had, it keeps the old ones.
 #[utoipa::path(
     post, path = "/containers/{id}/rebind-network", tag = "power",
-    params(ContainerPath), request_body = RebindBody,
+    params(ContainerPath, WishQuery), request_body = RebindBody,
     responses(
-        (status = 202, description = "It is taken on", body = AcceptedView),
+        (status = 200, description = "It has happened (`wait`); or what would (`dry_run`)", body = WishOrTrial),
+        (status = 202, description = "It is taken on; or it takes longer than was to be waited", body = WishView),
         RebindRefusals,
     ),
 )]
@@ -154,63 +141,52 @@ async fn rebind(
     auth: Auth,
     State(state): State<AppState>,
     Path(id): Path<ContainerId>,
-    Json(body): Json<RebindBody>,
-) -> Result<(StatusCode, axum::Json<AcceptedView>), ApiError> {
+    Query(query): Query<WishQuery>,
+    body: Whole,
+) -> Result<Response, ApiError> {
     let handle = auth.container(&state, &id, Permission::ContainersWrite)?;
+    let patience = query.patience()?;
+    if query.dry_run {
+        return dry_run::rebind(&auth, &handle, &body).await;
+    }
+    let body: RebindBody = body.json()?;
     let mut problems = Vec::new();
     check_ports(&body.ports, &mut problems);
     if !problems.is_empty() {
         return Err(ApiError::invalid(problems));
     }
     let ports = wanted(&auth, body.ports, body.lease_id);
-    ask(&handle, Request::Rebind { ports }, message_of(Command::Rebind)).await
+    ask(&handle, Command::Rebind, Request::Rebind { ports }, patience).await
 }
 
 #[derive(Debug, Deserialize, ToSchema)]
 #[schema(as = Rebind)]
 #[serde(deny_unknown_fields)]
-struct RebindBody {
+pub(super) struct RebindBody {
     /// All that it shall have.
-    ports: Vec<PortBody>,
+    pub(super) ports: Vec<PortBody>,
     /// What `POST /network/ports/allocate` has handed out, to take the ports of.
-    lease_id: Option<Uuid>,
+    pub(super) lease_id: Option<Uuid>,
+}
+
+async fn plain(
+    handle: &ContainerHandle,
+    command: Command,
+    query: WishQuery,
+) -> Result<Response, ApiError> {
+    let patience = query.patience()?;
+    if query.dry_run {
+        return dry_run::wish(handle, command).await;
+    }
+    ask(handle, command, Request::Command(command), patience).await
 }
 
 async fn ask(
     handle: &ContainerHandle,
+    command: Command,
     request: Request,
-    message: (&'static str, &'static str),
-) -> Result<(StatusCode, axum::Json<AcceptedView>), ApiError> {
+    patience: Option<Duration>,
+) -> Result<Response, ApiError> {
     let accepted = handle.send(request).await?;
-    let message = match accepted.answer {
-        Answer::Accepted => message.0,
-        Answer::Satisfied => message.1,
-    };
-    let snapshot = handle.snapshot();
-    let view = AcceptedView {
-        message,
-        internal_id: handle.id().clone(),
-        state: snapshot.state_name(),
-        generation: accepted.generation,
-    };
-    Ok((StatusCode::ACCEPTED, axum::Json(view)))
-}
-
-/// What to say when a wish was taken on, and when it was so already.
-fn message_of(command: Command) -> (&'static str, &'static str) {
-    match command {
-        Command::Start => ("Container is starting", "Container is running already"),
-        Command::Stop => ("Container is stopping", "Container is stopped already"),
-        Command::Restart => ("Container is restarting", "Container is restarting already"),
-        Command::Kill => ("Container is being killed", "Container is stopped already"),
-        Command::Pause => ("Container is being paused", "Container is paused already"),
-        Command::Resume => ("Container is being resumed", "Container is running already"),
-        Command::Suspend => ("Container is being suspended", "Container is suspended already"),
-        Command::Unsuspend => ("Container is no longer suspended", "Container is not suspended"),
-        Command::Reinstall => ("Container is being reinstalled", "Container is installing already"),
-        Command::Rebind => ("Container's ports are being changed", "Nothing to change"),
-        Command::Freeze => ("Container stands still", "Container stands still already"),
-        Command::Thaw => ("Container goes on", "Container goes on already"),
-        Command::Delete => ("Container is being deleted", "Container is being deleted already"),
-    }
+    Ok(waiting::answer(handle, command, &accepted, patience).await)
 }

@@ -7,13 +7,15 @@ use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::routes;
 
 use super::container_body::LimitsBody;
+use super::containers::{TrialQuery, is_up};
+use super::dry_run::{self, DryRunView};
 use crate::api::auth::Auth;
 use crate::api::error::ApiError;
-use crate::api::extract::{Json, Path, Query};
+use crate::api::extract::{Path, Query, Whole};
 use crate::api::openapi::Routes;
 use crate::api::openapi::params::ContainerPath;
 use crate::api::openapi::refusals::refusals;
-use crate::api::openapi::schemas::ContainerState;
+use crate::api::openapi::schemas::{ContainerState, either};
 use crate::api::state::AppState;
 use crate::domain::access::Permission;
 use crate::domain::ids::ContainerId;
@@ -44,6 +46,22 @@ async fn show(
     Ok(axum::Json(handle.snapshot().spec.limits))
 }
 
+/// Limits that were changed.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = LimitsChanged)]
+pub(super) struct ChangedView {
+    #[serde(flatten)]
+    limits: Limits,
+    /// What the running workload goes on having until its next start: the engine can lift no limit.
+    #[schema(example = json!([]))]
+    waits_for_restart: Vec<&'static str>,
+    /// What the engine could not give, in its words.
+    #[schema(example = json!([]))]
+    warnings: Vec<String>,
+}
+
+either!(ChangedOrTrial, "LimitsChangedOrTrial": ChangedView, DryRunView<'static>);
+
 refusals!(ChangeRefusals: CONTAINER, WISH, STATE, ENGINE);
 
 /// Changes what a container may use, also while it runs.
@@ -51,29 +69,41 @@ refusals!(ChangeRefusals: CONTAINER, WISH, STATE, ENGINE);
 /// What is left out stays, `null` lifts a limit. It answers when the container engine has taken them.
 #[utoipa::path(
     post, path = "/containers/{id}/resources", tag = "resources",
-    params(ContainerPath), request_body = LimitsBody,
-    responses((status = 200, description = "The limits as they are now", body = Limits), ChangeRefusals),
+    params(ContainerPath, TrialQuery), request_body = LimitsBody,
+    responses(
+        (status = 200, description = "The limits as they are now; or what would come of it (`dry_run`)", body = ChangedOrTrial),
+        ChangeRefusals,
+    ),
 )]
 async fn change(
     auth: Auth,
     State(state): State<AppState>,
     Path(id): Path<ContainerId>,
-    Json(body): Json<LimitsBody>,
-) -> Result<axum::Json<Limits>, ApiError> {
+    Query(query): Query<TrialQuery>,
+    body: Whole,
+) -> Result<Response, ApiError> {
     let handle = auth.container(&state, &id, Permission::ContainersWrite)?;
-    let wanted = body.apply(handle.snapshot().spec.limits);
-    handle.send(Request::Resources(wanted)).await.map_err(with_own_field_names)?;
-    Ok(axum::Json(handle.snapshot().spec.limits))
+    if query.dry_run {
+        return dry_run::resources(&handle, &body).await;
+    }
+    let before = handle.snapshot();
+    let wanted = body.json::<LimitsBody>()?.apply(before.spec.limits);
+    let accepted = handle.send(Request::Resources(wanted)).await.map_err(with_own_names)?;
+    let limits = accepted.decided.spec.limits;
+    let waits_for_restart =
+        if is_up(&before) { limits.lifted_since(&before.spec.limits) } else { Vec::new() };
+    let view = ChangedView { limits, waits_for_restart, warnings: accepted.warnings };
+    Ok(axum::Json(view).into_response())
 }
 
 /// Here the limits are the body itself, not a field of it.
-fn with_own_field_names(refusal: Refusal) -> ApiError {
-    let Refusal::Invalid(problems) = refusal else { return refusal.into() };
+pub(super) fn with_own_names(refusal: Refusal) -> Refusal {
+    let Refusal::Invalid(problems) = refusal else { return refusal };
     let renamed = |problem: Problem| match problem.field.strip_prefix("limits.") {
         Some(name) => Problem::new(name, problem.message),
         None => problem,
     };
-    ApiError::invalid(problems.into_iter().map(renamed).collect())
+    Refusal::Invalid(problems.into_iter().map(renamed).collect())
 }
 
 /// The present, or a time of the past.

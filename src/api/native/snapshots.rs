@@ -8,10 +8,11 @@ use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::routes;
 
 use super::operations::Told;
+use super::paging;
 use super::volumes::reach;
 use crate::api::auth::Auth;
 use crate::api::error::ApiError;
-use crate::api::extract::{Json, Path};
+use crate::api::extract::{Json, Path, Query};
 use crate::api::openapi::Routes;
 use crate::api::openapi::params::VolumePath;
 use crate::api::openapi::refusals::refusals;
@@ -94,10 +95,25 @@ impl StartedView {
     }
 }
 
+/// How many at once.
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+struct ListQuery {
+    /// So many at most; 1000 if it is left out.
+    #[param(minimum = 1, maximum = 1000)]
+    limit: Option<usize>,
+    /// The `next_cursor` of the page before.
+    cursor: Option<String>,
+}
+
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = SnapshotList)]
 struct ListView {
+    /// The oldest first.
     snapshots: Vec<SnapshotView>,
+    /// Give it as `cursor` for what follows; `null` at the end.
+    #[schema(required)]
+    next_cursor: Option<String>,
 }
 
 #[derive(Debug, Serialize, ToSchema)]
@@ -147,21 +163,36 @@ async fn take(
 }
 
 refusals!(VolumeRefusals: ; 404: "not_found");
+refusals!(ListRefusals: ; 400: "invalid_cursor"; 404: "not_found");
 
 /// Lists a volume's snapshots.
 #[utoipa::path(
     get, path = "/volumes/{id}/snapshots", tag = "snapshots",
-    params(VolumePath),
-    responses((status = 200, description = "All of them", body = ListView), VolumeRefusals),
+    params(VolumePath, ListQuery),
+    responses((status = 200, description = "A page of them", body = ListView), ListRefusals),
 )]
 async fn list(
     auth: Auth,
     State(state): State<AppState>,
     Path(id): Path<VolumeId>,
+    Query(query): Query<ListQuery>,
 ) -> Result<JsonAnswer<ListView>, ApiError> {
     reach(&auth, &state, id, Permission::SnapshotsRead).await?;
+    let limit = paging::limit(query.limit)?;
+    let after = paging::cursor(query.cursor.as_deref(), read_cursor)?;
     let rows = state.store.read("list snapshots", move |rx| rx.snapshots(id)).await?;
-    Ok(JsonAnswer(ListView { snapshots: rows.into_iter().map(SnapshotView::from).collect() }))
+    let place = |row: &SnapshotRow| (row.created_at.0, row.name.clone());
+    let rest =
+        rows.into_iter().filter(|row| after.as_ref().is_none_or(|after| place(row) > *after));
+    let cursor_of = |row: &SnapshotRow| format!("{}-{}", row.created_at.0, row.name);
+    let (rows, next_cursor) = paging::page(rest, limit, cursor_of);
+    let snapshots = rows.into_iter().map(SnapshotView::from).collect();
+    Ok(JsonAnswer(ListView { snapshots, next_cursor }))
+}
+
+fn read_cursor(text: &str) -> Option<(i64, String)> {
+    let (created_at, name) = text.split_once('-')?;
+    Some((created_at.parse().ok()?, name.to_owned()))
 }
 
 /// Shows a snapshot.

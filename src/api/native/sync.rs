@@ -333,7 +333,7 @@ impl Stored {
         })?;
         let mut volumes = List::default();
         for (VolumeRow { id, name, size_bytes, created_at, .. }, users) in
-            rx.volumes_after(None, usize::MAX, |_| true)?
+            rx.volumes_after(None, usize::MAX, |_, _| true)?
         {
             let (size, used) = (size_bytes, used.get(&id).copied());
             volumes.push(&VolumeView { id, name, size, used, created_at, containers: users });

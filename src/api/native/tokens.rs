@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::routes;
 
+use super::paging;
 use crate::access::TokenRequest;
 use crate::api::auth::Auth;
 use crate::api::error::ApiError;
@@ -22,7 +23,6 @@ use crate::domain::access::{Permission, Scope, TokenId};
 use crate::domain::ids::ContainerId;
 use crate::domain::spec::Problem;
 use crate::domain::units::{Span, UnixSeconds};
-use crate::files::FileError;
 use crate::store::tokens::{TokenPage, TokenRow};
 
 pub(super) fn routes() -> Routes {
@@ -131,8 +131,6 @@ struct ListQuery {
     cursor: Option<String>,
 }
 
-const LIST_MAX: usize = 1000;
-
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = TokenList)]
 struct ListView {
@@ -206,26 +204,19 @@ async fn list(
     Query(query): Query<ListQuery>,
 ) -> Result<Json<ListView>, ApiError> {
     auth.require(Permission::Tokens)?;
-    let limit = query.limit.unwrap_or(LIST_MAX);
-    if !(1..=LIST_MAX).contains(&limit) {
-        return Err(ApiError::field("?limit", format!("must be between 1 and {LIST_MAX}")));
-    }
-    let after = query.cursor.as_deref().map(read_cursor).transpose()?;
+    let limit = paging::limit(query.limit)?;
+    let after = paging::cursor(query.cursor.as_deref(), read_cursor)?;
     // One more than asked for says that there is another page.
     let page = TokenPage { container: query.container, after, limit: limit + 1 };
-    let mut rows = state.access.list(page).await?;
-    let is_more = rows.len() > limit;
-    rows.truncate(limit);
-    let last = rows.last().filter(|_| is_more);
-    let next_cursor = last.map(|row| format!("{}-{}", row.created_at.0, row.id));
-    Ok(Json(ListView { tokens: rows.into_iter().map(TokenView::from).collect(), next_cursor }))
+    let rows = state.access.list(page).await?;
+    let cursor = |last: &TokenRow| format!("{}-{}", last.created_at.0, last.id);
+    let (shown, next_cursor) = paging::page(rows, limit, cursor);
+    Ok(Json(ListView { tokens: shown.into_iter().map(TokenView::from).collect(), next_cursor }))
 }
 
-fn read_cursor(text: &str) -> Result<(UnixSeconds, TokenId), FileError> {
-    let parts = text.split_once('-').and_then(|(created_at, id)| {
-        Some((UnixSeconds(created_at.parse().ok()?), TokenId::parse(id)?))
-    });
-    parts.ok_or(FileError::InvalidCursor)
+fn read_cursor(text: &str) -> Option<(UnixSeconds, TokenId)> {
+    let (created_at, id) = text.split_once('-')?;
+    Some((UnixSeconds(created_at.parse().ok()?), TokenId::parse(id)?))
 }
 
 refusals!(TokenRefusals: ; 404: "not_found");

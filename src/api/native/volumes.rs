@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::routes;
 
+use super::paging;
 use crate::api::auth::Auth;
 use crate::api::error::ApiError;
 use crate::api::extract::{Json, OptionalJson, Path, Query};
@@ -23,9 +24,8 @@ use crate::domain::ids::{ContainerId, VolumeId};
 use crate::domain::path::RelPath;
 use crate::domain::quota::QuotaBackend;
 use crate::domain::units::{MIB, UnixSeconds};
-use crate::files::listing::MAX_PAGE;
 use crate::files::operation::OperationState;
-use crate::files::{FileError, Lane, Volume};
+use crate::files::{Lane, Volume};
 use crate::store::Read;
 use crate::store::volumes::VolumeRow;
 
@@ -91,15 +91,6 @@ pub(super) fn folder_path(field: &str, text: &str) -> Result<RelPath, ApiError> 
 }
 
 /// Reads how many entries a page shall hold.
-pub(super) fn page_limit(asked: Option<usize>, default: usize) -> Result<usize, ApiError> {
-    let limit = asked.unwrap_or(default);
-    if (1..=MAX_PAGE).contains(&limit) {
-        Ok(limit)
-    } else {
-        Err(ApiError::field("?limit", format!("must be between 1 and {MAX_PAGE}")))
-    }
-}
-
 /// 201 for what was made, 200 for what only replaced another.
 pub(super) fn made(is_new: bool) -> StatusCode {
     if is_new { StatusCode::CREATED } else { StatusCode::OK }
@@ -193,9 +184,14 @@ async fn create(
     Ok((StatusCode::CREATED, JsonAnswer(VolumeView::new(&state, row, Vec::new()))))
 }
 
+/// Which volumes, and how many at once.
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 struct ListQuery {
+    /// A part of the name, in any case.
+    name: Option<String>,
+    /// Only those that no container uses, or only those that one does.
+    unused: Option<bool>,
     /// So many at most; 1000 if it is left out.
     #[param(minimum = 1, maximum = 1000)]
     limit: Option<usize>,
@@ -203,7 +199,16 @@ struct ListQuery {
     cursor: Option<String>,
 }
 
-const LIST_MAX: usize = 1000;
+impl ListQuery {
+    fn has(&self, row: &VolumeRow, used_by: &[ContainerId]) -> bool {
+        let has_name = |part: &String| {
+            let name = row.name.as_deref().unwrap_or_default();
+            name.to_lowercase().contains(&part.to_lowercase())
+        };
+        self.name.as_ref().is_none_or(has_name)
+            && self.unused.is_none_or(|unused| unused == used_by.is_empty())
+    }
+}
 
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = VolumeList)]
@@ -228,31 +233,25 @@ async fn list(
     Query(query): Query<ListQuery>,
 ) -> Result<JsonAnswer<ListView>, ApiError> {
     auth.require_for_list(Permission::FilesRead)?;
-    let limit = query.limit.unwrap_or(LIST_MAX);
-    if !(1..=LIST_MAX).contains(&limit) {
-        return Err(ApiError::field("?limit", format!("must be between 1 and {LIST_MAX}")));
-    }
-    let after = query.cursor.as_deref().map(read_cursor).transpose()?;
+    let limit = paging::limit(query.limit)?;
+    let after = paging::cursor(query.cursor.as_deref(), read_cursor)?;
     let principal = auth.principal().clone();
-    let may_see = move |used_by: &[ContainerId]| {
-        allows(&principal, Permission::FilesRead, Resource::Volume { used_by })
+    let is_wanted = move |row: &VolumeRow, used_by: &[ContainerId]| {
+        query.has(row, used_by)
+            && allows(&principal, Permission::FilesRead, Resource::Volume { used_by })
     };
     // One more than asked for says that there is another page.
-    let look = move |rx: &Read<'_>| rx.volumes_after(after, limit + 1, may_see);
-    let mut found = state.store.read("list the volumes", look).await?;
-    let is_more = found.len() > limit;
-    found.truncate(limit);
-    let last = found.last().filter(|_| is_more);
-    let next_cursor = last.map(|(row, _)| format!("{}-{}", row.created_at.0, row.id));
+    let look = move |rx: &Read<'_>| rx.volumes_after(after, limit + 1, is_wanted);
+    let found = state.store.read("list the volumes", look).await?;
+    let cursor_of = |(row, _): &(VolumeRow, _)| format!("{}-{}", row.created_at.0, row.id);
+    let (found, next_cursor) = paging::page(found, limit, cursor_of);
     let view = |(row, used_by)| VolumeView::new(&state, row, used_by);
     Ok(JsonAnswer(ListView { volumes: found.into_iter().map(view).collect(), next_cursor }))
 }
 
-fn read_cursor(text: &str) -> Result<(UnixSeconds, VolumeId), FileError> {
-    let parts = text.split_once('-').and_then(|(created_at, id)| {
-        Some((UnixSeconds(created_at.parse().ok()?), VolumeId::parse(id)?))
-    });
-    parts.ok_or(FileError::InvalidCursor)
+fn read_cursor(text: &str) -> Option<(UnixSeconds, VolumeId)> {
+    let (created_at, id) = text.split_once('-')?;
+    Some((UnixSeconds(created_at.parse().ok()?), VolumeId::parse(id)?))
 }
 
 refusals!(NamedRefusals: ; 404: "not_found");

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::{Map, Value, json};
 
 use super::refusals::{self, CODES, Codes};
-use crate::api::idempotency::CREATES;
+use crate::api::idempotency::KEYED;
 use crate::api::permissions;
 
 /// How long calls may take.
@@ -54,7 +54,7 @@ fn drop_defaults(schema: &mut Value) {
 pub(super) fn finish(part: &mut Value, deadline: Deadline) {
     let mut shared = Shared::new();
     for (path, method, call) in calls(part) {
-        let creates = deadline == Deadline::Common && method == "post" && CREATES.contains(&path);
+        let creates = method == "post" && KEYED.contains(&path);
         name(call);
         if creates {
             take_key(call);

@@ -45,6 +45,7 @@ const TAGS: &[(&str, &str)] = &[
     ("network", "The pool of ports."),
     ("firewall", "Who reaches containers' published ports, and how often."),
     ("audit", "Who did what, and from where."),
+    ("billing", "What containers have used, and what it comes to."),
     ("remote", "The configuration, the link to the panel, and the whole node in one answer."),
 ];
 
@@ -123,6 +124,11 @@ fn refusal_schemas() -> Value {
                     "examples": ["image"],
                 },
                 "message": {"type": "string", "examples": ["is required"]},
+                "code": {
+                    "type": "string", "pattern": "^[a-z_]+$",
+                    "description": "Of a trial: why what there is forbids it, though the field is well-formed.",
+                    "examples": ["port_in_use"],
+                },
             },
         },
     })

@@ -60,6 +60,7 @@ use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use self::schemas::UsageStep;
 use super::state::AppState;
 use crate::console::Mark;
 
@@ -72,7 +73,7 @@ pub(in crate::api) type Routes = OpenApiRouter<AppState>;
 pub(super) fn routes() -> Routes {
     /// What only parameters name is not found by itself.
     #[derive(OpenApi)]
-    #[openapi(components(schemas(Mark)))]
+    #[openapi(components(schemas(Mark, UsageStep)))]
     struct OfParameters;
 
     Routes::with_openapi(OfParameters::openapi()).routes(routes!(document))

@@ -66,6 +66,9 @@ pub(in crate::api) const ENGINE: Codes =
 /// A wish, handed to the container's owner.
 pub(in crate::api) const WISH: Codes =
     &[(409, &["volume_busy"]), (503, &["busy", "engine_unavailable"])];
+/// A wish that is waited for, and can't happen any more.
+pub(in crate::api) const WAIT: Codes =
+    &[(409, &["start_failed", "install_failed", "rebind_failed", "superseded", "deleting"])];
 /// Ports and a volume, bound to a container.
 pub(in crate::api) const BINDING: Codes = &[(
     409,

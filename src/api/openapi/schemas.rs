@@ -115,6 +115,45 @@ schema!(
     )
 );
 
+/// `either!(Name, "Name": One, Other)`: a body that is one of two.
+macro_rules! either {
+    ($type:ident, $name:literal: $one:ty, $other:ty) => {
+        #[derive(Debug)]
+        pub(super) enum $type {}
+
+        impl utoipa::PartialSchema for $type {
+            fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::schema::Schema> {
+                let one =
+                    utoipa::openapi::Ref::from_schema_name(<$one as utoipa::ToSchema>::name());
+                let other =
+                    utoipa::openapi::Ref::from_schema_name(<$other as utoipa::ToSchema>::name());
+                utoipa::openapi::schema::AnyOfBuilder::new().item(one).item(other).into()
+            }
+        }
+
+        impl utoipa::ToSchema for $type {
+            fn name() -> std::borrow::Cow<'static, str> {
+                std::borrow::Cow::Borrowed($name)
+            }
+
+            fn schemas(
+                all: &mut Vec<(String, utoipa::openapi::RefOr<utoipa::openapi::schema::Schema>)>,
+            ) {
+                use utoipa::{PartialSchema, ToSchema};
+                for (name, schema) in [
+                    (<$one as ToSchema>::name(), <$one as PartialSchema>::schema()),
+                    (<$other as ToSchema>::name(), <$other as PartialSchema>::schema()),
+                ] {
+                    all.push((name.into_owned(), schema));
+                }
+                <$one as ToSchema>::schemas(all);
+                <$other as ToSchema>::schemas(all);
+            }
+        }
+    };
+}
+pub(in crate::api) use either;
+
 /// `IpAddr` on the wire.
 #[derive(Debug)]
 pub(in crate::api) enum IpAddress {}
@@ -217,6 +256,13 @@ names!(
     "Who ended a run: the workload itself, the stop's signal or command, the kill after its grace, a kill, or the engine.",
     &["itself", "signal", "command", "grace", "kill", "engine"]
 );
+names!(MemoryCharged, "MemoryCharged", "Which memory is charged.", &["used", "reserved"]);
+names!(UsageStep, "UsageStep", "How finely usage is asked for.", &["hourly", "daily", "monthly"]);
+
+/// Money and prices.
+#[derive(Debug)]
+pub(in crate::api) enum Decimal {}
+schema!(Decimal, "Decimal", text("A decimal number, exact.", "^[0-9]+([.][0-9]+)?$", "0.004900"));
 names!(UploadStatus, "UploadStatus", "What became of a file.", &["created", "replaced", "failed"]);
 names!(SearchBound, "SearchBound", "What ended a search.", &["limit", "entries", "depth", "time"]);
 names!(

@@ -38,7 +38,7 @@ use crate::network::pool::{PortPolicy, PortPool};
 use crate::panel::Panel;
 use crate::store::Store;
 use crate::store::volumes::VolumeRow;
-use crate::supervisor::{Registry, Services as SupervisorServices, Settings, StartPace};
+use crate::supervisor::{Metering, Registry, Services as SupervisorServices, Settings, StartPace};
 use crate::util::secret::Sealer;
 use crate::volumes::{OnExceeded, VolumeSettings, Volumes};
 
@@ -87,6 +87,7 @@ impl Node {
                 .1,
             ),
             operations: Operations::in_memory(),
+            metering: Arc::new(Metering::new(Arc::clone(&supervisor))),
             panel: Arc::new(Panel::new(store.clone(), watch::channel(None).1)),
             config: live_config(folder.path()),
             store,

@@ -30,6 +30,7 @@ fn address(node: &Node, path: &str) -> String {
         .replace("{name}", "s")
         .replace("{n}", "1")
         .replace("{sequence}", "1")
+        .replace("{step}", "daily")
         .replace("{ip}", "127.0.0.1")
         .replace("{port}", "46001")
 }

@@ -98,6 +98,11 @@ const PROTECTED: &[(&str, &str)] = &[
     ("GET", "/remote/outbox/1"),
     ("DELETE", "/remote/outbox/1"),
     ("POST", "/remote/outbox/1/retry"),
+    ("GET", "/billing/rates"),
+    ("POST", "/billing/estimate"),
+    ("POST", "/billing/estimate/volume"),
+    ("GET", "/billing/containers"),
+    ("GET", "/billing/usage/a/hourly"),
     ("GET", "/sync/snapshot"),
 ];
 

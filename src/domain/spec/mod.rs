@@ -132,6 +132,34 @@ pub(crate) struct Limits {
     pub(crate) disk: Option<u64>,
 }
 
+impl Limits {
+    /// The limits that there were and are no more, by name: the engine can lift none of these from what runs.
+    pub(crate) fn lifted_since(&self, before: &Self) -> Vec<&'static str> {
+        let is_lifted = |before: bool, after: bool| before && !after;
+        let cores = |limits: &Self| limits.cpu.is_some() || limits.cpu_quota.is_some();
+        let no_cores = is_lifted(cores(before), cores(self));
+        let swap_goes = before.memory_swap.is_some() && self.memory_swap.is_none();
+        let lifted = [
+            ("memory", is_lifted(before.memory.is_some(), self.memory.is_some())),
+            // Beside a limit on memory, none on swap means that there is no swap.
+            ("memory_swap", swap_goes && self.memory.is_none()),
+            (
+                "memory_reservation",
+                is_lifted(before.memory_reservation.is_some(), self.memory_reservation.is_some()),
+            ),
+            ("cpu", no_cores && before.cpu.is_some()),
+            ("cpu_quota", no_cores && before.cpu_quota.is_some()),
+            (
+                "cpu_period",
+                is_lifted(before.cpu_period.is_some(), self.cpu_period.is_some())
+                    && self.cpu.is_none(),
+            ),
+            ("cpu_shares", is_lifted(before.cpu_shares.is_some(), self.cpu_shares.is_some())),
+        ];
+        lifted.into_iter().filter(|(_, is_lifted)| *is_lifted).map(|(name, _)| name).collect()
+    }
+}
+
 /// A host folder inside the container.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Mount {

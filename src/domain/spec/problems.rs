@@ -21,11 +21,14 @@ use crate::domain::units::MIB;
 pub(crate) struct Problem {
     pub(crate) field: String,
     pub(crate) message: String,
+    /// For programs, where it is not that the field is invalid.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) code: Option<&'static str>,
 }
 
 impl Problem {
     pub(crate) fn new(field: impl Into<String>, message: impl Into<String>) -> Self {
-        Self { field: field.into(), message: message.into() }
+        Self { field: field.into(), message: message.into(), code: None }
     }
 }
 

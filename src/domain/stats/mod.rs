@@ -12,7 +12,7 @@ use serde::Serialize;
 /// A reading of a container's counters. All but the memory's and `pids` only grow within a run.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Counters {
-    /// When they were read, on a clock that never jumps.
+    /// When they were read: since the host's start, on a clock that never jumps.
     pub(crate) taken_at: Duration,
     /// Processor time used.
     pub(crate) cpu_ns: u64,
