@@ -3,18 +3,23 @@
 //! The answer goes out with the decision and says nothing of its effects. A wish that is refused, or
 //! that cannot be stored, has changed nothing.
 
+use tokio::task::AbortHandle;
+
 use super::record::Change;
 use super::task::Owner;
 use super::workload::policy;
 use super::{Accepted, Msg, Refusal, Reply, Request};
 use crate::domain::lifecycle::{Answer, Command, Denied, Phase};
-use crate::domain::spec::{ContainerSpec, Limits};
+use crate::domain::spec::{ContainerSpec, Limits, LimitsPatch};
 use crate::engine::EngineError;
+
+/// Changes of limits that wait for the engine to have taken others.
+const LIMITS_WANTED: usize = 16;
 
 impl Owner {
     pub(super) async fn take_request(&mut self, Msg { request, reply }: Msg) {
         let decided = match request {
-            Request::Resources(limits) => return self.resources(limits, reply).await,
+            Request::Resources(change) => return self.resources(change, reply).await,
             Request::Command(command) => self.wish(command, None).await,
             Request::Reinstall { image, install_script } => {
                 let mut spec = (*self.record.spec).clone();
@@ -31,7 +36,7 @@ impl Owner {
         drop(reply.send(decided));
     }
 
-    async fn wish(
+    pub(super) async fn wish(
         &mut self,
         command: Command,
         change: Option<Change>,
@@ -106,37 +111,45 @@ impl Owner {
         if problems.is_empty() { Ok(()) } else { Err(Refusal::Invalid(problems)) }
     }
 
-    /// Limits are given to the running workload first: the engine may know better what is possible.
-    async fn resources(&mut self, limits: Limits, reply: Reply) {
-        let problems = limits.problems(self.services.capacity);
-        let refusal = if !problems.is_empty() {
-            Some(Refusal::Invalid(problems))
-        } else if self.unknown_since.is_some() || !self.booted {
-            Some(Refusal::EngineUnavailable)
-        } else {
-            None
-        };
-        if let Some(refusal) = refusal {
-            drop(reply.send(Err(refusal)));
+    /// Limits are given to the running workload first: the engine may know better what is possible. One
+    /// change after the other, each to what the ones before have left.
+    async fn resources(&mut self, change: LimitsPatch, reply: Reply) {
+        if self.limits_wanted.len() >= LIMITS_WANTED {
+            drop(reply.send(Err(Refusal::Busy)));
             return;
         }
-        match (&self.record.docker_id, self.record.machine.live_run()) {
-            (Some(_), Some(_)) => {
-                let ctx = self.ctx();
-                self.tasks.spawn(ctx.apply_limits(limits, reply));
-            }
-            _ => {
+        self.limits_wanted.push_back((change, reply));
+        self.next_limits().await;
+    }
+
+    pub(super) async fn next_limits(&mut self) {
+        while self.limits_task.as_ref().is_none_or(AbortHandle::is_finished)
+            && let Some((change, reply)) = self.limits_wanted.pop_front()
+        {
+            let limits = change.apply(self.record.spec.limits);
+            let problems = limits.problems(self.services.capacity);
+            let decided = if !problems.is_empty() {
+                Err(Refusal::Invalid(problems))
+            } else if self.unknown_since.is_some() || !self.booted {
+                Err(Refusal::EngineUnavailable)
+            } else if self.record.docker_id.is_some() && self.record.machine.live_run().is_some() {
+                let applying = self.ctx().apply_limits(limits, change, reply);
+                self.limits_task = Some(self.tasks.spawn(applying));
+                return;
+            } else {
                 let mut spec = (*self.record.spec).clone();
                 spec.limits = limits;
-                drop(reply.send(self.update(spec).await));
-            }
+                self.update(spec).await
+            };
+            // Whoever asked may have gone away; the decision stands.
+            drop(reply.send(decided));
         }
     }
 
     /// The engine has answered to new limits for what runs.
     pub(super) async fn limits_applied(
         &mut self,
-        limits: Limits,
+        change: LimitsPatch,
         result: Result<(), EngineError>,
     ) -> Result<Accepted, Refusal> {
         match result {
@@ -144,9 +157,9 @@ impl Owner {
             Err(error) => Err(Refusal::Engine(error)),
             Ok(()) => {
                 let mut spec = (*self.record.spec).clone();
-                spec.limits = limits;
+                spec.limits = change.apply(spec.limits);
                 // The engine has them, but lifts none; what else waits for a restart goes on waiting.
-                let waits = lifts_a_limit(&self.record.spec.limits, &limits);
+                let waits = lifts_a_limit(&self.record.spec.limits, &spec.limits);
                 self.replace_spec(spec, self.record.restart_needed || waits).await
             }
         }

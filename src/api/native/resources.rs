@@ -61,8 +61,7 @@ async fn change(
     Json(body): Json<LimitsBody>,
 ) -> Result<axum::Json<Limits>, ApiError> {
     let handle = auth.container(&state, &id, Permission::ContainersWrite)?;
-    let wanted = body.apply(handle.snapshot().spec.limits);
-    handle.send(Request::Resources(wanted)).await.map_err(with_own_field_names)?;
+    handle.send(Request::Resources(body.read())).await.map_err(with_own_field_names)?;
     Ok(axum::Json(handle.snapshot().spec.limits))
 }
 
