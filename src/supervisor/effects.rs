@@ -20,7 +20,7 @@ use crate::domain::event::SignalKind;
 use crate::domain::ids::RunId;
 use crate::domain::lifecycle::Fact;
 use crate::domain::observed::ObservedStatus;
-use crate::domain::spec::{Limits, StopHow};
+use crate::domain::spec::{Limits, LimitsPatch, StopHow};
 use crate::engine::{CreateRequest, EngineError, EngineErrorKind, Ours, labels};
 use crate::util::chain::Chain;
 
@@ -119,7 +119,7 @@ impl Ctx {
         let asked = match &self.snapshot.spec.stop.how {
             StopHow::Signal(signal) => self
                 .services
-                .insist(|| self.signal(run, &docker_id, signal))
+                .insist(|| self.shared.signal(engine, run, &docker_id, signal))
                 .await
                 .map(drop)
                 .map_err(|error| error.reason()),
@@ -171,22 +171,17 @@ impl Ctx {
                 }
                 Some(ObservedStatus::Running | ObservedStatus::Paused) => {}
             }
-            if !self.services.until_done(|| self.signal(run, &docker_id, "SIGKILL")).await {
+            if !self
+                .services
+                .until_done(|| self.shared.signal(engine, run, &docker_id, "SIGKILL"))
+                .await
+            {
                 return;
             }
             let wait = tokio::time::timeout(EXIT_AFTER_KILL, engine.wait(&docker_id));
             // Either way the next look tells.
             drop(wait.await);
         }
-    }
-
-    /// Sends a signal to a run's processes; false if what runs by now is a later one.
-    async fn signal(&self, run: RunId, docker_id: &str, signal: &str) -> Result<bool, EngineError> {
-        let _turn = self.shared.ending.lock().await;
-        if !self.shared.is_latest(run) {
-            return Ok(false);
-        }
-        self.services.engine.kill(docker_id, signal).await.map(|()| true)
     }
 
     async fn never_began(&self, run: RunId) {
@@ -242,7 +237,7 @@ impl Ctx {
         self.fact(Fact::Resumed { run }).await;
     }
 
-    pub(super) async fn apply_limits(self, limits: Limits, reply: Reply) {
+    pub(super) async fn apply_limits(self, limits: Limits, change: LimitsPatch, reply: Reply) {
         let result = match &self.snapshot.docker_id {
             Some(docker_id) => {
                 let effective = super::workload::with_defaults(limits, &self.services.settings());
@@ -250,7 +245,7 @@ impl Ctx {
             }
             None => Ok(()),
         };
-        self.report(Report::LimitsApplied { limits, reply, result }).await;
+        self.report(Report::LimitsApplied { change, reply, result }).await;
     }
 
     /// Sets the old Docker container aside and makes one with the new ports.

@@ -20,6 +20,7 @@ use crate::domain::stats::history::History;
 use crate::domain::stream::Stream;
 use crate::domain::units::UnixSeconds;
 use crate::engine::{AttachedInput, CreateRequest, Created, Engine, EngineError};
+use crate::util::chain::Chain;
 
 /// What runs is attached to a moment after it is found running, at the start of lightd or when the
 /// engine is back; so long is a command held for that.
@@ -44,6 +45,8 @@ pub(crate) struct Shared {
     pub(super) ending: Mutex<()>,
     /// The latest run that was decided on.
     latest: watch::Sender<RunId>,
+    /// The run that was killed while its owner waited for the store.
+    killed_meanwhile: watch::Sender<Option<RunId>>,
     /// Somebody asks for a start that waits for its turn.
     pub(super) start_wanted: Notify,
     /// Docker containers that are being made. The engine goes on with that when whoever asked is gone,
@@ -63,6 +66,7 @@ impl Shared {
             reading: Mutex::default(),
             ending: Mutex::default(),
             latest: watch::Sender::new(RunId::default()),
+            killed_meanwhile: watch::Sender::new(None),
             start_wanted: Notify::new(),
             creating: TaskTracker::new(),
         }
@@ -88,6 +92,33 @@ impl Shared {
     /// Whether no later run was decided on.
     pub(super) fn is_latest(&self, run: RunId) -> bool {
         *self.latest.borrow() <= run
+    }
+
+    /// Sends a signal to a run's processes; false if what runs by now is a later one.
+    pub(super) async fn signal(
+        &self,
+        engine: &Engine,
+        run: RunId,
+        docker_id: &str,
+        signal: &str,
+    ) -> Result<bool, EngineError> {
+        let _turn = self.ending.lock().await;
+        if !self.is_latest(run) {
+            return Ok(false);
+        }
+        engine.kill(docker_id, signal).await.map(|()| true)
+    }
+
+    /// Kills a run whose owner does not come to it, and keeps for the owner that it was a kill.
+    pub(super) async fn kill_meanwhile(&self, engine: &Engine, run: RunId, docker_id: &str) {
+        self.killed_meanwhile.send_replace(Some(run));
+        if let Err(error) = self.signal(engine, run, docker_id, "SIGKILL").await {
+            tracing::warn!(run.id = %run, error = %Chain(&error), "a kill has to wait for the store");
+        }
+    }
+
+    pub(super) fn was_killed_meanwhile(&self, run: RunId) -> bool {
+        *self.killed_meanwhile.borrow() == Some(run)
     }
 
     /// Makes a Docker container, to the end also if the caller is aborted.

@@ -5,6 +5,7 @@
 //! effects run; a decision that cannot be stored is taken back (a wish) or stored later (a fact: it has
 //! happened all the same; and a stop or kill: it may be what fills the disk that is ended).
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,9 +22,9 @@ use super::services::Services;
 use super::workload::policy;
 use super::{Msg, Refusal, Reply, Shared, Snapshot};
 use crate::domain::ids::RunId;
-use crate::domain::lifecycle::{Effect, Fact, Interruption, Machine, Phase};
+use crate::domain::lifecycle::{Command, Effect, Fact, Interruption, Machine, Phase};
 use crate::domain::observed::Observed;
-use crate::domain::spec::{HostPort, Limits};
+use crate::domain::spec::{HostPort, LimitsPatch};
 use crate::domain::units::{UnixSeconds, now_unix_ms};
 use crate::engine::{EngineError, Ours};
 use crate::store::StoreError;
@@ -62,7 +63,7 @@ pub(super) enum Report {
     /// The output of a run is followed no longer, and nothing is known of its end.
     Detached,
     LimitsApplied {
-        limits: Limits,
+        change: LimitsPatch,
         reply: Reply,
         result: Result<(), EngineError>,
     },
@@ -121,6 +122,9 @@ pub(super) struct Owner {
     /// The task that ends a run.
     pub(super) kill_task: Option<(RunId, AbortHandle)>,
     pub(super) install_task: Option<AbortHandle>,
+    /// The task that gives limits to what runs, and what is to be given after that.
+    pub(super) limits_task: Option<AbortHandle>,
+    pub(super) limits_wanted: VecDeque<(LimitsPatch, Reply)>,
 }
 
 impl Owner {
@@ -156,6 +160,8 @@ impl Owner {
             run_task: None,
             kill_task: None,
             install_task: None,
+            limits_task: None,
+            limits_wanted: VecDeque::new(),
         }
     }
 
@@ -243,9 +249,11 @@ impl Owner {
                 self.looked(generation, seen).await;
             }
             Report::Detached => self.look_at = Some(Instant::now() + LOOK_SOON),
-            Report::LimitsApplied { limits, reply, result } => {
+            Report::LimitsApplied { change, reply, result } => {
                 // Whoever asked may have gone away; the limits stand.
-                drop(reply.send(self.limits_applied(limits, result).await));
+                drop(reply.send(self.limits_applied(change, result).await));
+                self.limits_task = None;
+                self.next_limits().await;
             }
         }
     }
@@ -263,6 +271,14 @@ impl Owner {
         {
             // Which container has which ports is not sure any more; the next start makes one.
             self.record.restart_needed = true;
+        }
+        // Decided on before its end is: the wish may still be queued.
+        if let Fact::Exited { run, .. } | Fact::Vanished { run } = &fact
+            && self.shared.was_killed_meanwhile(*run)
+            && self.record.machine.live_run() == Some(*run)
+        {
+            // A kill is never refused.
+            drop(self.wish(Command::Kill, None).await);
         }
         // It may have been paused since before lightd began, and nobody could attach.
         if matches!(fact, Fact::Resumed { .. }) {
