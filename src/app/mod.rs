@@ -22,8 +22,6 @@ use std::time::Duration;
 use axum_server::Handle;
 use futures_util::FutureExt as _;
 use futures_util::future::Either;
-use hyper_util::rt::TokioExecutor;
-use hyper_util::server::conn::auto::Builder;
 use tokio::sync::{Notify, Semaphore, broadcast, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -121,14 +119,6 @@ fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
     listener.set_nonblocking(true)?;
     rustix::net::sockopt::set_tcp_user_timeout(&listener, NOTHING_TAKEN_MS)?;
     Ok(listener)
-}
-
-/// HTTP/2 is refused. On one connection it carries many streams, and of one whose client takes nothing neither
-/// the kernel ([`NOTHING_TAKEN_MS`]) nor anybody else would ever know; a WebSocket is an upgrade of HTTP/1.1
-/// anyway. The server's own switch for it takes the upgrades away as well.
-fn first_version_only(builder: &mut Builder<TokioExecutor>) {
-    let both = std::mem::replace(builder, Builder::new(TokioExecutor::new()));
-    *builder = both.http1_only();
 }
 
 struct App {
@@ -232,16 +222,14 @@ impl App {
         let served: futures_util::future::BoxFuture<'static, _> = match &config.server.tls {
             Some(files) => {
                 let certificate = Certificate::load(files.clone()).await.map_err(AppError::Tls)?;
-                let mut server = axum_server::from_tcp_rustls(listener, certificate.served())
+                let server = axum_server::from_tcp_rustls(listener, certificate.served())
                     .map_err(AppError::Serve)?;
-                first_version_only(server.http_builder());
                 let reloaded = self.state.config.subscribe();
                 tasks.spawn(certificate.follow(reloaded, self.state.stop.clone()));
                 Box::pin(server.handle(handle).serve(service))
             }
             None => {
-                let mut server = axum_server::from_tcp(listener).map_err(AppError::Serve)?;
-                first_version_only(server.http_builder());
+                let server = axum_server::from_tcp(listener).map_err(AppError::Serve)?;
                 Box::pin(server.handle(handle).serve(service))
             }
         };

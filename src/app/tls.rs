@@ -83,7 +83,7 @@ impl Certificate {
     }
 }
 
-/// What the files say. Offers HTTP/1.1 and nothing else: the server takes no other.
+/// What the files say. Offers HTTP/1.1 and nothing else: no other is answered.
 async fn read_pair(TlsFiles { cert, key }: &TlsFiles) -> io::Result<Arc<ServerConfig>> {
     let read = RustlsConfig::from_pem_file(cert, key).await?;
     let mut config = ServerConfig::clone(&read.get_inner());

@@ -326,6 +326,7 @@ async fn output_that_is_older_than_the_configuration_allows_goes_from_the_disk()
     .await;
     assert!(daemon.logs(&young).await.contains("first"));
     // Its numbers are not given out again.
+    daemon.state(&old, "offline").await;
     daemon.power(&old, "start").await;
     let (text, seq) = eventually("its next run", SOON, async || {
         let (text, seq) = page(&daemon, &old).await;

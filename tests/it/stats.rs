@@ -53,19 +53,20 @@ async fn what_goes_over_network_and_disk_is_counted_and_the_page_cache_is_no_mem
     add(&daemon.client(), port, "tcp").await;
     let command = format!(
         "dd if=/dev/zero of=data bs=1M count={} conv=fsync 2>/dev/null; cat data > /dev/null; \
-         guest say Ready -- alloc 4 -- serve {port}",
+         guest say Ready -- serve {port}",
         CACHED >> 20
     );
     let ports = json!([{"ip": "127.0.0.1", "port": port}]);
     daemon.run(&id, json!({"startup_command": command, "tty": false, "ports": ports})).await;
-    let mut peer =
-        eventually("it listens", SOON, async || TcpStream::connect(("127.0.0.1", port)).await)
-            .await;
-    let (mut from, mut to) = peer.split();
     let text = vec![b'x'; SENT];
-    let mut back = vec![0; SENT];
-    let (sent, got) = tokio::join!(to.write_all(&text), from.read_exact(&mut back));
-    sent.and(got.map(drop)).expect("an echo");
+    // Who publishes the port takes connections before the workload does.
+    eventually("it echoes", SOON, async || {
+        let mut peer = TcpStream::connect(("127.0.0.1", port)).await?;
+        let (mut from, mut to) = peer.split();
+        let mut back = vec![0; SENT];
+        tokio::try_join!(to.write_all(&text), from.read_exact(&mut back))
+    })
+    .await;
     let path = format!("/containers/{id}/stats");
     let stats = eventually("all of it is counted", SOON, async || {
         let stats = daemon.client().get(&path).await.is(200);
@@ -76,7 +77,7 @@ async fn what_goes_over_network_and_disk_is_counted_and_the_page_cache_is_no_mem
         if all { Ok(stats) } else { Err(stats) }
     })
     .await;
-    assert!(stats["network_rx"].as_u64() < Some(2 * SENT as u64), "{stats}");
+    assert!(stats["network_rx"].as_u64() < Some(4 * SENT as u64), "{stats}");
     assert!(stats["block_write"].as_u64() < Some(2 * CACHED), "{stats}");
     let used = eventually("memory as docker counts it", SOON, async || {
         let (docker, cache) = as_docker_counts(&daemon, &id).await;
@@ -85,7 +86,7 @@ async fn what_goes_over_network_and_disk_is_counted_and_the_page_cache_is_no_mem
         if is_near && cache > CACHED / 2 { Ok(docker) } else { Err((ours, docker, cache)) }
     })
     .await;
-    assert!((4 << 20..CACHED).contains(&used), "{used}");
+    assert!((64 << 10..CACHED).contains(&used), "{used}");
     daemon.close().await;
 }
 
