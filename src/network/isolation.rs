@@ -64,6 +64,13 @@ pub(crate) enum IsolationError {
     Bridge(#[source] EngineError),
 }
 
+impl IsolationError {
+    /// Whether only the engine is away.
+    pub(crate) fn is_away(&self) -> bool {
+        matches!(self, Self::Bridge(error) if error.is_away())
+    }
+}
+
 /// Whether containers may be started.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum IsolationStatus {
@@ -130,7 +137,7 @@ impl Isolation {
             Ok(()) => IsolationStatus::Ready,
             // An engine that is away says nothing of the isolation: a start that waits for the engine
             // must not fail on what the engine's absence has left here.
-            Err(IsolationError::Bridge(error)) if error.is_away() => return ensured,
+            Err(error) if error.is_away() => return ensured,
             Err(error) => IsolationStatus::Failed { why: Chain(error).to_string() },
         };
         self.status.send_if_modified(|present| {

@@ -116,10 +116,16 @@ async fn spawn(program: &Path, arguments: &[&str], input: &str) -> io::Result<Ou
         .stderr(Stdio::piped())
         .kill_on_drop(true)
         .spawn()?;
-    if let Some(mut stdin) = nft.stdin.take() {
-        stdin.write_all(input.as_bytes()).await?;
+    let sent = match nft.stdin.take() {
+        Some(mut stdin) => stdin.write_all(input.as_bytes()).await,
+        None => Ok(()),
+    };
+    let output = nft.wait_with_output().await?;
+    // One that fails before it has read everything says itself what is wrong, a broken pipe does not.
+    if output.status.success() {
+        sent?;
     }
-    nft.wait_with_output().await
+    Ok(output)
 }
 
 pub(crate) fn find_nft() -> Option<PathBuf> {

@@ -3,10 +3,13 @@
 //! Called by the owner task once a decision is stored. Nothing here waits for the engine. What a child
 //! task that panicked was about is found by looking; a row that cannot be deleted is tried again.
 
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::task::AbortHandle;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use super::effects::Ctx;
 use super::looks::LOOK_SOON;
@@ -17,6 +20,22 @@ use crate::domain::ids::RunId;
 use crate::domain::lifecycle::{Effect, Fact, Phase};
 use crate::store::StoreError;
 use crate::util::chain::Chain;
+
+/// A task that may be broken off.
+#[derive(Debug)]
+pub(super) struct Child {
+    pub(super) abort: AbortHandle,
+    /// Once it does nothing any more: an abort takes effect only where the task waits next.
+    ended: CancellationToken,
+}
+
+/// Breaks off a task; what is returned is cancelled once it does nothing any more.
+fn abort(child: Option<Child>) -> Option<CancellationToken> {
+    child.map(|Child { abort, ended }| {
+        abort.abort();
+        ended
+    })
+}
 
 impl Owner {
     pub(super) async fn carry_out(&mut self, effects: Vec<Effect>) {
@@ -42,19 +61,19 @@ impl Owner {
     fn begin(&mut self, effect: Effect) {
         let ctx = self.ctx();
         match effect {
-            Effect::Install { run } => self.install_task = Some(self.tasks.spawn(ctx.install(run))),
+            Effect::Install { run } => self.install_task = Some(self.child(ctx.install(run))),
             Effect::AbortInstall { run } => {
-                self.abort_install();
-                self.tasks.spawn(ctx.remove_install(run));
+                let ended = abort(self.install_task.take());
+                self.tasks.spawn(ctx.remove_install(run, ended));
             }
-            Effect::ClearInstall { run } => drop(self.tasks.spawn(ctx.remove_install(run))),
+            Effect::ClearInstall { run } => drop(self.tasks.spawn(ctx.remove_install(run, None))),
             Effect::Start { run, paced } => {
-                let before = self.run_task.take().map(|(_, task)| task);
-                self.run_task = Some((run, self.tasks.spawn(ctx.start(run, paced, before))));
+                let before = self.run_task.take().map(|(_, task)| task.abort);
+                self.run_task = Some((run, self.child(ctx.start(run, paced, before))));
             }
             Effect::Attach { run } => {
                 self.launched = Some(run);
-                self.run_task = Some((run, self.tasks.spawn(ctx.resume(run))));
+                self.run_task = Some((run, self.child(ctx.resume(run))));
             }
             Effect::Stop { run, unpause } if self.launched == Some(run) => {
                 self.tasks.spawn(ctx.stop(run, unpause));
@@ -66,13 +85,13 @@ impl Owner {
             Effect::Freeze { run } => drop(self.tasks.spawn(ctx.freeze(run))),
             Effect::Thaw { run } => drop(self.tasks.spawn(ctx.thaw(run))),
             Effect::PostMortem { run } => self.keep_post_mortem(ctx, run),
-            Effect::Rebind => drop(self.tasks.spawn(ctx.rebind())),
-            Effect::UndoRebind => drop(self.tasks.spawn(ctx.undo_rebind())),
+            Effect::Rebind => self.rebind_task = Some(self.child(ctx.rebind())),
+            Effect::UndoRebind => self.rebind_task = Some(self.child(ctx.undo_rebind())),
             Effect::FinishRebind => drop(self.tasks.spawn(ctx.finish_rebind())),
             Effect::Remove => {
-                self.abort_install();
-                self.abort_run();
-                self.tasks.spawn(ctx.remove());
+                let run_task = self.run_task.take().map(|(_, task)| task);
+                let at_work = [self.install_task.take(), run_task, self.rebind_task.take()];
+                self.tasks.spawn(ctx.remove(at_work.into_iter().filter_map(abort).collect()));
             }
             Effect::Forget | Effect::Emit(_) | Effect::Say(_) => {}
         }
@@ -97,15 +116,17 @@ impl Owner {
     }
 
     fn abort_run(&mut self) {
-        if let Some((_, task)) = self.run_task.take() {
-            task.abort();
-        }
+        abort(self.run_task.take().map(|(_, task)| task));
     }
 
-    fn abort_install(&mut self) {
-        if let Some(task) = self.install_task.take() {
-            task.abort();
-        }
+    fn child(&mut self, work: impl Future<Output = ()> + Send + 'static) -> Child {
+        let ended = CancellationToken::new();
+        let guard = ended.clone().drop_guard();
+        let abort = self.tasks.spawn(async move {
+            let _guard = guard;
+            work.await;
+        });
+        Child { abort, ended }
     }
 
     /// The last act: the row goes, everybody learns of it, and only then is the name free.

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use super::launch::LaunchError;
 use super::record::is_of_run;
@@ -314,9 +315,9 @@ impl Ctx {
             .await;
     }
 
-    /// Removes what an install run left in the engine.
-    pub(super) async fn remove_install(self, run: RunId) {
-        self.shared.creates_done().await;
+    /// Removes what an install run left in the engine, once `at_work` has ended.
+    pub(super) async fn remove_install(self, run: RunId, at_work: Option<CancellationToken>) {
+        self.nothing_made(at_work).await;
         let (name, run) = (install_name(&self.snapshot.id), run.to_string());
         self.services
             .until_done(|| async {
@@ -336,9 +337,17 @@ impl Ctx {
         self.services.until_done(|| self.services.engine.remove(&docker_id)).await;
     }
 
-    /// Removes everything that is the container's own, and keeps its volume.
-    pub(super) async fn remove(self) {
+    /// Waits until tasks that were broken off have ended, and with them what they were making.
+    async fn nothing_made(&self, at_work: impl IntoIterator<Item = CancellationToken>) {
+        for ended in at_work {
+            ended.cancelled().await;
+        }
         self.shared.creates_done().await;
+    }
+
+    /// Removes everything that is the container's own, and keeps its volume, once `at_work` has ended.
+    pub(super) async fn remove(self, at_work: Vec<CancellationToken>) {
+        self.nothing_made(at_work).await;
         self.services
             .until_done(|| async {
                 for found in self.ours().await? {

@@ -189,7 +189,7 @@ impl Owner {
     }
 
     fn is_followed(&self, run: RunId) -> bool {
-        self.run_task.as_ref().is_some_and(|(of, task)| *of == run && !task.is_finished())
+        self.run_task.as_ref().is_some_and(|(of, task)| *of == run && !task.abort.is_finished())
     }
 
     /// Takes note of which run of the engine answers, `came_back` after an absence. Out of reach, but the

@@ -24,6 +24,7 @@ use crate::network::pool::PortPolicy;
 use crate::store::Store;
 use crate::store::port_terms::PortTerms;
 use crate::util::backoff::Backoff;
+use crate::util::chain::Chain;
 use crate::util::secret::Sealer;
 
 /// What may change while lightd runs. Replaced whole.
@@ -116,14 +117,23 @@ impl Services {
         }
     }
 
-    /// Waits until it is known whether containers can be isolated; the reason if they cannot.
+    /// Waits until it is known whether containers can be isolated; the reason if they cannot. What has
+    /// failed before is tried again: who starts a container may just have mended it.
     pub(crate) async fn isolated(&self) -> Result<(), String> {
         let mut status = self.isolation.status();
-        match status.wait_for(|status| *status != IsolationStatus::NotYet).await.as_deref() {
-            Ok(IsolationStatus::Failed { why }) => Err(why.clone()),
-            Ok(_) => Ok(()),
-            Err(_) => Err("lightd is stopping".to_owned()),
+        let has_failed = match status.wait_for(|status| *status != IsolationStatus::NotYet).await {
+            Ok(known) => matches!(*known, IsolationStatus::Failed { .. }),
+            Err(_) => return Err("lightd is stopping".to_owned()),
+        };
+        while has_failed {
+            match self.isolation.ensure().await {
+                Ok(()) => break,
+                // Says nothing of the isolation.
+                Err(error) if error.is_away() => self.engine_back().await,
+                Err(error) => return Err(Chain(&error).to_string()),
+            }
         }
+        Ok(())
     }
 
     /// Makes an engine call again until the engine could be asked. For calls that may be repeated.
@@ -158,7 +168,7 @@ impl Services {
                 Ok(done) => return done,
                 Err(error) => {
                     failures += 1;
-                    tracing::warn!(error = %crate::util::chain::Chain(&error), failures, "trying again");
+                    tracing::warn!(error = %Chain(&error), failures, "trying again");
                     tokio::time::sleep(RETRY.delay(failures + 2)).await;
                 }
             }

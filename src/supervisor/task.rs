@@ -14,6 +14,7 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
+use super::doing::Child;
 use super::effects::Ctx;
 use super::looks::LOOK_SOON;
 use super::record::{Change, Record, With};
@@ -118,13 +119,15 @@ pub(super) struct Owner {
     /// The latest run that the engine has started: its end is worth waiting for.
     pub(super) launched: Option<RunId>,
     /// The task that brings up and follows the present run.
-    pub(super) run_task: Option<(RunId, AbortHandle)>,
+    pub(super) run_task: Option<(RunId, Child)>,
     /// The task that ends a run.
     pub(super) kill_task: Option<(RunId, AbortHandle)>,
-    pub(super) install_task: Option<AbortHandle>,
     /// The task that gives limits to what runs, and what is to be given after that.
     pub(super) limits_task: Option<AbortHandle>,
     pub(super) limits_wanted: VecDeque<(LimitsPatch, Reply)>,
+    pub(super) install_task: Option<Child>,
+    /// The task that moves the container to other ports, or back.
+    pub(super) rebind_task: Option<Child>,
 }
 
 impl Owner {
@@ -162,6 +165,7 @@ impl Owner {
             install_task: None,
             limits_task: None,
             limits_wanted: VecDeque::new(),
+            rebind_task: None,
         }
     }
 

@@ -30,7 +30,13 @@ def before_call(context, case, kwargs):
     is_good = case.meta is None or case.meta.generation.mode == GenerationMode.POSITIVE
     if is_good and case.headers and turn % 8:
         case.headers.pop("Idempotency-Key", None)
-    if turn % 2 and case.path_parameters and case.operation.method.lower() != "delete":
+    if case.path_parameters and case.operation.method.lower() == "delete":
+        # Identifiers of earlier answers are tried as well; the others need these two.
+        if path == "/containers/{id}" and case.path_parameters.get("id") == CONTAINER:
+            case.path_parameters["id"] = "server-001"
+        elif path == "/volumes/{id}" and case.path_parameters.get("id") == VOLUME:
+            case.path_parameters["id"] = "0190c6a0-0000-7000-8000-000000000000"
+    elif turn % 2 and case.path_parameters:
         if path.startswith("/containers/{id}"):
             case.path_parameters["id"] = CONTAINER
         elif path.startswith("/volumes/{id}"):

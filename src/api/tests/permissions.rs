@@ -50,6 +50,7 @@ fn body(method: &str, path: &str) -> Body {
         ("POST", "rebind-network" | "bulk-delete") => json!({"ports": []}),
         ("POST", "ports") => json!({"ip": "127.0.0.1", "port": 46001}),
         ("PUT", "use") => json!({"in_use": true}),
+        ("PUT", "toggle") => json!({"enabled": true}),
         ("POST" | "PATCH", _) => json!({}),
         _ => return Body::empty(),
     };
