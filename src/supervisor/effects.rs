@@ -43,13 +43,13 @@ pub(super) struct Ctx {
     pub(super) sealed_auth: Option<Vec<u8>>,
     /// When the latest start was decided.
     pub(super) begun_at_ms: Option<i64>,
-    pub(super) reports: mpsc::Sender<Report>,
+    pub(super) reports: mpsc::Sender<Box<Report>>,
 }
 
 impl Ctx {
     /// Tells the owner. It may have gone; then nobody needs to know.
     pub(super) async fn report(&self, report: Report) {
-        drop(self.reports.send(report).await);
+        drop(self.reports.send(Box::new(report)).await);
     }
 
     pub(super) async fn fact(&self, fact: Fact) {

@@ -195,8 +195,8 @@ pub(crate) struct Msg {
 #[derive(Clone, Debug)]
 pub(crate) struct ContainerHandle {
     id: ContainerId,
-    urgent: mpsc::Sender<Msg>,
-    mailbox: mpsc::Sender<Msg>,
+    urgent: mpsc::Sender<Box<Msg>>,
+    mailbox: mpsc::Sender<Box<Msg>>,
     snapshot: watch::Receiver<Arc<Snapshot>>,
     shared: Arc<Shared>,
     services: Arc<Services>,
@@ -221,7 +221,7 @@ impl ContainerHandle {
         let is_kill = matches!(request, Request::Command(Command::Kill));
         let queue = if urgent { &self.urgent } else { &self.mailbox };
         let (reply, mut answer) = oneshot::channel();
-        queue.try_send(Msg { request, reply }).map_err(|error| match error {
+        queue.try_send(Box::new(Msg { request, reply })).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => Refusal::Busy,
             mpsc::error::TrySendError::Closed(_) => Refusal::Gone,
         })?;

@@ -48,7 +48,7 @@ pub(crate) struct Registry {
 struct Entry {
     handle: ContainerHandle,
     hints: mpsc::Sender<()>,
-    boot: mpsc::Sender<BootLook>,
+    boot: mpsc::Sender<Box<BootLook>>,
 }
 
 /// A container to be made.
@@ -268,7 +268,7 @@ impl Registry {
     /// Hands an owner the look it was waiting for. It has room for one, and is given one.
     pub(super) fn tell_boot(&self, id: &ContainerId, look: BootLook) {
         if let Some(entry) = self.read().get(id)
-            && let Err(error) = entry.boot.try_send(look)
+            && let Err(error) = entry.boot.try_send(Box::new(look))
         {
             tracing::error!(container.id = %id, %error, "a container was not taken up");
         }

@@ -125,15 +125,17 @@ impl Services {
             Ok(known) => matches!(*known, IsolationStatus::Failed { .. }),
             Err(_) => return Err("lightd is stopping".to_owned()),
         };
-        while has_failed {
+        if !has_failed {
+            return Ok(());
+        }
+        loop {
             match self.isolation.ensure().await {
-                Ok(()) => break,
+                Ok(()) => return Ok(()),
                 // Says nothing of the isolation.
                 Err(error) if error.is_away() => self.engine_back().await,
                 Err(error) => return Err(Chain(&error).to_string()),
             }
         }
-        Ok(())
     }
 
     /// Makes an engine call again until the engine could be asked. For calls that may be repeated.

@@ -83,14 +83,15 @@ pub(super) struct BootLook {
     pub(super) rest_is_read: bool,
 }
 
-/// The receiving ends of a container's queues.
+/// The receiving ends of a container's queues. A queue has room for 32 values from the first on, however
+/// few it takes: they hold boxes, so that a container that is idle costs little.
 #[derive(Debug)]
 pub(super) struct Queues {
-    pub(super) urgent: mpsc::Receiver<Msg>,
-    pub(super) mailbox: mpsc::Receiver<Msg>,
+    pub(super) urgent: mpsc::Receiver<Box<Msg>>,
+    pub(super) mailbox: mpsc::Receiver<Box<Msg>>,
     /// Asked to look: an engine event named this container.
     pub(super) hints: mpsc::Receiver<()>,
-    pub(super) boot: mpsc::Receiver<BootLook>,
+    pub(super) boot: mpsc::Receiver<Box<BootLook>>,
 }
 
 #[derive(Debug)]
@@ -115,7 +116,7 @@ pub(super) struct Owner {
     pub(super) look_pending: bool,
     pub(super) look_at: Option<Instant>,
     pub(super) tasks: JoinSet<()>,
-    pub(super) reports: mpsc::Sender<Report>,
+    pub(super) reports: mpsc::Sender<Box<Report>>,
     /// The latest run that the engine has started: its end is worth waiting for.
     pub(super) launched: Option<RunId>,
     /// The task that brings up and follows the present run.
@@ -138,7 +139,7 @@ impl Owner {
         shared: Arc<Shared>,
         record: Record,
         snapshot: watch::Sender<Arc<Snapshot>>,
-        reports: mpsc::Sender<Report>,
+        reports: mpsc::Sender<Box<Report>>,
         unknown_since: Option<UnixSeconds>,
     ) -> Self {
         Self {
@@ -170,7 +171,11 @@ impl Owner {
     }
 
     /// Runs until the container is deleted or lightd stops.
-    pub(super) async fn run(mut self, mut queues: Queues, mut reports: mpsc::Receiver<Report>) {
+    pub(super) async fn run(
+        mut self,
+        mut queues: Queues,
+        mut reports: mpsc::Receiver<Box<Report>>,
+    ) {
         let services = Arc::clone(&self.services);
         let mut health = services.engine.health();
         let mut tick = tokio::time::interval_at(Instant::now() + LOOK_EVERY, LOOK_EVERY);
@@ -188,17 +193,17 @@ impl Owner {
             let wake_at = self.wake_at();
             tokio::select! {
                 biased;
-                Some(report) = reports.recv() => self.take_report(report).await,
+                Some(report) = reports.recv() => self.take_report(*report).await,
                 Some(ended) = self.tasks.join_next() => self.task_ended(ended),
-                Some(boot) = queues.boot.recv() => self.boot(boot).await,
-                Some(msg) = queues.urgent.recv() => self.take_request(msg).await,
+                Some(boot) = queues.boot.recv() => self.boot(*boot).await,
+                Some(msg) = queues.urgent.recv() => self.take_request(*msg).await,
                 Ok(()) = health.changed() => {
                     let now = health.borrow_and_update().clone();
                     self.note_health(&now).await;
                 }
                 () = tokio::time::sleep_until(wake_at) => self.wake().await,
                 Some(()) = queues.hints.recv() => self.look(),
-                Some(msg) = queues.mailbox.recv() => self.take_request(msg).await,
+                Some(msg) = queues.mailbox.recv() => self.take_request(*msg).await,
                 _ = tick.tick() => self.look(),
                 () = services.stop.cancelled() => break,
             }
@@ -388,8 +393,8 @@ impl Owner {
 fn drain(queues: &mut Queues) {
     for queue in [&mut queues.urgent, &mut queues.mailbox] {
         queue.close();
-        while let Ok(Msg { reply, .. }) = queue.try_recv() {
-            drop(reply.send(Err(Refusal::Gone)));
+        while let Ok(msg) = queue.try_recv() {
+            drop(msg.reply.send(Err(Refusal::Gone)));
         }
     }
 }
