@@ -31,8 +31,9 @@ async fn stats_are_of_the_running_workload() {
     daemon.close().await;
 }
 
-/// What `docker stats` shows as the memory in use, and what the page cache has beside it.
-async fn as_docker_counts(daemon: &Daemon, id: &str) -> (u64, u64) {
+/// What `docker stats` shows as the memory in use, what the page cache has beside it, and what was written to
+/// disks. There are kernels that count none of that; then the engine's figure is 0 as well.
+async fn as_docker_counts(daemon: &Daemon, id: &str) -> (u64, u64, u64) {
     let options = StatsOptionsBuilder::new().stream(false).one_shot(true).build();
     let stats = daemon.docker.stats(&format!("lightd-{id}"), Some(options)).next().await;
     let stats = serde_json::to_value(stats.expect("stats").expect("stats")).expect("JSON");
@@ -41,7 +42,13 @@ async fn as_docker_counts(daemon: &Daemon, id: &str) -> (u64, u64) {
         .iter()
         .find_map(|name| memory["stats"][name].as_u64())
         .unwrap_or_else(|| panic!("no page cache in {memory}"));
-    (memory["usage"].as_u64().expect("a number") - cache, cache)
+    let disks = stats["blkio_stats"]["io_service_bytes_recursive"].as_array();
+    let writes = disks
+        .into_iter()
+        .flatten()
+        .filter(|disk| disk["op"].as_str().is_some_and(|op| op.eq_ignore_ascii_case("write")));
+    let written = writes.filter_map(|disk| disk["value"].as_u64()).sum();
+    (memory["usage"].as_u64().expect("a number") - cache, cache, written)
 }
 
 #[tokio::test]
@@ -52,7 +59,7 @@ async fn what_goes_over_network_and_disk_is_counted_and_the_page_cache_is_no_mem
     let (id, port) = (daemon.id("counts"), free_port());
     add(&daemon.client(), port, "tcp").await;
     let command = format!(
-        "dd if=/dev/zero of=data bs=1M count={} conv=fsync 2>/dev/null; cat data > /dev/null; \
+        "dd if=/dev/zero of=data bs=1M count={} conv=fsync 2>/dev/null; \
          guest say Ready -- serve {port}",
         CACHED >> 20
     );
@@ -71,22 +78,22 @@ async fn what_goes_over_network_and_disk_is_counted_and_the_page_cache_is_no_mem
     let stats = eventually("all of it is counted", SOON, async || {
         let stats = daemon.client().get(&path).await.is(200);
         let number = |name: &str| stats[name].as_u64().unwrap_or(0);
-        let all = number("network_rx") >= SENT as u64
-            && number("network_tx") >= SENT as u64
-            && number("block_write") >= CACHED;
+        let all = number("network_rx") >= SENT as u64 && number("network_tx") >= SENT as u64;
         if all { Ok(stats) } else { Err(stats) }
     })
     .await;
     assert!(stats["network_rx"].as_u64() < Some(4 * SENT as u64), "{stats}");
-    assert!(stats["block_write"].as_u64() < Some(2 * CACHED), "{stats}");
-    let used = eventually("memory as docker counts it", SOON, async || {
-        let (docker, cache) = as_docker_counts(&daemon, &id).await;
-        let ours = daemon.client().get(&path).await.is(200)["memory_usage"].as_u64();
-        let is_near = ours.is_some_and(|ours| ours.abs_diff(docker) < 1 << 20);
-        if is_near && cache > CACHED / 2 { Ok(docker) } else { Err((ours, docker, cache)) }
+    eventually("memory and disk as docker counts them", SOON, async || {
+        let (memory, cache, written) = as_docker_counts(&daemon, &id).await;
+        let ours = daemon.client().get(&path).await.is(200);
+        let is_near = |name: &str, docker: u64| {
+            ours[name].as_u64().is_some_and(|ours| ours.abs_diff(docker) < 1 << 20)
+        };
+        let all = is_near("memory_usage", memory) && is_near("block_write", written);
+        let is_apart = cache > CACHED / 2 && memory < CACHED;
+        if all && is_apart { Ok(()) } else { Err((ours.clone(), memory, cache, written)) }
     })
     .await;
-    assert!((64 << 10..CACHED).contains(&used), "{used}");
     daemon.close().await;
 }
 
