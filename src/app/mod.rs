@@ -32,6 +32,7 @@ use self::tasks::Levers;
 use self::tls::Certificate;
 use crate::access::Access;
 use crate::api::{self, AppState};
+use crate::cgroup::KernelLog;
 use crate::config::Config;
 use crate::config::live::Live;
 use crate::domain::audit::Act;
@@ -322,6 +323,7 @@ fn services(
         start_slots: Semaphore::new(START_SLOTS),
         start_pace: StartPace::default(),
         log_turns: Semaphore::new(LOG_TURNS),
+        kernel_log: KernelLog::from_now(),
         began: Instant::now(),
         stop: stop.clone(),
     }

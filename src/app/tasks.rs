@@ -184,15 +184,19 @@ pub(super) async fn expire_consoles(
     live: Arc<Live>,
     stop: CancellationToken,
 ) {
-    while stop.run_until_cancelled(tokio::time::sleep(EXPIRE_EVERY)).await.is_some() {
-        let Some(age) = live.current().console.journal_max_age else { continue };
-        for container in registry.list() {
-            let snapshot = container.snapshot();
-            let rests = matches!(
-                snapshot.phase,
-                Phase::Offline | Phase::Failed { .. } | Phase::Suspended { .. }
-            );
-            container.console().expire(age, !rests).await;
+    loop {
+        if let Some(age) = live.current().console.journal_max_age {
+            for container in registry.list() {
+                let snapshot = container.snapshot();
+                let rests = matches!(
+                    snapshot.phase,
+                    Phase::Offline | Phase::Failed { .. } | Phase::Suspended { .. }
+                );
+                container.console().expire(age, !rests).await;
+            }
+        }
+        if stop.run_until_cancelled(tokio::time::sleep(EXPIRE_EVERY)).await.is_none() {
+            return;
         }
     }
 }

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum_server::tls_rustls::RustlsConfig;
+use rustls::ServerConfig;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -34,7 +35,7 @@ impl Certificate {
     pub(super) async fn load(files: TlsFiles) -> io::Result<Self> {
         // Before the reading: what is written meanwhile is another pair.
         let read = signatures(&files);
-        let served = RustlsConfig::from_pem_file(&files.cert, &files.key).await?;
+        let served = RustlsConfig::from_config(read_pair(&files).await?);
         Ok(Self { files, served, read })
     }
 
@@ -69,14 +70,25 @@ impl Certificate {
 
     async fn take_up(&self) {
         let TlsFiles { cert, key } = &self.files;
-        match self.served.reload_from_pem_file(cert, key).await {
-            Ok(()) => tracing::info!(cert = %cert.display(), "a new certificate is served"),
+        match read_pair(&self.files).await {
+            Ok(pair) => {
+                self.served.reload_from_config(pair);
+                tracing::info!(cert = %cert.display(), "a new certificate is served");
+            }
             Err(error) => tracing::error!(
                 cert = %cert.display(), key = %key.display(), %error,
                 "the new certificate and key cannot be used; the old ones are served on"
             ),
         }
     }
+}
+
+/// What the files say. Offers HTTP/1.1 and nothing else: no other is answered.
+async fn read_pair(TlsFiles { cert, key }: &TlsFiles) -> io::Result<Arc<ServerConfig>> {
+    let read = RustlsConfig::from_pem_file(cert, key).await?;
+    let mut config = ServerConfig::clone(&read.get_inner());
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(Arc::new(config))
 }
 
 fn signatures(files: &TlsFiles) -> Signatures {

@@ -10,6 +10,7 @@
 //! Only the control group is the container's for sure. The process id may have been given to another
 //! process after the exit, so it is read after the group was seen to exist.
 
+mod kernel_log;
 mod oom;
 mod text;
 
@@ -21,6 +22,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+pub(crate) use self::kernel_log::KernelLog;
 use self::text::{block_v1, block_v2, field, inactive_file, network_totals, pressure};
 use crate::domain::stats::Counters;
 use crate::util::mountinfo::unescaped;

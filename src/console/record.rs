@@ -8,6 +8,8 @@
 //! from a record; the text is not summed, because damage to it damages nothing else. The length at the
 //! end lets the last record be found without reading the file.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use super::block::Position;
 use crate::domain::ids::RunId;
 use crate::domain::stream::Stream;
@@ -21,6 +23,9 @@ const CLOSED: u8 = 1;
 const NOTE: u8 = 2;
 /// An emptied buffer of records keeps no more than this.
 const KEPT_BYTES: usize = 512 * 1024;
+/// Encoded lines that wait for the disk: of one console, and of all.
+const PENDING_BYTES: usize = 16 * 1024 * 1024;
+const PENDING_IN_ALL_BYTES: usize = 128 * 1024 * 1024;
 
 /// The description of a piece of text: whole lines, or (`lines` = 0) a piece of one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -129,14 +134,31 @@ fn check(bytes: &[u8]) -> u32 {
     bytes.iter().fold(0x811c_9dc5, |sum, &b| (sum ^ u32::from(b)).wrapping_mul(0x0100_0193))
 }
 
-/// Records on their way to the journal.
-#[derive(Debug, Default)]
+/// Memory that consoles share.
+#[derive(Debug)]
+struct Room {
+    used: AtomicUsize,
+    most: usize,
+}
+
+static ROOM: Room = Room { used: AtomicUsize::new(0), most: PENDING_IN_ALL_BYTES };
+
+/// Records on their way to the journal. While the disk hangs they become more; what has no room any more is
+/// lost to the journal, and counted by whoever asks for room.
+#[derive(Debug)]
 pub(super) struct Pending {
     pub(super) bytes: Vec<u8>,
     last: Option<(usize, Record)>,
+    room: &'static Room,
+    /// How much of it is in `room`.
+    counted: usize,
 }
 
 impl Pending {
+    fn within(room: &'static Room) -> Self {
+        Self { bytes: Vec::new(), last: None, room, counted: 0 }
+    }
+
     /// Adds a record; what came in the same millisecond grows into one, which keeps a busy console's
     /// headers few.
     pub(super) fn push(&mut self, record: Record, text: [&[u8]; 2]) {
@@ -156,6 +178,19 @@ impl Pending {
         text.iter().for_each(|part| self.bytes.extend_from_slice(part));
         self.bytes.extend_from_slice(&record.footer());
         self.last = Some((at, record));
+        self.count();
+    }
+
+    /// Whether there is room for so many more bytes, here and on the node.
+    pub(super) fn has_room(&self, more: usize) -> bool {
+        let in_all = self.room.used.load(Ordering::Relaxed);
+        self.bytes.len() + more <= PENDING_BYTES && in_all + more <= self.room.most
+    }
+
+    fn count(&mut self) {
+        let before = std::mem::replace(&mut self.counted, self.bytes.len());
+        self.room.used.fetch_add(self.counted, Ordering::Relaxed);
+        self.room.used.fetch_sub(before, Ordering::Relaxed);
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -167,6 +202,19 @@ impl Pending {
         self.bytes.clear();
         self.bytes.shrink_to(KEPT_BYTES);
         self.last = None;
+        self.count();
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        self.room.used.fetch_sub(self.counted, Ordering::Relaxed);
+    }
+}
+
+impl Default for Pending {
+    fn default() -> Self {
+        Self::within(&ROOM)
     }
 }
 
@@ -214,5 +262,26 @@ mod tests {
         pending.push(Record { time_ms: -4, ..record(4, 1, 2) }, [b"d\n", b""]);
         let next = Record::parse(&pending.bytes[whole.whole_length()..]).unwrap();
         assert_eq!((next.start.line, next.lines), (4, 1));
+    }
+
+    #[test]
+    fn what_waits_for_the_disk_is_bounded_for_each_console_and_for_all() {
+        static ROOM: Room = Room { used: AtomicUsize::new(0), most: 1000 };
+        let text = [&[b'x'; 299][..], b"\n"];
+        let [mut one, mut other] = [(); 2].map(|()| Pending::within(&ROOM));
+        one.push(record(1, 1, 300), text);
+        other.push(record(1, 1, 300), text);
+        let used = one.bytes.len() + other.bytes.len();
+        assert_eq!(ROOM.used.load(Ordering::Relaxed), used);
+        assert!(one.has_room(1000 - used) && !other.has_room(1001 - used));
+        // On its way to the disk it is in memory still.
+        let under_way = std::mem::replace(&mut one, Pending::within(&ROOM));
+        assert!(!one.has_room(1001 - used));
+        drop(under_way);
+        assert!(one.has_room(1001 - used));
+        other.clear();
+        assert_eq!(ROOM.used.load(Ordering::Relaxed), 0);
+        static WIDE: Room = Room { used: AtomicUsize::new(0), most: usize::MAX };
+        assert!(!Pending::within(&WIDE).has_room(PENDING_BYTES + 1));
     }
 }

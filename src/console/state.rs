@@ -24,8 +24,6 @@ use crate::domain::stream::Stream;
 
 /// How long the beginning of a line stands before it is shown without its end.
 const PARTIAL_AFTER: Duration = Duration::from_millis(50);
-/// Encoded lines that wait for the disk; over this the journal loses lines, which are counted.
-const PENDING_BYTES: usize = 16 * 1024 * 1024;
 
 #[derive(Debug)]
 pub(super) struct State {
@@ -249,10 +247,10 @@ impl State {
     }
 
     fn journal(&mut self, record: Record, text: [&[u8]; 2]) {
-        if self.pending.bytes.len() + record.whole_length() > PENDING_BYTES {
-            self.journal_lost_lines += u64::from(record.lines);
-        } else {
+        if self.pending.has_room(record.whole_length()) {
             self.pending.push(record, text);
+        } else {
+            self.journal_lost_lines += u64::from(record.lines);
         }
     }
 

@@ -5,24 +5,26 @@
 
 use std::time::Duration;
 
-use bollard::errors::Error as VendorError;
 use bollard::models::{ChangeType, ContainerInspectResponse};
 use bollard::query_parameters::{
     CommitContainerOptionsBuilder, CreateContainerOptionsBuilder, InspectContainerOptions,
     InspectContainerOptionsBuilder, KillContainerOptionsBuilder, RemoveContainerOptionsBuilder,
-    RenameContainerOptionsBuilder, StartContainerOptions, WaitContainerOptions,
+    RenameContainerOptionsBuilder, StartContainerOptions,
 };
-use futures_util::StreamExt;
+use bytes::Bytes;
 use hyper::Method;
 
 use super::error::{EngineError, EngineErrorKind};
 use super::op::{self, Op};
-use super::raw::{RawRequest, garbled};
+use super::raw::{RawRequest, broke, garbled};
 use super::request::{CreateRequest, Created};
-use super::{Engine, Fault, container_target, convert, images, labels};
+use super::{Engine, container_target, convert, images, labels};
 use crate::domain::observed::{Exit, Observed, ObservedStatus};
 use crate::domain::spec::Limits;
 use crate::domain::units::now_unix_ms;
+
+/// A code and at most a sentence.
+const WAIT_ANSWER_MAX_BYTES: usize = 64 * 1024;
 
 /// A look with what only tests ask for.
 #[cfg(test)]
@@ -274,17 +276,33 @@ impl Engine {
     }
 
     async fn wait_once(&self, id: &str) -> Result<i64, EngineError> {
+        #[derive(serde::Deserialize)]
+        struct Answer {
+            #[serde(rename = "StatusCode")]
+            status_code: i64,
+        }
         let target = container_target(op::WAIT, id)?;
-        let failed =
-            |error| self.noted(EngineError::new(op::WAIT, target.clone(), Fault::Vendor(error)));
-        let docker = self.docker(op::WAIT).map_err(failed)?;
-        let mut answers = std::pin::pin!(docker.wait_container(id, None::<WaitContainerOptions>));
-        match answers.next().await {
-            Some(Ok(answer)) if answer.status_code >= 0 => Ok(answer.status_code),
-            // The library's way to say "exited with a code other than 0".
-            Some(Err(VendorError::DockerContainerWaitError { code, .. })) => Ok(code),
-            Some(Err(error)) => Err(failed(error)),
-            Some(Ok(_)) | None => {
+        let mut body = self
+            .streamed(RawRequest {
+                op: op::WAIT,
+                target: target.clone(),
+                method: Method::POST,
+                path: format!("/containers/{id}/wait"),
+                body: Bytes::new(),
+            })
+            .await?;
+        let mut text = Vec::new();
+        while let Some(piece) =
+            body.next().await.map_err(|fault| self.noted(broke(op::WAIT, &target, fault)))?
+        {
+            text.extend_from_slice(&piece);
+            if text.len() > WAIT_ANSWER_MAX_BYTES {
+                return Err(garbled(op::WAIT, &target, "an answer without end".to_owned()));
+            }
+        }
+        match serde_json::from_slice(&text) {
+            Ok(Answer { status_code }) if status_code >= 0 => Ok(status_code),
+            Ok(_) | Err(_) => {
                 let why = "the engine stopped waiting";
                 Err(self.wait_failed(id, EngineErrorKind::Unreachable, why))
             }

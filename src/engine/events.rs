@@ -20,41 +20,10 @@ use crate::util::chain::Chain;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Hint {
-    /// Something happened to one of our containers.
-    Container {
-        docker_id: String,
-        /// Its label `lightd.container`.
-        container: Option<String>,
-        action: HintAction,
-    },
+    /// Something happened to the container with this label `lightd.container`.
+    Container(String),
     /// Something may have happened to any of them.
     LookAtAll,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum HintAction {
-    Start,
-    Die,
-    /// A process in it was killed for want of memory; comes many times.
-    Oom,
-    Pause,
-    Unpause,
-    Destroy,
-    Other,
-}
-
-impl HintAction {
-    fn parse(text: &str) -> Self {
-        match text {
-            "start" => Self::Start,
-            "die" => Self::Die,
-            "oom" => Self::Oom,
-            "pause" => Self::Pause,
-            "unpause" => Self::Unpause,
-            "destroy" => Self::Destroy,
-            _ => Self::Other,
-        }
-    }
 }
 
 /// The engine is asked for these only: among the others are each command run in a container, with all
@@ -109,7 +78,9 @@ impl Engine {
                 event = events.next() => {
                     let Some(event) = event? else { return Ok(()) };
                     *last_nanos = event.time_nanos.or(*last_nanos);
-                    tell(hints, event.into());
+                    if let Some(hint) = event.hint() {
+                        tell(hints, hint);
+                    }
                 }
                 // A stopped engine that goes on keeps its connections.
                 Ok(()) = health.changed() => {
@@ -164,8 +135,6 @@ fn path(filters: &serde_json::Value, since: Option<i64>) -> String {
 /// does not know.
 #[derive(Debug, Deserialize)]
 struct Event {
-    #[serde(rename = "Action", default)]
-    action: String,
     #[serde(rename = "Actor", default)]
     actor: Actor,
     #[serde(rename = "timeNano")]
@@ -174,19 +143,13 @@ struct Event {
 
 #[derive(Debug, Default, Deserialize)]
 struct Actor {
-    #[serde(rename = "ID", default)]
-    id: String,
     #[serde(rename = "Attributes", default)]
     attributes: HashMap<String, String>,
 }
 
-impl From<Event> for Hint {
-    fn from(mut event: Event) -> Self {
-        Self::Container {
-            docker_id: event.actor.id,
-            container: event.actor.attributes.remove(labels::CONTAINER),
-            action: HintAction::parse(&event.action),
-        }
+impl Event {
+    fn hint(mut self) -> Option<Hint> {
+        self.actor.attributes.remove(labels::CONTAINER).map(Hint::Container)
     }
 }
 
@@ -249,12 +212,7 @@ mod tests {
         buffer.extend_from_slice(b"\n\n");
         let event = take_event(&mut buffer).expect("no error").expect("an event");
         assert_eq!(event.time_nanos, Some(5));
-        let hint = Hint::Container {
-            docker_id: "x".to_owned(),
-            container: Some("a".to_owned()),
-            action: HintAction::Die,
-        };
-        assert_eq!(Hint::from(event), hint);
+        assert_eq!(event.hint(), Some(Hint::Container("a".to_owned())));
         assert!(take_event(&mut buffer).expect("no error").is_none());
     }
 

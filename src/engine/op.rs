@@ -36,7 +36,7 @@ pub(super) const MEASURE: Op = op("measure", 120);
 /// The engine reads control groups for it, slowly when it has many to read.
 pub(super) const STATS: Op = op("read the figures of", 10);
 pub(super) const LIST: Op = op("list", 20);
-/// Until the headers; the answer itself comes when the container exits.
+/// Until the headers, which are sent at once; the answer itself comes when the container exits.
 pub(super) const WAIT: Op = op("wait for", 15);
 pub(super) const COMMIT: Op = op("make an image of", 900);
 /// Until the engine has begun the command; the caller brings the deadline for its end.

@@ -317,12 +317,11 @@ impl Registry {
                 Ok(Hint::LookAtAll) | Err(broadcast::error::RecvError::Lagged(_)) => {
                     self.hint_all()
                 }
-                Ok(Hint::Container { container: Some(container), .. }) => {
+                Ok(Hint::Container(container)) => {
                     if let Ok(id) = ContainerId::parse(&container) {
                         self.hint(&id);
                     }
                 }
-                Ok(Hint::Container { .. }) => {}
                 Err(broadcast::error::RecvError::Closed) => return,
             }
         }

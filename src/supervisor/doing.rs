@@ -76,24 +76,16 @@ impl Owner {
                 self.launched = Some(run);
                 self.run_task = Some((run, self.child(ctx.resume(run))));
             }
-            Effect::Stop { run, unpause } => {
-                if self.launched == Some(run) {
-                    self.tasks.spawn(ctx.stop(run, unpause));
-                } else {
-                    self.kill(ctx, run);
-                }
+            Effect::Stop { run, unpause } if self.launched == Some(run) => {
+                self.tasks.spawn(ctx.stop(run, unpause));
             }
+            Effect::Stop { run, .. } => self.kill(ctx, run),
             Effect::Kill { run } => self.kill(ctx, run),
             Effect::Pause { run } => drop(self.tasks.spawn(ctx.pause(run))),
             Effect::Unpause { run } => drop(self.tasks.spawn(ctx.unpause(run))),
             Effect::Freeze { run } => drop(self.tasks.spawn(ctx.freeze(run))),
             Effect::Thaw { run } => drop(self.tasks.spawn(ctx.thaw(run))),
-            Effect::PostMortem { run } => {
-                // Taken now: a restart may follow at once.
-                let evidence =
-                    Evidence::of(&self.shared, self.record.machine.times().launched_at_ms);
-                self.tasks.spawn(ctx.keep_post_mortem(run, evidence));
-            }
+            Effect::PostMortem { run } => self.keep_post_mortem(ctx, run),
             Effect::Rebind => self.rebind_task = Some(self.child(ctx.rebind())),
             Effect::UndoRebind => self.rebind_task = Some(self.child(ctx.undo_rebind())),
             Effect::FinishRebind => drop(self.tasks.spawn(ctx.finish_rebind())),
@@ -104,6 +96,12 @@ impl Owner {
             }
             Effect::Forget | Effect::Emit(_) | Effect::Say(_) => {}
         }
+    }
+
+    fn keep_post_mortem(&mut self, ctx: Ctx, run: RunId) {
+        // Taken now: a restart may follow at once.
+        let evidence = Evidence::of(&self.shared, self.record.machine.times().launched_at_ms);
+        self.tasks.spawn(ctx.keep_post_mortem(run, evidence));
     }
 
     /// Ends a run that may not have begun. One task does it, however often it is asked for.

@@ -15,9 +15,9 @@ use super::launch::LaunchError;
 use super::record::is_of_run;
 use super::services::Services;
 use super::task::Report;
+use super::wishes::LimitsWanted;
 use super::workload::{aside_name, install_name, own_image_repository};
-use super::{Reply, Shared, Snapshot};
-use crate::domain::audit::Actor;
+use super::{Shared, Snapshot};
 use crate::domain::event::SignalKind;
 use crate::domain::ids::RunId;
 use crate::domain::lifecycle::Fact;
@@ -121,7 +121,7 @@ impl Ctx {
         let asked = match &self.snapshot.spec.stop.how {
             StopHow::Signal(signal) => self
                 .services
-                .insist(|| self.signal(run, &docker_id, signal))
+                .insist(|| self.shared.signal(engine, run, &docker_id, signal))
                 .await
                 .map(drop)
                 .map_err(|error| error.reason()),
@@ -173,22 +173,17 @@ impl Ctx {
                 }
                 Some(ObservedStatus::Running | ObservedStatus::Paused) => {}
             }
-            if !self.services.until_done(|| self.signal(run, &docker_id, "SIGKILL")).await {
+            if !self
+                .services
+                .until_done(|| self.shared.signal(engine, run, &docker_id, "SIGKILL"))
+                .await
+            {
                 return;
             }
             let wait = tokio::time::timeout(EXIT_AFTER_KILL, engine.wait(&docker_id));
             // Either way the next look tells.
             drop(wait.await);
         }
-    }
-
-    /// Sends a signal to a run's processes; false if what runs by now is a later one.
-    async fn signal(&self, run: RunId, docker_id: &str, signal: &str) -> Result<bool, EngineError> {
-        let _turn = self.shared.ending.lock().await;
-        if !self.shared.is_latest(run) {
-            return Ok(false);
-        }
-        self.services.engine.kill(docker_id, signal).await.map(|()| true)
     }
 
     async fn never_began(&self, run: RunId) {
@@ -244,7 +239,7 @@ impl Ctx {
         self.fact(Fact::Resumed { run }).await;
     }
 
-    pub(super) async fn apply_limits(self, limits: Limits, actor: Actor, reply: Reply) {
+    pub(super) async fn apply_limits(self, limits: Limits, wanted: LimitsWanted) {
         let result = match &self.snapshot.docker_id {
             Some(docker_id) => {
                 let effective = super::workload::with_defaults(limits, &self.services.settings());
@@ -252,7 +247,7 @@ impl Ctx {
             }
             None => Ok(Vec::new()),
         };
-        self.report(Report::LimitsApplied { limits, actor, reply, result }).await;
+        self.report(Report::LimitsApplied { wanted, result }).await;
     }
 
     /// Sets the old Docker container aside and makes one with the new ports.

@@ -20,6 +20,7 @@ use crate::domain::ids::RunId;
 use crate::domain::lifecycle::{Fact, Phase};
 use crate::domain::observed::{Exit, Observed};
 use crate::domain::readiness::Readiness;
+use crate::domain::units::now_unix_ms;
 use crate::engine::{Attached, EngineError, EngineErrorKind, OutputStream};
 use crate::util::chain::Chain;
 
@@ -148,7 +149,12 @@ impl Ctx {
             }
             end => end,
         };
-        self.tell_end(run, end, ran_out_of_memory_at_ms.load(Ordering::Relaxed)).await;
+        let mut ran_out_at_ms = ran_out_of_memory_at_ms.load(Ordering::Relaxed);
+        // The group may be gone before anybody came to watch it, or to look at its counter.
+        if matches!(end, End::Exited(_)) && self.services.kernel_log.tells_of(docker_id) {
+            ran_out_at_ms = now_unix_ms();
+        }
+        self.tell_end(run, end, ran_out_at_ms).await;
     }
 
     /// An end that another run of the engine tells of than the one that was attached to is none of the

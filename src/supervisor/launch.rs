@@ -129,22 +129,7 @@ impl Ctx {
             workload::entrypoint(&self.snapshot.spec, &self.snapshot.ports),
         )
         .await?;
-        let known = self.snapshot.docker_id.as_ref();
-        let known = known.filter(|_| !again && !self.snapshot.restart_needed);
-        // Attached before it starts, so that not a byte is missed. The attach also tells whether it is
-        // there still; looking first would cost a round trip.
-        let attached = match known {
-            Some(docker_id) => self.attach(docker_id).await?,
-            None => None,
-        };
-        let (docker_id, attached) = match (known, attached) {
-            (Some(docker_id), Some(attached)) => (docker_id.clone(), attached),
-            _ => {
-                let docker_id = self.ensure_workload(again).await?;
-                let attached = services.engine.attach(&docker_id, self.snapshot.spec.tty).await?;
-                (docker_id, attached)
-            }
-        };
+        let (docker_id, attached) = self.attach_before_start(again).await?;
         // An attempt whose answer was lost may have started it, and it may have ended since.
         if again && let Some(seen) = self.was_started(&docker_id).await? {
             let (clock, seen) = (SteadyClock::begin(), Some(seen));
@@ -158,6 +143,20 @@ impl Ctx {
             }
             Err(error) => Err(LaunchError::Engine(error)),
         }
+    }
+
+    /// Attached before it starts, so that not a byte is missed. The attach also tells whether it is there
+    /// still; looking first would cost a round trip.
+    async fn attach_before_start(&self, again: bool) -> Result<(String, Attached), EngineError> {
+        let known = self.snapshot.docker_id.as_ref();
+        if let Some(docker_id) = known.filter(|_| !again && !self.snapshot.restart_needed)
+            && let Some(attached) = self.attach(docker_id).await?
+        {
+            return Ok((docker_id.clone(), attached));
+        }
+        let docker_id = self.ensure_workload(again).await?;
+        let attached = self.services.engine.attach(&docker_id, self.snapshot.spec.tty).await?;
+        Ok((docker_id, attached))
     }
 
     /// The container as it is, if the engine has started it for this run.

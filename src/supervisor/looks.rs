@@ -34,12 +34,7 @@ impl Owner {
         if let Some((run, docker_id)) = ended.clone()
             && !look.rest_is_read
         {
-            let ctx = self.ctx();
-            self.tasks.spawn(async move {
-                ctx.take_unread(run, &docker_id).await;
-                ctx.report(Report::Boot(BootLook { rest_is_read: true, ..look })).await;
-            });
-            return;
+            return self.read_rest_before(look, run, docker_id);
         }
         self.booted = true;
         self.unknown_since = None;
@@ -71,6 +66,15 @@ impl Owner {
         }
         self.settle(&before, effects).await;
         self.publish();
+    }
+
+    /// The end of a run is judged once its last lines are here.
+    fn read_rest_before(&mut self, look: BootLook, run: RunId, docker_id: String) {
+        let ctx = self.ctx();
+        self.tasks.spawn(async move {
+            ctx.take_unread(run, &docker_id).await;
+            ctx.report(Report::Boot(BootLook { rest_is_read: true, ..look })).await;
+        });
     }
 
     /// A Docker container on other ports than the row's is one of a later time, and the store an earlier one

@@ -9,7 +9,8 @@
 //! ```
 //!
 //! The owner never waits for the engine: an effect is a child task, and what comes of it comes back as
-//! a fact. So a kill or a delete gets through while a pull hangs. Reading never queues: it takes the
+//! a fact. So a kill or a delete gets through while a pull hangs. It does wait for the store: while that
+//! hangs, a kill is carried out without it, and a delete, which is nothing unless it is stored, waits. Reading never queues: it takes the
 //! snapshot. A full mailbox is an answer ([`Refusal::Busy`]), not a wait.
 
 mod admission;
@@ -53,7 +54,7 @@ use crate::domain::audit::{Act, Action, Actor};
 use crate::domain::ids::{ContainerId, RunId};
 use crate::domain::lifecycle::{Answer, Command, Denied, LastExit, Phase, RunTimes};
 use crate::domain::observed::Exit;
-use crate::domain::spec::{ContainerSpec, Limits, PortBinding, Problem, SpecPatch};
+use crate::domain::spec::{ContainerSpec, LimitsPatch, PortBinding, Problem, SpecPatch};
 use crate::domain::stats::Sample;
 use crate::domain::stats::history::{Point, Range};
 use crate::domain::units::UnixSeconds;
@@ -154,8 +155,8 @@ pub(crate) enum Request {
         ports: PortsWanted,
     },
     Update(Box<SpecPatch>),
-    /// New limits, applied to the running workload as well.
-    Resources(Limits),
+    /// Other limits, applied to the running workload as well.
+    Resources(LimitsPatch),
     /// What would come of it, without doing it.
     Trial(Box<Request>),
 }
@@ -193,6 +194,9 @@ pub(crate) enum Refusal {
     #[error("the running container cannot be given these limits")]
     Limits(#[source] EngineError),
 }
+
+/// How long an owner may take over a kill before it is carried out without it.
+const OWNER_COMES_TO_IT: Duration = Duration::from_secs(1);
 
 pub(crate) type Reply = oneshot::Sender<Result<Accepted, Refusal>>;
 
@@ -238,14 +242,33 @@ impl ContainerHandle {
     /// Asks, and waits for the decision only: what follows from it shows in the snapshot.
     pub(crate) async fn send(&self, request: Request) -> Result<Accepted, Refusal> {
         let urgent = matches!(request, Request::Command(Command::Kill | Command::Delete));
+        let is_kill = matches!(request, Request::Command(Command::Kill));
         let queue = if urgent { &self.urgent } else { &self.mailbox };
-        let (reply, answer) = oneshot::channel();
+        let (reply, mut answer) = oneshot::channel();
         let message = Box::new(Msg { request, actor: self.actor.clone(), reply });
         queue.try_send(message).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => Refusal::Busy,
             mpsc::error::TrySendError::Closed(_) => Refusal::Gone,
         })?;
+        if is_kill {
+            if let Ok(decided) = tokio::time::timeout(OWNER_COMES_TO_IT, &mut answer).await {
+                return decided.unwrap_or(Err(Refusal::Gone));
+            }
+            self.kill_meanwhile().await;
+        }
         answer.await.unwrap_or(Err(Refusal::Gone))
+    }
+
+    /// The owner waits for nothing but the store, whose disk may hang: a kill is carried out first then, and
+    /// decided on when the store has answered. Anything else that was asked for has to be stored before.
+    async fn kill_meanwhile(&self) {
+        let snapshot = self.snapshot();
+        let is_live = snapshot.is_up()
+            || matches!(snapshot.phase, Phase::Paused { .. } | Phase::Stopping { .. });
+        if let Some(docker_id) = snapshot.docker_id.as_ref().filter(|_| is_live) {
+            let (engine, by) = (&self.services.engine, self.actor.clone());
+            self.shared.kill_meanwhile(engine, snapshot.run, docker_id, by).await;
+        }
     }
 
     pub(crate) fn console(&self) -> &Console {

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::pace::StartPace;
+use crate::cgroup::KernelLog;
 use crate::console::ConsoleOptions;
 use crate::domain::event::{Signal, SignalKind};
 use crate::domain::ids::ContainerId;
@@ -82,6 +83,7 @@ pub(crate) struct Services {
     /// How many of the engine's logs are read at the same time: each may be large, and held in memory.
     pub(crate) log_turns: Semaphore,
     pub(crate) began: Instant,
+    pub(crate) kernel_log: KernelLog,
     /// Ends supervision; workloads run on.
     pub(crate) stop: CancellationToken,
 }

@@ -14,6 +14,7 @@ use tokio::sync::{Mutex, Notify, watch};
 use tokio_util::task::TaskTracker;
 
 use crate::console::{Console, ConsoleInput, InputError, input};
+use crate::domain::audit::Actor;
 use crate::domain::ids::RunId;
 use crate::domain::stats::Sample;
 use crate::domain::stats::history::History;
@@ -21,6 +22,7 @@ use crate::domain::stream::Stream;
 use crate::domain::units::UnixSeconds;
 use crate::domain::usage::meter::UsageMeter;
 use crate::engine::{AttachedInput, CreateRequest, Created, Engine, EngineError};
+use crate::util::chain::Chain;
 
 /// What runs is attached to a moment after it is found running, at the start of lightd or when the
 /// engine is back; so long is a command held for that.
@@ -47,6 +49,8 @@ pub(crate) struct Shared {
     pub(super) ending: Mutex<()>,
     /// The latest run that was decided on.
     latest: watch::Sender<RunId>,
+    /// The run that was killed while its owner waited for the store, and by whom.
+    killed_meanwhile: std::sync::Mutex<Option<(RunId, Actor)>>,
     /// Somebody asks for a start that waits for its turn.
     pub(super) start_wanted: Notify,
     /// Docker containers that are being made. The engine goes on with that when whoever asked is gone,
@@ -67,6 +71,7 @@ impl Shared {
             reading: Mutex::default(),
             ending: Mutex::default(),
             latest: watch::Sender::new(RunId::default()),
+            killed_meanwhile: std::sync::Mutex::default(),
             start_wanted: Notify::new(),
             creating: TaskTracker::new(),
         }
@@ -92,6 +97,41 @@ impl Shared {
     /// Whether no later run was decided on.
     pub(super) fn is_latest(&self, run: RunId) -> bool {
         *self.latest.borrow() <= run
+    }
+
+    /// Sends a signal to a run's processes; false if what runs by now is a later one.
+    pub(super) async fn signal(
+        &self,
+        engine: &Engine,
+        run: RunId,
+        docker_id: &str,
+        signal: &str,
+    ) -> Result<bool, EngineError> {
+        let _turn = self.ending.lock().await;
+        if !self.is_latest(run) {
+            return Ok(false);
+        }
+        engine.kill(docker_id, signal).await.map(|()| true)
+    }
+
+    /// Kills a run whose owner does not come to it, and keeps for the owner that it was a kill.
+    pub(super) async fn kill_meanwhile(
+        &self,
+        engine: &Engine,
+        run: RunId,
+        docker_id: &str,
+        actor: Actor,
+    ) {
+        *self.killed_meanwhile.lock().unwrap_or_else(PoisonError::into_inner) = Some((run, actor));
+        if let Err(error) = self.signal(engine, run, docker_id, "SIGKILL").await {
+            tracing::warn!(run.id = %run, error = %Chain(&error), "a kill has to wait for the store");
+        }
+    }
+
+    /// Who has killed a run while its owner waited for the store.
+    pub(super) fn killed_meanwhile(&self, run: RunId) -> Option<Actor> {
+        let killed = self.killed_meanwhile.lock().unwrap_or_else(PoisonError::into_inner);
+        killed.as_ref().filter(|(of, _)| *of == run).map(|(_, actor)| actor.clone())
     }
 
     /// Makes a Docker container, to the end also if the caller is aborted.

@@ -9,7 +9,6 @@
 //! workload: the figures that are known are withdrawn, and it is tried again after a while.
 
 use std::convert::Infallible;
-use std::io;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
@@ -45,8 +44,6 @@ enum SampleError {
     Engine(#[from] EngineError),
     #[error("cannot read a workload's counters")]
     Counters(#[from] CgroupError),
-    #[error("cannot watch for a lack of memory")]
-    WatchOom(#[source] io::Error),
 }
 
 /// Where a run's counters are read.
@@ -138,9 +135,16 @@ impl<'a> Sampler<'a> {
             }
             Ok(group) => group,
         };
-        let mut oom = group.watch_oom().map_err(SampleError::WatchOom)?;
-        let ran_out_at_ms = self.ran_out_of_memory_at_ms;
+        let (ran_out_at_ms, oom) = (self.ran_out_of_memory_at_ms, group.watch_oom());
         let watching = async {
+            let mut oom = match oom {
+                Ok(oom) => oom,
+                // Version 1 wants to be written to, which a sandbox may forbid.
+                Err(error) => {
+                    tracing::info!(%error, "a lack of memory is known by the engine's word only");
+                    std::future::pending().await
+                }
+            };
             loop {
                 oom.killed().await;
                 ran_out_at_ms.store(now_unix_ms(), Ordering::Relaxed);
@@ -182,6 +186,7 @@ impl<'a> Sampler<'a> {
             // A little early is in time: the pauses of a second add up to no exact step.
             if noted_at.is_none_or(|at| at.elapsed() + WATCHED / 2 >= UNWATCHED) {
                 noted_at = Some(Instant::now());
+                self.ctx.services.kernel_log.read_on();
                 shared.note_stats(history.read(counters, age(), self.disk_bytes));
             }
             let pause = if is_watched() { WATCHED } else { UNWATCHED };

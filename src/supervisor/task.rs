@@ -5,6 +5,7 @@
 //! effects run; a decision that cannot be stored is taken back (a wish) or stored later (a fact: it has
 //! happened all the same; and a stop or kill: it may be what fills the disk that is ended).
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,13 +22,14 @@ use super::record::{Change, Record, With};
 use super::registry::Registry;
 use super::services::Services;
 use super::trail;
+use super::wishes::LimitsWanted;
 use super::workload::policy;
-use super::{Msg, Refusal, Reply, Shared, Snapshot};
-use crate::domain::audit::{Act, Actor};
+use super::{Msg, Refusal, Shared, Snapshot};
+use crate::domain::audit::Act;
 use crate::domain::ids::RunId;
-use crate::domain::lifecycle::{Effect, Fact, Interruption, Machine, Phase};
+use crate::domain::lifecycle::{Command, Effect, Fact, Interruption, Machine, Phase};
 use crate::domain::observed::Observed;
-use crate::domain::spec::{HostPort, Limits};
+use crate::domain::spec::HostPort;
 use crate::domain::units::{UnixSeconds, now_unix_ms};
 use crate::engine::{EngineError, Ours};
 use crate::store::StoreError;
@@ -66,9 +68,7 @@ pub(super) enum Report {
     /// The output of a run is followed no longer, and nothing is known of its end.
     Detached,
     LimitsApplied {
-        limits: Limits,
-        actor: Actor,
-        reply: Reply,
+        wanted: LimitsWanted,
         /// What the engine warns of.
         result: Result<Vec<String>, EngineError>,
     },
@@ -127,6 +127,9 @@ pub(super) struct Owner {
     pub(super) run_task: Option<(RunId, Child)>,
     /// The task that ends a run.
     pub(super) kill_task: Option<(RunId, AbortHandle)>,
+    /// The task that gives limits to what runs, and what is to be given after that.
+    pub(super) limits_task: Option<AbortHandle>,
+    pub(super) limits_wanted: VecDeque<LimitsWanted>,
     pub(super) install_task: Option<Child>,
     /// The task that moves the container to other ports, or back.
     pub(super) rebind_task: Option<Child>,
@@ -165,6 +168,8 @@ impl Owner {
             run_task: None,
             kill_task: None,
             install_task: None,
+            limits_task: None,
+            limits_wanted: VecDeque::new(),
             rebind_task: None,
         }
     }
@@ -257,9 +262,12 @@ impl Owner {
                 self.looked(generation, seen).await;
             }
             Report::Detached => self.look_at = Some(Instant::now() + LOOK_SOON),
-            Report::LimitsApplied { limits, actor, reply, result } => {
+            Report::LimitsApplied { wanted, result } => {
+                let LimitsWanted { change, actor, reply } = wanted;
                 // Whoever asked may have gone away; the limits stand.
-                drop(reply.send(self.limits_applied(limits, actor, result).await));
+                drop(reply.send(self.limits_applied(change, actor, result).await));
+                self.limits_task = None;
+                self.next_limits().await;
             }
         }
     }
@@ -276,6 +284,14 @@ impl Owner {
         {
             // Which container has which ports is not sure any more; the next start makes one.
             self.record.restart_needed = true;
+        }
+        // Decided on before its end is: the wish may still be queued.
+        if let Fact::Exited { run, .. } | Fact::Vanished { run } = &fact
+            && let Some(actor) = self.shared.killed_meanwhile(*run)
+            && self.record.machine.live_run() == Some(*run)
+        {
+            // A kill is never refused.
+            drop(self.wish(Command::Kill, None, actor).await);
         }
         // It may have been paused since before lightd began, and nobody could attach.
         if matches!(fact, Fact::Resumed { .. }) {

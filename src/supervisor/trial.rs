@@ -144,7 +144,8 @@ impl Owner {
                 would_be.spec = Arc::new(spec);
                 Answer::Accepted
             }
-            Request::Resources(limits) => {
+            Request::Resources(change) => {
+                let limits = change.apply(self.record.spec.limits);
                 let spec = ContainerSpec { limits, ..(*self.record.spec).clone() };
                 self.may_become(&spec)?;
                 would_be.spec = Arc::new(spec);

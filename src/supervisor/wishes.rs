@@ -5,6 +5,8 @@
 
 use std::sync::Arc;
 
+use tokio::task::AbortHandle;
+
 use super::record::{Change, Record};
 use super::task::Owner;
 use super::trail;
@@ -12,13 +14,26 @@ use super::workload::policy;
 use super::{Accepted, Msg, Refusal, Reply, Request};
 use crate::domain::audit::{Act, Actor};
 use crate::domain::lifecycle::{Answer, Command, Denied, Effect, Machine, Phase};
-use crate::domain::spec::{ContainerSpec, Limits};
+use crate::domain::spec::{ContainerSpec, Limits, LimitsPatch};
 use crate::engine::{EngineError, EngineErrorKind};
+
+/// Changes of limits that wait for the engine to have taken others.
+const LIMITS_WANTED: usize = 16;
+
+/// A change of limits on its way.
+#[derive(Debug)]
+pub(super) struct LimitsWanted {
+    pub(super) change: LimitsPatch,
+    pub(super) actor: Actor,
+    pub(super) reply: Reply,
+}
 
 impl Owner {
     pub(super) async fn take_request(&mut self, Msg { request, actor, reply }: Msg) {
         let decided = match request {
-            Request::Resources(limits) => return self.resources(limits, actor, reply).await,
+            Request::Resources(change) => {
+                return self.resources(LimitsWanted { change, actor, reply }).await;
+            }
             Request::Command(command) => self.wish(command, None, actor).await,
             Request::Reinstall { image, install_script } => {
                 let spec = self.reinstalled(image, install_script);
@@ -71,7 +86,7 @@ impl Owner {
         Ok(machine.command(command, policy, self.services.uptime())?)
     }
 
-    async fn wish(
+    pub(super) async fn wish(
         &mut self,
         command: Command,
         change: Option<Change>,
@@ -165,37 +180,45 @@ impl Owner {
         if problems.is_empty() { Ok(()) } else { Err(Refusal::Invalid(problems)) }
     }
 
-    /// Limits are given to the running workload first: the engine may know better what is possible.
-    async fn resources(&mut self, limits: Limits, actor: Actor, reply: Reply) {
-        let problems = limits.problems(self.services.capacity);
-        let refusal = if !problems.is_empty() {
-            Some(Refusal::Invalid(problems))
-        } else if self.unknown_since.is_some() || !self.booted {
-            Some(Refusal::EngineUnavailable)
-        } else {
-            None
-        };
-        if let Some(refusal) = refusal {
-            drop(reply.send(Err(refusal)));
+    /// Limits are given to the running workload first: the engine may know better what is possible. One
+    /// change after the other, each to what the ones before have left.
+    async fn resources(&mut self, wanted: LimitsWanted) {
+        if self.limits_wanted.len() >= LIMITS_WANTED {
+            drop(wanted.reply.send(Err(Refusal::Busy)));
             return;
         }
-        match (&self.record.docker_id, self.record.machine.live_run()) {
-            (Some(_), Some(_)) => {
-                let ctx = self.ctx();
-                self.tasks.spawn(ctx.apply_limits(limits, actor, reply));
-            }
-            _ => {
+        self.limits_wanted.push_back(wanted);
+        self.next_limits().await;
+    }
+
+    pub(super) async fn next_limits(&mut self) {
+        while self.limits_task.as_ref().is_none_or(AbortHandle::is_finished)
+            && let Some(wanted) = self.limits_wanted.pop_front()
+        {
+            let limits = wanted.change.apply(self.record.spec.limits);
+            let problems = limits.problems(self.services.capacity);
+            let decided = if !problems.is_empty() {
+                Err(Refusal::Invalid(problems))
+            } else if self.unknown_since.is_some() || !self.booted {
+                Err(Refusal::EngineUnavailable)
+            } else if self.record.docker_id.is_some() && self.record.machine.live_run().is_some() {
+                let applying = self.ctx().apply_limits(limits, wanted);
+                self.limits_task = Some(self.tasks.spawn(applying));
+                return;
+            } else {
                 let mut spec = (*self.record.spec).clone();
                 spec.limits = limits;
-                drop(reply.send(self.update(spec, actor).await));
-            }
+                self.update(spec, wanted.actor).await
+            };
+            // Whoever asked may have gone away; the decision stands.
+            drop(wanted.reply.send(decided));
         }
     }
 
     /// The engine has answered to new limits for what runs.
     pub(super) async fn limits_applied(
         &mut self,
-        limits: Limits,
+        change: LimitsPatch,
         actor: Actor,
         result: Result<Vec<String>, EngineError>,
     ) -> Result<Accepted, Refusal> {
@@ -206,9 +229,9 @@ impl Owner {
             Err(error) => Err(Refusal::Engine(error)),
             Ok(warnings) => {
                 let mut spec = (*self.record.spec).clone();
-                spec.limits = limits;
+                spec.limits = change.apply(spec.limits);
                 // The engine has them, but lifts none; what else waits for a restart goes on waiting.
-                let waits = !limits.lifted_since(&self.record.spec.limits).is_empty();
+                let waits = !spec.limits.lifted_since(&self.record.spec.limits).is_empty();
                 let restart_needed = self.record.restart_needed || waits;
                 let accepted = self.replace_spec(spec, restart_needed, actor).await?;
                 Ok(Accepted { warnings, ..accepted })

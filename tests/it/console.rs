@@ -1,7 +1,8 @@
 //! A console that never lies: every byte once, whatever is printed, restarted or rotated away; and an
 //! input that is written at most once.
 
-use std::time::Duration;
+use std::fs::File;
+use std::time::{Duration, SystemTime};
 
 use bollard::query_parameters::LogsOptionsBuilder;
 use futures_util::StreamExt;
@@ -338,4 +339,49 @@ async fn output_that_the_engine_rotated_away_meanwhile_is_said_to_be_missing() {
     assert!(left.iter().copied().eq(left[0]..=5000), "all that there was, once: {left:?}");
     assert_eq!(lines[lines.len() - 2..], ["all told", "goes on"]);
     daemon.close().await;
+}
+
+#[tokio::test]
+async fn output_that_is_older_than_the_configuration_allows_goes_from_the_disk() {
+    let mut daemon = Daemon::start_with(|config| {
+        config["console"] = json!({"journal_max_age": "1h"});
+    })
+    .await;
+    let (old, young) = (daemon.id("old"), daemon.id("young"));
+    for id in [&old, &young] {
+        daemon.run(id, json!({"startup_command": "echo Ready; echo first"})).await;
+        daemon.state(id, "offline").await;
+        daemon.expect_log(id, "first").await;
+    }
+    daemon.terminate().await;
+    let journal = daemon.data_path().join("containers").join(&old).join("console");
+    let two_hours_ago = SystemTime::now() - Duration::from_secs(2 * 3600);
+    for file in std::fs::read_dir(journal).expect("a journal") {
+        let file = File::options().write(true).open(file.expect("a file").path()).expect("a file");
+        file.set_modified(two_hours_ago).expect("a time");
+    }
+    daemon.launch().await;
+    eventually("it is gone", SOON, async || {
+        let log = daemon.logs(&old).await;
+        if log.is_empty() { Ok(()) } else { Err(log) }
+    })
+    .await;
+    assert!(daemon.logs(&young).await.contains("first"));
+    // Its numbers are not given out again.
+    daemon.state(&old, "offline").await;
+    daemon.power(&old, "start").await;
+    let (text, seq) = eventually("its next run", SOON, async || {
+        let (text, seq) = page(&daemon, &old).await;
+        if text.contains("first") { Ok((text, seq)) } else { Err(text) }
+    })
+    .await;
+    assert_eq!((text.lines().count(), seq), (2, 4), "{text}");
+    daemon.close().await;
+}
+
+/// The newest lines, and the number of the last.
+async fn page(daemon: &Daemon, id: &str) -> (String, u64) {
+    let page = logs(daemon, id, "").await;
+    let text = page["data"].as_str().expect("a text").to_owned();
+    (text, page["seq"].as_u64().expect("a number"))
 }

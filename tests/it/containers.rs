@@ -1,5 +1,6 @@
 //! Containers as a panel handles them: what is taken and refused, shown, listed, changed, deleted; what power does.
 
+use futures_util::future::join_all;
 use serde_json::{Value, json};
 
 use crate::support::SOON;
@@ -363,6 +364,39 @@ async fn limits_are_changed_on_the_running_workload() {
     client.post(&path, json!({"cpu": 1000})).await.names_field("cpu");
     client.post(&path, json!({"memoryy": 1})).await.names_field("memoryy");
     assert_eq!(client.get(&path).await.is(200)["memory"], 96 << 20);
+    daemon.close().await;
+}
+
+#[tokio::test]
+async fn limits_that_several_change_at_once_are_all_changed() {
+    let daemon = Daemon::start().await;
+    let (id, client) = (daemon.id("limits"), daemon.client());
+    daemon.run(&id, json!({"limits": {"memory": 64 << 20, "cpu": 0.5}})).await;
+    let path = format!("/containers/{id}/resources");
+    for round in 0..3_u64 {
+        let wanted = [
+            ("memory", json!((96 + round) << 20)),
+            ("memory_swap", json!(200 << 20)),
+            ("memory_reservation", json!((32 + round) << 20)),
+            ("cpu", json!(0.25)),
+            ("cpu_shares", json!(512 + round)),
+            ("pids", json!(77 + round)),
+        ];
+        let changes = wanted.iter().map(|(name, value)| client.post(&path, json!({*name: value})));
+        for answer in join_all(changes).await {
+            answer.is(200);
+        }
+        let stored = client.get(&path).await.is(200);
+        let host = daemon.inspect(&id).await["HostConfig"].clone();
+        let engine =
+            ["Memory", "MemorySwap", "MemoryReservation", "NanoCpus", "CpuShares", "PidsLimit"];
+        for ((name, value), in_engine) in wanted.iter().zip(engine) {
+            assert_eq!(&stored[*name], value, "{stored}");
+            if *name != "cpu" {
+                assert_eq!(&host[in_engine], value, "{in_engine}");
+            }
+        }
+    }
     daemon.close().await;
 }
 

@@ -9,6 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use bollard::Docker;
+use futures_util::future::join_all;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -359,11 +360,37 @@ async fn a_stopped_engine_is_noticed_and_its_workloads_are_the_same_when_it_goes
     let spec = json!({"startup_command": COUNTS, "tty": false, "start_pattern": "Up"});
     let before = daemon.run(&id, spec).await;
     let pid = daemon.inspect(&id).await["State"]["Pid"].clone();
+    let (client, path) = (daemon.client(), format!("/containers/{id}"));
+    let (exec, resources) = (format!("{path}/exec"), format!("{path}/resources"));
+    let deleted = daemon.id("b");
+    daemon.create(&deleted, json!({})).await;
     engine.signal(Signal::STOP);
-    // Nothing breaks; it just does not answer.
-    daemon.state(&id, "unknown").await;
-    let refused = daemon.client().post_empty(&format!("/containers/{id}/restart")).await;
-    refused.refused(503, "engine_unavailable");
+    // Nothing breaks; it just does not answer. What is under way by then ends at its own deadline.
+    let asked = Instant::now();
+    let (exec_begun, limits_begun, _) = tokio::join!(
+        client.post(&exec, json!({"cmd": ["true"]})),
+        client.post(&resources, json!({"cpu": 0.75})),
+        daemon.state(&id, "unknown")
+    );
+    for answer in [exec_begun, limits_begun] {
+        answer.refused(503, "engine_unavailable");
+    }
+    assert!(asked.elapsed() < Duration::from_secs(20), "{:?}", asked.elapsed());
+    // What comes now is answered at once.
+    let asked = Instant::now();
+    client.post_empty(&format!("{path}/restart")).await.refused(503, "engine_unavailable");
+    client.post(&exec, json!({"cmd": ["true"]})).await.refused(503, "engine_unavailable");
+    client.post(&resources, json!({"cpu": 0.75})).await.refused(503, "engine_unavailable");
+    let ports = json!({"ports": [{"ip": "127.0.0.1"}]});
+    let rebind = client.post(&format!("{path}/rebind-network"), ports).await;
+    rebind.refused(503, "engine_unavailable");
+    client.get(&path).await.is(200);
+    client.delete(&format!("/containers/{deleted}")).await.is(202);
+    assert!(asked.elapsed() < Duration::from_secs(8), "{:?}", asked.elapsed());
+    // Its input may still be open.
+    let command = client.post(&format!("{path}/command"), json!({"command": "x"})).await;
+    assert!(matches!(command.status, 202 | 503), "{command:?}");
+    assert!(asked.elapsed() < Duration::from_secs(20), "{:?}", asked.elapsed());
     engine.signal(Signal::CONT);
     let after = daemon.state(&id, "running").await;
     assert_eq!(daemon.inspect(&id).await["State"]["Pid"], pid);
@@ -521,6 +548,73 @@ async fn after_an_outage_all_goes_on_within_five_seconds_and_what_was_asked_for_
     .await;
     daemon.install_state(&new, "ready").await;
     assert_eq!(daemon.logs(&new).await, "installed\n");
+    daemon.close().await;
+}
+
+#[tokio::test]
+async fn after_an_outage_many_containers_go_on_within_five_seconds_and_no_line_is_missing() {
+    const MANY: usize = 20;
+    let (daemon, mut door) = Door::and_daemon().await;
+    let counts = "echo Up; n=0; while :; do n=$((n+1)); echo n$n; sleep 0.2; done";
+    let spec = json!({"startup_command": counts, "tty": false, "start_pattern": "Up"});
+    let ids: Vec<String> = (0..MANY).map(|n| daemon.id(&format!("m{n}"))).collect();
+    join_all(ids.iter().map(|id| daemon.run(id, spec.clone()))).await;
+    door.shut();
+    join_all(ids.iter().map(|id| daemon.state(id, "unknown"))).await;
+    let mut said = Vec::new();
+    for id in &ids {
+        said.push(daemon.logs(id).await.lines().count());
+    }
+    door.reopen();
+    let client = daemon.client();
+    let back = Instant::now();
+    for (id, said) in ids.iter().zip(said) {
+        let left = Duration::from_secs(5).saturating_sub(back.elapsed());
+        eventually("it runs, and its console goes on", left, async || {
+            let shown = client.get(&format!("/containers/{id}")).await.is(200);
+            let lines = daemon.logs(id).await.lines().count();
+            let is_back = shown["state"] == "running" && lines > said;
+            if is_back { Ok(()) } else { Err((shown["state"].clone(), said, lines)) }
+        })
+        .await;
+    }
+    for id in &ids {
+        let log = daemon.logs(id).await;
+        assert_counts_up(&log, 1);
+        assert!(log.starts_with("Up\nn1\nn2\n") && !log.contains("[lightd]"), "{log}");
+    }
+    daemon.close().await;
+}
+
+#[tokio::test]
+async fn what_a_restarted_engine_ended_comes_back_in_turn_and_not_all_at_once() {
+    const MANY: usize = 6;
+    let (mut engine, mut daemon) = with_an_engine().await;
+    daemon.terminate().await;
+    daemon.edit_config(|config| config["supervision"] = json!({"starts_per_second": 2}));
+    daemon.launch().await;
+    let command = "date +%s >> began; trap 'exit 0' TERM; echo Ready; while :; do sleep 0.1; done";
+    let ids: Vec<String> = (0..MANY).map(|n| daemon.id(&format!("m{n}"))).collect();
+    let spec = json!({"startup_command": command});
+    let made = join_all(ids.iter().map(|id| daemon.run(id, spec.clone()))).await;
+    engine.end(Signal::TERM).await;
+    join_all(ids.iter().map(|id| daemon.state(id, "unknown"))).await;
+    engine.launch().await;
+    let mut began: Vec<u64> = Vec::new();
+    for (id, made) in ids.iter().zip(&made) {
+        let times = eventually("its second run", SOON, async || {
+            let times = daemon.volume_file(made, "began").unwrap_or_default();
+            if times.lines().count() == 2 { Ok(times) } else { Err(times) }
+        })
+        .await;
+        began.extend(times.lines().last().and_then(|time| time.parse::<u64>().ok()));
+        let shown = daemon.state(id, "running").await;
+        assert_eq!(shown["restarts"]["count"], 0, "{shown}");
+    }
+    began.sort_unstable();
+    // Five pauses of half a second; `date` has seconds.
+    let took = began[MANY - 1] - began[0];
+    assert!(began.len() == MANY && (2..=10).contains(&took), "two a second: {began:?}");
     daemon.close().await;
 }
 

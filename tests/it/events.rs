@@ -108,7 +108,7 @@ async fn a_reader_that_comes_back_gets_each_byte_once_however_often_it_went() {
 
 #[tokio::test]
 async fn a_stream_is_refused_and_ended_as_a_socket_is() {
-    let daemon = Daemon::start_with(|config| {
+    let mut daemon = Daemon::start_with(|config| {
         config["sockets"] = json!({"per_container": 2});
     })
     .await;
@@ -162,6 +162,13 @@ async fn a_stream_is_refused_and_ended_as_a_socket_is() {
     assert_eq!(suspended.expect("its end", is("error")).await["code"], "suspended");
     assert_eq!(suspended.next().await, None);
     assert_eq!(refused(&client, &all, None).await, told(409, "suspended"));
+    daemon.power(&id, "unsuspend").await;
+    let mut last = EventStream::open(&client, &all, None).await;
+    last.next().await;
+    daemon.terminate().await;
+    assert_eq!(last.expect("its end", is("error")).await["code"], "stopping");
+    assert_eq!(last.next().await, None, "and no connection that breaks off");
+    daemon.launch().await;
     daemon.close().await;
 }
 

@@ -85,3 +85,30 @@ async fn those_who_never_read_cost_the_others_no_line_and_the_node_little_memory
     drop(sleepers);
     daemon.close().await;
 }
+
+#[tokio::test]
+async fn a_start_beside_readers_who_never_read_is_as_quick_as_without_them() {
+    let daemon = Daemon::start().await;
+    let (alone, beside) = (daemon.id("alone"), daemon.id("beside"));
+    let spec = json!({
+        "startup_command": "guest lines 100000 80; echo Server is up; guest forever",
+        "tty": false, "start_pattern": "^Server is up", "limits": {"memory": 64 << 20},
+    });
+    let mut took = Vec::new();
+    let mut sleepers = Vec::new();
+    for id in [&alone, &beside] {
+        daemon.create(id, spec.clone()).await;
+        if id == &beside {
+            for _ in 0..20 {
+                sleepers.push(sleeper(&daemon, id).await);
+            }
+        }
+        daemon.power(id, "start").await;
+        let shown = daemon.state(id, "running").await;
+        took.push(shown["ready_after_ms"].as_u64().expect("a time"));
+    }
+    // They have 8 MB before them, and room for a few KiB.
+    assert!(took[1] < 3 * took[0] + 2000, "{took:?}");
+    drop(sleepers);
+    daemon.close().await;
+}

@@ -1,12 +1,13 @@
 //! The engine goes away and comes back: nothing is guessed, nothing is lost.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::json;
+use tokio::time::Instant;
 
 use crate::support::SOON;
 use crate::support::agreement::all_lines;
-use crate::support::chaos::Door;
+use crate::support::chaos::{Door, Held};
 use crate::support::process::Daemon;
 use crate::support::wait::eventually;
 
@@ -164,5 +165,98 @@ async fn a_line_longer_than_any_goes_on_behind_an_outage_and_comes_once() {
     let all: String = (0..20_000).map(|number| format!("{number:06}")).collect();
     assert!(digits == all || told, "{} numbers, {notes:?}", numbers.len());
     assert!(!notes.iter().any(|note| note.contains("rotated")), "nothing was: {notes:?}");
+    daemon.close().await;
+}
+
+/// Keeps lightd from storing anything until this is dropped.
+struct HungStore {
+    _writing: rusqlite::Connection,
+}
+
+impl HungStore {
+    fn of(daemon: &Daemon) -> Self {
+        let path = daemon.data_path().join("lightd.db");
+        let store = rusqlite::Connection::open(path).expect("the store");
+        store.execute_batch("BEGIN IMMEDIATE").expect("the only writer");
+        Self { _writing: store }
+    }
+}
+
+#[tokio::test]
+async fn a_kill_is_carried_out_while_the_store_hangs_and_is_known_as_a_kill_afterwards() {
+    let daemon = Daemon::start().await;
+    let (id, deleted) = (daemon.id("hung"), daemon.id("deleted"));
+    let deaf = "trap '' TERM; echo Ready; guest forever";
+    let spec = json!({"startup_command": deaf, "restart_on_crash": true});
+    daemon.run(&id, spec).await;
+    daemon.run(&deleted, json!({})).await;
+    let store = HungStore::of(&daemon);
+    let client = daemon.client();
+    // The owner is in the midst of storing something when the kill comes.
+    let (path, other) = (format!("/containers/{id}"), format!("/containers/{deleted}"));
+    let kill = format!("{path}/kill");
+    let wishes = async {
+        let change = json!({"labels": {"a": "b"}});
+        tokio::join!(client.patch(&path, change), client.post_empty(&kill), client.delete(&other))
+    };
+    let asked = Instant::now();
+    let dies = eventually("it is killed", SOON, async || {
+        let state = daemon.inspect(&id).await["State"].clone();
+        if state["Running"] == false { Ok(asked.elapsed()) } else { Err(state) }
+    });
+    let ((_, killed, _), after) = tokio::join!(wishes, dies);
+    // Sooner than a write that finds the store locked fails.
+    assert!(after < Duration::from_secs(4), "{after:?}");
+    killed.is(202);
+    drop(store);
+    let shown = daemon.state(&id, "offline").await;
+    assert_eq!(shown["last_exit"]["ended_by"], "kill", "{shown}");
+    assert_eq!(shown["restarts"]["count"], 0, "a kill is no crash: {shown}");
+    daemon.close().await;
+}
+
+#[tokio::test]
+async fn a_kill_and_a_delete_get_through_while_the_engine_pulls_or_starts_for_ever() {
+    let (daemon, door) = Door::and_daemon().await;
+    let client = daemon.client();
+    for (method, path_has, image) in [
+        ("POST", "/images/create", "127.0.0.1:9/nothing:1"),
+        ("POST", "/start HTTP/", daemon.image.as_str()),
+    ] {
+        for wish in ["kill", "delete"] {
+            let id = daemon.id(&format!("held{}", path_has.len()));
+            let is_pull = path_has == "/images/create";
+            let spec = daemon.spec(&id, json!({"image": image})).await;
+            let hold = || door.hold(Some(Held { method, path_has, is_done: false }));
+            if is_pull {
+                hold();
+                client.post("/containers", spec).await.is(201);
+            } else {
+                client.post("/containers", spec).await.is(201);
+                daemon.install_state(&id, "ready").await;
+                hold();
+                daemon.power(&id, "start").await;
+            }
+            door.holds_one().await;
+            let path = format!("/containers/{id}");
+            if wish == "kill" {
+                daemon.power(&id, "kill").await;
+                if is_pull {
+                    let shown = daemon.install_state(&id, "failed").await;
+                    assert_eq!(shown["install_error"], "the installation was aborted", "{shown}");
+                } else {
+                    daemon.state(&id, "offline").await;
+                }
+            }
+            let answer = client.delete(&path).await;
+            assert!(matches!(answer.status, 200 | 202), "{answer:?}");
+            eventually("it is gone", SOON, async || {
+                let answer = client.get(&path).await;
+                if answer.status == 404 { Ok(()) } else { Err(answer.text) }
+            })
+            .await;
+            door.hold(None);
+        }
+    }
     daemon.close().await;
 }

@@ -2,6 +2,8 @@
 //! and console agree. `LIGHTD_SOAK_SECONDS` makes it long (`install-scripts/soak.sh`), `LIGHTD_SOAK_SEED`
 //! repeats the commands of an earlier run.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rand::rngs::StdRng;
@@ -17,6 +19,7 @@ use crate::support::client::Client;
 use crate::support::numbers::free_ports;
 use crate::support::process::Daemon;
 use crate::support::wait::eventually;
+use crate::support::ws::Socket;
 
 const CONTAINERS: u16 = 4;
 const HANDS: usize = 3;
@@ -71,6 +74,8 @@ struct Hand {
     random: StdRng,
     number: usize,
     commands: usize,
+    /// Which were deleted, and may have been made again.
+    is_anew: Arc<[AtomicBool]>,
 }
 
 impl Hand {
@@ -111,6 +116,7 @@ impl Hand {
                 self.ask(Method::POST, &format!("{path}/reinstall"), None).await;
             }
             Deed::Recreate => {
+                self.is_anew[which].store(true, Ordering::Relaxed);
                 self.ask(Method::DELETE, &path, None).await;
                 self.ask(Method::POST, "/containers", Some(self.specs[which].clone())).await;
             }
@@ -144,6 +150,45 @@ impl Hand {
         let text = response.text().await.unwrap_or_default();
         assert!(matches!(status, 200..=202 | 404 | 409 | 503), "{asked}: {status} {text}");
         Some(status)
+    }
+}
+
+/// Reads a container's console until `end`, however often lightd is killed meanwhile: each line with its
+/// number.
+async fn read_on(url: String, end: Instant) -> Vec<(u64, String)> {
+    let mut heard: Vec<(u64, String)> = Vec::new();
+    while Instant::now() < end {
+        let since = heard.last().map_or(0, |(seq, _)| *seq);
+        let opened = Socket::open_if_there(&format!("{url}&events=console&since={since}")).await;
+        let Some(mut socket) = opened else {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            continue;
+        };
+        loop {
+            let frame = match tokio::time::timeout_at(end, socket.receive()).await {
+                Ok(Ok(frame)) => frame,
+                // It was killed, or it is time.
+                Ok(Err(_)) | Err(_) => break,
+            };
+            // The beginning of a line comes again with its end, for who asks with whole numbers.
+            if frame.get("partial").is_some() {
+                break;
+            }
+            let lines = frame["data"].as_str().expect("a text").lines();
+            let last = frame["seq"].as_u64().expect("a number");
+            let first = last + 1 - lines.clone().count() as u64;
+            heard.extend((first..).zip(lines.map(|line| line.trim_end().to_owned())));
+        }
+    }
+    heard
+}
+
+/// What was heard is what is kept, under the same numbers, each once.
+fn assert_heard(id: &str, heard: &[(u64, String)], kept: &[String]) {
+    for (at, (seq, line)) in heard.iter().enumerate() {
+        assert_eq!(*seq, at as u64 + 1, "{id}: heard behind {:?}", heard[..at].last());
+        let kept = usize::try_from(*seq).ok().and_then(|seq| kept.get(seq - 1));
+        assert_eq!(kept, Some(line), "{id}: line {seq}");
     }
 }
 
@@ -200,6 +245,7 @@ async fn random_commands_and_kills_leave_rows_pool_engine_and_console_in_agreeme
         daemon.install_state(id, "ready").await;
     }
     let end = Instant::now() + Duration::from_secs(seconds);
+    let is_anew: Arc<[AtomicBool]> = ids.iter().map(|_| AtomicBool::new(false)).collect();
     let mut hands = tokio::task::JoinSet::new();
     for number in 0..HANDS {
         let hand = Hand {
@@ -211,8 +257,14 @@ async fn random_commands_and_kills_leave_rows_pool_engine_and_console_in_agreeme
             random: StdRng::seed_from_u64(random.random()),
             number,
             commands: 0,
+            is_anew: Arc::clone(&is_anew),
         };
         hands.spawn(hand.work(end));
+    }
+    let mut readers = tokio::task::JoinSet::new();
+    for (n, id) in ids.iter().enumerate() {
+        let reading = read_on(daemon.ws_url(id, &daemon.token, ""), end);
+        readers.spawn(async move { (n, reading.await) });
     }
     let mut kills = 0;
     while Instant::now() < end {
@@ -225,6 +277,14 @@ async fn random_commands_and_kills_leave_rows_pool_engine_and_console_in_agreeme
     let deeds: usize = hands.join_all().await.into_iter().sum();
     println!("{deeds} deeds, {kills} kills");
     settle(&daemon, &ids).await;
+    for (n, heard) in readers.join_all().await {
+        let id = &ids[n];
+        println!("{id}: {} lines heard", heard.len());
+        // One that was made anew counts from 1 again.
+        if !is_anew[n].load(Ordering::Relaxed) {
+            assert_heard(id, &heard, &all_lines(&daemon, id).await);
+        }
+    }
     daemon.close().await;
 }
 

@@ -1,7 +1,13 @@
 //! A workload's figures: now, in the last hour, and where the kernel's are out of reach.
 
+use bollard::query_parameters::StatsOptionsBuilder;
+use futures_util::StreamExt as _;
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 
+use crate::ports::add;
+use crate::support::numbers::free_port;
 use crate::support::process::Daemon;
 use crate::support::wait::eventually;
 use crate::support::{SOON, STATS_FIELDS};
@@ -22,6 +28,72 @@ async fn stats_are_of_the_running_workload() {
     for field in STATS_FIELDS {
         assert!(stats[field].is_number(), "{field}: {stats}");
     }
+    daemon.close().await;
+}
+
+/// What `docker stats` shows as the memory in use, what the page cache has beside it, and what was written to
+/// disks. There are kernels that count none of that; then the engine's figure is 0 as well.
+async fn as_docker_counts(daemon: &Daemon, id: &str) -> (u64, u64, u64) {
+    let options = StatsOptionsBuilder::new().stream(false).one_shot(true).build();
+    let stats = daemon.docker.stats(&format!("lightd-{id}"), Some(options)).next().await;
+    let stats = serde_json::to_value(stats.expect("stats").expect("stats")).expect("JSON");
+    let memory = &stats["memory_stats"];
+    let cache = ["total_inactive_file", "inactive_file"]
+        .iter()
+        .find_map(|name| memory["stats"][name].as_u64())
+        .unwrap_or_else(|| panic!("no page cache in {memory}"));
+    let disks = stats["blkio_stats"]["io_service_bytes_recursive"].as_array();
+    let writes = disks
+        .into_iter()
+        .flatten()
+        .filter(|disk| disk["op"].as_str().is_some_and(|op| op.eq_ignore_ascii_case("write")));
+    let written = writes.filter_map(|disk| disk["value"].as_u64()).sum();
+    (memory["usage"].as_u64().expect("a number") - cache, cache, written)
+}
+
+#[tokio::test]
+async fn what_goes_over_network_and_disk_is_counted_and_the_page_cache_is_no_memory() {
+    const CACHED: u64 = 24 << 20;
+    const SENT: usize = 300_000;
+    let daemon = Daemon::start().await;
+    let (id, port) = (daemon.id("counts"), free_port());
+    add(&daemon.client(), port, "tcp").await;
+    let command = format!(
+        "dd if=/dev/zero of=data bs=1M count={} conv=fsync 2>/dev/null; \
+         guest say Ready -- serve {port}",
+        CACHED >> 20
+    );
+    let ports = json!([{"ip": "127.0.0.1", "port": port}]);
+    daemon.run(&id, json!({"startup_command": command, "tty": false, "ports": ports})).await;
+    let text = vec![b'x'; SENT];
+    // Who publishes the port takes connections before the workload does.
+    eventually("it echoes", SOON, async || {
+        let mut peer = TcpStream::connect(("127.0.0.1", port)).await?;
+        let (mut from, mut to) = peer.split();
+        let mut back = vec![0; SENT];
+        tokio::try_join!(to.write_all(&text), from.read_exact(&mut back))
+    })
+    .await;
+    let path = format!("/containers/{id}/stats");
+    let stats = eventually("all of it is counted", SOON, async || {
+        let stats = daemon.client().get(&path).await.is(200);
+        let number = |name: &str| stats[name].as_u64().unwrap_or(0);
+        let all = number("network_rx") >= SENT as u64 && number("network_tx") >= SENT as u64;
+        if all { Ok(stats) } else { Err(stats) }
+    })
+    .await;
+    assert!(stats["network_rx"].as_u64() < Some(4 * SENT as u64), "{stats}");
+    eventually("memory and disk as docker counts them", SOON, async || {
+        let (memory, cache, written) = as_docker_counts(&daemon, &id).await;
+        let ours = daemon.client().get(&path).await.is(200);
+        let is_near = |name: &str, docker: u64| {
+            ours[name].as_u64().is_some_and(|ours| ours.abs_diff(docker) < 1 << 20)
+        };
+        let all = is_near("memory_usage", memory) && is_near("block_write", written);
+        let is_apart = cache > CACHED / 2 && memory < CACHED;
+        if all && is_apart { Ok(()) } else { Err((ours.clone(), memory, cache, written)) }
+    })
+    .await;
     daemon.close().await;
 }
 

@@ -15,7 +15,9 @@ use super::port_body::{PortBody, check_ports};
 use crate::api::error::ApiError;
 use crate::domain::ids::{ContainerId, VolumeId};
 use crate::domain::restart::RestartOnCrash;
-use crate::domain::spec::{ContainerSpec, Limits, Mount, Problem, SpecPatch, StopHow, StopPolicy};
+use crate::domain::spec::{
+    ContainerSpec, Limits, LimitsPatch, Mount, Problem, SpecPatch, StopHow, StopPolicy,
+};
 use crate::engine::RegistryAuth;
 use crate::supervisor::Request;
 
@@ -303,7 +305,7 @@ impl PatchBody {
             env: self.env,
             stop: self.stop.map(|stop| stop.read(&before.stop, problems)),
             labels: self.labels,
-            limits: self.limits.map(|limits| limits.apply(before.limits)),
+            limits: self.limits.map(LimitsBody::read),
             restart_on_crash: self.restart_on_crash,
             autostart: self.autostart,
         }
@@ -373,17 +375,17 @@ pub(super) struct LimitsBody {
 }
 
 impl LimitsBody {
-    pub(super) fn apply(self, to: Limits) -> Limits {
-        Limits {
-            memory: self.memory.unwrap_or(to.memory),
-            memory_swap: self.memory_swap.unwrap_or(to.memory_swap),
-            memory_reservation: self.memory_reservation.unwrap_or(to.memory_reservation),
-            cpu: self.cpu.unwrap_or(to.cpu),
-            cpu_shares: self.cpu_shares.unwrap_or(to.cpu_shares),
-            cpu_quota: self.cpu_quota.unwrap_or(to.cpu_quota),
-            cpu_period: self.cpu_period.unwrap_or(to.cpu_period),
-            pids: self.pids.unwrap_or(to.pids),
-            disk: self.disk.unwrap_or(to.disk),
+    pub(super) fn read(self) -> LimitsPatch {
+        LimitsPatch {
+            memory: self.memory,
+            memory_swap: self.memory_swap,
+            memory_reservation: self.memory_reservation,
+            cpu: self.cpu,
+            cpu_shares: self.cpu_shares,
+            cpu_quota: self.cpu_quota,
+            cpu_period: self.cpu_period,
+            pids: self.pids,
+            disk: self.disk,
         }
     }
 }

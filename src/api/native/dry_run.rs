@@ -230,13 +230,13 @@ pub(super) async fn resources(
     let mut findings = Findings::default();
     let body: LimitsBody = body.as_far_as_possible(&mut findings.problems)?;
     let before = handle.snapshot();
-    let wanted = body.apply(before.spec.limits);
-    let answered = would_be(handle, Request::Resources(wanted)).await;
+    let answered = would_be(handle, Request::Resources(body.read())).await;
     let own_names = answered.map_err(super::resources::with_own_names);
     let after = findings.owner(own_names)?;
     findings.verdict()?;
     let after = after.ok_or_else(ApiError::no_such_container)?;
-    let waits = if is_up(&before) { wanted.lifted_since(&before.spec.limits) } else { Vec::new() };
+    let lifted = || after.spec.limits.lifted_since(&before.spec.limits);
+    let waits = if is_up(&before) { lifted() } else { Vec::new() };
     Ok(answer(&after, None, waits, Vec::new()))
 }
 

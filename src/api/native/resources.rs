@@ -87,7 +87,7 @@ async fn change(
         return dry_run::resources(&handle, &body).await;
     }
     let before = handle.snapshot();
-    let wanted = body.json::<LimitsBody>()?.apply(before.spec.limits);
+    let wanted = body.json::<LimitsBody>()?.read();
     let accepted = handle.send(Request::Resources(wanted)).await.map_err(with_own_names)?;
     let limits = accepted.decided.spec.limits;
     let waits_for_restart =

@@ -215,6 +215,7 @@ fn supervisor(folder: &Path, store: &Store, stop: &CancellationToken) -> Arc<Reg
         containers_path: folder.join("containers"),
         start_slots: Semaphore::new(1),
         start_pace: StartPace::default(),
+        kernel_log: crate::cgroup::KernelLog::from_now(),
         log_turns: Semaphore::new(8),
         began: Instant::now(),
         stop: stop.clone(),

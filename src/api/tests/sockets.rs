@@ -283,6 +283,32 @@ async fn ghsa_ghrq_5wpp_hxx5_lengths_that_cannot_be_end_their_own_socket_only() 
 }
 
 #[tokio::test]
+async fn what_breaks_the_protocol_is_told_so() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let mut node = Node::new().await;
+    node.container("a").await;
+    let address = node.listen().await;
+    for (what, frame, code) in [
+        ("a frame without a mask", &[0x81, 0x02, b'{', b'}'][..], 1002_u16),
+        ("bits that nobody has defined", &[0xf1, 0x80, 0, 0, 0, 0], 1002),
+        ("a kind that nobody has defined", &[0x83, 0x80, 0, 0, 0, 0], 1002),
+        ("a continuation of nothing", &[0x80, 0x80, 0, 0, 0, 0], 1002),
+        ("a close without a whole code", &[0x88, 0x81, 0, 0, 0, 0, 3], 1002),
+        ("a text that is none", &[0x81, 0x82, 0, 0, 0, 0, 0xff, 0xff], 1007),
+    ] {
+        let query = with_token("&events=console");
+        let Client(socket) = connect(address, "a", &query).await.ok().unwrap();
+        let MaybeTlsStream::Plain(mut stream) = socket.into_inner() else { panic!("no TLS") };
+        stream.write_all(frame).await.unwrap();
+        let mut answer = [0; 4];
+        let read = tokio::time::timeout(PATIENCE, stream.read_exact(&mut answer)).await;
+        read.expect("an answer in time").unwrap_or_else(|error| panic!("{what}: {error}"));
+        let said = u16::from_be_bytes([answer[2], answer[3]]);
+        assert_eq!((answer[0], said), (0x88, code), "{what}: {answer:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_reader_that_does_not_read_keeps_nothing_from_another() {
     let mut node = Node::new().await;
     let id = node.container("a").await;
@@ -301,4 +327,53 @@ async fn a_reader_that_does_not_read_keeps_nothing_from_another() {
         }
         assert_eq!(seq, expected, "burst {burst}");
     }
+}
+
+/// Time that passes for the daemon alone.
+async fn pass(time: Duration) {
+    tokio::time::pause();
+    tokio::time::sleep(time).await;
+    tokio::time::resume();
+}
+
+#[tokio::test]
+async fn a_client_without_a_sign_of_life_is_let_go() {
+    let mut node = Node::new().await;
+    node.container("a").await;
+    let address = node.listen().await;
+    let query = with_token("&events=console");
+    let mut silent = connect(address, "a", &query).await.ok().unwrap();
+    let mut lively = connect(address, "a", &query).await.ok().unwrap();
+    for _ in 0..4 {
+        pass(Duration::from_secs(31)).await;
+        // Reading answers the ping.
+        assert!(matches!(lively.next().await, Message::Ping(_)));
+        lively.0.flush().await.unwrap();
+    }
+    assert_eq!(silent.closed().await, 1008);
+    lively.send(r#"{"event":"request_logs"}"#).await;
+    lively.expect("logs").await;
+}
+
+#[tokio::test]
+async fn a_client_that_takes_nothing_is_let_go() {
+    use tokio::io::AsyncReadExt as _;
+    let mut node = Node::new().await;
+    let id = node.container("a").await;
+    let address = node.listen().await;
+    let Client(socket) = connect(address, "a", &with_token("")).await.ok().unwrap();
+    let MaybeTlsStream::Plain(mut stream) = socket.into_inner() else { panic!("no TLS") };
+    // More than the kernel keeps for a client.
+    let mut written = 0;
+    while written < 32 << 20 {
+        let lines = "0123456789abcdef0123456789abcdef0123456789abcdef\n".repeat(20_000);
+        print(&node, &id, &lines);
+        written += lines.len();
+        pass(Duration::from_secs(1)).await;
+    }
+    pass(Duration::from_secs(40)).await;
+    let mut got = Vec::new();
+    let ended = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut got)).await;
+    assert!(ended.is_ok(), "the socket stays open");
+    assert!(got.len() < written, "it was read to the end: {}", got.len());
 }

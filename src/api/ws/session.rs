@@ -125,8 +125,7 @@ impl Session {
         let message = match frame {
             None => return Err(End::Gone),
             Some(Ok(Message::Close(_))) => return Err(End::Left),
-            Some(Err(error)) if is_too_large(&error) => return Err(End::FrameTooLarge),
-            Some(Err(_)) => return Err(End::Gone),
+            Some(Err(error)) => return Err(end_by(&error)),
             Some(Ok(message)) => message,
         };
         self.heard_at = Instant::now();
@@ -171,9 +170,15 @@ async fn refuse(
     wire::send(socket, Message::Text(Outbound::Error { data, code, id }.text())).await
 }
 
-/// Whether a frame was over the limit: axum's error holds the protocol's.
-fn is_too_large(error: &axum::Error) -> bool {
+/// What the other side did wrong, if it is not just gone: axum's error holds the protocol's.
+fn end_by(error: &axum::Error) -> End {
+    use tungstenite::error::{Error, ProtocolError};
     let source = std::error::Error::source(error);
-    let protocol = source.and_then(|source| source.downcast_ref::<tungstenite::Error>());
-    matches!(protocol, Some(tungstenite::Error::Capacity(_)))
+    match source.and_then(|source| source.downcast_ref::<Error>()) {
+        Some(Error::Capacity(_)) => End::FrameTooLarge,
+        Some(Error::Protocol(ProtocolError::ResetWithoutClosingHandshake)) => End::Gone,
+        Some(Error::Protocol(_)) => End::BadProtocol,
+        Some(Error::Utf8(_)) => End::BadText,
+        _ => End::Gone,
+    }
 }

@@ -23,6 +23,10 @@ pub(super) enum End {
     Suspended,
     Stopping,
     FrameTooLarge,
+    /// What came is no WebSocket's frame.
+    BadProtocol,
+    /// What came as text is none.
+    BadText,
     Flood,
 }
 
@@ -34,7 +38,13 @@ impl End {
             Self::Deleted => "deleted",
             Self::Suspended => "suspended",
             Self::Stopping => "stopping",
-            Self::Gone | Self::Left | Self::Silent | Self::FrameTooLarge | Self::Flood => "closed",
+            Self::Gone
+            | Self::Left
+            | Self::Silent
+            | Self::FrameTooLarge
+            | Self::BadProtocol
+            | Self::BadText
+            | Self::Flood => "closed",
         };
         (code, self.frame().map_or("the stream has ended", |(_, reason)| reason))
     }
@@ -49,6 +59,8 @@ impl End {
             Self::Suspended => Some((4409, "the container is suspended")),
             Self::Stopping => Some((1001, "lightd is stopping")),
             Self::FrameTooLarge => Some((1009, "the frame is larger than this node takes")),
+            Self::BadProtocol => Some((1002, "that is no frame of a client")),
+            Self::BadText => Some((1007, "a text is not UTF-8")),
             Self::Flood => Some((1008, "too many frames")),
         }
     }

@@ -7,6 +7,7 @@ use super::{
     AfterStop, Answer, Command, Denied, Effect, EndedBy, Machine, Phase, Policy, Rest, Uptime,
 };
 use crate::domain::event::StateName;
+use crate::domain::ids::RunId;
 
 pub(super) type Decision = Result<(Answer, Vec<Effect>), Denied>;
 
@@ -22,20 +23,8 @@ impl Machine {
     /// Decides on a wish. A denied one has changed nothing.
     pub(crate) fn command(&mut self, command: Command, policy: Policy, now: Uptime) -> Decision {
         if matches!(self.phase, Phase::Deleting) {
-            return match command {
-                Command::Delete | Command::Kill => satisfied(),
-                Command::Start
-                | Command::Stop
-                | Command::Restart
-                | Command::Pause
-                | Command::Resume
-                | Command::Reinstall
-                | Command::Rebind
-                | Command::Suspend
-                | Command::Unsuspend
-                | Command::Freeze
-                | Command::Thaw => Err(Denied::Deleting),
-            };
+            let is_so = matches!(command, Command::Delete | Command::Kill);
+            return if is_so { satisfied() } else { Err(Denied::Deleting) };
         }
         let is_about_running =
             matches!(command, Command::Start | Command::Stop | Command::Restart | Command::Kill);
@@ -157,18 +146,7 @@ impl Machine {
             }
             Phase::Starting { run, .. } | Phase::Running { run } | Phase::Paused { run, .. } => {
                 let run = *run;
-                let mut effects = self.end_trial();
-                self.wanted_up = false;
-                self.phase = Phase::Stopping {
-                    run,
-                    next: AfterStop::Rest,
-                    asked: EndedBy::Itself,
-                    killed: true,
-                    forced: true,
-                    kill_at: now,
-                };
-                effects.extend([self.emit(StateName::Stopping), Effect::Kill { run }]);
-                accept(effects)
+                accept(self.kill_run(run, now))
             }
             Phase::Stopping { run, next, killed, forced, .. } => {
                 let run = *run;
@@ -186,6 +164,21 @@ impl Machine {
                 accept(Vec::new())
             }
         }
+    }
+
+    fn kill_run(&mut self, run: RunId, now: Uptime) -> Vec<Effect> {
+        let mut effects = self.end_trial();
+        self.wanted_up = false;
+        self.phase = Phase::Stopping {
+            run,
+            next: AfterStop::Rest,
+            asked: EndedBy::Itself,
+            killed: true,
+            forced: true,
+            kill_at: now,
+        };
+        effects.extend([self.emit(StateName::Stopping), Effect::Kill { run }]);
+        effects
     }
 
     fn pause(&mut self) -> Decision {

@@ -36,15 +36,9 @@ impl Machine {
             Phase::Starting { run, launched: false, .. } if !is_there => {
                 vec![Effect::Start { run: *run, paced: true }]
             }
-            Phase::Starting { run, .. } if is_there => {
-                let run = *run;
-                let launched_at_ms = observed.as_ref().and_then(|seen| seen.started_at_ms);
-                // Its deadline is set once what it printed meanwhile was looked at.
-                let mut effects = self.started(run, launched_at_ms, None, None);
-                effects.extend(self.go_on(run, observed, engine_was_away, policy, now));
-                effects
-            }
-            Phase::Running { run } | Phase::Paused { run, .. } if is_there => {
+            Phase::Starting { run, .. } | Phase::Running { run } | Phase::Paused { run, .. }
+                if is_there =>
+            {
                 let run = *run;
                 self.go_on(run, observed, engine_was_away, policy, now)
             }
@@ -58,17 +52,20 @@ impl Machine {
             Phase::Offline
                 if policy.autostart && interruption == Interruption::Host && !is_there =>
             {
-                self.restarts.reset();
-                let mut effects =
-                    vec![Effect::Say("the host was started, and so is it".to_owned())];
-                effects.extend(self.begin_paced_start());
-                effects
+                self.start_with_host()
             }
             _ => self.seen(observed, engine_was_away, policy, now),
         };
         effects.extend(self.thaw_at_boot());
         // Of a crash that lightd did not outlive.
         effects.extend(self.post_mortem_due.map(|run| Effect::PostMortem { run }));
+        effects
+    }
+
+    fn start_with_host(&mut self) -> Vec<Effect> {
+        self.restarts.reset();
+        let mut effects = vec![Effect::Say("the host was started, and so is it".to_owned())];
+        effects.extend(self.begin_paced_start());
         effects
     }
 
@@ -98,9 +95,15 @@ impl Machine {
         policy: Policy,
         now: Uptime,
     ) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        if matches!(self.phase, Phase::Starting { .. }) {
+            let launched_at_ms = observed.as_ref().and_then(|seen| seen.started_at_ms);
+            // Its deadline is set once what it printed meanwhile was looked at.
+            effects = self.started(run, launched_at_ms, None, None);
+        }
         let is_paused = observed.as_ref().is_some_and(|seen| seen.status == ObservedStatus::Paused);
         // The engine attaches nobody to what is paused.
-        let mut effects = Vec::from_iter((!is_paused).then_some(Effect::Attach { run }));
+        effects.extend((!is_paused).then_some(Effect::Attach { run }));
         effects.extend(self.seen(observed, engine_was_away, policy, now));
         effects
     }

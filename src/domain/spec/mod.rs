@@ -81,7 +81,7 @@ pub(crate) struct SpecPatch {
     pub(crate) stop: Option<StopPolicy>,
     /// Replaces all labels.
     pub(crate) labels: Option<BTreeMap<String, String>>,
-    pub(crate) limits: Option<Limits>,
+    pub(crate) limits: Option<LimitsPatch>,
     pub(crate) restart_on_crash: Option<RestartOnCrash>,
     pub(crate) autostart: Option<bool>,
 }
@@ -103,10 +103,41 @@ impl SpecPatch {
         }
         spec.stop = self.stop.clone().unwrap_or(spec.stop);
         spec.labels = self.labels.clone().unwrap_or(spec.labels);
-        spec.limits = self.limits.unwrap_or(spec.limits);
+        spec.limits = self.limits.unwrap_or_default().apply(spec.limits);
         spec.restart_on_crash = self.restart_on_crash.unwrap_or(spec.restart_on_crash);
         spec.autostart = self.autostart.unwrap_or(spec.autostart);
         spec
+    }
+}
+
+/// Changes to limits; what is `None` stays, `Some(None)` lifts one.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct LimitsPatch {
+    pub(crate) memory: Option<Option<u64>>,
+    pub(crate) memory_swap: Option<Option<u64>>,
+    pub(crate) memory_reservation: Option<Option<u64>>,
+    pub(crate) cpu: Option<Option<f64>>,
+    pub(crate) cpu_shares: Option<Option<u64>>,
+    pub(crate) cpu_quota: Option<Option<u64>>,
+    pub(crate) cpu_period: Option<Option<u64>>,
+    pub(crate) pids: Option<Option<u64>>,
+    pub(crate) disk: Option<Option<u64>>,
+}
+
+impl LimitsPatch {
+    /// The limits with these changes.
+    pub(crate) fn apply(&self, to: Limits) -> Limits {
+        Limits {
+            memory: self.memory.unwrap_or(to.memory),
+            memory_swap: self.memory_swap.unwrap_or(to.memory_swap),
+            memory_reservation: self.memory_reservation.unwrap_or(to.memory_reservation),
+            cpu: self.cpu.unwrap_or(to.cpu),
+            cpu_shares: self.cpu_shares.unwrap_or(to.cpu_shares),
+            cpu_quota: self.cpu_quota.unwrap_or(to.cpu_quota),
+            cpu_period: self.cpu_period.unwrap_or(to.cpu_period),
+            pids: self.pids.unwrap_or(to.pids),
+            disk: self.disk.unwrap_or(to.disk),
+        }
     }
 }
 

@@ -49,8 +49,8 @@ async fn serves(daemon: &Daemon, name: &str) {
     .await;
 }
 
-#[tokio::test]
-async fn a_new_certificate_is_taken_up_and_a_broken_one_is_not() {
+/// A daemon that serves HTTPS.
+async fn with_tls() -> Daemon {
     let mut daemon = Daemon::prepare(|_| {}).await;
     let folder = daemon.folder().to_owned();
     write_certificate(&folder, "first");
@@ -60,6 +60,52 @@ async fn a_new_certificate_is_taken_up_and_a_broken_one_is_not() {
         config["server"]["tls"] = json!({"enabled": true, "cert": cert, "key": key});
     });
     daemon.launch().await;
+    daemon
+}
+
+/// What a client with these protocols to offer is answered that then says this.
+fn tls_client(daemon: &Daemon, protocols: &str, says: &[u8]) -> String {
+    let address = format!("127.0.0.1:{}", daemon.port);
+    let mut client = Command::new("timeout")
+        .args(["10", "openssl", "s_client", "-ign_eof", "-connect", &address, "-alpn", protocols])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("the tests need openssl: apt-get install openssl");
+    client.stdin.take().expect("its input").write_all(says).expect("a write");
+    let answered = client.wait_with_output().expect("its end");
+    String::from_utf8_lossy(&answered.stdout).into_owned()
+}
+
+#[tokio::test]
+async fn http_2_is_not_offered_and_a_websocket_passes_through_tls() {
+    let daemon = with_tls().await;
+    let request = b"GET /livez HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+    let both = tls_client(&daemon, "h2,http/1.1", request);
+    assert!(both.contains("ALPN protocol: http/1.1") && both.contains("HTTP/1.1 200"), "{both}");
+    let second = tls_client(&daemon, "h2", request);
+    assert!(!second.contains("ALPN protocol: h2"), "{second}");
+
+    let id = daemon.id("upgraded");
+    daemon.create(&id, json!({})).await;
+    let upgrade = format!(
+        "GET /ws/{id}?token={} HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
+        daemon.token
+    );
+    let goodbye = [0x88, 0x80, 0, 0, 0, 0];
+    let says = [upgrade.as_bytes(), &goodbye].concat();
+    let upgraded = tls_client(&daemon, "http/1.1", &says);
+    assert!(upgraded.contains("HTTP/1.1 101"), "{upgraded}");
+    daemon.close().await;
+}
+
+#[tokio::test]
+async fn a_new_certificate_is_taken_up_and_a_broken_one_is_not() {
+    let daemon = with_tls().await;
+    let folder = daemon.folder().to_owned();
+    let (cert, key) = (folder.join("cert.pem"), folder.join("key.pem"));
     assert_eq!(served_name(&daemon).as_deref(), Some("first"));
     let id = daemon.id("stays");
     daemon.create(&id, json!({})).await;

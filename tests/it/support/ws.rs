@@ -42,6 +42,12 @@ impl Socket {
         }
     }
 
+    /// Where the other side may be gone, or refuse.
+    pub(crate) async fn open_if_there(url: &str) -> Option<Self> {
+        let (stream, _) = tokio_tungstenite::connect_async(url).await.ok()?;
+        Some(Self { stream, url: url.to_owned(), recent: VecDeque::new() })
+    }
+
     pub(crate) async fn send(&mut self, frame: Value) {
         self.send_text(&frame.to_string()).await;
     }
@@ -145,7 +151,7 @@ impl Socket {
     }
 
     /// The next JSON frame, or the code with which it ended.
-    async fn receive(&mut self) -> Result<Value, Option<u16>> {
+    pub(crate) async fn receive(&mut self) -> Result<Value, Option<u16>> {
         loop {
             let message = match self.stream.next().await {
                 Some(Ok(message)) => message,
