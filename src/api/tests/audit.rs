@@ -73,11 +73,15 @@ const RECORDED: &[(&str, &str, Action)] = &[
 ];
 
 /// With why there is nothing to tell of them.
-const UNRECORDED: &[(&str, &str, &str)] = &[(
-    "DELETE",
-    "/volumes/{id}/tus/{upload}",
-    "what has not arrived whole is no file of the volume yet",
-)];
+const UNRECORDED: &[(&str, &str, &str)] = &[
+    (
+        "DELETE",
+        "/volumes/{id}/tus/{upload}",
+        "what has not arrived whole is no file of the volume yet",
+    ),
+    ("POST", "/billing/estimate", "nothing is changed"),
+    ("POST", "/billing/estimate/volume", "nothing is changed"),
+];
 
 /// What no call asks for: lightd tells it of its own accord.
 const OWN: &[Action] = &[
