@@ -23,6 +23,8 @@ use std::time::Duration;
 use axum_server::Handle;
 use futures_util::FutureExt as _;
 use futures_util::future::Either;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use hyper_util::server::conn::auto::Builder;
 use tokio::sync::{Notify, Semaphore, broadcast, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -67,6 +69,8 @@ const OWNERS_END: Duration = Duration::from_secs(4);
 /// For how long a client may take nothing of what it is sent, before its connection is given up: a
 /// download or an event stream that nobody reads would otherwise keep its place for ever.
 const NOTHING_TAKEN_MS: u32 = 30_000;
+/// How long a connection may stand open without the whole head of a request, be it the first or the next.
+const HEAD_COMES: Duration = Duration::from_secs(75);
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum AppError {
@@ -113,6 +117,11 @@ pub(crate) async fn run(
         None => Either::Right(server),
     };
     app.shut_down(tasks, rest).await.map_err(AppError::Serve)
+}
+
+/// A connection that sends half a request's head, or nothing, would else be kept for ever.
+fn bound_heads(connections: &mut Builder<TokioExecutor>) {
+    connections.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_COMES);
 }
 
 /// What is accepted has the options of the socket that it came in by (tcp(7)).
@@ -238,14 +247,16 @@ impl App {
         let served: futures_util::future::BoxFuture<'static, _> = match &config.server.tls {
             Some(files) => {
                 let certificate = Certificate::load(files.clone()).await.map_err(AppError::Tls)?;
-                let server = axum_server::from_tcp_rustls(listener, certificate.served())
+                let mut server = axum_server::from_tcp_rustls(listener, certificate.served())
                     .map_err(AppError::Serve)?;
+                bound_heads(server.http_builder());
                 let reloaded = self.state.config.subscribe();
                 tasks.spawn(certificate.follow(reloaded, self.state.stop.clone()));
                 Box::pin(server.handle(handle).serve(service))
             }
             None => {
-                let server = axum_server::from_tcp(listener).map_err(AppError::Serve)?;
+                let mut server = axum_server::from_tcp(listener).map_err(AppError::Serve)?;
+                bound_heads(server.http_builder());
                 Box::pin(server.handle(handle).serve(service))
             }
         };

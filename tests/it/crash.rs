@@ -137,10 +137,15 @@ async fn a_delete_cut_off_by_a_kill_is_finished_and_frees_the_name() {
     let id = daemon.id("gone");
     let shown = daemon.run(&id, json!({})).await;
     let path = format!("/containers/{id}");
-    // Asked, and not waited for: the answer would come when it is gone.
-    let client = daemon.client();
-    let asked = tokio::time::timeout(Duration::from_millis(30), client.delete(&path)).await;
-    assert!(asked.is_err(), "it was gone before the kill");
+    // The answer would come when it is gone; it is decided on before.
+    let (client, watching) = (daemon.client(), daemon.client());
+    let decided = async {
+        while watching.get(&path).await.text.contains("\"state\":\"running\"") {}
+    };
+    tokio::select! {
+        answer = client.delete(&path) => panic!("it was gone before the kill: {answer:?}"),
+        () = decided => {}
+    }
     daemon.kill9().await;
     daemon.launch().await;
     eventually("it is gone", SOON, async || {
