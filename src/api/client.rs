@@ -42,9 +42,15 @@ pub(super) async fn admit(
     next: Next,
 ) -> Response {
     let own = state.config.current().server.address.ip();
-    let is_own = |peer: IpAddr| peer == client.ip() && (peer.is_loopback() || peer == own);
-    let is_local = peer_of(&request).is_some_and(is_own);
-    if is_local || state.access.settings().admits(client) {
+    let is_in = {
+        let settings = state.access.settings();
+        let is_local = peer_of(&request).is_some_and(|peer| {
+            let is_own = peer == client.ip() && (peer.is_loopback() || peer == own);
+            is_own && !speaks_for_others(peer, request.headers(), &settings.trusted_proxies)
+        });
+        is_local || settings.admits(client)
+    };
+    if is_in {
         return next.run(request).await;
     }
     let message = "this address is not in authorization.allowed_ips";
@@ -67,6 +73,12 @@ fn unknown() -> ApiError {
 fn peer_of(request: &Request) -> Option<IpAddr> {
     let ConnectInfo(peer) = request.extensions().get::<ConnectInfo<SocketAddr>>()?;
     Some(peer.ip().to_canonical())
+}
+
+/// Whether this is a proxy's request for somebody: who that is need not be readable for it to be not the
+/// proxy's own.
+fn speaks_for_others(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> bool {
+    headers.contains_key(FORWARDED_FOR) && trusted.iter().any(|network| network.contains(&peer))
 }
 
 fn client_of(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> ClientAddress {

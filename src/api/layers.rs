@@ -5,6 +5,7 @@
 
 use std::any::Any;
 use std::fmt::Write;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use axum::extract::{Request, State};
@@ -160,6 +161,10 @@ pub(super) async fn origin(
     next: Next,
 ) -> Response {
     let allowed = state.access.allowed_origins();
+    let is_open = !state.access.settings().enabled;
+    if is_open && let Some(refused) = page_of_elsewhere(request.headers(), &allowed) {
+        return refused.into_response();
+    }
     let mut response = match request.headers().get(header::ORIGIN).cloned() {
         Some(origin) => cross_origin(origin, &allowed, request, next).await,
         None => next.run(request).await,
@@ -169,6 +174,31 @@ pub(super) async fn origin(
         response.headers_mut().append(header::VARY, HeaderValue::from_static("origin"));
     }
     response
+}
+
+/// Without authorization a browser on the node would do for any page what its user may: its pages have to be
+/// listed, or to come from the node itself under a name that nobody else can give it.
+fn page_of_elsewhere(headers: &HeaderMap, allowed: &[String]) -> Option<ApiError> {
+    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+    let name = host.rsplit_once(':').map_or(host, |(name, port)| {
+        if port.bytes().all(|byte| byte.is_ascii_digit()) { name } else { host }
+    });
+    let is_address = name.trim_matches(['[', ']']).parse::<IpAddr>().is_ok();
+    if !host.is_empty() && !is_address && !name.eq_ignore_ascii_case("localhost") {
+        let message = "without authorization the node is reached by its address or as localhost";
+        return Some(ApiError::forbidden("origin", message));
+    }
+    let origin = headers.get(header::ORIGIN)?;
+    let is_own = || {
+        origin
+            .to_str()
+            .is_ok_and(|origin| origin.split_once("://").is_some_and(|(_, from)| from == host))
+    };
+    let is_listed = judge_origin(origin, headers, allowed) == Origin::Listed;
+    (!is_listed && !is_own()).then(|| {
+        let message = "without authorization only pages of authorization.allowed_origins may call";
+        ApiError::forbidden("origin", message)
+    })
 }
 
 async fn cross_origin(
@@ -275,6 +305,28 @@ mod tests {
         assert_eq!(wait("/containers?wait=soon"), 0);
         assert_eq!(wait("/containers"), 0);
         assert_eq!(wait("/volumes?wait=1m"), 0);
+    }
+
+    #[test]
+    fn without_authorization_no_page_from_elsewhere_and_no_name_that_others_can_give() {
+        let refused = |host: &str, origin: Option<&str>, allowed: &[&str]| {
+            let origin = origin.map(|origin| (header::ORIGIN, origin));
+            let pairs: Vec<_> = [(header::HOST, host)].into_iter().chain(origin).collect();
+            let allowed: Vec<String> = allowed.iter().map(|&text| text.to_owned()).collect();
+            page_of_elsewhere(&headers(&pairs), &allowed).is_some()
+        };
+        for host in ["127.0.0.1:8070", "localhost", "LocalHost:8070", "[::1]:8070", "10.0.0.1"] {
+            assert!(!refused(host, None, &[]), "{host}");
+            assert!(!refused(host, Some(&format!("http://{host}")), &[]), "{host}");
+            assert!(refused(host, Some("https://evil.example"), &[]), "{host}");
+            assert!(refused(host, Some("null"), &[]), "{host}");
+            assert!(!refused(host, Some("https://panel.example"), &["https://panel.example"]));
+        }
+        // A name that its owner lets lead to 127.0.0.1.
+        for origin in [None, Some("http://evil.example")] {
+            assert!(refused("evil.example", origin, &[]));
+            assert!(refused("evil.example:8070", origin, &[]));
+        }
     }
 
     #[test]

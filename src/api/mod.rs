@@ -24,6 +24,7 @@ mod native;
 mod openapi;
 mod past;
 mod permissions;
+mod query_names;
 mod state;
 #[cfg(test)]
 mod tests;
@@ -47,7 +48,8 @@ pub(crate) fn router(state: AppState) -> Router {
     let [(quick, _), (long, _)] = described();
     let quick = Router::from(quick).route_layer(once()).route_layer(from_fn(layers::deadline));
     let long = Router::from(long).route_layer(once());
-    let routes = quick.merge(long).merge(openapi::docs_routes());
+    let described = quick.merge(long).route_layer(from_fn(query_names::known));
+    let routes = described.merge(openapi::docs_routes());
     with_layers(with_fallbacks(routes), &state).with_state(state)
 }
 

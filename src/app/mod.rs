@@ -245,6 +245,7 @@ impl App {
         let (registry, live) = (Arc::clone(&state.supervisor), Arc::clone(&state.config));
         tasks.spawn(tasks::expire_consoles(registry, live, stop()));
         tasks.spawn(tasks::expire_tokens(state.access.clone(), stop()));
+        tasks.spawn(tasks::keep_reserve(state.store.clone(), stop()));
         tasks.spawn(audit::follow_node_token(state.store.clone(), changed(), stop()));
         tasks.spawn(audit::expire(state.store.clone(), changed(), stop()));
         let (metering, until) = (Arc::clone(&state.metering), stop());

@@ -178,6 +178,20 @@ pub(super) async fn expire_tokens(access: Access, stop: CancellationToken) {
     }
 }
 
+/// Sees to it that the store has its reserve again once a full disk is none any more.
+pub(super) async fn keep_reserve(store: Store, stop: CancellationToken) {
+    while stop.run_until_cancelled(tokio::time::sleep(EXPIRE_EVERY)).await.is_some() {
+        let store = store.clone();
+        match tokio::task::spawn_blocking(move || store.take_reserve()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "no room is kept for what has to be stored on a full disk")
+            }
+            Err(error) => tracing::error!(%error, "taking room on the disk panicked"),
+        }
+    }
+}
+
 /// Takes old output off the disk, where there is an age for that.
 pub(super) async fn expire_consoles(
     registry: Arc<Registry>,

@@ -5,7 +5,7 @@
 
 use std::net::IpAddr;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -163,7 +163,13 @@ pub(crate) fn parse_source(text: &str) -> Option<IpNet> {
     if let Ok(address) = text.parse::<IpAddr>() {
         return Some(IpNet::from(address.to_canonical()));
     }
-    text.parse::<IpNet>().ok().map(|net| net.trunc())
+    let net = text.parse::<IpNet>().ok()?.trunc();
+    let IpAddr::V6(address) = net.addr() else { return Some(net) };
+    // No packet of IPv6 comes from ::ffff:0:0/96: an IPv4 network is meant, or all of it.
+    match (address.to_ipv4_mapped(), net.prefix_len().checked_sub(96)) {
+        (Some(address), Some(prefix)) => Ipv4Net::new(address, prefix).ok().map(IpNet::from),
+        _ => Some(net),
+    }
 }
 
 /// The same, written: an address without its prefix.
@@ -244,6 +250,9 @@ mod tests {
             ("2001:DB8::1", "2001:db8::1"),
             ("2001:db8::1/32", "2001:db8::/32"),
             ("::ffff:203.0.113.7", "203.0.113.7"),
+            ("::ffff:203.0.113.0/120", "203.0.113.0/24"),
+            ("::ffff:0:0/96", "0.0.0.0/0"),
+            ("::/0", "::/0"),
         ] {
             assert_eq!(read(text).as_deref(), Some(shown), "{text}");
         }

@@ -30,6 +30,7 @@ mod operations;
 pub(crate) mod outbox;
 pub(crate) mod port_terms;
 pub(crate) mod ports;
+mod reserve;
 pub(crate) mod snapshots;
 pub(crate) mod token_index;
 pub(crate) mod tokens;
@@ -49,6 +50,7 @@ use tokio::sync::{Notify, Semaphore};
 use uuid::Uuid;
 
 pub(crate) use self::error::StoreError;
+use self::reserve::Reserve;
 use self::token_index::TokenIndex;
 use self::writer::Writer;
 
@@ -73,6 +75,7 @@ struct Inner {
     writer: Writer,
     idle_readers: Mutex<Vec<Connection>>,
     reader_permits: Arc<Semaphore>,
+    reserve: Reserve,
     /// Held for the life of the store, so that two daemons never share one file.
     _lock: File,
 }
@@ -110,6 +113,10 @@ impl Store {
         migrate::migrate(&mut connection, path)?;
         let node_id = node_id(&connection)?;
         connection.pragma_update(None, "synchronous", "FULL")?;
+        let reserve = Reserve::beside(path);
+        if let Err(error) = reserve.take() {
+            tracing::warn!(%error, "no room is kept for what has to be stored on a full disk");
+        }
         let tokens = Arc::new(TokenIndex::new(tokens::all_tokens(&connection)?));
         let writer = Writer::start(connection, Arc::clone(&tokens))
             .map_err(|source| StoreError::Create { path: path.to_owned(), source })?;
@@ -121,6 +128,7 @@ impl Store {
                 writer,
                 idle_readers: Mutex::new(Vec::new()),
                 reader_permits: Arc::new(Semaphore::new(READERS)),
+                reserve,
                 _lock: lock,
             }),
         })
@@ -138,6 +146,17 @@ impl Store {
         f: impl FnOnce(&Tx<'_>) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
         self.inner.writer.write(op, f).await
+    }
+
+    /// Gives up the room that is kept for what has to be stored on a full disk. False if there is none.
+    pub(crate) async fn give_up_reserve(&self) -> bool {
+        let store = self.clone();
+        tokio::task::spawn_blocking(move || store.inner.reserve.give_up()).await.unwrap_or(false)
+    }
+
+    /// Takes that room again, where there is any. Blocking.
+    pub(crate) fn take_reserve(&self) -> std::io::Result<()> {
+        self.inner.reserve.take()
     }
 
     /// As [`Store::write`], for a thread that may wait.

@@ -16,6 +16,7 @@ use crate::domain::audit::{Act, Actor};
 use crate::domain::lifecycle::{Answer, Command, Denied, Effect, Machine, Phase};
 use crate::domain::spec::{ContainerSpec, Limits, LimitsPatch};
 use crate::engine::{EngineError, EngineErrorKind};
+use crate::store::StoreError;
 
 /// Changes of limits that wait for the engine to have taken others.
 const LIMITS_WANTED: usize = 16;
@@ -106,7 +107,15 @@ impl Owner {
         let mut acts = Vec::from_iter(self.wished(&before, (answer, command), &change, actor));
         acts.extend(self.happened(&before.machine, &effects));
         let with = self.with(&effects, change, acts);
-        if let Err(error) = self.save(&effects, with.clone()).await {
+        let ends_it = matches!(command, Command::Kill | Command::Stop | Command::Suspend);
+        let mut stored = self.save(&effects, with.clone()).await;
+        if let Err(StoreError::NoSpace { .. }) = stored
+            && ends_it
+            && self.services.store.give_up_reserve().await
+        {
+            stored = self.save(&effects, with.clone()).await;
+        }
+        if let Err(error) = stored {
             if !matches!(command, Command::Kill | Command::Stop | Command::Thaw) {
                 self.record = before;
                 return Err(Refusal::Store(error));

@@ -287,3 +287,28 @@ async fn a_full_disk_keeps_nothing_from_being_seen_or_stopped_and_is_got_over() 
     }
     daemon.close().await;
 }
+
+#[tokio::test]
+async fn a_kill_on_a_full_disk_is_still_one_after_a_restart() {
+    let mut daemon = Daemon::prepare(|_| {}).await;
+    let disk = SmallDisk::mount(daemon.folder().join("small"));
+    daemon.edit_config(|config| config["storage"]["base_path"] = json!(disk.0.join("data")));
+    daemon.launch().await;
+    let id = daemon.id("killed");
+    daemon.run(&id, json!({"restart_on_crash": {"backoff_min_s": 1}})).await;
+    disk.fill();
+    daemon
+        .client()
+        .post("/auth/tokens", json!({"ttl": "1h"}))
+        .await
+        .refused(507, "insufficient_storage");
+    daemon.power(&id, "kill").await;
+    daemon.state(&id, "offline").await;
+    daemon.kill9().await;
+    disk.clear();
+    daemon.launch().await;
+    let shown = daemon.state(&id, "offline").await;
+    assert_eq!(shown["last_exit"]["ended_by"], "kill", "{shown}");
+    assert_eq!(shown["desired_state"], "offline", "{shown}");
+    daemon.close().await;
+}

@@ -76,7 +76,8 @@ async fn only_listed_addresses_come_in_and_nobody_can_claim_to_be_one() {
     for good in ["203.0.113.9", "198.51.100.1, 203.0.113.9", "2001:db8::1", "::ffff:203.0.113.1"] {
         from(&client, good, "/containers").await.is(200);
     }
-    let spoofed = ["203.0.113.9, 198.51.100.1", "127.0.0.1, 198.51.100.1"];
+    let spoofed =
+        ["203.0.113.9, 198.51.100.1", "127.0.0.1, 198.51.100.1", "203.0.113.9, unknown", ""];
     for bad in ["198.51.100.1", "2001:db8::2"].into_iter().chain(spoofed) {
         for path in ["/containers", "/health", "/nothing", "/ws/a"] {
             from(&client, bad, path).await.refused(403, "address");
