@@ -62,7 +62,11 @@ pub(super) fn finish(part: &mut Value, deadline: Deadline) {
         read_parameters(call);
         read_body(call);
         name_permissions(call, method, path);
-        let codes = codes_of(call, deadline, creates);
+        let mut codes = codes_of(call, deadline, creates);
+        if !["get", "head"].contains(&method) {
+            // Parameters that it does not have.
+            codes.entry(400).or_default().insert("invalid".to_owned());
+        }
         shared.extend(tell_refusals(call, method, codes));
     }
     part["components"]["responses"] = shared.into();
