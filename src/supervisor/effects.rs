@@ -247,7 +247,8 @@ impl Ctx {
             }
             None => Ok(Vec::new()),
         };
-        self.report(Report::LimitsApplied { wanted, result }).await;
+        let docker_id = self.snapshot.docker_id.clone();
+        self.report(Report::LimitsApplied { wanted, docker_id, result }).await;
     }
 
     /// Sets the old Docker container aside and makes one with the new ports.

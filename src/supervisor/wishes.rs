@@ -14,7 +14,7 @@ use super::workload::policy;
 use super::{Accepted, Msg, Refusal, Reply, Request};
 use crate::domain::audit::{Act, Actor};
 use crate::domain::lifecycle::{Answer, Command, Denied, Effect, Machine, Phase};
-use crate::domain::spec::{ContainerSpec, Limits, LimitsPatch};
+use crate::domain::spec::{ContainerSpec, LimitsPatch};
 use crate::engine::{EngineError, EngineErrorKind};
 
 /// Changes of limits that wait for the engine to have taken others.
@@ -142,12 +142,8 @@ impl Owner {
     }
 
     async fn update(&mut self, spec: ContainerSpec, actor: Actor) -> Result<Accepted, Refusal> {
-        // The start command and the policies are read at each start, the size of the disk is lightd's own
-        // business; the rest is built into the Docker container.
-        let built_in =
-            |spec: &ContainerSpec| (spec.env.clone(), Limits { disk: None, ..spec.limits });
         let restart_needed =
-            self.record.restart_needed || built_in(&spec) != built_in(&self.record.spec);
+            self.record.restart_needed || !spec.is_built_like(&self.record.spec);
         self.replace_spec(spec, restart_needed, actor).await
     }
 
@@ -164,6 +160,9 @@ impl Owner {
         self.check(&spec)?;
         let before = self.record.clone();
         self.record.restart_needed = restart_needed;
+        // One that a rebind has set aside has none of it.
+        self.record.previous_restart_needed |=
+            restart_needed || !spec.is_built_like(&self.record.spec);
         let act = trail::of_update(actor, &self.record.id, &self.record.spec, &spec);
         let change = Change::Spec(Box::new(spec));
         let with = self.with(&[], Some(change), Vec::from_iter(act));
@@ -215,11 +214,13 @@ impl Owner {
         }
     }
 
-    /// The engine has answered to new limits for what runs.
+    /// The engine has answered to new limits for what runs. `is_replaced`: another Docker container has taken
+    /// its place since.
     pub(super) async fn limits_applied(
         &mut self,
         change: LimitsPatch,
         actor: Actor,
+        is_replaced: bool,
         result: Result<Vec<String>, EngineError>,
     ) -> Result<Accepted, Refusal> {
         match result {
@@ -232,7 +233,7 @@ impl Owner {
                 spec.limits = change.apply(spec.limits);
                 // The engine has them, but lifts none; what else waits for a restart goes on waiting.
                 let waits = !spec.limits.lifted_since(&self.record.spec.limits).is_empty();
-                let restart_needed = self.record.restart_needed || waits;
+                let restart_needed = self.record.restart_needed || waits || is_replaced;
                 let accepted = self.replace_spec(spec, restart_needed, actor).await?;
                 Ok(Accepted { warnings, ..accepted })
             }

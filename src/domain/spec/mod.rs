@@ -59,6 +59,13 @@ impl ContainerSpec {
         self.start_pattern.iter().chain(&self.start_patterns).map(String::as_str)
     }
 
+    /// Whether a Docker container of the other one is as good as one of this. The start command and the
+    /// policies are read at each start, and the size of the disk is lightd's own business.
+    pub(crate) fn is_built_like(&self, other: &Self) -> bool {
+        let limits = |spec: &Self| Limits { disk: None, ..spec.limits };
+        self.env == other.env && limits(self) == limits(other)
+    }
+
     /// Whether it is ready only when its output says so.
     pub(crate) fn waits_for_output(&self) -> bool {
         self.ready_patterns().next().is_some()
