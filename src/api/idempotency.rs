@@ -156,30 +156,43 @@ async fn once(state: &AppState, request: Request, next: Next) -> Result<Response
         let message = "a request with this Idempotency-Key is being done";
         ApiError::conflict("idempotency_in_progress", message)
     })?;
-    let (begun, now) = (key.clone(), UnixSeconds::now());
-    let begin = move |tx: &crate::store::Tx<'_>| tx.begin_idempotent(&begun, &fingerprint, now);
-    match state.store.write("begin a request", begin).await? {
-        Known::New => {}
-        Known::Differs => return Err(ApiError::idempotency_key_reused()),
-        Known::Unfinished => {
-            let message = "lightd ended while it did this request; look whether it was done, and \
-                           send it with another key if it was not";
-            return Err(ApiError::conflict("idempotency_unknown", message));
-        }
-        Known::Answered { status, answer_sealed } => {
-            return replay(state, &key, status, &answer_sealed);
-        }
-    }
     let (answered, answer) = oneshot::channel();
     let task_state = state.clone();
+    // With the note that it is begun: a sender who leaves in between would leave a key that is used up by
+    // nothing.
     state.idempotency.tasks.spawn(async move {
-        let response = next.run(request).await;
-        let response = keep(&task_state, &key, response).await;
+        let response = begin(&task_state, &key, fingerprint, request, next).await;
         drop(under_way);
         // Whoever waits for it may be gone.
         answered.send(response).ok();
     });
-    answer.await.map_err(|_| ApiError::internal("a request with a key ended without an answer"))
+    let ended = |_| ApiError::internal("a request with a key ended without an answer");
+    answer.await.map_err(ended)?
+}
+
+/// Does a request whose key is new; says what became of it otherwise.
+async fn begin(
+    state: &AppState,
+    key: &IdempotencyKey,
+    fingerprint: Vec<u8>,
+    request: Request,
+    next: Next,
+) -> Result<Response, ApiError> {
+    let (begun, now) = (key.clone(), UnixSeconds::now());
+    let begin = move |tx: &crate::store::Tx<'_>| tx.begin_idempotent(&begun, &fingerprint, now);
+    match state.store.write("begin a request", begin).await? {
+        Known::New => {
+            let response = next.run(request).await;
+            Ok(keep(state, key, response).await)
+        }
+        Known::Differs => Err(ApiError::idempotency_key_reused()),
+        Known::Unfinished => {
+            let message = "nobody knows what became of the first request with this Idempotency-Key; \
+                           look whether it was done, and send it with another key if it was not";
+            Err(ApiError::conflict("idempotency_unknown", message))
+        }
+        Known::Answered { status, answer_sealed } => replay(state, key, status, &answer_sealed),
+    }
 }
 
 fn key_of(headers: &HeaderMap) -> Result<String, ApiError> {
