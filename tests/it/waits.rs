@@ -197,6 +197,27 @@ async fn a_wish_with_a_key_is_carried_out_once_also_over_restarts_of_lightd() {
 }
 
 #[tokio::test]
+async fn a_wish_with_a_key_is_answered_and_not_carried_out_again_however_long_the_answer_is() {
+    let daemon = Daemon::start().await;
+    let (id, client) = (daemon.id("long"), daemon.client());
+    // Twice as many in an answer, where the ends of lines are written out.
+    let script = "#\n".repeat(1 << 19);
+    daemon.create(&id, json!({"install_script": script})).await;
+    wish(&daemon, &id, "start", "50s").await.is(200);
+    let path = format!("/containers/{id}/restart?wait=50s");
+    let first = keyed(&client, "long", &path, json!({})).await.is(200);
+    assert_eq!(first["container"]["install_script"], script);
+    let run = daemon.inspect(&id).await["State"]["StartedAt"].clone();
+    let again = keyed(&client, "long", &path, json!({})).await;
+    assert_eq!(again.headers["idempotent-replayed"], "true");
+    let again = again.is(200);
+    assert_eq!((&again["done"], &again["generation"]), (&first["done"], &first["generation"]));
+    assert_eq!(again["container"], Value::Null, "that can be looked at");
+    assert_eq!(daemon.inspect(&id).await["State"]["StartedAt"], run, "it was restarted once");
+    daemon.close().await;
+}
+
+#[tokio::test]
 async fn a_creation_with_a_key_that_failed_to_install_is_not_made_twice() {
     let daemon = Daemon::start().await;
     let (id, client) = (daemon.id("keyed"), daemon.client());
