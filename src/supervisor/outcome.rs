@@ -141,7 +141,7 @@ fn up(run: RunId, seen: &Snapshot) -> Verdict {
         Phase::Starting { .. }
         | Phase::Running { .. }
         | Phase::Paused { .. }
-        | Phase::Stopping { next: AfterStop::Start, .. }
+        | Phase::Stopping { next: AfterStop::Start | AfterStop::Rebind, .. }
         | Phase::Rebinding { start_after: true, rest: Rest::Offline, .. } => Verdict::Pending,
         Phase::Stopping { .. }
         | Phase::Installing { .. }
@@ -428,6 +428,20 @@ mod tests {
             (played.judge(&stop), played.judge(&start)),
             (Verdict::Reached, Verdict::Pending)
         );
+    }
+
+    #[test]
+    fn a_start_waits_for_the_one_that_a_rebind_ends_with() {
+        let mut played = Played::running();
+        played.wish(Command::Rebind);
+        let goal = played.wish(Command::Start);
+        assert_eq!(played.judge(&goal), Verdict::Pending);
+        played.exit(0);
+        assert_eq!(played.judge(&goal), Verdict::Pending);
+        played.fact(Fact::Rebound);
+        assert_eq!(played.judge(&goal), Verdict::Pending);
+        played.ready();
+        assert_eq!(played.judge(&goal), Verdict::Reached);
     }
 
     #[test]
