@@ -85,7 +85,7 @@ pub(crate) struct SpecPatch {
     pub(crate) start_timeout: Option<Option<Duration>>,
     /// Merged into the environment; `None` removes a variable.
     pub(crate) env: BTreeMap<String, Option<String>>,
-    pub(crate) stop: Option<StopPolicy>,
+    pub(crate) stop: Option<StopPatch>,
     /// Replaces all labels.
     pub(crate) labels: Option<BTreeMap<String, String>>,
     pub(crate) limits: Option<LimitsPatch>,
@@ -108,7 +108,7 @@ impl SpecPatch {
                 None => spec.env.remove(name),
             };
         }
-        spec.stop = self.stop.clone().unwrap_or(spec.stop);
+        spec.stop = self.stop.clone().unwrap_or_default().apply(spec.stop);
         spec.labels = self.labels.clone().unwrap_or(spec.labels);
         spec.limits = self.limits.unwrap_or_default().apply(spec.limits);
         spec.restart_on_crash = self.restart_on_crash.unwrap_or(spec.restart_on_crash);
@@ -211,6 +211,20 @@ pub(crate) struct Mount {
 pub(crate) struct StopPolicy {
     pub(crate) how: StopHow,
     pub(crate) grace: Duration,
+}
+
+/// Changes to how it is asked; what is `None` stays.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct StopPatch {
+    pub(crate) how: Option<StopHow>,
+    pub(crate) grace: Option<Duration>,
+}
+
+impl StopPatch {
+    /// The policy with these changes.
+    pub(crate) fn apply(self, to: StopPolicy) -> StopPolicy {
+        StopPolicy { how: self.how.unwrap_or(to.how), grace: self.grace.unwrap_or(to.grace) }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
