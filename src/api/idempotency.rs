@@ -265,7 +265,8 @@ fn kept(body: &Bytes) -> Option<Bytes> {
     if body.len() <= ANSWER_MAX_BYTES {
         return Some(body.clone());
     }
-    let mut answer: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(body).ok()?;
+    let mut answer: serde_json::Map<String, serde_json::Value> =
+        serde_json::from_slice(body).ok()?;
     answer.remove("container")?;
     let rest = serde_json::to_vec(&answer).ok()?;
     (rest.len() <= ANSWER_MAX_BYTES).then(|| rest.into())

@@ -196,7 +196,9 @@ fn paused(wanted: bool, seen: &Snapshot) -> Verdict {
     match seen.phase {
         Phase::Paused { .. } if wanted => Verdict::Reached,
         Phase::Running { .. } | Phase::Starting { .. } if !wanted => Verdict::Reached,
-        Phase::Running { .. } | Phase::Starting { .. } | Phase::Paused { .. } => unless_refused(seen),
+        Phase::Running { .. } | Phase::Starting { .. } | Phase::Paused { .. } => {
+            unless_refused(seen)
+        }
         _ => superseded(seen),
     }
 }

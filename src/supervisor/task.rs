@@ -248,8 +248,8 @@ impl Owner {
             Report::Made { docker_id, of } => {
                 self.record.docker_id = Some(docker_id);
                 // Both may have changed while it was made.
-                let is_present = of.spec.is_built_like(&self.record.spec)
-                    && of.ports == self.record.ports;
+                let is_present =
+                    of.spec.is_built_like(&self.record.spec) && of.ports == self.record.ports;
                 self.record.restart_needed = !is_present;
                 self.save_and_publish().await;
             }

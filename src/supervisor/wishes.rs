@@ -14,7 +14,7 @@ use super::workload::policy;
 use super::{Accepted, Msg, Refusal, Reply, Request};
 use crate::domain::audit::{Act, Actor};
 use crate::domain::lifecycle::{Answer, Command, Denied, Effect, Machine, Phase};
-use crate::domain::spec::{ContainerSpec, LimitsPatch};
+use crate::domain::spec::{ContainerSpec, Limits, LimitsPatch};
 use crate::engine::{EngineError, EngineErrorKind};
 
 /// Changes of limits that wait for the engine to have taken others.
@@ -142,8 +142,7 @@ impl Owner {
     }
 
     async fn update(&mut self, spec: ContainerSpec, actor: Actor) -> Result<Accepted, Refusal> {
-        let restart_needed =
-            self.record.restart_needed || !spec.is_built_like(&self.record.spec);
+        let restart_needed = self.record.restart_needed || !spec.is_built_like(&self.record.spec);
         self.replace_spec(spec, restart_needed, actor).await
     }
 
@@ -195,12 +194,9 @@ impl Owner {
             && let Some(wanted) = self.limits_wanted.pop_front()
         {
             let limits = wanted.change.apply(self.record.spec.limits);
-            let problems = limits.problems(self.services.capacity);
-            let decided = if !problems.is_empty() {
-                Err(Refusal::Invalid(problems))
-            } else if self.unknown_since.is_some() || !self.booted {
-                Err(Refusal::EngineUnavailable)
-            } else if self.record.docker_id.is_some() && self.record.machine.live_run().is_some() {
+            let decided = if let Err(refusal) = self.may_have(limits) {
+                Err(refusal)
+            } else if self.has_workload() {
                 let applying = self.ctx().apply_limits(limits, wanted);
                 self.limits_task = Some(self.tasks.spawn(applying));
                 return;
@@ -212,6 +208,20 @@ impl Owner {
             // Whoever asked may have gone away; the decision stands.
             drop(wanted.reply.send(decided));
         }
+    }
+
+    /// Whether these limits may be set. The engine is asked for those of a workload only.
+    pub(super) fn may_have(&self, limits: Limits) -> Result<(), Refusal> {
+        let problems = limits.problems(self.services.capacity);
+        if !problems.is_empty() {
+            return Err(Refusal::Invalid(problems));
+        }
+        let is_away = self.unknown_since.is_some() || !self.booted;
+        if is_away && self.has_workload() { Err(Refusal::EngineUnavailable) } else { Ok(()) }
+    }
+
+    fn has_workload(&self) -> bool {
+        self.record.docker_id.is_some() && self.record.machine.live_run().is_some()
     }
 
     /// The engine has answered to new limits for what runs. `is_replaced`: another Docker container has taken

@@ -94,7 +94,8 @@ async fn a_pause_or_resume_that_fails_is_told_and_one_whose_answer_was_lost_has_
     let (daemon, mut door) = Door::and_daemon().await;
     let id = daemon.id("stands");
     daemon.run(&id, json!({})).await;
-    for (action, path, state) in [("pause", "/pause ", "running"), ("resume", "/unpause ", "paused")]
+    for (action, path, state) in
+        [("pause", "/pause ", "running"), ("resume", "/unpause ", "paused")]
     {
         door.cut(Some(path));
         let told = wish(&daemon, &id, action, "50s").await.refused(409, "pause_refused");

@@ -69,14 +69,7 @@ pub(in crate::api) const WISH: Codes =
 /// A wish that is waited for, and can't happen any more.
 pub(in crate::api) const WAIT: Codes = &[(
     409,
-    &[
-        "start_failed",
-        "install_failed",
-        "rebind_failed",
-        "pause_refused",
-        "superseded",
-        "deleting",
-    ],
+    &["start_failed", "install_failed", "rebind_failed", "pause_refused", "superseded", "deleting"],
 )];
 /// Ports and a volume, bound to a container.
 pub(in crate::api) const BINDING: Codes = &[(
