@@ -134,6 +134,7 @@ impl From<Unreached> for ApiError {
             Unreached::StartFailed(_) => "start_failed",
             Unreached::InstallFailed(_) => "install_failed",
             Unreached::RebindFailed(_) => "rebind_failed",
+            Unreached::PauseRefused(_) => "pause_refused",
             Unreached::Superseded(_) => "superseded",
             Unreached::Deleting => "deleting",
         };

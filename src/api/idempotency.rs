@@ -16,7 +16,7 @@ use axum::extract::{FromRef, FromRequestParts, MatchedPath, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use http_body_util::{BodyExt as _, Limited};
+use http_body_util::BodyExt as _;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::oneshot;
 use tokio_util::task::TaskTracker;
@@ -156,30 +156,43 @@ async fn once(state: &AppState, request: Request, next: Next) -> Result<Response
         let message = "a request with this Idempotency-Key is being done";
         ApiError::conflict("idempotency_in_progress", message)
     })?;
-    let (begun, now) = (key.clone(), UnixSeconds::now());
-    let begin = move |tx: &crate::store::Tx<'_>| tx.begin_idempotent(&begun, &fingerprint, now);
-    match state.store.write("begin a request", begin).await? {
-        Known::New => {}
-        Known::Differs => return Err(ApiError::idempotency_key_reused()),
-        Known::Unfinished => {
-            let message = "lightd ended while it did this request; look whether it was done, and \
-                           send it with another key if it was not";
-            return Err(ApiError::conflict("idempotency_unknown", message));
-        }
-        Known::Answered { status, answer_sealed } => {
-            return replay(state, &key, status, &answer_sealed);
-        }
-    }
     let (answered, answer) = oneshot::channel();
     let task_state = state.clone();
+    // With the note that it is begun: a sender who leaves in between would leave a key that is used up by
+    // nothing.
     state.idempotency.tasks.spawn(async move {
-        let response = next.run(request).await;
-        let response = keep(&task_state, &key, response).await;
+        let response = begin(&task_state, &key, fingerprint, request, next).await;
         drop(under_way);
         // Whoever waits for it may be gone.
         answered.send(response).ok();
     });
-    answer.await.map_err(|_| ApiError::internal("a request with a key ended without an answer"))
+    let ended = |_| ApiError::internal("a request with a key ended without an answer");
+    answer.await.map_err(ended)?
+}
+
+/// Does a request whose key is new; says what became of it otherwise.
+async fn begin(
+    state: &AppState,
+    key: &IdempotencyKey,
+    fingerprint: Vec<u8>,
+    request: Request,
+    next: Next,
+) -> Result<Response, ApiError> {
+    let (begun, now) = (key.clone(), UnixSeconds::now());
+    let begin = move |tx: &crate::store::Tx<'_>| tx.begin_idempotent(&begun, &fingerprint, now);
+    match state.store.write("begin a request", begin).await? {
+        Known::New => {
+            let response = next.run(request).await;
+            Ok(keep(state, key, response).await)
+        }
+        Known::Differs => Err(ApiError::idempotency_key_reused()),
+        Known::Unfinished => {
+            let message = "nobody knows what became of the first request with this Idempotency-Key; \
+                           look whether it was done, and send it with another key if it was not";
+            Err(ApiError::conflict("idempotency_unknown", message))
+        }
+        Known::Answered { status, answer_sealed } => replay(state, key, status, &answer_sealed),
+    }
 }
 
 fn key_of(headers: &HeaderMap) -> Result<String, ApiError> {
@@ -211,15 +224,14 @@ async fn keep(state: &AppState, key: &IdempotencyKey, response: Response) -> Res
     let (outcome, body) = if let Some(Fate::Open) = fate {
         (Ok(()), body)
     } else if parts.status.is_success() || fate.is_some() {
-        match Limited::new(body, ANSWER_MAX_BYTES).collect().await {
+        // It was made here as a whole.
+        match body.collect().await {
             Ok(whole) => {
                 let bytes = whole.to_bytes();
                 (store(state, key, parts.status, &bytes).await, Body::from(bytes))
             }
-            Err(error) => {
-                let error = ApiError::internal(error);
-                (forget(state, key).await, error.into_response().into_body())
-            }
+            // It was done all the same.
+            Err(error) => return ApiError::internal(error).into_response(),
         }
     } else {
         (forget(state, key).await, body)
@@ -237,13 +249,27 @@ async fn store(
     status: StatusCode,
     body: &Bytes,
 ) -> Result<(), ApiError> {
-    let (sealer_state, aad, plain) = (state.clone(), context(key), body.clone());
+    let plain = kept(body).ok_or_else(|| ApiError::internal("it is too long"))?;
+    let (sealer_state, aad) = (state.clone(), context(key));
     let seal = move || sealer_state.supervisor.services().sealer.seal(&aad, &plain);
     let sealed = tokio::task::spawn_blocking(seal).await.map_err(ApiError::internal)?;
     let sealed = sealed.map_err(ApiError::internal)?;
     let (key, status) = (key.clone(), status.as_u16());
     let write = move |tx: &crate::store::Tx<'_>| tx.answer_idempotent(&key, status, &sealed);
     Ok(state.store.write("keep an answer", write).await?)
+}
+
+/// What is kept of an answer: all of it, or what is left without the container, whose script alone may be
+/// longer than that and which anybody can look at who may have the answer.
+fn kept(body: &Bytes) -> Option<Bytes> {
+    if body.len() <= ANSWER_MAX_BYTES {
+        return Some(body.clone());
+    }
+    let mut answer: serde_json::Map<String, serde_json::Value> =
+        serde_json::from_slice(body).ok()?;
+    answer.remove("container")?;
+    let rest = serde_json::to_vec(&answer).ok()?;
+    (rest.len() <= ANSWER_MAX_BYTES).then(|| rest.into())
 }
 
 async fn forget(state: &AppState, key: &IdempotencyKey) -> Result<(), ApiError> {

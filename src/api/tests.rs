@@ -2,6 +2,7 @@
 //! does is tested where it is there; here it is about requests and answers.
 
 mod audit;
+mod containers;
 mod idempotency;
 pub(super) mod node;
 mod permissions;

@@ -193,18 +193,36 @@ impl Ctx {
 
     pub(super) async fn pause(self, run: RunId) {
         let Some(docker_id) = self.snapshot.docker_id.clone() else { return };
-        match self.services.engine.pause(&docker_id).await {
-            Ok(()) => self.fact(Fact::Paused { run }).await,
-            Err(error) => self.say(format!("it cannot be paused: {}", error.reason())),
+        let Err(error) = self.services.engine.pause(&docker_id).await else {
+            return self.fact(Fact::Paused { run }).await;
+        };
+        if self.came_to(&error, &docker_id, ObservedStatus::Paused).await {
+            return self.fact(Fact::Paused { run }).await;
         }
+        let reason = format!("it cannot be paused: {}", error.reason());
+        self.fact(Fact::PauseRefused { run, reason }).await;
     }
 
     pub(super) async fn unpause(self, run: RunId) {
         let Some(docker_id) = self.snapshot.docker_id.clone() else { return };
-        match self.services.engine.unpause(&docker_id).await {
-            Ok(()) => self.fact(Fact::Resumed { run }).await,
-            Err(error) => self.say(format!("it cannot be resumed: {}", error.reason())),
+        let Err(error) = self.services.engine.unpause(&docker_id).await else {
+            return self.fact(Fact::Resumed { run }).await;
+        };
+        if self.came_to(&error, &docker_id, ObservedStatus::Running).await {
+            return self.fact(Fact::Resumed { run }).await;
         }
+        let reason = format!("it cannot be resumed: {}", error.reason());
+        self.fact(Fact::PauseRefused { run, reason }).await;
+    }
+
+    /// Whether the workload is in this state although the engine has not said so: it may have gone away over
+    /// its answer, and does what it was asked all the same.
+    async fn came_to(&self, error: &EngineError, docker_id: &str, status: ObservedStatus) -> bool {
+        if !error.is_away() {
+            return false;
+        }
+        let seen = self.services.until_done(|| self.services.engine.inspect(docker_id)).await;
+        seen.is_some_and(|seen| seen.status == status)
     }
 
     /// Pauses the workload for a copy of its files. A pause whose outcome is not known is reported as
@@ -247,7 +265,8 @@ impl Ctx {
             }
             None => Ok(Vec::new()),
         };
-        self.report(Report::LimitsApplied { wanted, result }).await;
+        let docker_id = self.snapshot.docker_id.clone();
+        self.report(Report::LimitsApplied { wanted, docker_id, result }).await;
     }
 
     /// Sets the old Docker container aside and makes one with the new ports.

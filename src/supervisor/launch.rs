@@ -191,7 +191,7 @@ impl Ctx {
         }
     }
 
-    /// The Docker container for the workload, made from the present specification. One that an attempt
+    /// The Docker container for the workload, made as it was decided on. One that an attempt
     /// made whose end we did not see is taken.
     async fn ensure_workload(&self, again: bool) -> Result<String, EngineError> {
         let engine = &self.services.engine;
@@ -212,7 +212,8 @@ impl Ctx {
         let request =
             workload::workload_request(&self.snapshot, &self.snapshot.ports, &places, &settings);
         let docker_id = self.create(request).await?;
-        self.report(Report::Made { docker_id: docker_id.clone() }).await;
+        let of = Arc::clone(&self.snapshot);
+        self.report(Report::Made { docker_id: docker_id.clone(), of }).await;
         Ok(docker_id)
     }
 

@@ -98,6 +98,8 @@ pub(crate) struct Snapshot {
     pub(crate) restarts: Restarts,
     /// Why the latest start failed.
     pub(crate) start_error: Option<String>,
+    /// Why the latest pause or resume was refused.
+    pub(crate) pause_error: Option<String>,
     pub(crate) times: RunTimes,
     pub(crate) started_at: Option<UnixSeconds>,
     pub(crate) created_at: UnixSeconds,

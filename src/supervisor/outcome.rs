@@ -42,6 +42,8 @@ pub(crate) enum Unreached {
     StartFailed(String),
     #[error("the installation failed: {0}")]
     InstallFailed(String),
+    #[error("{0}")]
+    PauseRefused(String),
     #[error("the ports are as they were: {0}")]
     RebindFailed(String),
     #[error("something else came in between; the container is now {0}")]
@@ -138,10 +140,10 @@ fn superseded(seen: &Snapshot) -> Verdict {
 fn up(run: RunId, seen: &Snapshot) -> Verdict {
     match &seen.phase {
         Phase::Running { run: of } if *of >= run => Verdict::Reached,
+        Phase::Paused { .. } => unless_refused(seen),
         Phase::Starting { .. }
         | Phase::Running { .. }
-        | Phase::Paused { .. }
-        | Phase::Stopping { next: AfterStop::Start, .. }
+        | Phase::Stopping { next: AfterStop::Start | AfterStop::Rebind, .. }
         | Phase::Rebinding { start_after: true, rest: Rest::Offline, .. } => Verdict::Pending,
         Phase::Stopping { .. }
         | Phase::Installing { .. }
@@ -194,8 +196,18 @@ fn paused(wanted: bool, seen: &Snapshot) -> Verdict {
     match seen.phase {
         Phase::Paused { .. } if wanted => Verdict::Reached,
         Phase::Running { .. } | Phase::Starting { .. } if !wanted => Verdict::Reached,
-        Phase::Running { .. } | Phase::Starting { .. } | Phase::Paused { .. } => Verdict::Pending,
+        Phase::Running { .. } | Phase::Starting { .. } | Phase::Paused { .. } => {
+            unless_refused(seen)
+        }
         _ => superseded(seen),
+    }
+}
+
+/// A pause or resume that the engine has not answered yet, or has refused.
+fn unless_refused(seen: &Snapshot) -> Verdict {
+    match &seen.pause_error {
+        Some(why) => Verdict::Never(Unreached::PauseRefused(why.clone())),
+        None => Verdict::Pending,
     }
 }
 
@@ -431,6 +443,20 @@ mod tests {
     }
 
     #[test]
+    fn a_start_waits_for_the_one_that_a_rebind_ends_with() {
+        let mut played = Played::running();
+        played.wish(Command::Rebind);
+        let goal = played.wish(Command::Start);
+        assert_eq!(played.judge(&goal), Verdict::Pending);
+        played.exit(0);
+        assert_eq!(played.judge(&goal), Verdict::Pending);
+        played.fact(Fact::Rebound);
+        assert_eq!(played.judge(&goal), Verdict::Pending);
+        played.ready();
+        assert_eq!(played.judge(&goal), Verdict::Reached);
+    }
+
+    #[test]
     fn a_stop_of_what_rests_has_happened_already() {
         let mut played = Played::installed();
         for command in [Command::Stop, Command::Kill] {
@@ -465,6 +491,29 @@ mod tests {
         let back = played.wish(Command::Unsuspend);
         assert_eq!(played.judge(&back), Verdict::Reached);
         assert_eq!(played.judge(&goal), Verdict::Never(Unreached::Superseded("offline")));
+    }
+
+    #[test]
+    fn a_pause_or_resume_that_is_refused_says_why_and_another_one_is_waited_for_again() {
+        let mut played = Played::running();
+        let run = played.run();
+        let refused = |why: &str| Verdict::Never(Unreached::PauseRefused(why.to_owned()));
+        let refuse = |why: &str| Fact::PauseRefused { run, reason: why.to_owned() };
+        let goal = played.wish(Command::Pause);
+        played.fact(refuse("no freezer"));
+        assert_eq!(played.judge(&goal), refused("no freezer"));
+        let goal = played.wish(Command::Pause);
+        assert_eq!(played.judge(&goal), Verdict::Pending);
+        played.fact(Fact::Paused { run });
+        for command in [Command::Resume, Command::Start] {
+            let goal = played.wish(command);
+            assert_eq!(played.judge(&goal), Verdict::Pending);
+            played.fact(refuse("it stands"));
+            assert_eq!(played.judge(&goal), refused("it stands"), "{command:?}");
+        }
+        let goal = played.wish(Command::Restart);
+        played.exit(0);
+        assert_eq!(played.judge(&goal), Verdict::Pending, "another run");
     }
 
     #[test]

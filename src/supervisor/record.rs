@@ -162,6 +162,7 @@ impl Record {
                 gave_up: self.machine.restarts().gave_up(),
             },
             start_error: self.machine.start_error().map(str::to_owned),
+            pause_error: self.machine.pause_error().map(str::to_owned),
             times: self.machine.times(),
             started_at: self.machine.times().started_at(),
             created_at: self.created_at,

@@ -1,7 +1,8 @@
 //! All containers of the node: found by id, made, taken up at boot.
 //!
 //! A handle is in here from the commit of the row to the commit of its removal. Making one is decided
-//! by the store's transaction; two who ask for the same id or port meet there.
+//! by the store's transaction; two who ask for the same id or port meet there. Once begun it goes on to
+//! its end, also when its caller goes away: a row without an owner would be seen and deleted by nobody.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,6 +11,7 @@ use std::time::Duration;
 
 use tokio::sync::{broadcast, mpsc, watch};
 use tokio::task::JoinSet;
+use tokio_util::task::TaskTracker;
 
 use super::credentials;
 use super::record::{Record, first_state};
@@ -42,6 +44,8 @@ pub(crate) struct Registry {
     services: Arc<Services>,
     containers: RwLock<HashMap<ContainerId, Entry>>,
     owners: Mutex<JoinSet<()>>,
+    /// Containers that are being made.
+    creating: TaskTracker,
     /// Whether the owners know what the engine has, so that they take commands.
     taken_up: AtomicBool,
 }
@@ -85,6 +89,7 @@ impl Registry {
             services,
             containers: RwLock::default(),
             owners: Mutex::default(),
+            creating: TaskTracker::new(),
             taken_up: AtomicBool::new(false),
         })
     }
@@ -131,6 +136,17 @@ impl Registry {
         if !problems.is_empty() {
             return Err(CreateError::Invalid(problems));
         }
+        let registry = Arc::clone(self);
+        match self.creating.spawn(async move { registry.make(new).await }).await {
+            Ok(made) => made,
+            Err(ended) => match ended.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                Err(_) => Err(CreateError::Stopping),
+            },
+        }
+    }
+
+    async fn make(self: &Arc<Self>, new: CreateContainer) -> Result<Arc<Snapshot>, CreateError> {
         let sealed_auth = self.seal(&new).await?;
         let (machine, effects) = Machine::install();
         let row = self.insert(new, &machine, &effects, sealed_auth).await?;
@@ -148,7 +164,7 @@ impl Registry {
         };
         for effect in effects {
             if let Effect::Emit(event) = effect {
-                services.signal(handle.id(), SignalKind::State(event));
+                self.services.signal(handle.id(), SignalKind::State(event));
             }
         }
         Ok(handle.snapshot())
@@ -297,11 +313,13 @@ impl Registry {
     /// Waits for the owners after [`Services::stop`]; workloads run on. False if some did not end in
     /// time.
     pub(crate) async fn wind_down(&self, within: Duration) -> bool {
-        let mut owners = {
-            let mut held = self.owners.lock().unwrap_or_else(PoisonError::into_inner);
-            std::mem::take(&mut *held)
-        };
         let all = async {
+            self.creating.close();
+            self.creating.wait().await;
+            let mut owners = {
+                let mut held = self.owners.lock().unwrap_or_else(PoisonError::into_inner);
+                std::mem::take(&mut *held)
+            };
             while let Some(ended) = owners.join_next().await {
                 if let Err(error) = ended {
                     tracing::error!(error = %Chain(&error), "an owner task ended badly");

@@ -45,9 +45,10 @@ const STORE_AGAIN: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(super) enum Report {
     Fact(Fact),
-    /// A Docker container was made for the workload, from the present specification.
+    /// A Docker container was made for the workload, of this specification and with these ports.
     Made {
         docker_id: String,
+        of: Arc<Snapshot>,
     },
     /// The old Docker container is the container again.
     PutBack {
@@ -69,6 +70,8 @@ pub(super) enum Report {
     Detached,
     LimitsApplied {
         wanted: LimitsWanted,
+        /// To which Docker container.
+        docker_id: Option<String>,
         /// What the engine warns of.
         result: Result<Vec<String>, EngineError>,
     },
@@ -242,9 +245,12 @@ impl Owner {
         match report {
             Report::Fact(fact) => self.take_fact(fact).await,
             Report::Boot(look) => self.boot(look).await,
-            Report::Made { docker_id } => {
+            Report::Made { docker_id, of } => {
                 self.record.docker_id = Some(docker_id);
-                self.record.restart_needed = false;
+                // Both may have changed while it was made.
+                let is_present =
+                    of.spec.is_built_like(&self.record.spec) && of.ports == self.record.ports;
+                self.record.restart_needed = !is_present;
                 self.save_and_publish().await;
             }
             Report::PutBack { docker_id } => {
@@ -262,10 +268,12 @@ impl Owner {
                 self.looked(generation, seen).await;
             }
             Report::Detached => self.look_at = Some(Instant::now() + LOOK_SOON),
-            Report::LimitsApplied { wanted, result } => {
+            Report::LimitsApplied { wanted, docker_id, result } => {
                 let LimitsWanted { change, actor, reply } = wanted;
+                let is_replaced = docker_id != self.record.docker_id;
+                let decided = self.limits_applied(change, actor, is_replaced, result).await;
                 // Whoever asked may have gone away; the limits stand.
-                drop(reply.send(self.limits_applied(change, actor, result).await));
+                drop(reply.send(decided));
                 self.limits_task = None;
                 self.next_limits().await;
             }

@@ -148,6 +148,7 @@ impl Owner {
                 let limits = change.apply(self.record.spec.limits);
                 let spec = ContainerSpec { limits, ..(*self.record.spec).clone() };
                 self.may_become(&spec)?;
+                self.may_have(limits)?;
                 would_be.spec = Arc::new(spec);
                 Answer::Accepted
             }

@@ -151,12 +151,7 @@ impl Owner {
     }
 
     async fn update(&mut self, spec: ContainerSpec, actor: Actor) -> Result<Accepted, Refusal> {
-        // The start command and the policies are read at each start, the size of the disk is lightd's own
-        // business; the rest is built into the Docker container.
-        let built_in =
-            |spec: &ContainerSpec| (spec.env.clone(), Limits { disk: None, ..spec.limits });
-        let restart_needed =
-            self.record.restart_needed || built_in(&spec) != built_in(&self.record.spec);
+        let restart_needed = self.record.restart_needed || !spec.is_built_like(&self.record.spec);
         self.replace_spec(spec, restart_needed, actor).await
     }
 
@@ -173,6 +168,9 @@ impl Owner {
         self.check(&spec)?;
         let before = self.record.clone();
         self.record.restart_needed = restart_needed;
+        // One that a rebind has set aside has none of it.
+        self.record.previous_restart_needed |=
+            restart_needed || !spec.is_built_like(&self.record.spec);
         let act = trail::of_update(actor, &self.record.id, &self.record.spec, &spec);
         let change = Change::Spec(Box::new(spec));
         let with = self.with(&[], Some(change), Vec::from_iter(act));
@@ -205,12 +203,9 @@ impl Owner {
             && let Some(wanted) = self.limits_wanted.pop_front()
         {
             let limits = wanted.change.apply(self.record.spec.limits);
-            let problems = limits.problems(self.services.capacity);
-            let decided = if !problems.is_empty() {
-                Err(Refusal::Invalid(problems))
-            } else if self.unknown_since.is_some() || !self.booted {
-                Err(Refusal::EngineUnavailable)
-            } else if self.record.docker_id.is_some() && self.record.machine.live_run().is_some() {
+            let decided = if let Err(refusal) = self.may_have(limits) {
+                Err(refusal)
+            } else if self.has_workload() {
                 let applying = self.ctx().apply_limits(limits, wanted);
                 self.limits_task = Some(self.tasks.spawn(applying));
                 return;
@@ -224,11 +219,27 @@ impl Owner {
         }
     }
 
-    /// The engine has answered to new limits for what runs.
+    /// Whether these limits may be set. The engine is asked for those of a workload only.
+    pub(super) fn may_have(&self, limits: Limits) -> Result<(), Refusal> {
+        let problems = limits.problems(self.services.capacity);
+        if !problems.is_empty() {
+            return Err(Refusal::Invalid(problems));
+        }
+        let is_away = self.unknown_since.is_some() || !self.booted;
+        if is_away && self.has_workload() { Err(Refusal::EngineUnavailable) } else { Ok(()) }
+    }
+
+    fn has_workload(&self) -> bool {
+        self.record.docker_id.is_some() && self.record.machine.live_run().is_some()
+    }
+
+    /// The engine has answered to new limits for what runs. `is_replaced`: another Docker container has taken
+    /// its place since.
     pub(super) async fn limits_applied(
         &mut self,
         change: LimitsPatch,
         actor: Actor,
+        is_replaced: bool,
         result: Result<Vec<String>, EngineError>,
     ) -> Result<Accepted, Refusal> {
         match result {
@@ -241,7 +252,7 @@ impl Owner {
                 spec.limits = change.apply(spec.limits);
                 // The engine has them, but lifts none; what else waits for a restart goes on waiting.
                 let waits = !spec.limits.lifted_since(&self.record.spec.limits).is_empty();
-                let restart_needed = self.record.restart_needed || waits;
+                let restart_needed = self.record.restart_needed || waits || is_replaced;
                 let accepted = self.replace_spec(spec, restart_needed, actor).await?;
                 Ok(Accepted { warnings, ..accepted })
             }

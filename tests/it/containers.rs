@@ -4,6 +4,7 @@ use futures_util::future::join_all;
 use serde_json::{Value, json};
 
 use crate::support::SOON;
+use crate::support::chaos::{Door, Held};
 use crate::support::process::Daemon;
 use crate::support::wait::eventually;
 
@@ -450,6 +451,43 @@ async fn a_patch_says_what_waits_for_the_next_start_and_the_next_start_has_it() 
         client.patch(&path, body).await.names_field(field);
     }
     client.patch("/containers/nobody", json!({})).await.refused(404, "not_found");
+    daemon.close().await;
+}
+
+#[tokio::test]
+async fn what_is_changed_while_it_is_installed_or_starts_reaches_the_next_start() {
+    let (daemon, door) = Door::and_daemon().await;
+    let (id, client) = (daemon.id("early"), daemon.client());
+    let script = "echo begun; while [ ! -e go ]; do sleep 0.1; done";
+    let spec = json!({
+        "install_script": script, "env": {"A": "old"},
+        "startup_command": "echo \"<$A>\"; guest say Ready -- forever",
+    });
+    let spec = daemon.spec(&id, spec).await;
+    client.post("/containers", spec.clone()).await.is(201);
+    daemon.expect_log(&id, "begun").await;
+    let path = format!("/containers/{id}");
+    let change = json!({"env": {"A": "new"}, "limits": {"memory": 80 << 20}});
+    client.patch(&path, change).await.is(200);
+    let volume = spec["volume_id"].as_str().expect("an id");
+    let go = daemon.data_path().join("volumes").join(volume).join("go");
+    std::fs::create_dir(go).expect("a folder");
+    let shown = daemon.install_state(&id, "ready").await;
+    assert_eq!(shown["restart_needed"], true, "{shown}");
+    let create = Held { method: "POST", path_has: "/containers/create?", is_done: false };
+    door.hold(Some(create));
+    daemon.power(&id, "start").await;
+    door.holds_one().await;
+    let told = client.patch(&path, json!({"env": {"A": "newer"}})).await.is(200);
+    assert_eq!(told["waits_for_restart"], json!(["env"]));
+    door.hold(None);
+    daemon.expect_log(&id, "<new>").await;
+    let shown = daemon.state(&id, "running").await;
+    assert_eq!(shown["restart_needed"], true, "{shown}");
+    assert_eq!(daemon.inspect(&id).await["HostConfig"]["Memory"], 80 << 20);
+    daemon.power(&id, "restart").await;
+    daemon.expect_log(&id, "<newer>").await;
+    daemon.shown(&id, "it has all", |shown| shown["restart_needed"] == false).await;
     daemon.close().await;
 }
 

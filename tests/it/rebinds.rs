@@ -150,6 +150,27 @@ async fn a_server_whose_new_port_is_taken_at_that_moment_gets_its_old_one_back()
 }
 
 #[tokio::test]
+async fn what_is_changed_in_a_rebind_reaches_the_server_also_when_it_is_undone() {
+    let (daemon, door) = Door::and_daemon().await;
+    let (ports, id) = (free_ports(2), daemon.id("changed"));
+    serve(&daemon, &id, &ports).await;
+    door.hold(Some(Held { method: "POST", path_has: "/containers/create?", is_done: false }));
+    rebind(&daemon, &id, ports[1]).await;
+    door.holds_one().await;
+    let change = json!({"env": {"A": "new"}});
+    daemon.client().patch(&format!("/containers/{id}"), change).await.is(200);
+    door.hold(Some(Held { method: "POST", path_has: "/start HTTP/", is_done: false }));
+    door.holds_one().await;
+    let taken = TcpListener::bind(("127.0.0.1", ports[1])).expect("a port nobody publishes yet");
+    door.hold(None);
+    runs_on(&daemon, &id, ports[0], "a failed start").await;
+    let env = daemon.inspect(&id).await["Config"]["Env"].clone();
+    assert!(env.as_array().is_some_and(|env| env.contains(&json!("A=new"))), "{env}");
+    drop(taken);
+    daemon.close().await;
+}
+
+#[tokio::test]
 async fn a_rebind_goes_on_where_a_killed_lightd_has_left_it() {
     let (mut daemon, mut door) = Door::and_daemon().await;
     let (ports, id) = (free_ports(2), daemon.id("killed"));

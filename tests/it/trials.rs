@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::support::SOON;
+use crate::support::chaos::Door;
 use crate::support::process::Daemon;
 use crate::support::wait::eventually;
 
@@ -364,5 +365,33 @@ async fn lists_come_in_pages_and_show_what_is_asked_for() {
         .get(&format!("/containers/{}/post-mortems?cursor=x", ids[0]))
         .await
         .refused(400, "invalid_cursor");
+    daemon.close().await;
+}
+
+#[tokio::test]
+async fn a_trial_of_limits_needs_the_engine_where_the_real_thing_does() {
+    let (daemon, mut door) = Door::and_daemon().await;
+    let (runs, rests, client) = (daemon.id("runs"), daemon.id("rests"), daemon.client());
+    daemon.create(&rests, json!({})).await;
+    daemon.run(&runs, json!({})).await;
+    door.shut();
+    for id in [&runs, &rests] {
+        daemon.state(id, "unknown").await;
+    }
+    for query in ["?dry_run=true", ""] {
+        let set = async |id| {
+            let path = format!("/containers/{id}/resources{query}");
+            client.post(&path, json!({"memory": 80 << 20})).await
+        };
+        set(&runs).await.refused(503, "engine_unavailable");
+        set(&rests).await.is(200);
+    }
+    door.reopen();
+    for (id, state) in [(&runs, "running"), (&rests, "offline")] {
+        daemon.state(id, state).await;
+    }
+    daemon.power(&rests, "start").await;
+    daemon.state(&rests, "running").await;
+    assert_eq!(daemon.inspect(&rests).await["HostConfig"]["Memory"], 80 << 20);
     daemon.close().await;
 }

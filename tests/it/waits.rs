@@ -5,10 +5,11 @@ use std::time::Duration;
 use reqwest::Method;
 use serde_json::{Value, json};
 
+use crate::support::SOON;
+use crate::support::chaos::{Door, Held};
 use crate::support::client::{Answer, Client, answer};
 use crate::support::process::Daemon;
 use crate::support::wait::eventually;
-use crate::support::{SOON, chaos::Door};
 
 async fn wish(daemon: &Daemon, id: &str, action: &str, wait: &str) -> Answer {
     daemon.client().post_empty(&format!("/containers/{id}/{action}?wait={wait}")).await
@@ -85,6 +86,34 @@ async fn what_can_not_happen_any_more_is_told_with_its_reason() {
     let missing = daemon.id("missing");
     let spec = daemon.spec(&missing, json!({"image": "127.0.0.1:9/lightd/none:1"})).await;
     client.post("/containers?wait=50s", spec).await.refused(409, "install_failed");
+    daemon.close().await;
+}
+
+#[tokio::test]
+async fn a_pause_or_resume_that_fails_is_told_and_one_whose_answer_was_lost_has_happened() {
+    let (daemon, mut door) = Door::and_daemon().await;
+    let id = daemon.id("stands");
+    daemon.run(&id, json!({})).await;
+    for (action, path, state) in
+        [("pause", "/pause ", "running"), ("resume", "/unpause ", "paused")]
+    {
+        door.cut(Some(path));
+        let told = wish(&daemon, &id, action, "50s").await.refused(409, "pause_refused");
+        assert!(told["error"].as_str().is_some_and(|why| why.contains("cannot be")), "{told}");
+        door.cut(None);
+        daemon.state(&id, state).await;
+        wish(&daemon, &id, action, "50s").await.is(200);
+    }
+    door.hold(Some(Held { method: "POST", path_has: "/pause ", is_done: true }));
+    let pausing = wish(&daemon, &id, "pause", "50s");
+    let outage = async {
+        door.holds_one().await;
+        door.shut();
+        daemon.state(&id, "unknown").await;
+        door.reopen();
+    };
+    let (paused, ()) = tokio::join!(pausing, outage);
+    assert_eq!(paused.is(200)["state"], "paused");
     daemon.close().await;
 }
 
@@ -193,6 +222,27 @@ async fn a_wish_with_a_key_is_carried_out_once_also_over_restarts_of_lightd() {
     wish(&daemon, &id, "start", "50s").await.is(200);
     keyed(&client, "p", &pause, json!({})).await.is(202);
     daemon.state(&id, "paused").await;
+    daemon.close().await;
+}
+
+#[tokio::test]
+async fn a_wish_with_a_key_is_answered_and_not_carried_out_again_however_long_the_answer_is() {
+    let daemon = Daemon::start().await;
+    let (id, client) = (daemon.id("long"), daemon.client());
+    // Twice as many in an answer, where the ends of lines are written out.
+    let script = "#\n".repeat(1 << 19);
+    daemon.create(&id, json!({"install_script": script})).await;
+    wish(&daemon, &id, "start", "50s").await.is(200);
+    let path = format!("/containers/{id}/restart?wait=50s");
+    let first = keyed(&client, "long", &path, json!({})).await.is(200);
+    assert_eq!(first["container"]["install_script"], script);
+    let run = daemon.inspect(&id).await["State"]["StartedAt"].clone();
+    let again = keyed(&client, "long", &path, json!({})).await;
+    assert_eq!(again.headers["idempotent-replayed"], "true");
+    let again = again.is(200);
+    assert_eq!((&again["done"], &again["generation"]), (&first["done"], &first["generation"]));
+    assert_eq!(again["container"], Value::Null, "that can be looked at");
+    assert_eq!(daemon.inspect(&id).await["State"]["StartedAt"], run, "it was restarted once");
     daemon.close().await;
 }
 

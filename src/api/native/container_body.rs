@@ -16,7 +16,7 @@ use crate::api::error::ApiError;
 use crate::domain::ids::{ContainerId, VolumeId};
 use crate::domain::restart::RestartOnCrash;
 use crate::domain::spec::{
-    ContainerSpec, Limits, LimitsPatch, Mount, Problem, SpecPatch, StopHow, StopPolicy,
+    ContainerSpec, Limits, LimitsPatch, Mount, Problem, SpecPatch, StopHow, StopPatch, StopPolicy,
 };
 use crate::engine::RegistryAuth;
 use crate::supervisor::Request;
@@ -155,7 +155,7 @@ impl CreateBody {
     /// Everything that can be read, and what is wrong with the rest.
     pub(super) fn draft(self, problems: &mut Vec<Problem>) -> Draft {
         let (id, volume) = self.names(problems);
-        let stop = self.stop.map(|stop| stop.read(&StopPolicy::default(), problems));
+        let stop = self.stop.map(|stop| stop.read(problems).apply(StopPolicy::default()));
         let ports = self.ports.unwrap_or_default();
         check_ports(&ports, problems);
         let mounts = self.mount.unwrap_or_default().into_iter();
@@ -219,18 +219,17 @@ impl From<RegistryAuthBody> for RegistryAuth {
 }
 
 impl StopBody {
-    /// The policy this asks for; what it leaves out stays as it was.
-    fn read(self, before: &StopPolicy, problems: &mut Vec<Problem>) -> StopPolicy {
+    fn read(self, problems: &mut Vec<Problem>) -> StopPatch {
         let how = match (self.signal, self.command) {
             (Some(_), Some(_)) => {
                 problems.push(Problem::new("stop", "takes a signal or a command, not both"));
-                before.how.clone()
+                None
             }
-            (Some(signal), None) => StopHow::Signal(full_signal_name(&signal)),
-            (None, Some(command)) => StopHow::Command(command),
-            (None, None) => before.how.clone(),
+            (Some(signal), None) => Some(StopHow::Signal(full_signal_name(&signal))),
+            (None, Some(command)) => Some(StopHow::Command(command)),
+            (None, None) => None,
         };
-        StopPolicy { how, grace: self.timeout.map_or(before.grace, Duration::from_secs) }
+        StopPatch { how, grace: self.timeout.map(Duration::from_secs) }
     }
 }
 
@@ -288,14 +287,14 @@ pub(super) fn waits_for_start(before: &ContainerSpec, after: &ContainerSpec) -> 
 }
 
 impl PatchBody {
-    pub(super) fn read(self, before: &ContainerSpec) -> Result<SpecPatch, ApiError> {
+    pub(super) fn read(self) -> Result<SpecPatch, ApiError> {
         let mut problems = Vec::new();
-        let patch = self.patch(before, &mut problems);
+        let patch = self.patch(&mut problems);
         if problems.is_empty() { Ok(patch) } else { Err(ApiError::invalid(problems)) }
     }
 
     /// Everything that can be read, and what is wrong with the rest.
-    pub(super) fn patch(self, before: &ContainerSpec, problems: &mut Vec<Problem>) -> SpecPatch {
+    pub(super) fn patch(self, problems: &mut Vec<Problem>) -> SpecPatch {
         SpecPatch {
             startup_command: self.startup_command,
             start_pattern: self.start_pattern.map(non_empty),
@@ -303,7 +302,7 @@ impl PatchBody {
             fail_patterns: self.fail_patterns.map(Option::unwrap_or_default),
             start_timeout: self.start_timeout.map(|limit| limit.map(Duration::from_secs)),
             env: self.env,
-            stop: self.stop.map(|stop| stop.read(&before.stop, problems)),
+            stop: self.stop.map(|stop| stop.read(problems)),
             labels: self.labels,
             limits: self.limits.map(LimitsBody::read),
             restart_on_crash: self.restart_on_crash,
@@ -472,7 +471,7 @@ mod tests {
             "limits": {"memory": null, "cpu": 2}, "stop": {"timeout": 3}
         }))
         .unwrap();
-        let after = patch.read(&before).unwrap().apply(&before);
+        let after = patch.read().unwrap().apply(&before);
         assert_eq!(after.start_pattern, None);
         assert_eq!(after.env.get("A").map(String::as_str), Some("1"));
         assert_eq!((after.limits.memory, after.limits.cpu), (None, Some(2.0)));

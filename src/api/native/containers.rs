@@ -206,7 +206,7 @@ async fn patch(
         return dry_run::patch(&handle, &body).await;
     }
     let before = handle.snapshot();
-    let patch = body.json::<PatchBody>()?.read(&before.spec)?;
+    let patch = body.json::<PatchBody>()?.read()?;
     let accepted = handle.send(Request::Update(Box::new(patch))).await?;
     let after = &accepted.decided;
     let waits_for_restart =

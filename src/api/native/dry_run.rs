@@ -213,7 +213,7 @@ pub(super) async fn patch(handle: &ContainerHandle, body: &Whole) -> Result<Resp
     let body: PatchBody = body.as_far_as_possible(&mut findings.problems)?;
     let before = handle.snapshot();
     let mut problems = Vec::new();
-    let patch = body.patch(&before.spec, &mut problems);
+    let patch = body.patch(&mut problems);
     findings.add(problems);
     let after = findings.owner(would_be(handle, Request::Update(Box::new(patch))).await)?;
     findings.verdict()?;

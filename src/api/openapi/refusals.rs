@@ -67,8 +67,10 @@ pub(in crate::api) const ENGINE: Codes =
 pub(in crate::api) const WISH: Codes =
     &[(409, &["volume_busy"]), (503, &["busy", "engine_unavailable"])];
 /// A wish that is waited for, and can't happen any more.
-pub(in crate::api) const WAIT: Codes =
-    &[(409, &["start_failed", "install_failed", "rebind_failed", "superseded", "deleting"])];
+pub(in crate::api) const WAIT: Codes = &[(
+    409,
+    &["start_failed", "install_failed", "rebind_failed", "pause_refused", "superseded", "deleting"],
+)];
 /// Ports and a volume, bound to a container.
 pub(in crate::api) const BINDING: Codes = &[(
     409,

@@ -154,6 +154,7 @@ async fn what_a_call_leaves_in_the_log_is_its_action_and_a_refusal_leaves_nothin
 /// are not there. The test's node keeps its operations in memory, and their entries with them.
 const CHANGE_NOTHING: &[(&str, &str)] = &[
     ("PATCH", "/containers/{id}"),
+    ("POST", "/containers/{id}/resources"),
     ("POST", "/volumes/{id}/snapshots"),
     ("POST", "/network/ports/bulk-delete"),
     ("POST", "/remote/config/reload"),

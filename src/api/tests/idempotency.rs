@@ -1,8 +1,14 @@
 use axum::body::Body;
-use axum::http::{Request, StatusCode, header};
+use axum::http::{Request, StatusCode};
 use serde_json::{Value, json};
 
-use super::node::{Node, TOKEN, VENDOR, answer};
+use super::node::{Node, TOKEN, answer, request};
+
+fn keyed(token: &str, key: &str, uri: &str, body: &Value) -> Request<Body> {
+    let mut request = request(token, "POST", uri, body.clone());
+    request.headers_mut().insert("idempotency-key", key.parse().unwrap());
+    request
+}
 
 async fn send(
     node: &Node,
@@ -11,15 +17,7 @@ async fn send(
     uri: &str,
     body: &Value,
 ) -> (StatusCode, Value, bool) {
-    let request = Request::builder()
-        .method("POST")
-        .uri(uri)
-        .header(header::AUTHORIZATION, format!("Bearer {token}"))
-        .header(header::ACCEPT, VENDOR)
-        .header("idempotency-key", key)
-        .body(Body::from(body.to_string()))
-        .unwrap();
-    let response = node.send(request).await;
+    let response = node.send(keyed(token, key, uri, body)).await;
     let is_replayed = response.headers().contains_key("idempotent-replayed");
     let (status, body) = answer(response).await;
     (status, body, is_replayed)
@@ -117,6 +115,15 @@ async fn a_request_that_its_sender_has_left_is_done_all_the_same_and_one_of_a_cr
     let (status, _, replayed) = send(&node, TOKEN, "left", "/volumes", &body).await;
     assert_eq!((status.as_u16(), replayed), (201, true));
     assert_eq!(volumes(&node).await, before + 1);
+
+    // One that leaves before it is even noted.
+    let node = Node::new().await;
+    let held = node.hold_writer().await;
+    node.send_and_leave(keyed(TOKEN, "early", "/volumes", &body)).await;
+    drop(held);
+    node.state.idempotency.drained().await;
+    let (status, again, replayed) = send(&node, TOKEN, "early", "/volumes", &body).await;
+    assert_eq!((status.as_u16(), replayed), (201, true), "{again}");
 
     let node = Node::new().await;
     send(&node, TOKEN, "crashed", "/volumes", &body).await;

@@ -113,6 +113,33 @@ impl Node {
         }
     }
 
+    /// Lets nothing be written until what it returns is dropped.
+    pub(in crate::api) async fn hold_writer(&self) -> std::sync::mpsc::Sender<()> {
+        let (held, let_go) = std::sync::mpsc::channel::<()>();
+        let (begin, begun) = tokio::sync::oneshot::channel();
+        let store = self.state.store.clone();
+        std::thread::spawn(move || {
+            let write = move |_: &crate::store::Tx<'_>| {
+                begin.send(()).ok();
+                let_go.recv().ok();
+                Ok(())
+            };
+            store.write_blocking("test", write).unwrap();
+        });
+        begun.await.unwrap();
+        held
+    }
+
+    /// Sends a request and goes away as soon as there is nothing to do but to wait.
+    pub(in crate::api) async fn send_and_leave(&self, request: Request<Body>) {
+        let sending = self.send(request);
+        tokio::pin!(sending);
+        for _ in 0..100 {
+            assert!(futures_util::poll!(&mut sending).is_pending(), "it was answered");
+            tokio::task::yield_now().await;
+        }
+    }
+
     pub(in crate::api) async fn send(&self, request: Request<Body>) -> Response<Body> {
         self.send_from("127.0.0.1:9", request).await
     }
@@ -145,26 +172,22 @@ impl Node {
         uri: &str,
         body: Value,
     ) -> (StatusCode, Value) {
-        let body = if body.is_null() { Body::empty() } else { Body::from(body.to_string()) };
-        let request = Request::builder()
-            .method(method)
-            .uri(uri)
-            .header(header::AUTHORIZATION, format!("Bearer {token}"))
-            .header(header::ACCEPT, VENDOR)
-            .body(body)
-            .unwrap();
-        answer(self.send(request).await).await
+        answer(self.send(request(token, method, uri, body)).await).await
     }
 
     /// Makes a container, which waits for an engine to be installed.
     pub(in crate::api) async fn container(&self, id: &str) -> ContainerId {
-        let body = json!({
-            "internal_id": id, "image": "debian:12", "volume_id": self.volume,
-            "startup_command": "true",
-        });
-        let (status, answer) = self.ask("POST", "/containers", body).await;
+        let (status, answer) = self.ask("POST", "/containers", self.spec(id)).await;
         assert_eq!(status, 201, "{answer}");
         ContainerId::parse(id).unwrap()
+    }
+
+    /// What a container is made of.
+    pub(in crate::api) fn spec(&self, id: &str) -> Value {
+        json!({
+            "internal_id": id, "image": "debian:12", "volume_id": self.volume,
+            "startup_command": "true",
+        })
     }
 
     /// Serves on a socket of this host.
@@ -175,6 +198,17 @@ impl Node {
         self.servers.spawn(async move { axum::serve(listener, service).await.unwrap() });
         address
     }
+}
+
+pub(in crate::api) fn request(token: &str, method: &str, uri: &str, body: Value) -> Request<Body> {
+    let body = if body.is_null() { Body::empty() } else { Body::from(body.to_string()) };
+    Request::builder()
+        .method(method)
+        .uri(uri)
+        .header(header::AUTHORIZATION, format!("Bearer {token}"))
+        .header(header::ACCEPT, VENDOR)
+        .body(body)
+        .unwrap()
 }
 
 pub(in crate::api) async fn answer(response: Response<Body>) -> (StatusCode, Value) {

@@ -49,6 +49,11 @@ impl Machine {
         if is_about_running && decision.is_ok() {
             self.restarts.reset();
         }
+        if let Ok((_, effects)) = &decision
+            && effects.iter().any(Effect::pauses)
+        {
+            self.pause_error = None;
+        }
         self.forget_freeze();
         decision
     }

@@ -62,6 +62,11 @@ pub(crate) enum Fact {
     Resumed {
         run: RunId,
     },
+    /// The engine has not paused the workload, or has not let it go on: it is as it was.
+    PauseRefused {
+        run: RunId,
+        reason: String,
+    },
     /// What is known of the end of this run is on the disk.
     PostMortemKept {
         run: RunId,
@@ -149,4 +154,11 @@ pub(crate) enum Effect {
     Emit(StateEvent),
     /// A sentence for the people at the console.
     Say(String),
+}
+
+impl Effect {
+    /// Whether the workload is asked to stand still, or to go on.
+    pub(super) fn pauses(&self) -> bool {
+        matches!(self, Self::Pause { .. } | Self::Unpause { .. } | Self::Freeze { .. })
+    }
 }

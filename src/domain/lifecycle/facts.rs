@@ -28,6 +28,7 @@ impl Machine {
             Fact::Vanished { run } => self.vanished(run, policy, now),
             Fact::Paused { run } => self.paused(run),
             Fact::Resumed { run } => self.resumed(run, policy, now),
+            Fact::PauseRefused { run, reason } => self.pause_refused(run, reason),
             Fact::FreezeEnded { run, frozen } => self.freeze_ended(run, frozen),
             Fact::PostMortemKept { run } => {
                 self.post_mortem_due.take_if(|due| *due == run);
@@ -212,6 +213,7 @@ impl Machine {
             _ => return Vec::new(),
         };
         self.phase = Phase::Paused { run: of, ready };
+        self.pause_error = None;
         vec![self.emit(StateName::Paused)]
     }
 
@@ -230,6 +232,14 @@ impl Machine {
             self.phase = Phase::Starting { run, launched: true, trial: false, ready_by };
             vec![self.emit(StateName::Starting)]
         }
+    }
+
+    fn pause_refused(&mut self, of: RunId, reason: String) -> Vec<Effect> {
+        if self.live_run() != Some(of) {
+            return Vec::new();
+        }
+        self.pause_error = Some(reason.clone());
+        vec![Effect::Say(reason)]
     }
 
     fn rebound(&mut self) -> Vec<Effect> {

@@ -146,6 +146,9 @@ pub(crate) struct Machine {
     /// Why the latest start failed.
     #[serde(default)]
     start_error: Option<String>,
+    /// Why the latest pause or resume of this run was refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pause_error: Option<String>,
     #[serde(default)]
     times: RunTimes,
     /// A run that crashed, and whose post-mortem is not kept yet.
@@ -166,6 +169,7 @@ impl Machine {
             wanted_up: false,
             last_exit: None,
             start_error: None,
+            pause_error: None,
             times: RunTimes::default(),
             post_mortem_due: None,
             restarts: RestartHistory::default(),
@@ -202,6 +206,10 @@ impl Machine {
 
     pub(crate) fn start_error(&self) -> Option<&str> {
         self.start_error.as_deref()
+    }
+
+    pub(crate) fn pause_error(&self) -> Option<&str> {
+        self.pause_error.as_deref()
     }
 
     pub(crate) fn times(&self) -> RunTimes {
@@ -268,6 +276,7 @@ impl Machine {
         self.run = self.run.next();
         self.wanted_up = wanted_up;
         self.start_error = None;
+        self.pause_error = None;
         self.times = RunTimes::default();
     }
 

@@ -59,6 +59,13 @@ impl ContainerSpec {
         self.start_pattern.iter().chain(&self.start_patterns).map(String::as_str)
     }
 
+    /// Whether a Docker container of the other one is as good as one of this. The start command and the
+    /// policies are read at each start, and the size of the disk is lightd's own business.
+    pub(crate) fn is_built_like(&self, other: &Self) -> bool {
+        let limits = |spec: &Self| Limits { disk: None, ..spec.limits };
+        self.env == other.env && limits(self) == limits(other)
+    }
+
     /// Whether it is ready only when its output says so.
     pub(crate) fn waits_for_output(&self) -> bool {
         self.ready_patterns().next().is_some()
@@ -78,7 +85,7 @@ pub(crate) struct SpecPatch {
     pub(crate) start_timeout: Option<Option<Duration>>,
     /// Merged into the environment; `None` removes a variable.
     pub(crate) env: BTreeMap<String, Option<String>>,
-    pub(crate) stop: Option<StopPolicy>,
+    pub(crate) stop: Option<StopPatch>,
     /// Replaces all labels.
     pub(crate) labels: Option<BTreeMap<String, String>>,
     pub(crate) limits: Option<LimitsPatch>,
@@ -101,7 +108,7 @@ impl SpecPatch {
                 None => spec.env.remove(name),
             };
         }
-        spec.stop = self.stop.clone().unwrap_or(spec.stop);
+        spec.stop = self.stop.clone().unwrap_or_default().apply(spec.stop);
         spec.labels = self.labels.clone().unwrap_or(spec.labels);
         spec.limits = self.limits.unwrap_or_default().apply(spec.limits);
         spec.restart_on_crash = self.restart_on_crash.unwrap_or(spec.restart_on_crash);
@@ -204,6 +211,20 @@ pub(crate) struct Mount {
 pub(crate) struct StopPolicy {
     pub(crate) how: StopHow,
     pub(crate) grace: Duration,
+}
+
+/// Changes to how it is asked; what is `None` stays.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct StopPatch {
+    pub(crate) how: Option<StopHow>,
+    pub(crate) grace: Option<Duration>,
+}
+
+impl StopPatch {
+    /// The policy with these changes.
+    pub(crate) fn apply(self, to: StopPolicy) -> StopPolicy {
+        StopPolicy { how: self.how.unwrap_or(to.how), grace: self.grace.unwrap_or(to.grace) }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

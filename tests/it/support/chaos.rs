@@ -1,6 +1,6 @@
 //! A door in front of the engine's socket that can be shut: what goes through it is cut, and nothing
 //! new gets in, as if the engine had ended. It can also keep those waiting who want to attach or to see a
-//! list, lose the answer to a start, refuse logs, and hold one kind of request, or the answers to it.
+//! list, lose the answer to a start, refuse logs or one kind of request, and hold one kind of request, or the answers to it.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -35,6 +35,8 @@ struct Rules {
     loses_a_start: bool,
     /// How many more.
     refuses_logs: usize,
+    /// Requests with this in their first line are cut off.
+    cuts: Option<&'static str>,
     held: Option<Held>,
     /// How many of these are held.
     holding: usize,
@@ -131,6 +133,11 @@ impl Door {
             rules.held = held;
             rules.holding = 0;
         });
+    }
+
+    /// Cuts the connections of those who ask for this.
+    pub(crate) fn cut(&self, path_has: Option<&'static str>) {
+        self.rules.send_modify(|rules| rules.cuts = path_has);
     }
 
     /// Until one of them is held.
@@ -240,7 +247,8 @@ impl Passage<'_> {
                 rules.refuses_logs = rules.refuses_logs.saturating_sub(1);
             });
         }
-        if is_refused {
+        let cuts = self.rules.borrow().cuts;
+        if is_refused || cuts.is_some_and(|path_has| begins(request, "POST", path_has)) {
             return Err(io::ErrorKind::BrokenPipe.into());
         }
         let held = self.rules.borrow().held;
