@@ -90,6 +90,14 @@ impl Access {
         Self { store, actor: Actor::lightd(), settings, attempts: Arc::default(), notes }
     }
 
+    /// Goes on from what an earlier process has stored. To be done before anybody asks.
+    pub(crate) async fn restore(&self) -> Result<(), StoreError> {
+        let homes =
+            self.store.read("read where the node's token was used", |rx| rx.homes()).await?;
+        self.attempts.restore(homes);
+        Ok(())
+    }
+
     /// The same, for this actor.
     pub(crate) fn by(&self, actor: Actor) -> Self {
         Self { actor, ..self.clone() }
@@ -118,7 +126,7 @@ impl Access {
         let Some(digest) = is_token(token).then(|| SecretDigest::of(token)) else {
             return Err(self.failed(from));
         };
-        if self.attempts.is_home(from)
+        if self.attempts.is_home(from, UnixSeconds::now())
             && let Some(grant) = self.node_grant(digest, from)
         {
             return Ok(grant);
@@ -143,8 +151,14 @@ impl Access {
     }
 
     fn node_grant(&self, digest: SecretDigest, from: ClientAddress) -> Option<Grant> {
-        self.settings.borrow().node_term(digest, UnixSeconds::now())?;
-        self.attempts.welcome(from);
+        let now = UnixSeconds::now();
+        self.settings.borrow().node_term(digest, now)?;
+        if self.attempts.welcome(from, now) {
+            let forget = UnixSeconds(now.0 - attempts::HOME_FOR_S);
+            let note =
+                move |tx: &Tx<'_>| tx.note_home(from.network(), now, forget, attempts::HOMES_MAX);
+            self.note("note where the node's token is used", note);
+        }
         Some(Grant::node(self.settings.clone(), digest))
     }
 

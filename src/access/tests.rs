@@ -244,6 +244,28 @@ async fn whoever_shares_an_address_with_an_attacker_is_not_locked_out() {
 }
 
 #[tokio::test]
+async fn nor_is_he_after_a_restart_of_lightd() {
+    let it = fixture();
+    let elsewhere = ClientAddress::parse("203.0.113.10").unwrap();
+    it.access.check(Some(NODE), home()).await.unwrap();
+    is_noted(&it.access).await;
+    it.settings.send_modify(|now| {
+        now.failed_attempts.burst = std::num::NonZeroU32::MIN;
+        now.failed_attempts.per_minute = std::num::NonZeroU32::MIN;
+    });
+    let again = Access::new(it.access.store.clone(), it.settings.subscribe());
+    again.restore().await.unwrap();
+    for from in [home(), elsewhere] {
+        for _ in 0..2 {
+            assert!(again.check(Some("lightd_guess_000000000"), from).await.is_err());
+        }
+    }
+    assert!(again.check(Some(NODE), home()).await.is_ok());
+    let other = again.check(Some(NODE), elsewhere).await;
+    assert!(matches!(other, Err(AccessError::TooManyAttempts { .. })));
+}
+
+#[tokio::test]
 async fn there_are_no_more_tokens_than_the_node_takes() {
     let it = fixture();
     it.settings.send_modify(|now| now.max_tokens = 3);
