@@ -30,7 +30,7 @@ use super::lane::{Batch, Lane, Queue};
 use crate::domain::ids::ContainerId;
 use crate::domain::units::{UnixSeconds, now_unix_ms};
 use crate::store::outbox::{Attempts, Due, Fate, HowMany};
-use crate::store::{Store, StoreError};
+use crate::store::{Store, StoreError, Tx};
 use crate::util::chain::Chain;
 
 /// How much is read at once; with updates of at most 16 KiB it bounds the memory that a backlog takes.
@@ -189,8 +189,11 @@ impl Drain<'_> {
             return Ok(());
         }
         let (noted, now_ms) = (Arc::clone(ended), now_unix_ms());
-        let note = move |tx: &crate::store::Tx<'_>| tx.note_attempts(&noted, now_ms);
-        self.store.write("note deliveries", note).await?;
+        let note = move |tx: &Tx<'_>| tx.note_attempts(&noted, now_ms);
+        let dropped = self.store.write("note deliveries", note).await?;
+        if dropped > 0 {
+            tracing::warn!(dropped, "too many power states are parked; the oldest are dropped");
+        }
         if fates().any(|(_, fate)| *fate == Fate::Delivered) {
             let now = UnixSeconds::from_ms(now_ms);
             self.status.send_modify(|status| status.delivered_at = Some(now));

@@ -9,3 +9,6 @@ ALTER TABLE outbox DROP COLUMN next_attempt_at;
 -- Why the latest attempt failed, and when the panel refused for good.
 ALTER TABLE outbox ADD COLUMN last_error TEXT;
 ALTER TABLE outbox ADD COLUMN parked_at INTEGER;
+-- Parked power states may be thinned out; parked results may not.
+CREATE INDEX outbox_parked_power ON outbox (sequence)
+    WHERE parked_reason IS NOT NULL AND kind = 'power';

@@ -9,8 +9,8 @@ use crate::store::error::StoreError;
 use crate::store::volumes::container_id;
 use crate::store::{Read, Tx};
 
-/// Parked updates kept in all; the oldest make room.
-const PARKED_KEPT: i64 = 1_000;
+/// Parked power states kept in all; the oldest make room. Parked results stay until somebody has looked.
+const PARKED_POWER_KEPT: i64 = 1_000;
 
 /// What became of an attempt to deliver an update.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -100,12 +100,13 @@ impl Read<'_> {
 }
 
 impl Tx<'_> {
-    /// Notes what became of updates. One that is gone meanwhile is passed over.
+    /// Notes what became of updates. One that is gone meanwhile is passed over. Answers how many parked ones
+    /// had to make room.
     pub(crate) fn note_attempts(
         &self,
         attempts: &[Attempts],
         now_ms: i64,
-    ) -> Result<(), StoreError> {
+    ) -> Result<usize, StoreError> {
         for Attempts { server, fates } in attempts {
             // Behind those that have been due for longer.
             let mut due_ms = now_ms;
@@ -125,10 +126,8 @@ impl Tx<'_> {
                 self.settle(server, due_ms)?;
             }
         }
-        if attempts.iter().any(|attempts| attempts.has_refusal()) {
-            self.thin_out_parked()?;
-        }
-        Ok(())
+        let has_refusal = attempts.iter().any(|attempts| attempts.has_refusal());
+        if has_refusal { self.thin_out_parked() } else { Ok(0) }
     }
 
     pub(super) fn delete_update(&self, sequence: i64) -> Result<(), StoreError> {
@@ -159,15 +158,16 @@ impl Tx<'_> {
         Ok(())
     }
 
-    fn thin_out_parked(&self) -> Result<(), StoreError> {
-        self.connection
+    fn thin_out_parked(&self) -> Result<usize, StoreError> {
+        let dropped = self
+            .connection
             .prepare_cached(
                 "DELETE FROM outbox WHERE sequence IN (
-                    SELECT sequence FROM outbox WHERE parked_reason IS NOT NULL
+                    SELECT sequence FROM outbox WHERE parked_reason IS NOT NULL AND kind = 'power'
                     ORDER BY sequence DESC LIMIT -1 OFFSET ?1)",
             )?
-            .execute([PARKED_KEPT])?;
-        Ok(())
+            .execute([PARKED_POWER_KEPT])?;
+        Ok(dropped)
     }
 
     /// Makes everything that waits due now: the panel is back.

@@ -187,3 +187,23 @@ async fn power_states_are_thinned_out_and_results_are_not() {
     let (batches, _) = due(&store, NOW_MS, &[]).await;
     assert_eq!(batches[0].1[..2], [1, 46]);
 }
+
+#[tokio::test]
+async fn of_what_is_parked_only_old_power_states_make_room() {
+    let (_folder, store) = open();
+    enqueue(&store, "a", &vec![PanelUpdate::Ready; 1200]).await;
+    note(&store, "a", (1..=1200).map(|sequence| (sequence, refused())).collect()).await;
+    let mut dropped = 0;
+    for round in 0..5 {
+        enqueue(&store, "a", &vec![PanelUpdate::Power(PowerState::Running); 250]).await;
+        let first = 1201 + round * 250;
+        let fates = (first..first + 250).map(|sequence| (sequence, refused())).collect();
+        let attempts = [Attempts { server: id("a"), fates }];
+        let note = move |tx: &Tx<'_>| tx.note_attempts(&attempts, NOW_MS);
+        dropped += store.write("note", note).await.unwrap();
+    }
+    assert_eq!((depth(&store).await, dropped), ((0, 1200 + 1000), 250));
+    assert!(entry(&store, 1).await.parked.is_some(), "a result is never dropped by itself");
+    let oldest = read(&store, |rx| Ok(rx.outbox_entry(1450).is_err())).await;
+    assert!(oldest, "the oldest power states are");
+}
