@@ -24,9 +24,9 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
-use super::PanelStatus;
 use super::client::Client;
 use super::lane::{Batch, Lane, Queue};
+use super::{PanelStatus, pace};
 use crate::domain::ids::ContainerId;
 use crate::domain::units::{UnixSeconds, now_unix_ms};
 use crate::store::outbox::{Attempts, Due, Fate, HowMany};
@@ -53,7 +53,8 @@ pub(super) async fn drain(
     let queue = Queue::default();
     let places = Places::new();
     let answers = Arc::clone(&places.answers);
-    let lane = Lane { client, queue: queue.clone(), done, answers, stop: stop.clone() };
+    let (told, stop_lane) = (status.subscribe(), stop.clone());
+    let lane = Lane { client, queue: queue.clone(), done, answers, status: told, stop: stop_lane };
     let drain = Drain {
         store,
         status,
@@ -218,9 +219,12 @@ impl Drain<'_> {
     }
 }
 
-/// Makes all that waits due now.
+/// Makes all that waits due now, but for what the panel has asked to have later.
 pub(super) async fn hurry(store: &Store) {
-    if let Err(why) = store.write("hurry the outbox", |tx| tx.hurry_outbox()).await {
+    let longest_ms = i64::try_from(pace::ASKED_PAUSE_MAX.as_millis()).unwrap_or(i64::MAX);
+    let asked_until_ms = now_unix_ms().saturating_add(longest_ms);
+    let hurry = move |tx: &Tx<'_>| tx.hurry_outbox(asked_until_ms);
+    if let Err(why) = store.write("hurry the outbox", hurry).await {
         tracing::warn!(error = %Chain(&why), "updates for the panel keep their waiting times");
     }
 }

@@ -24,6 +24,8 @@ pub(crate) enum Fate {
     Later {
         error: String,
         due_ms: i64,
+        /// The panel has asked for this pause, and is held to it.
+        is_asked: bool,
     },
 }
 
@@ -109,21 +111,21 @@ impl Tx<'_> {
     ) -> Result<usize, StoreError> {
         for Attempts { server, fates } in attempts {
             // Behind those that have been due for longer.
-            let mut due_ms = now_ms;
+            let mut next = (now_ms, false);
             for (sequence, fate) in fates {
                 match fate {
                     Fate::Delivered => self.delete_update(*sequence)?,
                     Fate::Refused { reason } => self.park(*sequence, reason, now_ms)?,
-                    Fate::Later { error, due_ms: later_ms } => {
+                    Fate::Later { error, due_ms, is_asked } => {
                         // What was dropped meanwhile holds up nothing.
                         if self.note_failure(*sequence, error)? {
-                            due_ms = *later_ms;
+                            next = (*due_ms, *is_asked);
                         }
                     }
                 }
             }
             if !fates.is_empty() {
-                self.settle(server, due_ms)?;
+                self.settle(server, next.0, next.1)?;
             }
         }
         let has_refusal = attempts.iter().any(|attempts| attempts.has_refusal());
@@ -170,11 +172,15 @@ impl Tx<'_> {
         Ok(dropped)
     }
 
-    /// Makes everything that waits due now: the panel is back.
-    pub(crate) fn hurry_outbox(&self) -> Result<(), StoreError> {
+    /// Makes everything that waits due now, but for the pauses that the panel has asked for, as far as these
+    /// end before `asked_until_ms`: no pause is so long that it ends later.
+    pub(crate) fn hurry_outbox(&self, asked_until_ms: i64) -> Result<(), StoreError> {
         self.connection
-            .prepare_cached("UPDATE outbox_servers SET due_ms = 0 WHERE due_ms > 0")?
-            .execute([])?;
+            .prepare_cached(
+                "UPDATE outbox_servers SET due_ms = 0
+                 WHERE due_ms > 0 AND (is_asked = 0 OR due_ms > ?1)",
+            )?
+            .execute([asked_until_ms])?;
         self.outbox_grew.set(true);
         Ok(())
     }
