@@ -16,6 +16,7 @@ mod parts;
 mod tasks;
 mod tls;
 
+use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
@@ -69,6 +70,9 @@ const OWNERS_END: Duration = Duration::from_secs(4);
 /// For how long a client may take nothing of what it is sent, before its connection is given up: a
 /// download or an event stream that nobody reads would otherwise keep its place for ever.
 const NOTHING_TAKEN_MS: u32 = 30_000;
+/// How long a port may still be a predecessor's.
+const PORT_FREED: Duration = Duration::from_secs(1);
+const PORT_AGAIN: Duration = Duration::from_millis(50);
 /// How long a connection may stand open without the whole head of a request, be it the first or the next.
 const HEAD_COMES: Duration = Duration::from_secs(75);
 
@@ -99,7 +103,8 @@ pub(crate) async fn run(
     ready: impl FnOnce(SocketAddr),
 ) -> Result<(), AppError> {
     let config = live.current();
-    let listener = listen(config.server.address)
+    let listener = listen_soon(config.server.address)
+        .await
         .map_err(|source| AppError::Listen(config.server.address, source))?;
     let address = listener.local_addr().map_err(AppError::Serve)?;
     let app = App::build(Arc::clone(&live), &config, stop.child_token()).await?;
@@ -122,6 +127,20 @@ pub(crate) async fn run(
 /// A connection that sends half a request's head, or nothing, would else be kept for ever.
 fn bound_heads(connections: &mut Builder<TokioExecutor>) {
     connections.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_COMES);
+}
+
+/// Where lightd was killed while it began a program (nft, mkfs), that one has the listening socket until
+/// its `execve` has closed it.
+async fn listen_soon(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let until = Instant::now() + PORT_FREED;
+    loop {
+        match listen(address) {
+            Err(error) if error.kind() == ErrorKind::AddrInUse && Instant::now() < until => {
+                tokio::time::sleep(PORT_AGAIN).await;
+            }
+            listener => return listener,
+        }
+    }
 }
 
 /// What is accepted has the options of the socket that it came in by (tcp(7)).

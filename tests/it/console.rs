@@ -349,9 +349,10 @@ async fn output_that_is_older_than_the_configuration_allows_goes_from_the_disk()
     .await;
     let (old, young) = (daemon.id("old"), daemon.id("young"));
     for id in [&old, &young] {
-        daemon.run(id, json!({"startup_command": "echo Ready; echo first"})).await;
-        daemon.state(id, "offline").await;
+        daemon.create(id, json!({"startup_command": "echo Ready; echo first"})).await;
+        daemon.power(id, "start").await;
         daemon.expect_log(id, "first").await;
+        daemon.state(id, "offline").await;
     }
     daemon.terminate().await;
     let journal = daemon.data_path().join("containers").join(&old).join("console");

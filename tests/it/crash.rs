@@ -139,9 +139,8 @@ async fn a_delete_cut_off_by_a_kill_is_finished_and_frees_the_name() {
     let path = format!("/containers/{id}");
     // The answer would come when it is gone; it is decided on before.
     let (client, watching) = (daemon.client(), daemon.client());
-    let decided = async {
-        while watching.get(&path).await.text.contains("\"state\":\"running\"") {}
-    };
+    let decided =
+        async { while watching.get(&path).await.text.contains("\"state\":\"running\"") {} };
     tokio::select! {
         answer = client.delete(&path) => panic!("it was gone before the kill: {answer:?}"),
         () = decided => {}

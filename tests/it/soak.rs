@@ -295,6 +295,8 @@ async fn is_installed(daemon: &Daemon, id: &str) -> bool {
         let answer = daemon.client().get(&path).await;
         match answer.body["install_state"].as_str() {
             None if answer.status == 404 => return Ok(false),
+            // A deletion that was told of before it was done is done in the end.
+            _ if answer.body["state"] == "deleting" => {}
             Some("ready") => return Ok(true),
             Some("failed") => {
                 drop(daemon.client().post_empty(&format!("{path}/reinstall")).await);
