@@ -7,9 +7,7 @@ servers = {}  # by id: what a real panel has in its database
 def lightd(method, path, body=None):
     headers = {"Authorization": "Bearer " + TOKEN, "Accept": "Application/vnd.pkglatv1+json"}
     data = json.dumps(body).encode() if body else None
-    request = urllib.request.Request(LIGHTD + path, data, headers, method=method)
-    with urllib.request.urlopen(request, timeout=30) as answer:
-        return json.load(answer)
+    return json.load(urllib.request.urlopen(urllib.request.Request(LIGHTD + path, data, headers, method=method), timeout=30))
 def is_signed(header, body):
     t, v1 = (header.split(",") + [""])[:2]
     wanted = hmac.new(SECRET, t[2:].encode() + b"." + body, "sha256").hexdigest()
@@ -44,6 +42,8 @@ class Panel(BaseHTTPRequestHandler):
         self.wfile.write(json.dumps(value).encode())
 for seen in lightd("GET", "/sync/snapshot")["containers"]:  # what became of them while nobody was here
     servers[seen["internal_id"]] = {"sequence": seen["last_sequence"], "status": seen["state"]}
+    if seen["state"] == "offline" and not seen["last_exit"]:  # ready, and never started
+        lightd("POST", f"/containers/{seen['internal_id']}/start")
 threading.Thread(target=ThreadingHTTPServer(("127.0.0.1", 9000), Panel).serve_forever).start()
 if "mine" not in servers:
     lightd("POST", "/containers", {"internal_id": "mine", "volume_id": lightd("POST", "/volumes")["volume_id"],

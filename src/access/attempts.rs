@@ -2,38 +2,46 @@
 //!
 //! Each address (a /64 of IPv6) may be wrong a number of times at once and so often a minute; what comes
 //! after that is refused unseen. So that nobody who shares an address with an attacker, behind one proxy
-//! say, is locked out with him: an address that the node's token was good from is remembered for a day,
-//! and whoever asks from there is compared with it always (a new one too, when it has been changed). Issued tokens are not a matter of guessing: they have
-//! 256 random bits, and are looked up whatever the address has done.
+//! say, is locked out with him: an address that the node's token was good from is remembered for a day, over
+//! restarts of lightd too, and whoever asks from there is compared with it always (a new one too, when it has
+//! been changed). Issued tokens are not a matter of guessing: they have 256 random bits, and are looked up
+//! whatever the address has done.
 //!
-//! Lost at a restart, which gives an attacker one more burst. Bounded: when too many addresses fail at
-//! once, those that come last share one budget.
+//! What was spent is lost at a restart, which gives an attacker one more burst. Bounded: when too many
+//! addresses fail at once, those that come last share one budget.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use governor::clock::{Clock as _, DefaultClock};
-use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
-use tokio::time::Instant;
-
 use super::settings::AttemptLimit;
 use crate::domain::client::ClientAddress;
+use crate::domain::units::UnixSeconds;
+use governor::clock::{Clock as _, DefaultClock};
+use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
 
 /// Addresses whose failures are counted apart.
 const COUNTED_MAX: usize = 16_384;
 /// The budget of all that come when there is no room for one of their own.
 const SHARED: IpAddr = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
 /// Addresses that are remembered for a good token; a node has one panel, and a few people.
-const HOMES_MAX: usize = 1024;
-const HOME_FOR: Duration = Duration::from_secs(24 * 3600);
+pub(super) const HOMES_MAX: usize = 1024;
+pub(super) const HOME_FOR_S: i64 = 24 * 3600;
+/// How exact the stored time of a home is; each request would be a write otherwise.
+const NOTED_EVERY_S: i64 = 600;
 
 #[derive(Debug, Default)]
 pub(super) struct Attempts {
     failures: Mutex<Option<Failures>>,
     /// Where the node's token was good from, and when last.
-    homes: Mutex<HashMap<IpAddr, Instant>>,
+    homes: Mutex<HashMap<IpAddr, Home>>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Home {
+    seen_at: UnixSeconds,
+    noted_at: UnixSeconds,
 }
 
 #[derive(Debug)]
@@ -56,22 +64,35 @@ impl Attempts {
     }
 
     /// Whether the node's token was good from there lately.
-    pub(super) fn is_home(&self, from: ClientAddress) -> bool {
+    pub(super) fn is_home(&self, from: ClientAddress, now: UnixSeconds) -> bool {
         let homes = self.homes();
-        homes.get(&from.network()).is_some_and(|seen_at| seen_at.elapsed() < HOME_FOR)
+        homes.get(&from.network()).is_some_and(|home| now.0 - home.seen_at.0 < HOME_FOR_S)
     }
 
-    /// Remembers where the node's token was good from.
-    pub(super) fn welcome(&self, from: ClientAddress) {
+    /// Remembers where the node's token was good from; true when that is to be stored.
+    pub(super) fn welcome(&self, from: ClientAddress, now: UnixSeconds) -> bool {
         let mut homes = self.homes();
         if homes.len() >= HOMES_MAX && !homes.contains_key(&from.network()) {
-            let oldest = homes.iter().min_by_key(|(_, seen_at)| **seen_at).map(|(key, _)| *key);
+            let oldest = homes.iter().min_by_key(|(_, home)| home.seen_at).map(|(key, _)| *key);
             oldest.map(|key| homes.remove(&key));
         }
-        homes.insert(from.network(), Instant::now());
+        let never = UnixSeconds(i64::MIN);
+        let home = homes.entry(from.network()).or_insert(Home { seen_at: now, noted_at: never });
+        home.seen_at = now;
+        let is_due = now.0.saturating_sub(home.noted_at.0) >= NOTED_EVERY_S;
+        if is_due {
+            home.noted_at = now;
+        }
+        is_due
     }
 
-    fn homes(&self) -> MutexGuard<'_, HashMap<IpAddr, Instant>> {
+    /// Remembers what an earlier process has stored.
+    pub(super) fn restore(&self, homes: Vec<(IpAddr, UnixSeconds)>) {
+        let home = |(network, at)| (network, Home { seen_at: at, noted_at: at });
+        self.homes().extend(homes.into_iter().map(home));
+    }
+
+    fn homes(&self) -> MutexGuard<'_, HashMap<IpAddr, Home>> {
         self.homes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -96,6 +117,7 @@ mod tests {
     use std::num::NonZeroU32;
 
     use super::*;
+    use crate::store::testing::NOW;
 
     fn limit(burst: u32) -> AttemptLimit {
         AttemptLimit {
@@ -136,20 +158,34 @@ mod tests {
             .map(|number| attempts.spend(address(number), limit(2)).is_ok())
             .collect();
         assert_eq!(late.iter().filter(|is_ok| **is_ok).count(), 2, "they share one budget");
-        (0..u32::try_from(HOMES_MAX).unwrap() + 10).for_each(|n| attempts.welcome(address(n)));
+        for number in 0..u32::try_from(HOMES_MAX).unwrap() + 10 {
+            assert!(attempts.welcome(address(number), NOW));
+        }
         assert_eq!(attempts.homes().len(), HOMES_MAX);
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_home_is_one_for_a_day_after_the_last_visit() {
+    #[test]
+    fn a_home_is_one_for_a_day_after_the_last_visit() {
         let attempts = Attempts::default();
+        let mut now = NOW;
         for _ in 0..2 {
-            attempts.welcome(address(1));
-            tokio::time::advance(HOME_FOR - Duration::from_secs(1)).await;
-            assert!(attempts.is_home(address(1)));
-            assert!(!attempts.is_home(address(2)));
+            attempts.welcome(address(1), now);
+            now.0 += HOME_FOR_S - 1;
+            assert!(attempts.is_home(address(1), now));
+            assert!(!attempts.is_home(address(2), now));
         }
-        tokio::time::advance(Duration::from_secs(1)).await;
-        assert!(!attempts.is_home(address(1)));
+        now.0 += 1;
+        assert!(!attempts.is_home(address(1), now));
+    }
+
+    #[test]
+    fn a_home_is_stored_now_and_then() {
+        let attempts = Attempts::default();
+        let stored = |seconds| attempts.welcome(address(1), UnixSeconds(NOW.0 + seconds));
+        let every = NOTED_EVERY_S;
+        assert_eq!(
+            [0, 1, every - 1, every, every + 1].map(stored),
+            [true, false, false, true, false]
+        );
     }
 }

@@ -18,7 +18,8 @@ mod settings;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
+use futures_util::FutureExt as _;
+use tokio::sync::{Semaphore, watch};
 
 use self::attempts::Attempts;
 pub(crate) use self::grant::Grant;
@@ -36,6 +37,8 @@ const TTL_MIN: Duration = Duration::from_secs(1);
 const TTL_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
 /// How exact the time of a token's last use is; each request would be a write otherwise.
 const LAST_USE_SECONDS: i64 = 60;
+/// Notes that may wait for the disk at once; the rest of the store's queue is for what somebody waits for.
+const NOTES_MAX: usize = 16;
 /// Characters of a token that lists show.
 const SHOWN_CHARS: usize = TOKEN_PREFIX.len() + 6;
 
@@ -62,6 +65,7 @@ pub(crate) struct Access {
     actor: Actor,
     settings: watch::Receiver<AccessSettings>,
     attempts: Arc<Attempts>,
+    notes: Arc<Semaphore>,
 }
 
 /// A token to be issued.
@@ -82,7 +86,16 @@ pub(crate) struct IssuedToken {
 
 impl Access {
     pub(crate) fn new(store: Store, settings: watch::Receiver<AccessSettings>) -> Self {
-        Self { store, actor: Actor::lightd(), settings, attempts: Arc::default() }
+        let notes = Arc::new(Semaphore::new(NOTES_MAX));
+        Self { store, actor: Actor::lightd(), settings, attempts: Arc::default(), notes }
+    }
+
+    /// Goes on from what an earlier process has stored. To be done before anybody asks.
+    pub(crate) async fn restore(&self) -> Result<(), StoreError> {
+        let homes =
+            self.store.read("read where the node's token was used", |rx| rx.homes()).await?;
+        self.attempts.restore(homes);
+        Ok(())
     }
 
     /// The same, for this actor.
@@ -113,7 +126,7 @@ impl Access {
         let Some(digest) = is_token(token).then(|| SecretDigest::of(token)) else {
             return Err(self.failed(from));
         };
-        if self.attempts.is_home(from)
+        if self.attempts.is_home(from, UnixSeconds::now())
             && let Some(grant) = self.node_grant(digest, from)
         {
             return Ok(grant);
@@ -138,8 +151,14 @@ impl Access {
     }
 
     fn node_grant(&self, digest: SecretDigest, from: ClientAddress) -> Option<Grant> {
-        self.settings.borrow().node_term(digest, UnixSeconds::now())?;
-        self.attempts.welcome(from);
+        let now = UnixSeconds::now();
+        self.settings.borrow().node_term(digest, now)?;
+        if self.attempts.welcome(from, now) {
+            let forget = UnixSeconds(now.0 - attempts::HOME_FOR_S);
+            let note =
+                move |tx: &Tx<'_>| tx.note_home(from.network(), now, forget, attempts::HOMES_MAX);
+            self.note("note where the node's token is used", note);
+        }
         Some(Grant::node(self.settings.clone(), digest))
     }
 
@@ -163,13 +182,27 @@ impl Access {
             return Ok(taken.map(|row| Grant::issued(&row, Arc::clone(index), gone)));
         }
         if is_use_to_note(&row, now, from) {
-            let note = move |tx: &Tx<'_>| tx.touch_token(id, now, from);
-            if let Err(why) = self.store.write("note a token's use", note).await {
-                // The token is good all the same.
-                tracing::debug!(error = %why, "a token's last use was not noted");
-            }
+            self.note("note a token's use", move |tx| tx.touch_token(id, now, from));
         }
         Ok(Some(Grant::issued(&row, Arc::clone(index), gone)))
+    }
+
+    /// Has something stored that nobody waits for: a token is good all the same, and a request must not hang
+    /// on the disk for it. What finds too much before it is noted with a later request, if at all.
+    fn note(
+        &self,
+        op: &'static str,
+        note: impl FnOnce(&Tx<'_>) -> Result<(), StoreError> + Send + 'static,
+    ) {
+        let Ok(place) = Arc::clone(&self.notes).try_acquire_owned() else { return };
+        let note = move |tx: &Tx<'_>| {
+            let _place = place;
+            note(tx)
+        };
+        // Asked once, it is in the store's queue.
+        if let Some(Err(why)) = self.store.write(op, note).now_or_never() {
+            tracing::debug!(error = %why, op, "not noted");
+        }
     }
 
     pub(crate) async fn issue(

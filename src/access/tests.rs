@@ -35,6 +35,11 @@ async fn issue(access: &Access, ttl: &str, once: bool) -> IssuedToken {
     access.issue(request, &Principal::Node, home()).await.unwrap()
 }
 
+/// Waits until all that was given to the store before is in it.
+async fn is_noted(access: &Access) {
+    access.store.write("test", |_| Ok(())).await.unwrap();
+}
+
 async fn within_5_s<T>(what: &str, future: impl Future<Output = T>) -> T {
     match tokio::time::timeout(Duration::from_secs(5), future).await {
         Ok(value) => value,
@@ -92,6 +97,7 @@ async fn an_issued_token_carries_its_scope_and_never_shows_again() {
         let grant = it.access.check(Some(token), home()).await.unwrap();
         assert_eq!(grant.principal, Principal::Token { id: issued.id, scope: scope.clone() });
     }
+    is_noted(&it.access).await;
     let list = it.access.list(all()).await.unwrap();
     assert_eq!(list.len(), 1);
     assert!(list[0].last_used_at.is_some());
@@ -238,6 +244,28 @@ async fn whoever_shares_an_address_with_an_attacker_is_not_locked_out() {
 }
 
 #[tokio::test]
+async fn nor_is_he_after_a_restart_of_lightd() {
+    let it = fixture();
+    let elsewhere = ClientAddress::parse("203.0.113.10").unwrap();
+    it.access.check(Some(NODE), home()).await.unwrap();
+    is_noted(&it.access).await;
+    it.settings.send_modify(|now| {
+        now.failed_attempts.burst = std::num::NonZeroU32::MIN;
+        now.failed_attempts.per_minute = std::num::NonZeroU32::MIN;
+    });
+    let again = Access::new(it.access.store.clone(), it.settings.subscribe());
+    again.restore().await.unwrap();
+    for from in [home(), elsewhere] {
+        for _ in 0..2 {
+            assert!(again.check(Some("lightd_guess_000000000"), from).await.is_err());
+        }
+    }
+    assert!(again.check(Some(NODE), home()).await.is_ok());
+    let other = again.check(Some(NODE), elsewhere).await;
+    assert!(matches!(other, Err(AccessError::TooManyAttempts { .. })));
+}
+
+#[tokio::test]
 async fn there_are_no_more_tokens_than_the_node_takes() {
     let it = fixture();
     it.settings.send_modify(|now| now.max_tokens = 3);
@@ -269,6 +297,7 @@ async fn where_a_token_came_from_and_was_used_is_kept() {
     assert_eq!((row.issued_by.as_str(), row.issued_from), ("node", Some(home())));
     assert_eq!((row.last_used_at, row.last_used_from), (None, None));
     it.access.check(Some(issued.token.expose()), home()).await.unwrap();
+    is_noted(&it.access).await;
     let row = shown().await;
     assert_eq!(row.last_used_from, Some(home()));
     let (first, now) = (row.last_used_at.unwrap(), UnixSeconds);
@@ -276,4 +305,32 @@ async fn where_a_token_came_from_and_was_used_is_kept() {
     assert!(is_use_to_note(&row, now(first.0 + 1), elsewhere));
     assert!(!is_use_to_note(&row, now(first.0 + 59), home()));
     assert!(is_use_to_note(&row, now(first.0 + 60), home()));
+}
+
+#[tokio::test]
+async fn a_check_waits_for_no_disk_and_leaves_the_store_room_for_others() {
+    let it = fixture();
+    let issued = issue(&it.access, "1h", false).await;
+    let (go_on, hangs) = std::sync::mpsc::channel::<()>();
+    let (begun, has_begun) = tokio::sync::oneshot::channel();
+    let hang = move |_: &Tx<'_>| {
+        begun.send(()).unwrap();
+        hangs.recv().ok();
+        Ok(())
+    };
+    let mut hung = Box::pin(it.access.store.write("hang", hang));
+    assert!(futures_util::poll!(&mut hung).is_pending());
+    has_begun.await.unwrap();
+    let checks = async {
+        for _ in 0..1000 {
+            it.access.check(Some(issued.token.expose()), home()).await.unwrap();
+        }
+    };
+    within_5_s("a check while the store hangs", checks).await;
+    let mut other = Box::pin(is_noted(&it.access));
+    assert!(futures_util::poll!(&mut other).is_pending());
+    drop(go_on);
+    hung.await.unwrap();
+    other.await;
+    assert_eq!(it.access.show(issued.id).await.unwrap().last_used_from, Some(home()));
 }

@@ -181,8 +181,10 @@ impl App {
         let host_was_restarted = note_host_boot(&store).await.map_err(AppError::Store)?;
         tracing::info!(containers, host_was_restarted, "the store is open");
         let operations = stored_operations(&store).await.map_err(AppError::Store)?;
+        let access = Access::new(store.clone(), levers.access.subscribe());
+        access.restore().await.map_err(AppError::Store)?;
         let state = AppState::new(api::Services {
-            access: Access::new(store.clone(), levers.access.subscribe()),
+            access,
             ports,
             firewall: registry.services().firewall.clone(),
             files,

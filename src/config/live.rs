@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::authorization::PreviousToken;
-use super::reload::{Changes, compare};
+use super::reload::{Changes, compare, kept};
 use super::source::{Source, read_text};
 use super::{Config, ConfigError};
 use crate::domain::access::is_token;
@@ -47,12 +47,13 @@ impl Live {
         self.current.subscribe()
     }
 
-    /// Reads file, environment and command line again, and swaps the result in. Blocking, briefly.
+    /// Reads file, environment and command line again, and swaps the result in, but for what waits for a
+    /// restart: nobody who looks finds any of that. Blocking, briefly.
     pub(crate) fn reload(&self) -> Result<Changes, ConfigError> {
         let _one_at_a_time = self.reloading.lock().unwrap_or_else(PoisonError::into_inner);
-        let new = self.source.load()?;
-        let changes = compare(&self.started_with, &self.current(), &new);
-        self.current.send_replace(Arc::new(new));
+        let (at_start, until_then) = self.source.load_beside(&kept(&self.started_with))?;
+        let changes = compare(&self.started_with, &self.current(), &at_start);
+        self.current.send_replace(Arc::new(until_then));
         Ok(changes)
     }
 

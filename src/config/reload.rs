@@ -1,7 +1,8 @@
 //! What of a changed configuration a running daemon takes over.
 //!
 //! Every key is either live or waits for a restart; a test holds the two lists against the keys there
-//! are. Called by [`super::live`], which swaps the new value in whole: this says what that means.
+//! are. Called by [`super::live`], which swaps the new value in whole, with the keys that wait as they were:
+//! this says what that means.
 
 use std::collections::BTreeMap;
 
@@ -9,6 +10,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::Config;
+use super::source::pointer;
 
 /// Keys, or sections, whose new value counts at once (for what begins after it: a running install
 /// keeps its limit).
@@ -36,8 +38,7 @@ pub(super) const LIVE: &[&str] = &[
     "billing",
 ];
 
-/// Keys, or sections, that the daemon reads once. With the ones above, all there are.
-#[cfg(test)]
+/// Keys, or sections, that wait for a restart; none holds a secret. With the ones above, all there are.
 pub(super) const RESTART: &[&str] = &[
     "server.host",
     "server.port",
@@ -72,6 +73,13 @@ pub(super) fn compare(started_with: &Config, current: &Config, new: &Config) -> 
     let (_, needs_restart): (Vec<_>, Vec<_>) =
         differences(started_with, new).into_iter().partition(is_live);
     Changes { applied, needs_restart }
+}
+
+/// What waits for a restart, as it is.
+pub(super) fn kept(started_with: &Config) -> Vec<(&'static str, Value)> {
+    let value = started_with.masked();
+    let of = |key: &&'static str| Some((*key, value.pointer(&pointer(key))?.clone()));
+    RESTART.iter().filter_map(of).collect()
 }
 
 pub(super) fn is_at_or_below(key: &str, section: &str) -> bool {

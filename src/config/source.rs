@@ -102,7 +102,24 @@ impl Source {
 
     /// Reads and validates. Never writes.
     pub(crate) fn load(&self) -> Result<Config, ConfigError> {
-        self.resolve(self.read_json()?)
+        self.resolve(self.read_json()?, &[])
+    }
+
+    /// Reads and validates for a running daemon: what a start would work with, and what counts until then,
+    /// with these keys as they are `kept`. Both must be valid: what is live may not go with what is kept.
+    pub(super) fn load_beside(
+        &self,
+        kept: &[(&str, Value)],
+    ) -> Result<(Config, Config), ConfigError> {
+        let file = self.read_json()?;
+        let at_start = self.resolve(file.clone(), &[])?;
+        let mut until_then = self.resolve(file, kept);
+        if let Err(ConfigError::Invalid { problems, .. }) = &mut until_then {
+            for problem in problems {
+                problem.message.push_str(" (as long as what waits for a restart is as it was)");
+            }
+        }
+        Ok((at_start, until_then?))
     }
 
     /// Reads and validates for a start: makes the file if there is none, and the node's token if it has
@@ -114,7 +131,7 @@ impl Source {
             edit::set(&self.path, "authorization", &[("token", new_token().into())])?;
             file = self.read_json()?;
         }
-        self.resolve(file)
+        self.resolve(file, &[])
     }
 
     /// What a start would work with: as [`Source::load_or_create`], with nothing written.
@@ -123,7 +140,7 @@ impl Source {
         if self.lacks_token(&file) {
             set(&mut file, "authorization.token", new_token().into());
         }
-        self.resolve(file)
+        self.resolve(file, &[])
     }
 
     fn lacks_token(&self, file: &Value) -> bool {
@@ -156,11 +173,15 @@ impl Source {
             .map_err(|source| ConfigError::NotJson { path: self.path.clone(), source })
     }
 
-    fn resolve(&self, mut value: Value) -> Result<Config, ConfigError> {
+    /// `kept` are keys, or sections, that are not as they are written.
+    fn resolve(&self, mut value: Value, kept: &[(&str, Value)]) -> Result<Config, ConfigError> {
         let mut problems = Vec::new();
         let mut origins = HashMap::new();
         self.apply_env(&mut value, &mut origins, &mut problems);
         self.apply_overrides(&mut value, &mut origins);
+        for (key, kept) in kept {
+            set(&mut value, key, kept.clone());
+        }
         let raw = typed(value, &mut problems);
         let mut meanings = Vec::new();
         let config = validate::validate(raw, &mut meanings);
@@ -269,7 +290,7 @@ pub(super) fn defaults() -> Value {
     serde_json::to_value(Raw::default()).expect("invariant: the defaults are JSON")
 }
 
-fn pointer(key: &str) -> String {
+pub(super) fn pointer(key: &str) -> String {
     format!("/{}", key.replace('.', "/"))
 }
 

@@ -291,6 +291,51 @@ fn a_reload_names_what_applies_and_what_waits() {
     assert_eq!(live.current().authorization.token.expose(), other, "nothing has changed");
 }
 
+#[test]
+fn what_waits_for_a_restart_does_not_count_before_it() {
+    let (_folder, path) = file(&json!({"authorization": {"token": TOKEN}}));
+    let source = Source::new(path.clone(), [], Overrides::default());
+    let live = Live::new(source.clone(), source.load().unwrap());
+    let before = live.current();
+    let changed = json!({
+        "authorization": {"token": TOKEN, "max_tokens": 7},
+        "server": {"host": "127.0.0.1", "port": 9, "max_body_bytes": 100_000},
+        "docker": {"user": "5:6", "node": "other", "socket_path": "/other.sock"},
+        "storage": {"base_path": "/other", "fsync": false},
+        "console": {"ring_bytes": 100_000, "journal_max_age": "1h"},
+        "network": {"bridge": "br9", "firewall": "off", "quarantine": "5s"},
+        "ssh": {"port": 10},
+        "log": {"format": "json"},
+    });
+    write(&path, &changed.to_string());
+    let waits = live.reload().unwrap().needs_restart;
+    assert!(waits.len() >= 12, "{waits:?}");
+    let now = live.current();
+    let kept = |config: &Config| -> Vec<_> {
+        let is_kept = |key: &String| RESTART.iter().any(|kept| is_at_or_below(key, kept));
+        keys(&config.masked()).into_iter().filter(|(key, _)| is_kept(key)).collect()
+    };
+    assert_eq!(kept(&now), kept(&before));
+    assert_eq!(
+        (&now.network.bridge, now.docker.user),
+        (&before.network.bridge, before.docker.user)
+    );
+    assert_eq!(now.server.address, before.server.address);
+    assert_eq!(now.own_addresses(), before.own_addresses());
+    assert_eq!(now.authorization.token.expose(), TOKEN);
+    assert_eq!((now.authorization.max_tokens, now.network.quarantine), (7, Duration::from_secs(5)));
+
+    // Good at a start, and not for a daemon that listens on all addresses.
+    let open = json!({
+        "authorization": {"token": TOKEN, "enabled": false}, "server": {"host": "127.0.0.1"},
+    });
+    write(&path, &open.to_string());
+    assert!(source.load().is_ok());
+    let told = problems(live.reload().map(|_| source.load().unwrap()));
+    assert!(told[0].message.contains("waits for a restart"), "{told:?}");
+    assert!(live.current().authorization.enabled);
+}
+
 #[tokio::test]
 async fn a_new_token_counts_without_a_reload_and_nothing_else_does() {
     let (_folder, path) = file(&json!({"authorization": {"token": TOKEN}}));

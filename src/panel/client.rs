@@ -129,26 +129,28 @@ async fn take_in(mut response: Response) -> Body {
     Body { beginning, broke_off }
 }
 
-/// A 2xx takes an update. A web page does not, whatever its status says: it is some proxy's, or that of
-/// whoever has the address now. Nor does an answer that breaks off, whose author may not have come to an end.
+/// A 2xx takes an update, and a 4xx refuses it. A web page does neither, whatever its status says: it is some
+/// proxy's, or that of whoever has the address now. Nor does an answer that breaks off, whose author may not
+/// have come to an end.
 fn judge(status: StatusCode, asked: Option<Duration>, body: Body) -> Outcome {
     let later = |error| Outcome::Later { error, asked };
-    if status.is_success() {
+    // 401 is our token or theirs being changed; it will be set right.
+    let passes =
+        [StatusCode::UNAUTHORIZED, StatusCode::REQUEST_TIMEOUT, StatusCode::TOO_MANY_REQUESTS];
+    let refuses = status.is_client_error() && !passes.contains(&status);
+    if status.is_success() || refuses {
         return match body.broke_off {
             Some(why) => later(PanelError::BrokeOff(why.without_url())),
             None if is_web_page(&body.beginning) => later(PanelError::WebPage),
+            None if refuses => {
+                let text = String::from_utf8_lossy(&body.beginning);
+                Outcome::Refused(format!("{}: {}", status.as_u16(), text.trim()))
+            }
             None => Outcome::Accepted,
         };
     }
     if status.is_redirection() {
         return later(PanelError::Redirect(status.as_u16()));
-    }
-    // 401 is our token or theirs being changed; it will be set right.
-    let passes =
-        [StatusCode::UNAUTHORIZED, StatusCode::REQUEST_TIMEOUT, StatusCode::TOO_MANY_REQUESTS];
-    if status.is_client_error() && !passes.contains(&status) {
-        let text = String::from_utf8_lossy(&body.beginning);
-        return Outcome::Refused(format!("{}: {}", status.as_u16(), text.trim()));
     }
     later(PanelError::Status(status.as_u16()))
 }
@@ -239,7 +241,10 @@ mod tests {
         }
         assert!(judged(302, "").contains("redirects"));
         for page in ["<!DOCTYPE html><title>Sign in</title>", "\u{feff}\n <HTML>"] {
-            assert_eq!(judged(200, page), "later: the panel answers with a web page", "{page}");
+            for status in [200, 403, 404, 410] {
+                let told = judged(status, page);
+                assert_eq!(told, "later: the panel answers with a web page", "{status} {page}");
+            }
         }
     }
 

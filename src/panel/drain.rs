@@ -24,13 +24,13 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
-use super::PanelStatus;
 use super::client::Client;
 use super::lane::{Batch, Lane, Queue};
+use super::{PanelStatus, pace};
 use crate::domain::ids::ContainerId;
 use crate::domain::units::{UnixSeconds, now_unix_ms};
 use crate::store::outbox::{Attempts, Due, Fate, HowMany};
-use crate::store::{Store, StoreError};
+use crate::store::{Store, StoreError, Tx};
 use crate::util::chain::Chain;
 
 /// How much is read at once; with updates of at most 16 KiB it bounds the memory that a backlog takes.
@@ -53,7 +53,8 @@ pub(super) async fn drain(
     let queue = Queue::default();
     let places = Places::new();
     let answers = Arc::clone(&places.answers);
-    let lane = Lane { client, queue: queue.clone(), done, answers, stop: stop.clone() };
+    let (told, stop_lane) = (status.subscribe(), stop.clone());
+    let lane = Lane { client, queue: queue.clone(), done, answers, status: told, stop: stop_lane };
     let drain = Drain {
         store,
         status,
@@ -189,8 +190,11 @@ impl Drain<'_> {
             return Ok(());
         }
         let (noted, now_ms) = (Arc::clone(ended), now_unix_ms());
-        let note = move |tx: &crate::store::Tx<'_>| tx.note_attempts(&noted, now_ms);
-        self.store.write("note deliveries", note).await?;
+        let note = move |tx: &Tx<'_>| tx.note_attempts(&noted, now_ms);
+        let dropped = self.store.write("note deliveries", note).await?;
+        if dropped > 0 {
+            tracing::warn!(dropped, "too many power states are parked; the oldest are dropped");
+        }
         if fates().any(|(_, fate)| *fate == Fate::Delivered) {
             let now = UnixSeconds::from_ms(now_ms);
             self.status.send_modify(|status| status.delivered_at = Some(now));
@@ -215,9 +219,12 @@ impl Drain<'_> {
     }
 }
 
-/// Makes all that waits due now.
+/// Makes all that waits due now, but for what the panel has asked to have later.
 pub(super) async fn hurry(store: &Store) {
-    if let Err(why) = store.write("hurry the outbox", |tx| tx.hurry_outbox()).await {
+    let longest_ms = i64::try_from(pace::ASKED_PAUSE_MAX.as_millis()).unwrap_or(i64::MAX);
+    let asked_until_ms = now_unix_ms().saturating_add(longest_ms);
+    let hurry = move |tx: &Tx<'_>| tx.hurry_outbox(asked_until_ms);
+    if let Err(why) = store.write("hurry the outbox", hurry).await {
         tracing::warn!(error = %Chain(&why), "updates for the panel keep their waiting times");
     }
 }

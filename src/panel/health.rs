@@ -1,8 +1,9 @@
 //! Whether the panel answers, and since when it is so.
 //!
 //! Runs beside the deliveries and does not hold them up: an update is tried also while the panel's health is
-//! bad, after its own pauses. When the panel is found well again, all that waits is due at once. Since when
-//! it is away is stored, so that a restart of lightd does not shorten an outage.
+//! bad, after its own pauses. When the panel is found well again, all that waits is due at once, but for what it
+//! has asked to have later while it was well: `/health` may be well all the time that `/update` says "too many".
+//! Since when it is away is stored, so that a restart of lightd does not shorten an outage.
 
 use std::time::Duration;
 

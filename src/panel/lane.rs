@@ -10,12 +10,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::client::{Client, Outcome};
-use super::pace;
+use super::{PanelState, PanelStatus, pace};
 use crate::domain::ids::ContainerId;
 use crate::domain::units::now_unix_ms;
 use crate::store::outbox::{Attempts, Fate, OutboxRow};
@@ -69,6 +69,7 @@ pub(super) struct Lane {
     pub(super) done: mpsc::Sender<Attempts>,
     /// Counts what the panel has answered, of all lanes.
     pub(super) answers: Arc<AtomicU64>,
+    pub(super) status: watch::Receiver<PanelStatus>,
     /// Ends it after the request that is under way.
     pub(super) stop: CancellationToken,
 }
@@ -96,7 +97,7 @@ impl Lane {
             if self.stop.is_cancelled() || began.elapsed() > BATCH_TIME {
                 break;
             }
-            let fate = fate_of(row, self.client.deliver(row).await);
+            let fate = self.fate_of(row, self.client.deliver(row).await);
             self.answers.fetch_add(1, Ordering::Relaxed);
             let goes_on = !matches!(fate, Fate::Later { .. });
             fates.push((row.sequence, fate));
@@ -106,23 +107,26 @@ impl Lane {
         }
         fates
     }
-}
 
-fn fate_of(row: &OutboxRow, outcome: Outcome) -> Fate {
-    match outcome {
-        Outcome::Accepted => Fate::Delivered,
-        Outcome::Refused(reason) => {
-            tracing::warn!(server = %row.server, sequence = row.sequence, reason, "the panel refuses an update; it is parked");
-            Fate::Refused { reason }
-        }
-        Outcome::Later { error, asked } => {
-            let mut error = Chain(&error).to_string();
-            error.truncate(error.floor_char_boundary(ERROR_MAX_BYTES));
-            tracing::debug!(server = %row.server, error, "an update waits");
-            let failures = row.attempts.saturating_add(1);
-            let pause = pace::pause_before_retry(failures, asked, rand::random());
-            let pause_ms = i64::try_from(pause.as_millis()).unwrap_or(i64::MAX);
-            Fate::Later { error, due_ms: now_unix_ms().saturating_add(pause_ms) }
+    fn fate_of(&self, row: &OutboxRow, outcome: Outcome) -> Fate {
+        match outcome {
+            Outcome::Accepted => Fate::Delivered,
+            Outcome::Refused(reason) => {
+                tracing::warn!(server = %row.server, sequence = row.sequence, reason, "the panel refuses an update; it is parked");
+                Fate::Refused { reason }
+            }
+            Outcome::Later { error, asked } => {
+                let mut error = Chain(&error).to_string();
+                error.truncate(error.floor_char_boundary(ERROR_MAX_BYTES));
+                tracing::debug!(server = %row.server, error, "an update waits");
+                let failures = row.attempts.saturating_add(1);
+                let pause = pace::pause_before_retry(failures, asked, rand::random());
+                let pause_ms = i64::try_from(pause.as_millis()).unwrap_or(i64::MAX);
+                // What it asks for in an outage ends with that.
+                let is_asked =
+                    asked.is_some() && self.status.borrow().state != PanelState::Unreachable;
+                Fate::Later { error, due_ms: now_unix_ms().saturating_add(pause_ms), is_asked }
+            }
         }
     }
 }

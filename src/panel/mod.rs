@@ -2,12 +2,12 @@
 //!
 //! Updates are rows of the outbox, written with the change they report. [`Panel::run`] drains them: of
 //! each server in order, of several servers side by side, each until the panel accepts it. Beside that
-//! it looks at the panel's health, and when the panel comes back everything that waits is sent at once.
+//! it looks at the panel's health, and when the panel comes back what waits is sent at once.
 //! Nothing in here can hold up a container: the panel may be away for days.
 //!
 //! ```text
 //!   store.outbox --(grew | due)--> drain --POST /update--> 2xx: delete   4xx: park   else: later
-//!                                  health --GET /health--> watch<PanelStatus>; back: all due now
+//!                                  health --GET /health--> watch<PanelStatus>; back: due now, but for a Retry-After
 //! ```
 //!
 //! Delivery is at least once: a crash between the panel's answer and the deletion of the row sends it

@@ -11,6 +11,8 @@ const BACKOFF: Backoff =
     Backoff { first: Duration::from_secs(1), longest: Duration::from_secs(300) };
 /// The longest that a panel may ask us to wait.
 const ASKED_MAX: Duration = Duration::from_secs(3600);
+/// No pause that the panel asked for lasts longer.
+pub(super) const ASKED_PAUSE_MAX: Duration = Duration::from_secs(3600 + 360);
 
 /// How long an update waits that has failed so often. A `Retry-After` is kept, and a little more is waited
 /// than it says: the panel has told everybody the same.
@@ -52,7 +54,7 @@ mod tests {
         assert_eq!(pause(seconds(600), 0.0), seconds(600));
         assert_eq!(pause(seconds(600), 1.0), seconds(660));
         assert_eq!(pause(seconds(0), 1.0), seconds(1));
-        assert_eq!(pause(seconds(999_999), 1.0), seconds(3600 + 360));
+        assert_eq!(pause(seconds(999_999), 1.0), ASKED_PAUSE_MAX);
     }
 
     #[test]

@@ -274,6 +274,51 @@ async fn a_panel_that_comes_back_is_told_at_once() {
 }
 
 #[tokio::test]
+async fn what_the_panel_asked_for_is_kept_over_restarts_reloads_and_a_bad_look() {
+    let mut it = Fixture::new().await;
+    it.wait_for_state(PanelState::Reachable).await;
+    it.stub.script(|_| {
+        Some((StatusCode::TOO_MANY_REQUESTS, [("retry-after", "600")]).into_response())
+    });
+    it.enqueue("a", &[PanelUpdate::Ready]).await;
+    let due = async |it: &Fixture| {
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(15);
+        loop {
+            let entry = it.entry(1).await;
+            if entry.row.attempts == 1 {
+                return entry.due_at.unwrap();
+            }
+            assert!(tokio::time::Instant::now() < deadline, "{entry:?}");
+            tokio::task::yield_now().await;
+        }
+    };
+    let asked = due(&it).await;
+    // lightd is restarted.
+    it.cancel.cancel();
+    it.panel.ended().await;
+    it.cancel = CancellationToken::new();
+    it.panel = Arc::new(Panel::new(it.store.clone(), it.settings.subscribe()));
+    it.start();
+    it.wait_for_state(PanelState::Reachable).await;
+    // Its settings change.
+    let mut other = it.present.clone();
+    other.token = Secret::new("another");
+    it.settings.send_replace(None);
+    it.wait_for_state(PanelState::Disabled).await;
+    it.settings.send_replace(Some(other));
+    it.wait_for_state(PanelState::Reachable).await;
+    // One look at its health fails.
+    *it.stub.healthy.lock().unwrap() = StatusCode::BAD_GATEWAY;
+    it.wait_for_state(PanelState::Unreachable).await;
+    *it.stub.healthy.lock().unwrap() = StatusCode::OK;
+    it.wait_for_state(PanelState::Reachable).await;
+    assert_eq!((due(&it).await, it.stub.seen().len()), (asked, 1));
+    // Others are not concerned.
+    it.enqueue("b", &[PanelUpdate::Ready]).await;
+    assert_eq!(numbers(&it.stub.wait_for(2).await, "b"), ["1"]);
+}
+
+#[tokio::test]
 async fn settings_change_under_a_running_link() {
     let it = Fixture::new().await;
     it.wait_for_state(PanelState::Reachable).await;

@@ -1,9 +1,9 @@
 //! Choosing free ports, in time that does not grow with the pool.
 //!
-//! Two indexes hold the free ports and nothing else: one in an order that is none, from which any port is
-//! taken, and one by address and number, in which following numbers lie side by side. Both are walked
-//! from a random place, and no further than to the last port that is needed. A port that the host has in
-//! use otherwise is passed over.
+//! Three indexes hold the free ports and nothing else: two in an order that is none, of all addresses and of
+//! each, from which any port is taken, and one by address and number, in which following numbers lie side by
+//! side. They are walked from a random place, and no further than to the last port that is needed. A port
+//! that the host has in use otherwise is passed over.
 
 use std::net::IpAddr;
 
@@ -43,11 +43,7 @@ impl Tx<'_> {
         let start: i64 = rand::random();
         let mut found = Vec::new();
         for half in ["shuffle >= ?2", "shuffle < ?2"] {
-            let sql = format!(
-                "SELECT ip, port FROM ports WHERE protocol = ?1 AND {IS_FREE} AND {half}
-                   AND (?3 IS NULL OR ip = ?3) ORDER BY shuffle"
-            );
-            let statement = self.connection.prepare_cached(&sql)?;
+            let statement = self.connection.prepare_cached(&any_sql(half, among))?;
             let mut chunk = Vec::with_capacity(MIXED);
             let values = (among.protocol.as_str(), start, among.ip.map(text));
             each_port(statement, values, among.protocol, |port| {
@@ -74,14 +70,11 @@ impl Tx<'_> {
         let start = self.free_ports(among, 1, &anywhere)?.first().copied();
         let starts = start.map(|start| (text(start.ip), start.port));
         // The second time from the beginning, for the rows before the start and the one through it.
-        for (ip, port) in starts.into_iter().chain([(String::new(), 0)]) {
-            let sql = format!(
-                "SELECT ip, port FROM ports WHERE protocol = ?1 AND {IS_FREE}
-                   AND (ip, port) >= (?2, ?3) AND (?4 IS NULL OR ip = ?4) ORDER BY ip, port"
-            );
-            let statement = self.connection.prepare_cached(&sql)?;
+        let beginning = (among.ip.map(text).unwrap_or_default(), 0);
+        for (ip, port) in starts.into_iter().chain([beginning]) {
+            let statement = self.connection.prepare_cached(&in_order_sql(among))?;
             let (mut run, mut is_found) = (Run::default(), false);
-            let values = (among.protocol.as_str(), ip, port, among.ip.map(text));
+            let values = (among.protocol.as_str(), ip, port);
             each_port(statement, values, among.protocol, |port| {
                 is_found = run.grows_to(count, port, |port| terms.may_hand_out(port));
                 !is_found
@@ -92,6 +85,24 @@ impl Tx<'_> {
         }
         Ok(Vec::new())
     }
+}
+
+/// Free ports in the order that is none: of one address and of all are two statements, each with its index.
+fn any_sql(half: &str, among: Among) -> String {
+    let of_ip = if among.ip.is_some() { "ip = ?3" } else { "?3 IS NULL" };
+    format!(
+        "SELECT ip, port FROM ports
+         WHERE protocol = ?1 AND {IS_FREE} AND {half} AND {of_ip} ORDER BY shuffle"
+    )
+}
+
+/// Free ports by their numbers, from one on.
+fn in_order_sql(among: Among) -> String {
+    let from = if among.ip.is_some() { "ip = ?2 AND port >= ?3" } else { "(ip, port) >= (?2, ?3)" };
+    format!(
+        "SELECT ip, port FROM ports
+         WHERE protocol = ?1 AND {IS_FREE} AND {from} ORDER BY ip, port"
+    )
 }
 
 /// Reads ports for as long as `goes_on` says so.
@@ -208,27 +219,32 @@ mod tests {
                 let explain = |sql: String| -> Result<String, StoreError> {
                     let mut statement =
                         rx.connection.prepare(&format!("EXPLAIN QUERY PLAN {sql}"))?;
-                    let steps = statement.query_map([], |row| row.get::<_, String>(3))?;
-                    Ok(steps.collect::<Result<Vec<_>, _>>()?.join("; "))
+                    let mut steps = statement.raw_query();
+                    let mut plan = Vec::new();
+                    while let Some(step) = steps.next()? {
+                        plan.push(step.get::<_, String>(3)?);
+                    }
+                    Ok(plan.join("; "))
                 };
+                let all = Among { protocol: Protocol::Tcp, ip: None };
+                let of_one = Among { ip: Some("::1".parse().unwrap()), ..all };
                 Ok([
-                    explain(format!(
-                        "SELECT ip, port FROM ports WHERE protocol = 'tcp' AND {IS_FREE}
-                           AND shuffle >= 5 AND (NULL IS NULL OR ip = NULL) ORDER BY shuffle"
-                    ))?,
-                    explain(format!(
-                        "SELECT ip, port FROM ports WHERE protocol = 'tcp' AND {IS_FREE}
-                           AND (ip, port) >= ('::1', 3) ORDER BY ip, port"
-                    ))?,
+                    explain(any_sql("shuffle >= ?2", all))?,
+                    explain(any_sql("shuffle >= ?2", of_one))?,
+                    explain(in_order_sql(all))?,
+                    explain(in_order_sql(of_one))?,
                 ])
             })
             .await
             .unwrap();
-        assert!(
-            plans[0].contains("COVERING INDEX ports_free (protocol=? AND shuffle>?)"),
-            "{plans:?}"
-        );
-        assert!(plans[1].contains("COVERING INDEX ports_free_in_order (protocol=?"), "{plans:?}");
+        for (plan, walk) in plans.iter().zip([
+            "ports_free (protocol=? AND shuffle>?)",
+            "ports_free_of_ip (protocol=? AND ip=? AND shuffle>?)",
+            "ports_free_in_order (protocol=?",
+            "ports_free_in_order (protocol=? AND ip=? AND port>?)",
+        ]) {
+            assert!(plan.contains(&format!("COVERING INDEX {walk}")), "{walk}: {plans:?}");
+        }
         assert!(!plans.concat().contains("TEMP B-TREE"), "{plans:?}");
     }
 

@@ -22,6 +22,7 @@ pub(crate) mod containers;
 pub(crate) mod error;
 pub(crate) mod firewall;
 pub(crate) mod free_ports;
+mod homes;
 pub(crate) mod idempotency;
 pub(crate) mod leases;
 mod meta;

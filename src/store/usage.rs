@@ -30,13 +30,19 @@ const SUMS: &str = "coalesce(sum(run_ms), 0), coalesce(sum(cpu_us), 0), \
      coalesce(sum(ingress_bytes), 0)";
 
 impl Tx<'_> {
-    /// Stores what a container's meter has taken. The position only while there is the container.
+    /// Stores what a container's meter has taken, and with it where the run's counters stood: while there is
+    /// the container, and none once the run has ended, whose end would be counted again otherwise.
     pub(crate) fn add_usage(&self, id: &ContainerId, taken: &Taken) -> Result<(), StoreError> {
         for (hour, usage) in &taken.hours {
             self.add_to(id, "hour", Step::Hour.floor(*hour), usage)?;
             self.add_to(id, "day", Step::Day.floor(*hour), usage)?;
         }
-        let Some(position) = &taken.position else { return Ok(()) };
+        let Some(position) = &taken.position else {
+            self.connection
+                .prepare_cached("DELETE FROM usage_positions WHERE container = ?1")?
+                .execute([id.as_str()])?;
+            return Ok(());
+        };
         let at_ms = u64::try_from(position.at.as_millis()).unwrap_or(u64::MAX);
         self.connection
             .prepare_cached(
@@ -220,7 +226,9 @@ fn usage_of_row(row: &Row<'_>) -> rusqlite::Result<Usage> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::stats::Counters;
     use crate::domain::usage::calendar::{DAY_S, HOUR_S};
+    use crate::domain::usage::meter::{Moment, Reading, UsageMeter};
     use crate::store::Store;
     use crate::store::testing::{NOW, add_volume, id, new_container, open, terms};
 
@@ -248,6 +256,41 @@ mod tests {
         let read = move |rx: &Read<'_>| rx.usage_of(&id("a"), step, period, limit);
         let found = store.read("test", read).await.unwrap();
         found.into_iter().map(|(at, usage)| (at.0, usage.cpu_us)).collect()
+    }
+
+    #[tokio::test]
+    async fn the_end_of_a_run_is_counted_once_however_often_lightd_begins_anew() {
+        let (_folder, store) = open();
+        let new = new_container("a", add_volume(&store).await, &[]);
+        let insert = move |tx: &Tx<'_>| tx.insert_container(&new, &terms(NOW)).map(drop);
+        store.write("test", insert).await.unwrap();
+        let keep = async |meter: &mut UsageMeter| {
+            let taken = meter.take();
+            store.write("test", move |tx| tx.add_usage(&id("a"), &taken)).await.unwrap();
+        };
+        let at = |seconds: u64| Duration::from_secs(1000 + seconds);
+        let end = Moment { since_boot: at(80), unix_ms: (NOW.0 + 80) * 1000 };
+        let mut meter = UsageMeter::default();
+        let counters = Counters { taken_at: at(60), ..Counters::default() };
+        meter.read(&Reading {
+            run: RunId(3),
+            counters: &counters,
+            unix_ms: (NOW.0 + 60) * 1000,
+            age: Duration::from_secs(60),
+            reserved_bytes: None,
+        });
+        keep(&mut meter).await;
+        // It dies before it has stored the end.
+        for _ in 0..3 {
+            let positions = store.read("test", |rx| rx.usage_positions()).await.unwrap();
+            let mut meter = UsageMeter::default();
+            meter.restore(positions.first().map(|(_, position)| *position), 0);
+            meter.end(RunId(3), end);
+            keep(&mut meter).await;
+        }
+        let all = Period { from: UnixSeconds(0), to: UnixSeconds(i64::MAX) };
+        let sum = store.read("test", move |rx| rx.usage_in(&id("a"), Step::Day, all)).await;
+        assert_eq!(sum.unwrap().run_ms, 80_000);
     }
 
     /// 2027-01-31T00:00:00Z.

@@ -93,6 +93,10 @@ async fn what_a_workload_uses_is_counted_and_survives_restarts_and_its_end() {
     daemon.state(&id, "offline").await;
     let stopped = used(&daemon, &id).await;
     assert!(number(&stopped, "vcpu_hours") >= number(&after, "vcpu_hours"), "{stopped}");
+    daemon.restart().await;
+    daemon.state(&id, "offline").await;
+    let again = used(&daemon, &id).await;
+    assert_eq!(again["duration_hours"], stopped["duration_hours"], "{again}");
     daemon.power(&id, "start").await;
     daemon.state(&id, "running").await;
     used_until(&daemon, &id, "the next run counts as well", |total| {

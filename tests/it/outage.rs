@@ -190,14 +190,16 @@ async fn a_kill_is_carried_out_while_the_store_hangs_and_is_known_as_a_kill_afte
     let spec = json!({"startup_command": deaf, "restart_on_crash": true});
     daemon.run(&id, spec).await;
     daemon.run(&deleted, json!({})).await;
-    let store = HungStore::of(&daemon);
     let client = daemon.client();
+    let issued = client.post("/auth/tokens", json!({"permissions": ["power"]})).await.is(201);
+    let panel = client.with_token(issued["token"].as_str().expect("a token"));
+    let store = HungStore::of(&daemon);
     // The owner is in the midst of storing something when the kill comes.
     let (path, other) = (format!("/containers/{id}"), format!("/containers/{deleted}"));
     let kill = format!("{path}/kill");
     let wishes = async {
         let change = json!({"labels": {"a": "b"}});
-        tokio::join!(client.patch(&path, change), client.post_empty(&kill), client.delete(&other))
+        tokio::join!(client.patch(&path, change), panel.post_empty(&kill), client.delete(&other))
     };
     let asked = Instant::now();
     let dies = eventually("it is killed", SOON, async || {

@@ -295,3 +295,26 @@ async fn the_readmes_panel_makes_a_server_hears_of_it_and_lets_a_browser_in() {
     .await;
     daemon.close().await;
 }
+
+#[tokio::test]
+async fn the_readmes_panel_starts_what_became_ready_while_it_was_away() {
+    let daemon = Daemon::start().await;
+    let (port, mine) = (free_port(), daemon.id("mine"));
+    let mut settings = settings();
+    settings["remote"]["url"] = json!(format!("http://127.0.0.1:{port}/api"));
+    settings["remote"]["health_interval"] = json!("1s");
+    daemon.edit_config(|config| config["remote"] = settings["remote"].take());
+    daemon.client().post_empty("/remote/config/reload").await.is(200);
+    // As if it had ended right after it made its server: what it was to hear is kept for it.
+    daemon.create(&mine, json!({})).await;
+    daemon.install_state(&mine, "ready").await;
+    Example::write(&daemon, port, &mine);
+    let _panel = Example::start(&daemon);
+    daemon.state(&mine, "running").await;
+    eventually("all is told", SOON, async || {
+        let status = daemon.client().get("/remote/status").await.is(200);
+        if status["outbox"]["waiting"] == 0 { Ok(()) } else { Err(status) }
+    })
+    .await;
+    daemon.close().await;
+}

@@ -13,3 +13,9 @@ CREATE TABLE token_containers (
 CREATE INDEX token_containers_by_token ON token_containers (token);
 INSERT OR IGNORE INTO token_containers (container, token)
     SELECT each.value, tokens.id FROM tokens, json_each(tokens.scope_json, '$.containers') AS each;
+
+-- Where the node's token was good from lately: an address, or a /64 of IPv6.
+CREATE TABLE homes (
+    network TEXT PRIMARY KEY,
+    seen_at INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;

@@ -49,6 +49,9 @@ CREATE INDEX ports_by_quarantine ON ports (quarantined_until) WHERE quarantined_
 CREATE INDEX ports_free ON ports
     (protocol, shuffle, marked_in_use, container, lease_id, quarantined_until)
     WHERE marked_in_use = 0 AND container IS NULL AND lease_id IS NULL AND quarantined_until IS NULL;
+CREATE INDEX ports_free_of_ip ON ports
+    (protocol, ip, shuffle, marked_in_use, container, lease_id, quarantined_until)
+    WHERE marked_in_use = 0 AND container IS NULL AND lease_id IS NULL AND quarantined_until IS NULL;
 CREATE INDEX ports_free_in_order ON ports
     (protocol, ip, port, marked_in_use, container, lease_id, quarantined_until)
     WHERE marked_in_use = 0 AND container IS NULL AND lease_id IS NULL AND quarantined_until IS NULL;

@@ -144,7 +144,7 @@ impl Tx<'_> {
                 "UPDATE outbox SET parked_reason = NULL, parked_at = NULL WHERE sequence = ?1",
             )?
             .execute([sequence])?;
-        self.settle(&server, 0)?;
+        self.settle(&server, 0, false)?;
         self.outbox_grew.set(true);
         Ok(server)
     }
@@ -176,7 +176,7 @@ impl Tx<'_> {
     pub(crate) fn drop_update(&self, sequence: i64) -> Result<ContainerId, StoreError> {
         let server = self.server_of(sequence)?;
         self.delete_update(sequence)?;
-        self.settle(&server, 0)?;
+        self.settle(&server, 0, false)?;
         self.outbox_grew.set(true);
         Ok(server)
     }

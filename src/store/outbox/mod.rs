@@ -117,15 +117,17 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// To be called after every change of what waits of a server: what is left is due at `due_ms`.
-    fn settle(&self, server: &ContainerId, due_ms: i64) -> Result<(), StoreError> {
+    /// To be called after every change of what waits of a server: what is left is due at `due_ms`, because the
+    /// panel has asked for that, or for a reason of ours.
+    fn settle(&self, server: &ContainerId, due_ms: i64, is_asked: bool) -> Result<(), StoreError> {
         self.connection
             .prepare_cached(
                 "UPDATE outbox_servers SET due_ms = CASE WHEN EXISTS (
-                    SELECT 1 FROM outbox WHERE server = ?1 AND parked_reason IS NULL) THEN ?2 END
+                    SELECT 1 FROM outbox WHERE server = ?1 AND parked_reason IS NULL) THEN ?2 END,
+                    is_asked = ?3
                  WHERE server = ?1",
             )?
-            .execute((server.as_str(), due_ms))?;
+            .execute((server.as_str(), due_ms, is_asked))?;
         Ok(())
     }
 }

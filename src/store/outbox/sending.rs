@@ -9,8 +9,8 @@ use crate::store::error::StoreError;
 use crate::store::volumes::container_id;
 use crate::store::{Read, Tx};
 
-/// Parked updates kept in all; the oldest make room.
-const PARKED_KEPT: i64 = 1_000;
+/// Parked power states kept in all; the oldest make room. Parked results stay until somebody has looked.
+const PARKED_POWER_KEPT: i64 = 1_000;
 
 /// What became of an attempt to deliver an update.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,6 +24,8 @@ pub(crate) enum Fate {
     Later {
         error: String,
         due_ms: i64,
+        /// The panel has asked for this pause, and is held to it.
+        is_asked: bool,
     },
 }
 
@@ -100,35 +102,34 @@ impl Read<'_> {
 }
 
 impl Tx<'_> {
-    /// Notes what became of updates. One that is gone meanwhile is passed over.
+    /// Notes what became of updates. One that is gone meanwhile is passed over. Answers how many parked ones
+    /// had to make room.
     pub(crate) fn note_attempts(
         &self,
         attempts: &[Attempts],
         now_ms: i64,
-    ) -> Result<(), StoreError> {
+    ) -> Result<usize, StoreError> {
         for Attempts { server, fates } in attempts {
             // Behind those that have been due for longer.
-            let mut due_ms = now_ms;
+            let mut next = (now_ms, false);
             for (sequence, fate) in fates {
                 match fate {
                     Fate::Delivered => self.delete_update(*sequence)?,
                     Fate::Refused { reason } => self.park(*sequence, reason, now_ms)?,
-                    Fate::Later { error, due_ms: later_ms } => {
+                    Fate::Later { error, due_ms, is_asked } => {
                         // What was dropped meanwhile holds up nothing.
                         if self.note_failure(*sequence, error)? {
-                            due_ms = *later_ms;
+                            next = (*due_ms, *is_asked);
                         }
                     }
                 }
             }
             if !fates.is_empty() {
-                self.settle(server, due_ms)?;
+                self.settle(server, next.0, next.1)?;
             }
         }
-        if attempts.iter().any(|attempts| attempts.has_refusal()) {
-            self.thin_out_parked()?;
-        }
-        Ok(())
+        let has_refusal = attempts.iter().any(|attempts| attempts.has_refusal());
+        if has_refusal { self.thin_out_parked() } else { Ok(0) }
     }
 
     pub(super) fn delete_update(&self, sequence: i64) -> Result<(), StoreError> {
@@ -159,22 +160,27 @@ impl Tx<'_> {
         Ok(())
     }
 
-    fn thin_out_parked(&self) -> Result<(), StoreError> {
-        self.connection
+    fn thin_out_parked(&self) -> Result<usize, StoreError> {
+        let dropped = self
+            .connection
             .prepare_cached(
                 "DELETE FROM outbox WHERE sequence IN (
-                    SELECT sequence FROM outbox WHERE parked_reason IS NOT NULL
+                    SELECT sequence FROM outbox WHERE parked_reason IS NOT NULL AND kind = 'power'
                     ORDER BY sequence DESC LIMIT -1 OFFSET ?1)",
             )?
-            .execute([PARKED_KEPT])?;
-        Ok(())
+            .execute([PARKED_POWER_KEPT])?;
+        Ok(dropped)
     }
 
-    /// Makes everything that waits due now: the panel is back.
-    pub(crate) fn hurry_outbox(&self) -> Result<(), StoreError> {
+    /// Makes everything that waits due now, but for the pauses that the panel has asked for, as far as these
+    /// end before `asked_until_ms`: no pause is so long that it ends later.
+    pub(crate) fn hurry_outbox(&self, asked_until_ms: i64) -> Result<(), StoreError> {
         self.connection
-            .prepare_cached("UPDATE outbox_servers SET due_ms = 0 WHERE due_ms > 0")?
-            .execute([])?;
+            .prepare_cached(
+                "UPDATE outbox_servers SET due_ms = 0
+                 WHERE due_ms > 0 AND (is_asked = 0 OR due_ms > ?1)",
+            )?
+            .execute([asked_until_ms])?;
         self.outbox_grew.set(true);
         Ok(())
     }

@@ -48,7 +48,16 @@ fn refused() -> Fate {
 }
 
 fn failed(seconds: i64) -> Fate {
-    Fate::Later { error: "the panel answers 500".to_owned(), due_ms: NOW_MS + seconds * 1000 }
+    later_by(seconds, false)
+}
+
+fn later_by(seconds: i64, is_asked: bool) -> Fate {
+    let due_ms = NOW_MS + seconds * 1000;
+    Fate::Later { error: "the panel answers 500".to_owned(), due_ms, is_asked }
+}
+
+async fn hurry(store: &Store, asked_until_ms: i64) {
+    store.write("hurry", move |tx| tx.hurry_outbox(asked_until_ms)).await.unwrap();
 }
 
 async fn depth(store: &Store) -> (u64, u64) {
@@ -85,8 +94,31 @@ async fn what_failed_holds_up_what_follows_until_it_is_due() {
     let first = entry(&store, 1).await;
     assert_eq!((first.row.attempts, first.due_at), (1, Some(later(60))));
     assert_eq!(first.last_error.as_deref(), Some("the panel answers 500"));
-    store.write("hurry", |tx| tx.hurry_outbox()).await.unwrap();
+    hurry(&store, 0).await;
     assert_eq!(due(&store, 0, &[]).await.0.len(), 1);
+}
+
+#[tokio::test]
+async fn a_pause_that_the_panel_asked_for_is_kept_when_there_is_a_hurry() {
+    let (_folder, store) = open();
+    for server in ["a", "b"] {
+        enqueue(&store, server, &[PanelUpdate::Installing]).await;
+    }
+    note(&store, "a", vec![(1, later_by(600, true))]).await;
+    note(&store, "b", vec![(2, later_by(600, false))]).await;
+    hurry(&store, NOW_MS + 600_000).await;
+    let of_b = vec![("b".to_owned(), vec![1])];
+    assert_eq!(due(&store, NOW_MS, &[]).await, (of_b, Some(NOW_MS + 600_000)));
+    // One that ends later than any can was stored before the clock was set back.
+    hurry(&store, NOW_MS + 599_999).await;
+    assert_eq!(due(&store, NOW_MS, &[]).await.0.len(), 2);
+    // By hand it is tried at once, and what comes of that counts.
+    note(&store, "a", vec![(1, later_by(600, true))]).await;
+    store.write("retry", |tx| tx.retry_update(1)).await.unwrap();
+    assert_eq!(due(&store, NOW_MS, &[]).await.0.len(), 2);
+    note(&store, "a", vec![(1, later_by(600, false))]).await;
+    hurry(&store, i64::MAX).await;
+    assert_eq!(due(&store, NOW_MS, &[]).await.0.len(), 2);
 }
 
 #[tokio::test]
@@ -186,4 +218,24 @@ async fn power_states_are_thinned_out_and_results_are_not() {
     assert_eq!(depth(&store).await, (257, 0));
     let (batches, _) = due(&store, NOW_MS, &[]).await;
     assert_eq!(batches[0].1[..2], [1, 46]);
+}
+
+#[tokio::test]
+async fn of_what_is_parked_only_old_power_states_make_room() {
+    let (_folder, store) = open();
+    enqueue(&store, "a", &vec![PanelUpdate::Ready; 1200]).await;
+    note(&store, "a", (1..=1200).map(|sequence| (sequence, refused())).collect()).await;
+    let mut dropped = 0;
+    for round in 0..5 {
+        enqueue(&store, "a", &vec![PanelUpdate::Power(PowerState::Running); 250]).await;
+        let first = 1201 + round * 250;
+        let fates = (first..first + 250).map(|sequence| (sequence, refused())).collect();
+        let attempts = [Attempts { server: id("a"), fates }];
+        let note = move |tx: &Tx<'_>| tx.note_attempts(&attempts, NOW_MS);
+        dropped += store.write("note", note).await.unwrap();
+    }
+    assert_eq!((depth(&store).await, dropped), ((0, 1200 + 1000), 250));
+    assert!(entry(&store, 1).await.parked.is_some(), "a result is never dropped by itself");
+    let oldest = read(&store, |rx| Ok(rx.outbox_entry(1450).is_err())).await;
+    assert!(oldest, "the oldest power states are");
 }

@@ -66,6 +66,22 @@ async fn who_is_wrong_too_often_is_slowed_down_and_nobody_else() {
 }
 
 #[tokio::test]
+async fn whoever_shares_an_address_with_a_guesser_gets_in_after_a_restart_too() {
+    let mut daemon = Daemon::start_with(|config| {
+        config["server"]["trusted_proxies"] = json!(["127.0.0.1"]);
+        config["authorization"]["failed_attempts"] = json!({"burst": 5, "per_minute": 1});
+    })
+    .await;
+    let shared = "203.0.113.9";
+    from(&daemon.client(), shared, "/containers").await.is(200);
+    daemon.restart().await;
+    let client = daemon.client();
+    guess_on(&client.with_token("lightd_a_guess_that_is_wrong"), shared).await;
+    from(&client, shared, "/containers").await.is(200);
+    daemon.close().await;
+}
+
+#[tokio::test]
 async fn only_listed_addresses_come_in_and_nobody_can_claim_to_be_one() {
     let daemon = Daemon::start_with(|config| {
         config["server"]["trusted_proxies"] = json!(["127.0.0.1"]);

@@ -95,7 +95,12 @@ async fn issued_tokens_are_listed_without_themselves_and_revoked() {
     let mut socket = Socket::open(&daemon.ws_url(&id, token_of(&issued), "")).await;
     socket.expect_state("ready").await;
 
-    let listed = client.get("/auth/tokens").await.is(200);
+    let listed = eventually("its use is noted", SOON, async || {
+        let listed = client.get("/auth/tokens").await.is(200);
+        let is_noted = listed.to_string().contains("\"last_used_from\":\"127.0.0.1\"");
+        if is_noted { Ok(listed) } else { Err(listed) }
+    })
+    .await;
     let tokens = listed["tokens"].as_array().expect("a list");
     assert_eq!(tokens.len(), 2);
     let text = listed.to_string();

@@ -17,6 +17,8 @@ pub(crate) enum Manners {
     Garbage,
     /// 200, with somebody's sign-in page.
     WebPage,
+    /// 404, with a page of whoever stands before it.
+    WebPageOf404,
     /// Nothing at all.
     Hangs,
     /// 307, to an address of its own.
@@ -34,9 +36,10 @@ pub(crate) enum Manners {
 
 impl Manners {
     /// Those from which no answer can be had.
-    pub(crate) const NOT_TAKING: [Self; 7] = [
+    pub(crate) const NOT_TAKING: [Self; 8] = [
         Self::Garbage,
         Self::WebPage,
+        Self::WebPageOf404,
         Self::Hangs,
         Self::Redirects,
         Self::ClosesAtOnce,
@@ -186,9 +189,10 @@ async fn answer(stream: &mut TcpStream, manners: Manners) -> std::io::Result<boo
             return Ok(true);
         }
         Manners::Garbage => stream.write_all(b"\0\xff\xfe what is HTTP?\r\n\r\n").await?,
-        Manners::WebPage => {
+        Manners::WebPage | Manners::WebPageOf404 => {
+            let status = if manners == Manners::WebPage { "200 OK" } else { "404 Not Found" };
             let page = "<!DOCTYPE html><title>Sign in</title>";
-            let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{page}", page.len());
+            let head = format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\n\r\n{page}", page.len());
             stream.write_all(head.as_bytes()).await?;
             return Ok(true);
         }
