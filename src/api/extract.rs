@@ -288,6 +288,12 @@ fn path_error(kind: ErrorKind) -> ApiError {
         ErrorKind::InvalidUtf8InPathParam { key } => {
             format!("{{{key}}} in the address is not UTF-8")
         }
+        ErrorKind::Message(message) if message.starts_with("unknown variant") => {
+            format!("the name in the address is not valid: {message}")
+        }
+        ErrorKind::ParseErrorAtIndex { value, .. } => {
+            format!("`{value}` in the address is not valid")
+        }
         ErrorKind::Message(message) => format!("the name in the address {message}"),
         other => format!("the address is not valid: {other}"),
     };

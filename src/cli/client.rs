@@ -38,6 +38,10 @@ pub(super) enum ClientError {
     Tls(#[source] std::io::Error),
     #[error("the connection broke")]
     Http(#[source] hyper::Error),
+    #[error(
+        "what answers on {0} speaks no HTTP (was lightd started with --enable-tls? The configuration is all that is known here)"
+    )]
+    NotHttp(SocketAddr, #[source] hyper::Error),
     #[error("lightd did not answer in time")]
     Late,
     #[error("the answer is not JSON")]
@@ -144,7 +148,10 @@ impl Daemon {
         let (status, body) = tokio::time::timeout(ANSWER, answer)
             .await
             .map_err(|_| ClientError::Late)?
-            .map_err(ClientError::Http)?;
+            .map_err(|why| match why {
+                why if why.is_parse() => ClientError::NotHttp(self.address, why),
+                why => ClientError::Http(why),
+            })?;
         let value: serde_json::Value =
             serde_json::from_slice(&body).map_err(ClientError::NotJson)?;
         if status.is_success() {
@@ -226,5 +233,35 @@ impl ServerCertVerifier for OnlyThis {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn who_answers_in_another_protocol_is_told_apart_from_a_connection_that_broke() {
+        // How TLS refuses what is no TLS; and nothing.
+        for (answer, speaks) in [(&b"\x15\x03\x03\x00\x02\x02\x32"[..], true), (b"", false)] {
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let daemon = Daemon {
+                address: listener.local_addr().unwrap(),
+                token: Secret::new("token"),
+                configuration: PathBuf::new(),
+                certificate: None,
+            };
+            let serve = async {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                // A close before it is read would be a reset.
+                assert!(stream.read(&mut [0; 4096]).await.unwrap() > 0);
+                stream.write_all(answer).await.unwrap();
+            };
+            let (asked, ()) = tokio::join!(daemon.get("/"), serve);
+            let error = asked.unwrap_err();
+            assert_eq!(matches!(error, ClientError::NotHttp(..)), speaks, "{error:?}");
+        }
     }
 }

@@ -146,7 +146,8 @@ pub(crate) fn main() -> ExitCode {
     let out = &mut std::io::stdout();
     if let Some(action) = cli.token {
         return printed(
-            secrets::token(action, cli.grace, &source, secrets::ask_for_token, out).map(tell_grace),
+            secrets::token(action, cli.grace, &source, secrets::ask_for_token, out)
+                .map(|until| tell_ends(action, until)),
             SecretError::exit_code,
         );
     }
@@ -167,9 +168,14 @@ pub(crate) fn main() -> ExitCode {
 }
 
 /// Beside the answer, which programs read.
-fn tell_grace(until: Option<jiff::Timestamp>) {
-    if let Some(until) = until {
-        eprintln!("The token before it is good until {until}");
+fn tell_ends(action: TokenAction, until: Option<jiff::Timestamp>) {
+    if action != TokenAction::What {
+        eprintln!("A running lightd takes it within a second; until then it is refused");
+    }
+    match until {
+        Some(until) => eprintln!("The token before it is good until {until}"),
+        None if action != TokenAction::What => eprintln!("Any other token of the node ends then"),
+        None => {}
     }
 }
 

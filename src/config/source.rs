@@ -399,7 +399,5 @@ fn in_words(message: &str) -> String {
     without_text(message)
         .replace("unknown field", "unknown key")
         .replace("missing field", "missing key")
-        .replace("expected u16", "expected a whole number from 0 to 65535")
-        .replace("expected u64", "expected a whole number from 0")
         .replace("expected path string", "expected a path")
 }

@@ -29,6 +29,8 @@ const RANGE_MAX: usize = 10_000;
 /// The most ports that one call leases.
 const LEASE_MAX: usize = 1_000;
 const RESERVE_MAX: Duration = Duration::from_secs(3600);
+/// Long enough to create a container with what was handed out.
+pub(crate) const RESERVE_DEFAULT: Duration = Duration::from_secs(30);
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PoolError {
@@ -36,9 +38,9 @@ pub(crate) enum PoolError {
     NotLocal(IpAddr),
     #[error("must be 1 to {RANGE_MAX} ports between 1 and 65535")]
     BadRange,
-    #[error("count must be between 1 and {LEASE_MAX}")]
+    #[error("must be between 1 and {LEASE_MAX}")]
     BadCount,
-    #[error("reserve must be between 1s and 1h")]
+    #[error("must be between 1s and 1h")]
     BadReserve,
     #[error("lightd is stopping")]
     Stopping,
@@ -98,7 +100,8 @@ pub(crate) struct Allocation {
     pub(crate) count: usize,
     pub(crate) among: Among,
     pub(crate) contiguous: bool,
-    pub(crate) reserve: Duration,
+    /// [`RESERVE_DEFAULT`] where it is left out; of a lease that they are added to, as long as that lasts.
+    pub(crate) reserve: Option<Duration>,
     /// A lease to add the ports to.
     pub(crate) lease: Option<Uuid>,
     /// By which name the lease knows whose it is.
@@ -237,6 +240,10 @@ impl PortPool {
             return Err(PoolError::BadCount);
         }
         let terms = self.terms();
+        let until = match wanted.reserve {
+            None if wanted.lease.is_some() => terms.now,
+            reserve => end_of(reserve.unwrap_or(RESERVE_DEFAULT), terms.now)?,
+        };
         let request = LeaseRequest {
             count: wanted.count,
             protocol: wanted.among.protocol,
@@ -244,7 +251,7 @@ impl PortPool {
             contiguous: wanted.contiguous,
             lease: wanted.lease,
             holder: wanted.holder,
-            until: end_of(wanted.reserve, terms.now)?,
+            until,
         };
         let act = self.act(Action::PortAllocate);
         let lease = move |tx: &Tx<'_>| {
@@ -365,9 +372,8 @@ mod tests {
     const TCP: Among = Among { protocol: Protocol::Tcp, ip: None };
 
     fn one() -> Allocation {
-        let reserve = Duration::from_secs(30);
         let holder = "test".to_owned();
-        Allocation { count: 1, among: TCP, contiguous: false, reserve, lease: None, holder }
+        Allocation { count: 1, among: TCP, contiguous: false, reserve: None, lease: None, holder }
     }
 
     fn range(ip: &str, ports: RangeInclusive<u16>) -> PortRange {
@@ -411,7 +417,7 @@ mod tests {
         assert_eq!(lease.ports, [tcp("127.0.0.1", number)]);
         assert!(pool.random(TCP).await.is_err(), "reserved");
         assert!(pool.get(lease.ports[0]).await.unwrap().entry.in_use());
-        pool.mark(lease.ports[0], Mark::default()).await.unwrap();
+        pool.mark(lease.ports[0], Mark { ends_any_lease: true, ..Mark::default() }).await.unwrap();
         assert!(pool.random(TCP).await.is_ok(), "given back");
     }
 

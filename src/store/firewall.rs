@@ -149,13 +149,17 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// Says whether a container's rules are to be in the kernel; whether that is news.
+    /// Says whether a container's rules are to be in the kernel; whether that is news. What there is not is
+    /// not made to be taken out.
     pub(crate) fn attach_firewall(
         &self,
         container: &ContainerId,
         attached: bool,
     ) -> Result<bool, StoreError> {
         let before = self.firewall(container)?.map(|firewall| firewall.attached);
+        if before.is_none() && !attached {
+            return Ok(false);
+        }
         let firewall = self.make_firewall(container)?;
         self.connection
             .prepare_cached("UPDATE firewalls SET attached = ?2 WHERE number = ?1")?
@@ -415,6 +419,8 @@ mod tests {
     #[tokio::test]
     async fn whatever_was_changed_can_be_put_back() {
         let (_folder, store) = with_containers(&["a"]).await;
+        let none = store.write("test", |tx| tx.attach_firewall(&id("a"), false)).await;
+        assert!(!none.unwrap() && all(&store).await.is_empty(), "nothing is made to be taken out");
         for port in 1..=2 {
             add(&store, "a", port).await.unwrap();
         }

@@ -52,6 +52,7 @@ pub(crate) struct LeaseRequest {
     /// A lease to add them to.
     pub(crate) lease: Option<Uuid>,
     pub(crate) holder: String,
+    /// A lease that they are added to ends no earlier for it.
     pub(crate) until: UnixSeconds,
 }
 
@@ -74,7 +75,8 @@ impl Tx<'_> {
         }
         let id = match wanted.lease {
             Some(id) => {
-                self.extend_lease(id, wanted.until)?;
+                let held_until = self.lease(id, terms.now)?.expires_at;
+                self.extend_lease(id, wanted.until.max(held_until))?;
                 id
             }
             None => self.insert_lease(wanted, terms.now)?,

@@ -119,6 +119,12 @@ async fn leases_are_renewed_extended_listed_and_given_back() {
     let more = LeaseRequest { lease: Some(id), ..lease_of(2, "me", later(95)) };
     let more = lease(&store, more, later(60)).await.unwrap();
     assert_eq!((more.id, more.ports.len(), more.expires_at), (id, 2, later(95)));
+    let earlier = LeaseRequest { lease: Some(id), ..lease_of(1, "me", later(70)) };
+    let earlier = lease(&store, earlier, later(61)).await.unwrap();
+    assert_eq!(earlier.expires_at, later(95), "its end does not come nearer");
+    let given_back = earlier.ports[0];
+    let mark = Mark { ends_any_lease: true, ..Mark::default() };
+    store.write("mark", move |tx| tx.mark_port(given_back, &mark, later(61))).await.unwrap();
     let gone = second.id;
     let late = store.write("renew", move |tx| tx.renew_lease(gone, later(90), later(30))).await;
     assert!(matches!(late, Err(StoreError::NoSuchLease(_))), "its time was over");
@@ -141,19 +147,25 @@ async fn leases_are_renewed_extended_listed_and_given_back() {
 }
 
 #[tokio::test]
-async fn a_mark_on_a_leased_port_wants_the_lease() {
+async fn marking_or_freeing_a_leased_port_wants_the_lease() {
     let (_folder, store) = open();
     add_ports(&store, "0.0.0.0", 7000, 7000).await;
     let row = lease(&store, lease_of(1, "me", later(30)), NOW).await.unwrap();
     let mark = |in_use, lease| {
-        let mark =
-            Mark { in_use, note: Some("nginx".to_owned()), claim: Claim { holder: None, lease } };
+        let mark = Mark {
+            in_use,
+            note: Some("nginx".to_owned()),
+            claim: Claim { holder: None, lease },
+            ends_any_lease: false,
+        };
         let store = store.clone();
         async move {
             store.write("mark", move |tx| tx.mark_port(tcp("0.0.0.0", 7000), &mark, NOW)).await
         }
     };
-    assert!(matches!(mark(true, None).await, Err(StoreError::PortLeased(_))));
+    for in_use in [true, false] {
+        assert!(matches!(mark(in_use, None).await, Err(StoreError::PortLeased(_))), "{in_use}");
+    }
     let marked = mark(true, Some(row.id)).await.unwrap();
     assert_eq!((marked.marked, marked.note.as_deref(), marked.lease), (true, Some("nginx"), None));
     let free = mark(false, None).await.unwrap();

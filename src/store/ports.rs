@@ -177,7 +177,7 @@ impl Tx<'_> {
         let found = self.port(port, now)?;
         match (mark.in_use, found.container, found.lease) {
             (false, Some(by), _) => return Err(StoreError::PortInUse { port, by }),
-            (true, _, Some(lease)) if !mark.claim.covers(&lease) => {
+            (_, _, Some(lease)) if !mark.ends_any_lease && !mark.claim.covers(&lease) => {
                 return Err(StoreError::PortLeased(port));
             }
             _ => {}
@@ -267,6 +267,8 @@ pub(crate) struct Mark {
     pub(crate) note: Option<String>,
     /// For a port that is leased.
     pub(crate) claim: Claim,
+    /// Whether that counts for nothing: to the node's own token every lease is its own to end.
+    pub(crate) ends_any_lease: bool,
 }
 
 impl Read<'_> {

@@ -10,9 +10,24 @@ pub(crate) fn without_text(message: &str) -> String {
         Some((_, expected)) if expected.starts_with("struct ") => {
             "must be an object, not a text".to_owned()
         }
-        Some((_, expected)) => format!("invalid type: string, expected {expected}"),
+        Some((_, expected)) => format!("invalid type: string, expected {}", in_words(expected)),
         None if is_quote => "must not be a text".to_owned(),
-        None => message.to_owned(),
+        None => match message.rsplit_once(", expected ") {
+            Some((found, expected)) => format!("{found}, expected {}", in_words(expected)),
+            None => message.to_owned(),
+        },
+    }
+}
+
+/// A type of the program's own in words of the outside.
+fn in_words(expected: &str) -> &str {
+    match expected {
+        "u16" => "a whole number from 0 to 65535",
+        "u8" | "u32" | "u64" | "usize" => "a whole number from 0",
+        "i64" => "a whole number",
+        "f32" | "f64" => "a number",
+        expected if expected.starts_with("struct ") => "an object",
+        expected => expected,
     }
 }
 
@@ -37,5 +52,26 @@ mod tests {
         assert!(port.starts_with("invalid type: string, expected u16"), "{port}");
         let number = said(r#"{"port": 70000}"#);
         assert!(number.starts_with("invalid value: integer `70000`"), "{number}");
+    }
+
+    #[test]
+    fn types_of_the_program_are_not_told() {
+        for (said, told) in [
+            (
+                "invalid type: boolean `true`, expected struct Login",
+                "boolean `true`, expected an object",
+            ),
+            (
+                "invalid type: string \"hunter2\", expected u64",
+                "string, expected a whole number from 0",
+            ),
+            (
+                "invalid value: integer `70000`, expected u16",
+                "integer `70000`, expected a whole number from 0 to 65535",
+            ),
+            ("invalid type: null, expected a string", "null, expected a string"),
+        ] {
+            assert_eq!(without_text(said).split_once(": ").unwrap().1, told);
+        }
     }
 }

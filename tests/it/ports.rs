@@ -33,6 +33,9 @@ async fn ports_are_added_shown_and_deleted() {
     is_it(&added);
     let again = client.post("/network/ports", body).await.refused(409, "port_exists");
     assert_eq!(again["error"], "Port already exists in pool");
+    let range = json!({"ip": "0.0.0.0", "from": port, "to": port});
+    let again = client.post("/network/ports", range).await.refused(409, "port_exists");
+    assert_eq!(again["error"], format!("Port {port} already exists in pool"), "which of them");
 
     let path = format!("/network/ports/0.0.0.0/{port}");
     let shown = client.get(&path).await.is(200);

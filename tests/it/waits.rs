@@ -54,7 +54,8 @@ async fn each_wish_is_answered_when_it_has_happened() {
         (&rebound["state"], &rebound["container"]["ports"][0]["port"]),
         (&json!("running"), &json!(port))
     );
-    client.delete(&format!("/containers/{id}?wait=50s")).await.is(200);
+    let deleted = client.delete(&format!("/containers/{id}?wait=50s")).await.is(200);
+    assert_eq!(deleted["done"], true, "{deleted}");
     client.get(&format!("/containers/{id}")).await.refused(404, "not_found");
     daemon.close().await;
 }

@@ -232,6 +232,10 @@ struct DeletedView {
     #[schema(example = "Container deleted")]
     message: &'static str,
     internal_id: ContainerId,
+    /// With `?wait`: whether it is gone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    done: Option<bool>,
 }
 
 /// How long a deletion is waited for, so that a panel's next call finds the id, the ports and the volume
@@ -277,5 +281,6 @@ async fn delete(
             (StatusCode::ACCEPTED, "Container is being deleted")
         }
     };
-    Ok((status, axum::Json(DeletedView { message, internal_id: id })).into_response())
+    let done = asked.map(|_| status == StatusCode::OK);
+    Ok((status, axum::Json(DeletedView { message, internal_id: id, done })).into_response())
 }

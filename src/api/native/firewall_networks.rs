@@ -217,8 +217,10 @@ async fn detach(
     Path(id): Path<ContainerId>,
 ) -> Result<JsonAnswer<NetworkAnswer>, ApiError> {
     auth.container(&state, &id, Permission::NetworkWrite)?;
-    state.firewall.by(auth.actor()).attach(id.clone(), false).await?;
-    network_of(&state, id, Some("Firewall network removed")).await
+    let is_news = state.firewall.by(auth.actor()).attach(id.clone(), false).await?;
+    let message =
+        if is_news { "Firewall network removed" } else { "There is no firewall network to remove" };
+    network_of(&state, id, Some(message)).await
 }
 
 #[derive(Debug, Serialize, ToSchema)]

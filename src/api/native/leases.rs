@@ -23,7 +23,7 @@ use crate::api::state::AppState;
 use crate::domain::access::{Permission, Principal};
 use crate::domain::spec::{HostPort, Protocol};
 use crate::domain::units::{Span, UnixSeconds};
-use crate::network::pool::Allocation;
+use crate::network::pool::{Allocation, RESERVE_DEFAULT};
 use crate::store::free_ports::Among;
 use crate::store::leases::Lease;
 
@@ -49,14 +49,11 @@ struct AllocateBody {
     ip: Option<IpAddr>,
     /// Of one address and with following numbers.
     contiguous: bool,
-    /// How long they are held, at most an hour; 30 seconds if it is left out.
+    /// How long they are held, at most an hour; 30 seconds if it is left out, or as long as `lease_id` lasts.
     reserve: Option<Span>,
-    /// A lease to add them to, and to keep for so long from now on.
+    /// A lease to add them to; its end only ever moves back.
     lease_id: Option<Uuid>,
 }
-
-/// Long enough to create a container with what was handed out.
-const RESERVE_DEFAULT: Span = Span(std::time::Duration::from_secs(30));
 
 /// A lease, and its ports that no container has bound yet.
 #[derive(Debug, Serialize, ToSchema)]
@@ -84,7 +81,8 @@ refusals!(LeaseRefusals: ; 404: "not_found");
 /// Hands out free ports and holds them for a while.
 ///
 /// Whoever shows `lease_id`, or comes with the same token, may give them to a container; nobody else is
-/// given them. With a `lease_id` they are added to that lease, which then lasts for `reserve` from now on.
+/// given them. With a `lease_id` they are added to that lease, which lasts on as it did, or for
+/// `reserve` from now on if that is longer.
 #[utoipa::path(
     post, path = "/network/ports/allocate", tag = "network",
     request_body = Option<AllocateBody>,
@@ -100,7 +98,7 @@ async fn allocate(
         count: body.count.unwrap_or(1),
         among: Among { protocol: body.protocol.unwrap_or(Protocol::Tcp), ip: body.ip },
         contiguous: body.contiguous,
-        reserve: body.reserve.unwrap_or(RESERVE_DEFAULT).0,
+        reserve: body.reserve.map(|Span(reserve)| reserve),
         lease: body.lease_id,
         holder: auth.principal().name(),
     };
@@ -192,7 +190,7 @@ async fn renew_lease(
     OptionalJson(body): OptionalJson<RenewBody>,
 ) -> Result<JsonAnswer<LeaseView>, ApiError> {
     auth.require(Permission::NetworkWrite)?;
-    let reserve = body.reserve.unwrap_or(RESERVE_DEFAULT).0;
+    let reserve = body.reserve.map_or(RESERVE_DEFAULT, |Span(reserve)| reserve);
     Ok(JsonAnswer(state.ports.by(auth.actor()).renew(id, reserve).await?.into()))
 }
 

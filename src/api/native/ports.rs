@@ -21,11 +21,12 @@ use crate::api::openapi::params::PortPath;
 use crate::api::openapi::refusals::refusals;
 use crate::api::openapi::schemas::IpAddress;
 use crate::api::state::AppState;
-use crate::domain::access::Permission;
+use crate::domain::access::{Permission, Principal};
 use crate::domain::ids::ContainerId;
 use crate::domain::spec::{HostPort, Protocol};
 use crate::domain::units::UnixSeconds;
-use crate::network::pool::{PortRange, Shown};
+use crate::network::pool::{PoolError, PortRange, Shown};
+use crate::store::StoreError;
 use crate::store::free_ports::Among;
 use crate::store::leases::Claim;
 use crate::store::ports::{Mark, PortFilter};
@@ -98,10 +99,16 @@ async fn add(
         (None, Some(_), Some(_)) => {
             return Err(ApiError::field("to", "must not be less than from"));
         }
-        _ => return Err(ApiError::field("port", "is required, or from and to together")),
+        _ => return Err(ApiError::field("port", "name either port, or from and to together")),
     };
-    let added =
-        state.ports.by(auth.actor()).add(PortRange { ip: body.ip, ports, protocol }).await?;
+    let range = PortRange { ip: body.ip, ports, protocol };
+    let added = state.ports.by(auth.actor()).add(range).await.map_err(|why| match why {
+        PoolError::Store(StoreError::PortExists(port)) if body.port.is_none() => {
+            let message = format!("Port {} already exists in pool", port.port);
+            ApiError::conflict("port_exists", message)
+        }
+        why => why.into(),
+    })?;
     let view = AddedView {
         message: if body.port.is_some() { "Port added" } else { "Ports added" },
         ip: body.ip,
@@ -314,7 +321,7 @@ struct MarkBody {
     /// What it is marked for, to be shown.
     #[schema(max_length = 255, example = "nginx")]
     note: Option<String>,
-    /// To mark a port that was handed out under it.
+    /// For a port that was handed out under it to somebody else.
     lease_id: Option<Uuid>,
 }
 
@@ -338,7 +345,8 @@ refusals!(TakenRefusals: ; 404: "not_found"; 409: "port_in_use", "port_reserved"
 
 /// Marks a port as in use by something else, or as free again.
 ///
-/// Freeing takes mark, lease and quarantine away.
+/// Freeing takes mark, lease and quarantine away. A port of somebody else's lease wants its `lease_id`; the
+/// node's own token frees any.
 #[utoipa::path(
     put, path = "/network/ports/{ip}/{port}/use", tag = "network",
     params(PortPath, ProtocolQuery), request_body = MarkBody,
@@ -356,7 +364,13 @@ async fn mark(
         return Err(ApiError::field("note", format!("must have at most {NOTE_MAX} characters")));
     }
     let claim = Claim { holder: Some(auth.principal().name()), lease: body.lease_id };
-    let mark = Mark { in_use: body.in_use, note: non_empty(body.note), claim };
+    let is_node = matches!(auth.principal(), Principal::Node | Principal::Anonymous);
+    let mark = Mark {
+        in_use: body.in_use,
+        note: non_empty(body.note),
+        claim,
+        ends_any_lease: is_node && !body.in_use,
+    };
     let found = state.ports.by(auth.actor()).mark(protocol.on(address), mark).await?;
     Ok(JsonAnswer(MarkedView {
         message: if body.in_use { "Port marked as in use" } else { "Port marked as free" },

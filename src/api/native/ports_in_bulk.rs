@@ -117,7 +117,7 @@ async fn delete_many(
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = PortsImported)]
 struct ImportView {
-    #[schema(example = "1 ports imported")]
+    #[schema(example = "1 port imported")]
     message: String,
     ports: Vec<ImportedView>,
 }
@@ -165,6 +165,6 @@ async fn import(
             Imported::Known => "known",
         },
     };
-    let message = format!("{news} ports imported");
+    let message = format!("{news} {} imported", if news == 1 { "port" } else { "ports" });
     Ok(JsonAnswer(ImportView { message, ports: found.into_iter().map(view).collect() }))
 }

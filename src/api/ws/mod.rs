@@ -59,7 +59,8 @@ pub(super) fn routes() -> Routes {
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 struct ConnectQuery {
-    /// Only these, with commas between them; all if it is left out. Errors always come.
+    /// Only these, with commas between them; all if it is left out. Errors always come. Without `event` there is no first frame
+    /// that says where the console begins.
     #[param(example = "console,event")]
     events: Option<String>,
     /// Go on in the console behind this place; from now on if it is left out.

@@ -24,6 +24,8 @@ async fn the_node_token_is_shown_and_changed_and_counts_within_a_moment() {
     let mut socket = daemon.ws(&id).await;
     let began = tokio::time::Instant::now();
     let reset = daemon.cli(&["--token", "reset"]);
+    let hint = String::from_utf8_lossy(&reset.stderr);
+    assert!(hint.contains("within a second"), "{hint}");
     let said = text(&reset);
     let new = said.strip_prefix("New Token: ").expect("a new token").trim_end();
     assert!(reset.status.success() && new.starts_with("lightd_") && new.len() >= 20, "{said}");
