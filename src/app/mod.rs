@@ -12,6 +12,7 @@
 //! certificate in [`tls`].
 
 mod audit;
+mod connections;
 mod parts;
 mod tasks;
 mod tls;
@@ -22,6 +23,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum_server::Handle;
+use axum_server::tls_rustls::RustlsAcceptor;
 use futures_util::FutureExt as _;
 use futures_util::future::Either;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
@@ -31,6 +33,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use self::connections::Gate;
 use self::tasks::Levers;
 use self::tls::Certificate;
 use crate::access::Access;
@@ -269,15 +272,17 @@ impl App {
         let served: futures_util::future::BoxFuture<'static, _> = match &config.server.tls {
             Some(files) => {
                 let certificate = Certificate::load(files.clone()).await.map_err(AppError::Tls)?;
-                let mut server = axum_server::from_tcp_rustls(listener, certificate.served())
-                    .map_err(AppError::Serve)?;
+                let acceptor = RustlsAcceptor::new(certificate.served()).acceptor(Gate::new());
+                let server = axum_server::from_tcp(listener).map_err(AppError::Serve)?;
+                let mut server = server.acceptor(acceptor);
                 bound_heads(server.http_builder());
                 let reloaded = self.state.config.subscribe();
                 tasks.spawn(certificate.follow(reloaded, self.state.stop.clone()));
                 Box::pin(server.handle(handle).serve(service))
             }
             None => {
-                let mut server = axum_server::from_tcp(listener).map_err(AppError::Serve)?;
+                let server = axum_server::from_tcp(listener).map_err(AppError::Serve)?;
+                let mut server = server.acceptor(Gate::new());
                 bound_heads(server.http_builder());
                 Box::pin(server.handle(handle).serve(service))
             }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use tokio::task::AbortHandle;
 
-use super::record::{Change, Record};
+use super::record::{Change, Record, With};
 use super::task::Owner;
 use super::trail;
 use super::workload::policy;
@@ -27,6 +27,13 @@ pub(super) struct LimitsWanted {
     pub(super) change: LimitsPatch,
     pub(super) actor: Actor,
     pub(super) reply: Reply,
+}
+
+/// What was known of the Docker container before the engine was asked for other limits.
+#[derive(Debug)]
+pub(super) struct BeforeLimits {
+    restart_needed: bool,
+    spec: Arc<ContainerSpec>,
 }
 
 impl Owner {
@@ -206,9 +213,14 @@ impl Owner {
             let decided = if let Err(refusal) = self.may_have(limits) {
                 Err(refusal)
             } else if self.has_workload() {
-                let applying = self.ctx().apply_limits(limits, wanted);
-                self.limits_task = Some(self.tasks.spawn(applying));
-                return;
+                match self.doubt_limits().await {
+                    Ok(()) => {
+                        let applying = self.ctx().apply_limits(limits, wanted);
+                        self.limits_task = Some(self.tasks.spawn(applying));
+                        return;
+                    }
+                    Err(error) => Err(Refusal::Store(error)),
+                }
             } else {
                 let mut spec = (*self.record.spec).clone();
                 spec.limits = limits;
@@ -217,6 +229,37 @@ impl Owner {
             // Whoever asked may have gone away; the decision stands.
             drop(wanted.reply.send(decided));
         }
+    }
+
+    /// From here until the store has what the engine was asked for, nobody knows which limits the Docker container
+    /// has: whoever comes to it in between makes it anew.
+    async fn doubt_limits(&mut self) -> Result<(), StoreError> {
+        let restart_needed = self.record.restart_needed;
+        if !restart_needed {
+            self.record.restart_needed = true;
+            if let Err(error) = self.save(&[], With::default()).await {
+                self.record.restart_needed = false;
+                return Err(error);
+            }
+        }
+        let spec = Arc::clone(&self.record.spec);
+        self.before_limits = Some(BeforeLimits { restart_needed, spec });
+        Ok(())
+    }
+
+    /// The engine has told that nothing was changed.
+    async fn limits_refused(&mut self, refusal: Refusal) -> Result<Accepted, Refusal> {
+        if let Some(before) = self.before_limits.take() {
+            self.record.restart_needed = self.is_restart_needed(&before);
+            if let Err(error) = self.save(&[], With::default()).await {
+                self.store_later(With::default(), &error);
+            }
+        }
+        Err(refusal)
+    }
+
+    fn is_restart_needed(&self, before: &BeforeLimits) -> bool {
+        before.restart_needed || !self.record.spec.is_built_like(&before.spec)
     }
 
     /// Whether these limits may be set. The engine is asked for those of a workload only.
@@ -245,14 +288,18 @@ impl Owner {
         match result {
             Err(error) if error.is_away() => Err(Refusal::EngineUnavailable),
             // So it says, for one, that more memory is in use than there would be.
-            Err(error) if error.kind() == EngineErrorKind::Internal => Err(Refusal::Limits(error)),
-            Err(error) => Err(Refusal::Engine(error)),
+            Err(error) if error.kind() == EngineErrorKind::Internal => {
+                self.limits_refused(Refusal::Limits(error)).await
+            }
+            Err(error) => self.limits_refused(Refusal::Engine(error)).await,
             Ok(warnings) => {
                 let mut spec = (*self.record.spec).clone();
                 spec.limits = change.apply(spec.limits);
                 // The engine has them, but lifts none; what else waits for a restart goes on waiting.
                 let waits = !spec.limits.lifted_since(&self.record.spec.limits).is_empty();
-                let restart_needed = self.record.restart_needed || waits || is_replaced;
+                let before = self.before_limits.take();
+                let was_needed = before.is_none_or(|before| self.is_restart_needed(&before));
+                let restart_needed = was_needed || waits || is_replaced;
                 let accepted = self.replace_spec(spec, restart_needed, actor).await?;
                 Ok(Accepted { warnings, ..accepted })
             }

@@ -3,9 +3,11 @@
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use base64::Engine as _;
 use serde_json::json;
+use tokio::io::AsyncWriteExt as _;
 
 use crate::support::SOON;
 use crate::support::numbers::free_ports;
@@ -310,5 +312,61 @@ async fn a_kill_on_a_full_disk_is_still_one_after_a_restart() {
     let shown = daemon.state(&id, "offline").await;
     assert_eq!(shown["last_exit"]["ended_by"], "kill", "{shown}");
     assert_eq!(shown["desired_state"], "offline", "{shown}");
+    daemon.close().await;
+}
+
+#[tokio::test]
+async fn connections_without_end_keep_nothing_from_going_on_but_more_connections() {
+    let mut daemon = Daemon::prepare(|_| {}).await;
+    daemon.set_wrapper(&["prlimit", "--nofile=400"]);
+    daemon.launch().await;
+    let id = daemon.id("stays");
+    daemon.run(&id, json!({})).await;
+    // It has its connection already.
+    let client = daemon.client();
+    client.get("/containers").await.is(200);
+    let address = daemon.url().trim_start_matches("http://").to_owned();
+    let mut held = Vec::new();
+    for _ in 0..400 {
+        let mut stream = tokio::net::TcpStream::connect(&address).await.expect("a connection");
+        // One that is not let in may be closed by now.
+        drop(stream.write_all(b"GET /livez HT").await);
+        held.push(stream);
+    }
+    client.post_empty(&format!("/containers/{id}/kill?wait=10s")).await.is(200);
+    client.post("/volumes", json!({})).await.is(201);
+    client.get("/readyz").await.is(200);
+    drop(held);
+    daemon.state(&id, "offline").await;
+    daemon.close().await;
+}
+
+#[tokio::test]
+async fn limits_that_a_kill_has_cut_off_are_the_same_everywhere_after_the_next_start() {
+    let mut daemon = Daemon::start().await;
+    let id = daemon.id("cut");
+    daemon.run(&id, json!({})).await;
+    let path = format!("/containers/{id}/resources");
+    for round in 0..4_u64 {
+        let client = daemon.client();
+        let changes = async {
+            for step in 0..6 {
+                let memory = (64 + round * 8 + step) << 20;
+                client.post(&path, json!({"memory": memory})).await;
+            }
+        };
+        drop(tokio::time::timeout(Duration::from_millis(40 + round * 35), changes).await);
+        daemon.kill9().await;
+        daemon.launch().await;
+        daemon.state(&id, "running").await;
+        daemon.power(&id, "kill").await;
+        daemon.state(&id, "offline").await;
+        daemon.power(&id, "start").await;
+        let shown = daemon.state(&id, "running").await;
+        let name = format!("lightd-{id}");
+        let found = daemon.docker.inspect_container(&name, None).await.expect("a container");
+        let memory = found.host_config.and_then(|host| host.memory);
+        assert_eq!(json!(memory), shown["limits"]["memory"], "{shown}");
+    }
     daemon.close().await;
 }

@@ -13,6 +13,7 @@ use uuid::Uuid;
 
 use super::port_body::{PortBody, check_ports};
 use crate::api::error::ApiError;
+use crate::api::extract::object;
 use crate::domain::ids::{ContainerId, VolumeId};
 use crate::domain::restart::RestartOnCrash;
 use crate::domain::spec::{
@@ -62,6 +63,7 @@ pub(super) struct CreateBody {
     lease_id: Option<Uuid>,
     /// What it may use; what is left out is the node's default.
     #[schema(value_type = Option<LimitsBody>)]
+    #[serde(default, deserialize_with = "object")]
     limits: Option<Limits>,
     /// Container path to host path, beneath `docker.allowed_mounts`.
     #[schema(value_type = Option<BTreeMap<String, String>>)]
@@ -74,6 +76,7 @@ pub(super) struct CreateBody {
     /// Environment variables.
     env: Option<BTreeMap<String, String>>,
     /// How it is asked to end: `SIGTERM` and 30 seconds, unless this says otherwise.
+    #[serde(default, deserialize_with = "object")]
     stop: Option<StopBody>,
     labels: Option<BTreeMap<String, String>>,
     restart_on_crash: Option<RestartOnCrash>,
@@ -263,9 +266,11 @@ pub(super) struct PatchBody {
     #[schema(value_type = BTreeMap<String, Option<String>>)]
     #[serde(default)]
     env: BTreeMap<String, Option<String>>,
+    #[serde(default, deserialize_with = "object")]
     stop: Option<StopBody>,
     /// Replace all that are there.
     labels: Option<BTreeMap<String, String>>,
+    #[serde(default, deserialize_with = "object")]
     limits: Option<LimitsBody>,
     restart_on_crash: Option<RestartOnCrash>,
     autostart: Option<bool>,

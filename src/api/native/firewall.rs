@@ -14,7 +14,7 @@ use super::firewall_view::RuleView;
 use super::paging;
 use crate::api::auth::Auth;
 use crate::api::error::ApiError;
-use crate::api::extract::{Json, Path, Query};
+use crate::api::extract::{Json, Path, Query, object};
 use crate::api::openapi::Routes;
 use crate::api::openapi::params::{ContainerPath, RulePath};
 use crate::api::openapi::refusals::refusals;
@@ -59,6 +59,7 @@ struct RuleBody {
     dest_port: Option<u16>,
     protocol: RuleProtocol,
     action: RuleAction,
+    #[serde(default, deserialize_with = "object")]
     rate_limit: Option<RateLimit>,
     #[schema(max_length = 255)]
     description: Option<String>,
