@@ -101,7 +101,7 @@ schema!(
     "Path",
     text(
         "A path from the volume's root, without a slash in front; empty is the root.",
-        "^([^/].*)?$",
+        "^([^/](.|\\n|\\r)*)?$",
         "world/level.dat"
     )
 );
