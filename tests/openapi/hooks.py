@@ -39,7 +39,8 @@ def before_call(context, case, kwargs):
             case.path_parameters["id"] = "server-001"
         elif path == "/volumes/{id}" and case.path_parameters.get("id") == VOLUME:
             case.path_parameters["id"] = "0190c6a0-0000-7000-8000-000000000000"
-    elif turn % 2 and case.path_parameters:
+    elif turn % 2 and case.path_parameters and (is_good or case.operation.method.lower() != "get"):
+        # Of a wrong GET the address may be what is wrong.
         if path.startswith("/containers/{id}"):
             case.path_parameters["id"] = CONTAINER
         elif path.startswith("/volumes/{id}"):
