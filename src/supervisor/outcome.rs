@@ -73,19 +73,7 @@ enum Verdict {
 impl Goal {
     /// What a wish leads to, by the snapshot of its decision.
     pub(crate) fn of(command: Command, decided: &Snapshot) -> Self {
-        let live = match decided.phase {
-            Phase::Starting { run, .. }
-            | Phase::Running { run }
-            | Phase::Paused { run, .. }
-            | Phase::Stopping { run, .. } => Some(run),
-            Phase::Installing { .. }
-            | Phase::Failed { .. }
-            | Phase::Offline
-            | Phase::Crashed { .. }
-            | Phase::Suspended { .. }
-            | Phase::Rebinding { .. }
-            | Phase::Deleting => None,
-        };
+        let live = decided.phase.live_run();
         let stops = matches!(decided.phase, Phase::Stopping { .. });
         let next = decided.run.next();
         match command {
@@ -297,6 +285,7 @@ mod tests {
                 previous_ports: None,
                 previous_restart_needed: false,
                 restart_needed: false,
+                limits_in_doubt: false,
                 begun_at_ms: None,
                 docker_id: None,
                 own_image: None,

@@ -33,6 +33,9 @@ pub(super) struct Record {
     /// Whether the Docker container from before the latest rebind was of an older specification.
     pub(super) previous_restart_needed: bool,
     pub(super) restart_needed: bool,
+    /// The engine was asked for other limits and has not answered: should lightd end before, the store says
+    /// that the Docker container is of another specification.
+    pub(super) limits_in_doubt: bool,
     /// When the latest start was decided, in Unix milliseconds: what the engine began before is of an
     /// earlier run.
     pub(super) begun_at_ms: Option<i64>,
@@ -103,6 +106,7 @@ impl Record {
             previous_ports: stored.previous_ports,
             previous_restart_needed: stored.previous_restart_needed,
             restart_needed: stored.restart_needed,
+            limits_in_doubt: false,
             begun_at_ms: stored.begun_at_ms,
             docker_id: row.state.docker_id,
             own_image: row.state.own_image,
@@ -130,7 +134,7 @@ impl Record {
             machine: &self.machine,
             previous_ports: self.previous_ports.clone(),
             previous_restart_needed: self.previous_restart_needed,
-            restart_needed: self.restart_needed,
+            restart_needed: self.restart_needed || self.limits_in_doubt,
             begun_at_ms: self.begun_at_ms,
         };
         columns(&stored, self.docker_id.clone(), self.own_image.clone())

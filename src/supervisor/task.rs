@@ -22,7 +22,7 @@ use super::record::{Change, Record, With};
 use super::registry::Registry;
 use super::services::Services;
 use super::trail;
-use super::wishes::{BeforeLimits, LimitsWanted};
+use super::wishes::LimitsWanted;
 use super::workload::policy;
 use super::{Msg, Refusal, Shared, Snapshot};
 use crate::domain::audit::Act;
@@ -133,7 +133,6 @@ pub(super) struct Owner {
     /// The task that gives limits to what runs, and what is to be given after that.
     pub(super) limits_task: Option<AbortHandle>,
     pub(super) limits_wanted: VecDeque<LimitsWanted>,
-    pub(super) before_limits: Option<BeforeLimits>,
     pub(super) install_task: Option<Child>,
     /// The task that moves the container to other ports, or back.
     pub(super) rebind_task: Option<Child>,
@@ -174,7 +173,6 @@ impl Owner {
             install_task: None,
             limits_task: None,
             limits_wanted: VecDeque::new(),
-            before_limits: None,
             rebind_task: None,
         }
     }

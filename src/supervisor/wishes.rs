@@ -29,13 +29,6 @@ pub(super) struct LimitsWanted {
     pub(super) reply: Reply,
 }
 
-/// What was known of the Docker container before the engine was asked for other limits.
-#[derive(Debug)]
-pub(super) struct BeforeLimits {
-    restart_needed: bool,
-    spec: Arc<ContainerSpec>,
-}
-
 impl Owner {
     pub(super) async fn take_request(&mut self, Msg { request, actor, reply }: Msg) {
         let decided = match request {
@@ -231,35 +224,20 @@ impl Owner {
         }
     }
 
-    /// From here until the store has what the engine was asked for, nobody knows which limits the Docker container
-    /// has: whoever comes to it in between makes it anew.
+    /// Before the engine is asked: a kill of lightd must not leave it with other limits than the store.
     async fn doubt_limits(&mut self) -> Result<(), StoreError> {
-        let restart_needed = self.record.restart_needed;
-        if !restart_needed {
-            self.record.restart_needed = true;
-            if let Err(error) = self.save(&[], With::default()).await {
-                self.record.restart_needed = false;
-                return Err(error);
-            }
-        }
-        let spec = Arc::clone(&self.record.spec);
-        self.before_limits = Some(BeforeLimits { restart_needed, spec });
-        Ok(())
+        self.record.limits_in_doubt = true;
+        let stored = self.save(&[], With::default()).await;
+        self.record.limits_in_doubt = stored.is_ok();
+        stored
     }
 
     /// The engine has told that nothing was changed.
-    async fn limits_refused(&mut self, refusal: Refusal) -> Result<Accepted, Refusal> {
-        if let Some(before) = self.before_limits.take() {
-            self.record.restart_needed = self.is_restart_needed(&before);
-            if let Err(error) = self.save(&[], With::default()).await {
-                self.store_later(With::default(), &error);
-            }
+    async fn limits_refused(&mut self, refusal: Refusal) -> Refusal {
+        if let Err(error) = self.save(&[], With::default()).await {
+            self.store_later(With::default(), &error);
         }
-        Err(refusal)
-    }
-
-    fn is_restart_needed(&self, before: &BeforeLimits) -> bool {
-        before.restart_needed || !self.record.spec.is_built_like(&before.spec)
+        refusal
     }
 
     /// Whether these limits may be set. The engine is asked for those of a workload only.
@@ -285,23 +263,29 @@ impl Owner {
         is_replaced: bool,
         result: Result<Vec<String>, EngineError>,
     ) -> Result<Accepted, Refusal> {
+        self.record.limits_in_doubt = false;
         match result {
-            Err(error) if error.is_away() => Err(Refusal::EngineUnavailable),
+            Err(error) if error.is_away() => {
+                // Stored already.
+                self.record.restart_needed = true;
+                self.publish();
+                Err(Refusal::EngineUnavailable)
+            }
             // So it says, for one, that more memory is in use than there would be.
             Err(error) if error.kind() == EngineErrorKind::Internal => {
-                self.limits_refused(Refusal::Limits(error)).await
+                Err(self.limits_refused(Refusal::Limits(error)).await)
             }
-            Err(error) => self.limits_refused(Refusal::Engine(error)).await,
+            Err(error) => Err(self.limits_refused(Refusal::Engine(error)).await),
             Ok(warnings) => {
                 let mut spec = (*self.record.spec).clone();
                 spec.limits = change.apply(spec.limits);
                 // The engine has them, but lifts none; what else waits for a restart goes on waiting.
                 let waits = !spec.limits.lifted_since(&self.record.spec.limits).is_empty();
-                let before = self.before_limits.take();
-                let was_needed = before.is_none_or(|before| self.is_restart_needed(&before));
-                let restart_needed = was_needed || waits || is_replaced;
-                let accepted = self.replace_spec(spec, restart_needed, actor).await?;
-                Ok(Accepted { warnings, ..accepted })
+                let restart_needed = self.record.restart_needed || waits || is_replaced;
+                let replaced = self.replace_spec(spec, restart_needed, actor).await;
+                // The engine has limits then that are stored nowhere.
+                self.record.restart_needed |= replaced.is_err();
+                replaced.map(|accepted| Accepted { warnings, ..accepted })
             }
         }
     }

@@ -235,6 +235,14 @@ fn settings() -> Value {
     serde_json::from_str(&format!("{{{}}}", settings[0])).expect("members of an object")
 }
 
+/// The chapter's settings, with the panel at this port and looked after more often.
+fn tell_of_panel(daemon: &Daemon, port: u16) {
+    let mut settings = settings();
+    settings["remote"]["url"] = json!(format!("http://127.0.0.1:{port}/api"));
+    settings["remote"]["health_interval"] = json!("1s");
+    daemon.edit_config(|config| config["remote"] = settings["remote"].take());
+}
+
 fn secret() -> String {
     settings()["remote"]["signing_secret"].as_str().expect("a secret").to_owned()
 }
@@ -243,10 +251,7 @@ fn secret() -> String {
 async fn the_readmes_panel_makes_a_server_hears_of_it_and_lets_a_browser_in() {
     let daemon = Daemon::start().await;
     let (port, mine) = (free_port(), daemon.id("mine"));
-    let mut settings = settings();
-    settings["remote"]["url"] = json!(format!("http://127.0.0.1:{port}/api"));
-    settings["remote"]["health_interval"] = json!("1s");
-    daemon.edit_config(|config| config["remote"] = settings["remote"].take());
+    tell_of_panel(&daemon, port);
     let program = Example::write(&daemon, port, &mine);
     let said = follow_the_chapter(&daemon, port, &program).await;
     let knows = format!(r#"{{"{mine}": {{"sequence": 2, "status": "ready"}}}}"#);
@@ -300,10 +305,7 @@ async fn the_readmes_panel_makes_a_server_hears_of_it_and_lets_a_browser_in() {
 async fn the_readmes_panel_starts_what_became_ready_while_it_was_away() {
     let daemon = Daemon::start().await;
     let (port, mine) = (free_port(), daemon.id("mine"));
-    let mut settings = settings();
-    settings["remote"]["url"] = json!(format!("http://127.0.0.1:{port}/api"));
-    settings["remote"]["health_interval"] = json!("1s");
-    daemon.edit_config(|config| config["remote"] = settings["remote"].take());
+    tell_of_panel(&daemon, port);
     daemon.client().post_empty("/remote/config/reload").await.is(200);
     // As if it had ended right after it made its server: what it was to hear is kept for it.
     daemon.create(&mine, json!({})).await;

@@ -216,21 +216,8 @@ impl Machine {
         self.times
     }
 
-    /// The run whose process the engine has or is about to have, unless it is an install.
     pub(crate) fn live_run(&self) -> Option<RunId> {
-        match &self.phase {
-            Phase::Starting { run, .. }
-            | Phase::Running { run }
-            | Phase::Paused { run, .. }
-            | Phase::Stopping { run, .. } => Some(*run),
-            Phase::Installing { .. }
-            | Phase::Failed { .. }
-            | Phase::Offline
-            | Phase::Crashed { .. }
-            | Phase::Suspended { .. }
-            | Phase::Rebinding { .. }
-            | Phase::Deleting => None,
-        }
+        self.phase.live_run()
     }
 
     /// When to come back with [`Fact::Woke`] if nothing happens before.

@@ -93,6 +93,23 @@ pub(crate) enum Rest {
 }
 
 impl Phase {
+    /// The run whose process the engine has or is about to have, unless it is an install.
+    pub(crate) fn live_run(&self) -> Option<RunId> {
+        match self {
+            Self::Starting { run, .. }
+            | Self::Running { run }
+            | Self::Paused { run, .. }
+            | Self::Stopping { run, .. } => Some(*run),
+            Self::Installing { .. }
+            | Self::Failed { .. }
+            | Self::Offline
+            | Self::Crashed { .. }
+            | Self::Suspended { .. }
+            | Self::Rebinding { .. }
+            | Self::Deleting => None,
+        }
+    }
+
     /// The state's name on the wire; `unknown` is not a phase but the owner's mark upon it.
     pub(crate) fn state_name(&self) -> &'static str {
         match self {
