@@ -162,13 +162,14 @@ impl Owner {
     }
 
     /// A child task that panicked has told nothing: what it was about is found by looking.
-    pub(super) fn task_ended(&mut self, ended: Result<(), tokio::task::JoinError>) {
+    pub(super) async fn task_ended(&mut self, ended: Result<(), tokio::task::JoinError>) {
         if let Err(error) = ended
             && error.is_panic()
         {
             tracing::error!(container.id = %self.record.id, %error, "a task of the container panicked");
             self.look_pending = false;
             self.look_at = Some(Instant::now() + LOOK_SOON);
+            self.limits_task_ended().await;
             if let Phase::Installing { run, .. } = self.record.machine.phase() {
                 let (ctx, run) = (self.ctx(), *run);
                 let result = Err("an internal error ended the installation".to_owned());

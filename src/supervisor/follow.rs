@@ -67,6 +67,14 @@ impl End {
             Err(_) => Self::Detached,
         }
     }
+
+    /// An exit knows by how much the host's clock was set meanwhile.
+    fn timed_by(self, clock: SteadyClock) -> Self {
+        match self {
+            Self::Exited(exit) => Self::Exited(Exit { clock_set_by_ms: clock.set_by_ms(), ..exit }),
+            end @ (Self::Vanished | Self::Detached) => end,
+        }
+    }
 }
 
 impl Ctx {
@@ -142,19 +150,12 @@ impl Ctx {
         if !all_read && matches!(end, End::Exited(_)) {
             self.take_rest(self.workload_log(run, docker_id)).await;
         }
-        let end = match end {
-            End::Exited(exit) => {
-                let clock_set_by_ms = clock.set_by_ms();
-                End::Exited(Exit { clock_set_by_ms, ..exit })
-            }
-            end => end,
-        };
         let mut ran_out_at_ms = ran_out_of_memory_at_ms.load(Ordering::Relaxed);
         // The group may be gone before anybody came to watch it, or to look at its counter.
         if matches!(end, End::Exited(_)) && self.services.kernel_log.tells_of(docker_id) {
             ran_out_at_ms = now_unix_ms();
         }
-        self.tell_end(run, end, ran_out_at_ms).await;
+        self.tell_end(run, end.timed_by(clock), ran_out_at_ms).await;
     }
 
     /// An end that another run of the engine tells of than the one that was attached to is none of the

@@ -201,7 +201,7 @@ impl Owner {
             tokio::select! {
                 biased;
                 Some(report) = reports.recv() => self.take_report(*report).await,
-                Some(ended) = self.tasks.join_next() => self.task_ended(ended),
+                Some(ended) = self.tasks.join_next() => self.task_ended(ended).await,
                 Some(boot) = queues.boot.recv() => self.boot(*boot).await,
                 Some(msg) = queues.urgent.recv() => self.take_request(*msg).await,
                 Ok(()) = health.changed() => {

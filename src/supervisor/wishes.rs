@@ -232,6 +232,15 @@ impl Owner {
         stored
     }
 
+    /// After a panic: those that wait shall not wait for ever, and nobody has told which limits there are.
+    pub(super) async fn limits_task_ended(&mut self) {
+        if self.limits_task.as_ref().is_some_and(AbortHandle::is_finished) {
+            self.limits_task = None;
+            self.record.restart_needed |= std::mem::take(&mut self.record.limits_in_doubt);
+            self.next_limits().await;
+        }
+    }
+
     /// The engine has told that nothing was changed.
     async fn limits_refused(&mut self, refusal: Refusal) -> Refusal {
         if let Err(error) = self.save(&[], With::default()).await {

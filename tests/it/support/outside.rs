@@ -190,7 +190,7 @@ pub(crate) fn datagram(socket: &UdpSocket) -> Reply {
     // An error that came to the last one is told with this.
     match socket.send(b"ping") {
         Ok(_) => judge(socket.recv(&mut [0; 16])),
-        Err(_) => Reply::Refused,
+        refused => judge(refused),
     }
 }
 
@@ -200,6 +200,13 @@ fn judge(read: std::io::Result<usize>) -> Reply {
         Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
             Reply::Nothing
         }
-        Ok(0) | Err(_) => Reply::Refused,
+        Ok(0) => Reply::Refused,
+        Err(error) => match error.kind() {
+            ErrorKind::ConnectionRefused | ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => {
+                Reply::Refused
+            }
+            // Of the network itself, not of what a rule does: no address was resolved, for one.
+            other => panic!("neither an answer nor a refusal: {other}: {error}"),
+        },
     }
 }
