@@ -208,6 +208,8 @@ async fn rates_are_shown_and_estimates_are_exact() {
         ("", json!({"hours": 1e9}), "hours"),
         ("", json!({"memory": u64::MAX}), "memory"),
         ("", json!({"memroy": 1}), "memroy"),
+        ("", json!({"memory": 1_u64 << 50, "hours": 87_600}), "memory"),
+        ("/volume", json!({"size": 1 << 30, "hours": 87_600}), "size"),
         ("/volume", json!({}), "size"),
         ("/volume", json!({"size": u64::MAX}), "size"),
         ("/volume", json!({"size": 1, "volume_id": uuid::Uuid::nil()}), "size"),

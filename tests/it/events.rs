@@ -49,11 +49,16 @@ async fn a_stream_tells_what_a_socket_tells() {
         Some(json!({"event": "console", "data": "got one\n", "seq": 2}))
     );
     // A proxy and a browser are told to leave it alone, a silent one is kept alive by comments.
+    say(&daemon, &id, "two").await;
+    assert_eq!(
+        console.next().await,
+        Some(json!({"event": "console", "data": "got two\n", "seq": 3}))
+    );
     assert!(console.others.contains(&":".to_owned()), "{:?}", console.others);
     // The token in the address is enough, for a browser sets no headers.
-    let in_query = path(&id, &format!("?events=console&since=1&token={}", daemon.token));
+    let in_query = path(&id, &format!("?events=console&since=2&token={}", daemon.token));
     let mut late = EventStream::open(&client.anonymous(), &in_query, None).await;
-    assert_eq!(late.next().await, Some(json!({"event": "console", "data": "got one\n", "seq": 2})));
+    assert_eq!(late.next().await, Some(json!({"event": "console", "data": "got two\n", "seq": 3})));
     daemon.close().await;
 }
 

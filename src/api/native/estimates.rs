@@ -146,13 +146,13 @@ async fn estimate(
         return Err(ApiError::field("cpu", format!("must be between 0 and {CORES_MAX} cores")));
     }
     let (hours, seconds) = time_of(body.hours)?;
-    let memory_kib_s = (body.memory >> 10) * seconds;
+    let memory_kib_s = kib_seconds("memory", body.memory, seconds)?;
     let usage = Usage {
         run_ms: seconds * 1000,
         cpu_us: whole(body.cpu * 1000.0) * seconds * 1000,
         memory_kib_s,
         reserved_kib_s: memory_kib_s,
-        storage_kib_s: (body.storage >> 10) * seconds,
+        storage_kib_s: kib_seconds("storage", body.storage, seconds)?,
         egress_bytes: body.egress,
         ingress_bytes: 0,
     };
@@ -203,8 +203,14 @@ async fn estimate_volume(
         }
         _ => return Err(ApiError::field("size", "is required, or volume_id instead")),
     };
-    let usage = Usage { storage_kib_s: (bytes >> 10) * seconds, ..Usage::default() };
+    let storage_kib_s = kib_seconds("size", bytes, seconds)?;
+    let usage = Usage { storage_kib_s, ..Usage::default() };
     Ok(EstimateView::new(&state, hours, &usage))
+}
+
+fn kib_seconds(name: &str, bytes: u64, seconds: u64) -> Result<u64, ApiError> {
+    let message = || "is too much for so many hours: ask for fewer".to_owned();
+    (bytes >> 10).checked_mul(seconds).ok_or_else(|| ApiError::field(name, message()))
 }
 
 /// The hours, and as whole seconds.
