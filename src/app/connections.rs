@@ -1,23 +1,67 @@
-//! How many connections stand at once: half of the files that lightd may have open.
+//! How connections come in: the listening socket, how many may stand, and how long each may say nothing.
 //!
-//! Owns the [`Gate`], which the server asks about each connection before a byte of it is read. The other half is
-//! for the engine, the store, volumes, the firewall and sockets, which have bounds of their own: whoever opens
-//! connections without end keeps others out, as long as none is given up, and nothing else stands still. What is
-//! not let in is closed.
+//! Owns the [`Gate`], which the server asks about each connection before a byte of it is read: half of the files
+//! that lightd may have open are connections. The other half is for the engine, the store, volumes, the firewall
+//! and sockets, which have bounds of their own: whoever opens connections without end keeps others out, as long
+//! as none is given up, and nothing else stands still. What is not let in is closed.
 
 use std::future::{Ready, ready};
-use std::io;
+use std::io::{self, ErrorKind};
+use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use axum_server::accept::Accept;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use hyper_util::server::conn::auto::Builder;
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
 use tower::Service;
 
 /// However many files may be open.
 const MOST: u64 = 100_000;
+/// For how long a client may take nothing of what it is sent, before its connection is given up: a
+/// download or an event stream that nobody reads would otherwise keep its place for ever.
+const NOTHING_TAKEN_MS: u32 = 30_000;
+/// Connections that wait to be accepted; the kernel may have a lower bound (`net.core.somaxconn`).
+const BACKLOG: i32 = 4096;
+/// How long a port may still be a predecessor's.
+const PORT_FREED: Duration = Duration::from_secs(1);
+const PORT_AGAIN: Duration = Duration::from_millis(50);
+/// How long a connection may stand open without the whole head of a request, be it the first or the next.
+const HEAD_COMES: Duration = Duration::from_secs(75);
+
+/// A connection that sends half a request's head, or nothing, would else be kept for ever.
+pub(super) fn bound_heads(connections: &mut Builder<TokioExecutor>) {
+    connections.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_COMES);
+}
+
+/// Where lightd was killed while it began a program (nft, mkfs), that one has the listening socket until
+/// its `execve` has closed it.
+pub(super) async fn listen_soon(address: SocketAddr) -> io::Result<TcpListener> {
+    let until = Instant::now() + PORT_FREED;
+    loop {
+        match listen(address) {
+            Err(error) if error.kind() == ErrorKind::AddrInUse && Instant::now() < until => {
+                tokio::time::sleep(PORT_AGAIN).await;
+            }
+            listener => return listener,
+        }
+    }
+}
+
+/// What is accepted has the options of the socket that it came in by (tcp(7)).
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let listener = TcpListener::bind(address)?;
+    // The standard library's backlog is short for a burst.
+    rustix::net::listen(&listener, BACKLOG)?;
+    listener.set_nonblocking(true)?;
+    rustix::net::sockopt::set_tcp_user_timeout(&listener, NOTHING_TAKEN_MS)?;
+    Ok(listener)
+}
 
 #[derive(Clone, Debug)]
 pub(super) struct Gate {
@@ -49,7 +93,7 @@ impl<S> Accept<TcpStream, S> for Gate {
             if !self.is_full.swap(true, Ordering::Relaxed) {
                 tracing::warn!("too many connections; no more are let in until some end");
             }
-            return ready(Err(io::ErrorKind::ConnectionRefused.into()));
+            return ready(Err(ErrorKind::ConnectionRefused.into()));
         };
         self.is_full.store(false, Ordering::Relaxed);
         ready(Ok((stream, Held { service, _place: Arc::new(place) })))

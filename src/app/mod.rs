@@ -9,7 +9,7 @@
 //! and leaves workloads running.
 //!
 //! What a part needs of the configuration is in [`parts`], what runs all the time in [`tasks`], the
-//! certificate in [`tls`].
+//! certificate in [`tls`], how connections come in in [`connections`].
 
 mod audit;
 mod connections;
@@ -17,7 +17,6 @@ mod parts;
 mod tasks;
 mod tls;
 
-use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,14 +25,12 @@ use axum_server::Handle;
 use axum_server::tls_rustls::RustlsAcceptor;
 use futures_util::FutureExt as _;
 use futures_util::future::Either;
-use hyper_util::rt::{TokioExecutor, TokioTimer};
-use hyper_util::server::conn::auto::Builder;
 use tokio::sync::{Notify, Semaphore, broadcast, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use self::connections::Gate;
+use self::connections::{Gate, bound_heads, listen_soon};
 use self::tasks::Levers;
 use self::tls::Certificate;
 use crate::access::Access;
@@ -70,14 +67,6 @@ const SIGNALS: usize = 1024;
 /// What requests and owners may take to end, within the ten seconds that stopping may take in all.
 const REQUESTS_END: Duration = Duration::from_secs(4);
 const OWNERS_END: Duration = Duration::from_secs(4);
-/// For how long a client may take nothing of what it is sent, before its connection is given up: a
-/// download or an event stream that nobody reads would otherwise keep its place for ever.
-const NOTHING_TAKEN_MS: u32 = 30_000;
-/// How long a port may still be a predecessor's.
-const PORT_FREED: Duration = Duration::from_secs(1);
-const PORT_AGAIN: Duration = Duration::from_millis(50);
-/// How long a connection may stand open without the whole head of a request, be it the first or the next.
-const HEAD_COMES: Duration = Duration::from_secs(75);
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum AppError {
@@ -125,33 +114,6 @@ pub(crate) async fn run(
         None => Either::Right(server),
     };
     app.shut_down(tasks, rest).await.map_err(AppError::Serve)
-}
-
-/// A connection that sends half a request's head, or nothing, would else be kept for ever.
-fn bound_heads(connections: &mut Builder<TokioExecutor>) {
-    connections.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_COMES);
-}
-
-/// Where lightd was killed while it began a program (nft, mkfs), that one has the listening socket until
-/// its `execve` has closed it.
-async fn listen_soon(address: SocketAddr) -> std::io::Result<TcpListener> {
-    let until = Instant::now() + PORT_FREED;
-    loop {
-        match listen(address) {
-            Err(error) if error.kind() == ErrorKind::AddrInUse && Instant::now() < until => {
-                tokio::time::sleep(PORT_AGAIN).await;
-            }
-            listener => return listener,
-        }
-    }
-}
-
-/// What is accepted has the options of the socket that it came in by (tcp(7)).
-fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
-    let listener = TcpListener::bind(address)?;
-    listener.set_nonblocking(true)?;
-    rustix::net::sockopt::set_tcp_user_timeout(&listener, NOTHING_TAKEN_MS)?;
-    Ok(listener)
 }
 
 struct App {

@@ -12,10 +12,10 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::launch::LaunchError;
+use super::limits::LimitsWanted;
 use super::record::is_of_run;
 use super::services::Services;
 use super::task::Report;
-use super::wishes::LimitsWanted;
 use super::workload::{aside_name, install_name, own_image_repository};
 use super::{Shared, Snapshot};
 use crate::domain::event::SignalKind;

@@ -24,6 +24,7 @@ mod import;
 mod install;
 mod install_log;
 mod launch;
+mod limits;
 mod looks;
 mod metering;
 mod outcome;

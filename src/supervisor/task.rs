@@ -16,13 +16,13 @@ use tokio_util::sync::CancellationToken;
 
 use super::doing::Child;
 use super::effects::Ctx;
+use super::limits::LimitsWanted;
 use super::looks::LOOK_SOON;
 use super::metering::moment;
 use super::record::{Change, Record, With};
 use super::registry::Registry;
 use super::services::Services;
 use super::trail;
-use super::wishes::LimitsWanted;
 use super::workload::policy;
 use super::{Msg, Refusal, Shared, Snapshot};
 use crate::domain::audit::Act;
