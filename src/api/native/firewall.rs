@@ -1,7 +1,8 @@
 //! Firewall rules of containers.
 //!
 //! Each call is about one container and wants `network.read` or `network.write` for that one. What was
-//! answered with success is in the kernel.
+//! answered with success is in the kernel, but for what belongs to a firewall that was taken out: it is stored,
+//! and the answer says so. The answer to a change shows what its transaction wrote.
 
 use axum::Json as JsonAnswer;
 use axum::extract::State;
@@ -23,7 +24,7 @@ use crate::domain::access::Permission;
 use crate::domain::firewall::{RateLimit, Rule, RuleAction, RuleId, RuleProtocol, parse_source};
 use crate::domain::ids::ContainerId;
 use crate::domain::spec::Problem;
-use crate::network::firewall::BOUNDS;
+use crate::network::firewall::{BOUNDS, Changed};
 use crate::store::StoreError;
 use crate::store::firewall::RuleRow;
 
@@ -100,11 +101,15 @@ struct RuleAnswer {
 /// Makes a rule for a container, behind those that it has.
 ///
 /// It counts at once, for connections that stand as well. The first rule that matches decides; what none
-/// matches passes.
+/// matches passes. A firewall that was taken out (`DELETE /firewall/networks/{id}`) keeps it back until it is
+/// brought in again: `applied` is `false` then, with the `reason`.
 #[utoipa::path(
     post, path = "/firewall/rules", tag = "firewall",
     request_body = RuleBody,
-    responses((status = 201, description = "It is in effect", body = RuleAnswer), AddRefusals),
+    responses(
+        (status = 201, description = "It is stored, and in effect unless `applied` is `false`", body = RuleAnswer),
+        AddRefusals,
+    ),
 )]
 async fn add_rule(
     auth: Auth,
@@ -113,18 +118,16 @@ async fn add_rule(
 ) -> Result<(StatusCode, JsonAnswer<RuleAnswer>), ApiError> {
     let id = body.container_id.clone();
     auth.container(&state, &id, Permission::NetworkWrite)?;
-    let row = state.firewall.by(auth.actor()).add_rule(id, body.rule()?).await?;
-    let answer = shown(&state, Some("Firewall rule created"), row).await?;
-    Ok((StatusCode::CREATED, answer))
+    let changed = state.firewall.by(auth.actor()).add_rule(id, body.rule()?).await?;
+    Ok((StatusCode::CREATED, shown(&state, Some("Firewall rule created"), changed)?))
 }
 
-async fn shown(
+fn shown(
     state: &AppState,
     message: Option<&'static str>,
-    row: RuleRow,
+    Changed { made: row, firewall }: Changed<RuleRow>,
 ) -> Result<JsonAnswer<RuleAnswer>, ApiError> {
-    let gone = || ApiError::from(StoreError::NoSuchRule(row.id));
-    let firewall = state.firewall.of(&row.container).await?.ok_or_else(gone)?;
+    let firewall = firewall.ok_or(StoreError::NoSuchRule(row.id))?;
     let rule = RuleView::new(row, &firewall, &state.firewall.status());
     Ok(JsonAnswer(RuleAnswer { message, rule }))
 }
@@ -157,7 +160,8 @@ async fn show_rule(
     Path(id): Path<RuleId>,
 ) -> Result<JsonAnswer<RuleAnswer>, ApiError> {
     let row = reach(&auth, &state, id, Permission::NetworkRead).await?;
-    shown(&state, None, row).await
+    let firewall = state.firewall.of(&row.container).await?;
+    shown(&state, None, Changed { made: row, firewall })
 }
 
 /// Whether a rule counts.
@@ -172,7 +176,10 @@ struct ToggleBody {
 #[utoipa::path(
     put, path = "/firewall/rules/{id}/toggle", tag = "firewall",
     params(RulePath), request_body = ToggleBody,
-    responses((status = 200, description = "It is switched", body = RuleAnswer), ChangeRefusals),
+    responses(
+        (status = 200, description = "It is switched; `applied` says whether it counts", body = RuleAnswer),
+        ChangeRefusals,
+    ),
 )]
 async fn toggle_rule(
     auth: Auth,
@@ -181,9 +188,9 @@ async fn toggle_rule(
     Json(body): Json<ToggleBody>,
 ) -> Result<JsonAnswer<RuleAnswer>, ApiError> {
     let row = reach(&auth, &state, id, Permission::NetworkWrite).await?;
-    let row = state.firewall.by(auth.actor()).enable_rule(row, body.enabled).await?;
+    let changed = state.firewall.by(auth.actor()).enable_rule(row, body.enabled).await?;
     let message = if body.enabled { "Firewall rule enabled" } else { "Firewall rule disabled" };
-    shown(&state, Some(message), row).await
+    shown(&state, Some(message), changed)
 }
 
 #[derive(Debug, Serialize, ToSchema)]

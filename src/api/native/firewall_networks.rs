@@ -1,6 +1,7 @@
 //! A container's protection from floods, and its firewall as a whole.
 //!
-//! Beside [`super::firewall`], whose the rules are. What was answered with success is in the kernel.
+//! Beside [`super::firewall`], whose the rules are. What was answered with success is in the kernel, but for what
+//! belongs to a firewall that was taken out. The answer to a change shows what its transaction wrote.
 
 use axum::Json as JsonAnswer;
 use axum::extract::State;
@@ -21,6 +22,7 @@ use crate::api::state::AppState;
 use crate::domain::access::Permission;
 use crate::domain::firewall::{Ddos, RateLimit};
 use crate::domain::ids::ContainerId;
+use crate::network::firewall::Changed;
 use crate::store::firewall::FirewallRow;
 
 pub(super) fn routes() -> Routes {
@@ -96,11 +98,15 @@ struct DdosAnswer {
 
 /// Sets a container's protection from floods, in place of what it was.
 ///
-/// It comes before all rules, and counts each source by itself.
+/// It comes before all rules, and counts each source by itself. A firewall that was taken out keeps it back:
+/// `applied` is `false` then, with the `reason`.
 #[utoipa::path(
     post, path = "/firewall/ddos/{id}", tag = "firewall",
     params(ContainerPath), request_body = DdosBody,
-    responses((status = 200, description = "It is in effect", body = DdosAnswer), ChangeRefusals),
+    responses(
+        (status = 200, description = "It is stored, and in effect unless `applied` is `false`", body = DdosAnswer),
+        ChangeRefusals,
+    ),
 )]
 async fn set_ddos(
     auth: Auth,
@@ -119,9 +125,9 @@ async fn set_ddos(
     if !problems.is_empty() {
         return Err(ApiError::invalid(problems));
     }
-    state.firewall.by(auth.actor()).set_ddos(id.clone(), ddos).await?;
+    let changed = state.firewall.by(auth.actor()).set_ddos(id.clone(), ddos).await?;
     let message = if body.enabled { "DDoS protection enabled" } else { "DDoS protection disabled" };
-    ddos_of(&state, id, Some(message)).await
+    Ok(ddos_of(&state, id, changed.firewall.as_ref(), Some(message)))
 }
 
 /// Shows a container's protection from floods.
@@ -136,17 +142,18 @@ async fn show_ddos(
     Path(id): Path<ContainerId>,
 ) -> Result<JsonAnswer<DdosAnswer>, ApiError> {
     auth.container(&state, &id, Permission::NetworkRead)?;
-    ddos_of(&state, id, None).await
+    let firewall = state.firewall.of(&id).await?;
+    Ok(ddos_of(&state, id, firewall.as_ref(), None))
 }
 
-async fn ddos_of(
+fn ddos_of(
     state: &AppState,
     id: ContainerId,
+    of: Option<&FirewallRow>,
     message: Option<&'static str>,
-) -> Result<JsonAnswer<DdosAnswer>, ApiError> {
-    let firewall = state.firewall.of(&id).await?;
-    let ddos = DdosView::new(id, firewall.as_ref(), &state.firewall.status());
-    Ok(JsonAnswer(DdosAnswer { message, ddos }))
+) -> JsonAnswer<DdosAnswer> {
+    let ddos = DdosView::new(id, of, &state.firewall.status());
+    JsonAnswer(DdosAnswer { message, ddos })
 }
 
 #[derive(Debug, Serialize, ToSchema)]
@@ -158,14 +165,14 @@ struct NetworkAnswer {
     network: NetworkView,
 }
 
-async fn network_of(
+fn network_of(
     state: &AppState,
     id: ContainerId,
+    of: Option<FirewallRow>,
     message: Option<&'static str>,
-) -> Result<JsonAnswer<NetworkAnswer>, ApiError> {
-    let firewall = state.firewall.of(&id).await?;
-    let network = NetworkView::new(id, firewall, &state.firewall.status());
-    Ok(JsonAnswer(NetworkAnswer { message, network }))
+) -> JsonAnswer<NetworkAnswer> {
+    let network = NetworkView::new(id, of, &state.firewall.status());
+    JsonAnswer(NetworkAnswer { message, network })
 }
 
 /// Makes a container's firewall, or brings it back with its rules.
@@ -184,10 +191,11 @@ async fn attach(
     Path(id): Path<ContainerId>,
 ) -> Result<(StatusCode, JsonAnswer<NetworkAnswer>), ApiError> {
     auth.container(&state, &id, Permission::NetworkWrite)?;
-    let is_new = state.firewall.by(auth.actor()).attach(id.clone(), true).await?;
+    let Changed { made: is_new, firewall } =
+        state.firewall.by(auth.actor()).attach(id.clone(), true).await?;
     let message =
         if is_new { "Firewall network created" } else { "Firewall network exists already" };
-    Ok((made(is_new), network_of(&state, id, Some(message)).await?))
+    Ok((made(is_new), network_of(&state, id, firewall, Some(message))))
 }
 
 /// Shows a container's firewall as a whole.
@@ -202,14 +210,18 @@ async fn show_network(
     Path(id): Path<ContainerId>,
 ) -> Result<JsonAnswer<NetworkAnswer>, ApiError> {
     auth.container(&state, &id, Permission::NetworkRead)?;
-    network_of(&state, id, None).await
+    let firewall = state.firewall.of(&id).await?;
+    Ok(network_of(&state, id, firewall, None))
 }
 
 /// Takes a container's firewall out of the kernel and keeps its rules.
+///
+/// What is added to it from then on is kept back as well, until `POST` brings it in again. A container that has
+/// no firewall gets none by this.
 #[utoipa::path(
     delete, path = "/firewall/networks/{id}", tag = "firewall",
     params(ContainerPath),
-    responses((status = 200, description = "It is out", body = NetworkAnswer), RemoveRefusals),
+    responses((status = 200, description = "It is out, or there is none", body = NetworkAnswer), RemoveRefusals),
 )]
 async fn detach(
     auth: Auth,
@@ -217,10 +229,11 @@ async fn detach(
     Path(id): Path<ContainerId>,
 ) -> Result<JsonAnswer<NetworkAnswer>, ApiError> {
     auth.container(&state, &id, Permission::NetworkWrite)?;
-    let is_news = state.firewall.by(auth.actor()).attach(id.clone(), false).await?;
+    let Changed { made: is_news, firewall } =
+        state.firewall.by(auth.actor()).attach(id.clone(), false).await?;
     let message =
         if is_news { "Firewall network removed" } else { "There is no firewall network to remove" };
-    network_of(&state, id, Some(message)).await
+    Ok(network_of(&state, id, firewall, Some(message)))
 }
 
 #[derive(Debug, Serialize, ToSchema)]

@@ -71,6 +71,15 @@ pub(crate) enum FirewallStatus {
     Off,
 }
 
+/// What a change has made, and the container's firewall with it in: both as the transaction wrote them.
+/// Another change may follow before they are shown, so neither is read again for that.
+#[derive(Debug)]
+pub(crate) struct Changed<T> {
+    pub(crate) made: T,
+    /// `None`: there is none.
+    pub(crate) firewall: Option<FirewallRow>,
+}
+
 /// The keeper of all containers' firewalls. Clones share it, but for whom they act: lightd itself unless
 /// [`Firewall::by`] says otherwise.
 #[derive(Clone, Debug)]
@@ -165,7 +174,7 @@ impl Firewall {
         &self,
         container: ContainerId,
         rule: Rule,
-    ) -> Result<RuleRow, FirewallError> {
+    ) -> Result<Changed<RuleRow>, FirewallError> {
         self.refuse_if_off()?;
         let now = UnixSeconds::now();
         let (of, act) = (container.clone(), self.act(Action::FirewallAddRule, &container));
@@ -181,7 +190,7 @@ impl Firewall {
         &self,
         row: RuleRow,
         enabled: bool,
-    ) -> Result<RuleRow, FirewallError> {
+    ) -> Result<Changed<RuleRow>, FirewallError> {
         self.refuse_if_off()?;
         let now = UnixSeconds::now();
         let act = self.act(Action::FirewallToggleRule, &row.container);
@@ -196,14 +205,14 @@ impl Firewall {
         let act = self.act(Action::FirewallDeleteRule, &row.container);
         let act = trail::of_rule(act, row.id, &row.rule);
         let delete = move |tx: &Tx<'_>| Ok((tx.delete_rule(row.id)?, act));
-        self.change("delete a firewall rule", row.container, delete).await
+        self.change("delete a firewall rule", row.container, delete).await.map(|done| done.made)
     }
 
     pub(crate) async fn set_ddos(
         &self,
         container: ContainerId,
         ddos: Ddos,
-    ) -> Result<(), FirewallError> {
+    ) -> Result<Changed<()>, FirewallError> {
         self.refuse_if_off()?;
         let act = trail::of_ddos(self.act(Action::FirewallProtect, &container), &ddos);
         let of = container.clone();
@@ -217,7 +226,7 @@ impl Firewall {
         &self,
         container: ContainerId,
         attached: bool,
-    ) -> Result<bool, FirewallError> {
+    ) -> Result<Changed<bool>, FirewallError> {
         if attached {
             self.refuse_if_off()?;
         }
@@ -238,7 +247,7 @@ impl Firewall {
             let rules = was.as_ref().map_or(0, |was| was.rules.len());
             Ok((was, act.with("deleted_rules", rules)))
         };
-        self.change("delete a firewall", of, delete).await
+        self.change("delete a firewall", of, delete).await.map(|done| done.made)
     }
 
     /// A container's firewall, as stored.
@@ -264,7 +273,7 @@ impl Firewall {
         op: &'static str,
         container: ContainerId,
         change: impl FnOnce(&Tx<'_>) -> Result<(T, Act), StoreError> + Send + 'static,
-    ) -> Result<T, FirewallError> {
+    ) -> Result<Changed<T>, FirewallError> {
         let inner = Arc::clone(&self.inner);
         let work = async move {
             let _permit = inner.permits.try_acquire().map_err(|_| FirewallError::Busy)?;
@@ -285,24 +294,25 @@ impl Inner {
         op: &'static str,
         container: ContainerId,
         change: impl FnOnce(&Tx<'_>) -> Result<(T, Act), StoreError> + Send + 'static,
-    ) -> Result<T, FirewallError> {
+    ) -> Result<Changed<T>, FirewallError> {
         let mut kernel = self.kernel.lock().await;
         let of = container.clone();
         let write = move |tx: &Tx<'_>| {
             let before = tx.firewall(&of)?;
             let (made, act) = change(tx)?;
-            let is_news = tx.firewall(&of)? != before;
+            let firewall = tx.firewall(&of)?;
+            let is_news = firewall != before;
             if is_news {
                 tx.record(&act, UnixSeconds::now())?;
             }
-            Ok((before, made, is_news.then_some(act.action)))
+            Ok((before, Changed { made, firewall }, is_news.then_some(act.action)))
         };
-        let (before, made, done) = self.store.write(op, write).await?;
+        let (before, changed, done) = self.store.write(op, write).await?;
         if self.backend == Backend::Off {
-            return Ok(made);
+            return Ok(changed);
         }
         self.find_address(&mut kernel, &container).await;
-        let Err(error) = self.set(&mut kernel).await else { return Ok(made) };
+        let Err(error) = self.set(&mut kernel).await else { return Ok(changed) };
         // What the kernel has of it is for the keeper to find out.
         self.touched.notify_one();
         let act = done.map(|done| trail::of_undo(&container, done, &error));

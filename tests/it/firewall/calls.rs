@@ -138,6 +138,59 @@ async fn a_containers_firewall_is_taken_out_and_brought_back_with_its_rules() {
 }
 
 #[tokio::test]
+async fn a_firewall_that_was_taken_out_keeps_new_rules_back_and_one_that_is_not_there_is_not_made()
+{
+    let (daemon, id) = at_rest(|_| {}).await;
+    let client = daemon.client();
+    let network = format!("/firewall/networks/{id}");
+    let rule = |port: u16| json!({"container_id": id, "dest_port": port, "protocol": "tcp", "action": "drop"});
+    let told = client.delete(&network).await.is(200);
+    assert_eq!(told["message"], "There is no firewall network to remove");
+    let detached = "/audit?action=firewall.detach";
+    assert_eq!(client.get(detached).await.is(200)["entries"], json!([]));
+    let first = client.post("/firewall/rules", rule(1)).await.is(201)["rule"].clone();
+    assert_eq!(first["applied"], true, "nothing keeps it back: {first}");
+
+    client.delete(&network).await.is(200);
+    client.delete(&network).await.is(200);
+    let entries = client.get(detached).await.is(200)["entries"].clone();
+    assert_eq!(entries.as_array().map(Vec::len), Some(1), "{entries}");
+    let kept = client.post("/firewall/rules", rule(2)).await.is(201)["rule"].clone();
+    let ddos = json!({"enabled": true, "connection_limit": 9});
+    let ddos = client.post(&format!("/firewall/ddos/{id}"), ddos).await.is(200)["ddos"].clone();
+    for kept in [&kept, &ddos] {
+        assert_eq!((&kept["enabled"], &kept["applied"]), (&json!(true), &json!(false)), "{kept}");
+        assert!(kept["reason"].as_str().is_some_and(|why| why.contains("taken out")), "{kept}");
+    }
+    client.post_empty(&network).await.is(201);
+    for rule in [&first, &kept] {
+        assert_eq!(client.get(&path_of(rule)).await.is(200)["rule"]["applied"], true);
+    }
+    daemon.close().await;
+}
+
+#[tokio::test]
+async fn what_was_made_is_answered_also_where_it_is_cleaned_up_at_that_moment() {
+    let (daemon, id) = at_rest(|_| {}).await;
+    let client = daemon.client();
+    let rule = json!({"container_id": id, "protocol": "tcp", "action": "drop"});
+    let (cleanup, ddos) = (format!("/firewall/cleanup/{id}"), format!("/firewall/ddos/{id}"));
+    for _ in 0..60 {
+        let protection = json!({"enabled": true, "connection_limit": 9});
+        let (made, _, set, _) = tokio::join!(
+            client.post("/firewall/rules", rule.clone()),
+            client.delete(&cleanup),
+            client.post(&ddos, protection),
+            client.delete(&cleanup),
+        );
+        assert_eq!(made.is(201)["rule"]["container_id"], id.as_str());
+        assert_eq!(set.is(200)["ddos"]["connection_limit"], 9, "what it has set");
+        client.delete(&cleanup).await.is(200);
+    }
+    daemon.close().await;
+}
+
+#[tokio::test]
 async fn a_token_reaches_the_rules_of_its_own_containers() {
     let (daemon, mine) = at_rest(|_| {}).await;
     let other = daemon.id("b");
