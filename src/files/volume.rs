@@ -154,8 +154,9 @@ impl Volume {
         self.resolver.open_or_make(self.root(), path, self.owner).map(drop)
     }
 
-    /// Sets the permission bits; set-user-id, set-group-id and sticky bits fall away.
-    pub(crate) fn chmod(&self, path: &RelPath, mode: u32) -> Result<(), FileError> {
+    /// Sets the permission bits; set-user-id, set-group-id and sticky bits fall away. False if it had just
+    /// these.
+    pub(crate) fn chmod(&self, path: &RelPath, mode: u32) -> Result<bool, FileError> {
         let place = self.place(path)?;
         let flags = HANDLE_ONLY | OFlags::NOFOLLOW;
         let handle = rustix::fs::openat(&place.dir, place.name, flags, Mode::empty())
@@ -164,21 +165,26 @@ impl Volume {
         if !matches!(kind_of(&raw), FileType::RegularFile | FileType::Directory) {
             return Err(FileError::Special { path: shown(path) });
         }
+        if raw.st_mode & 0o7777 == mode & 0o777 {
+            return Ok(false);
+        }
         rustix::fs::chmod(proc_path(&handle), Mode::from_raw_mode(mode & 0o777))
-            .during("change the mode of", path)
+            .during("change the mode of", path)?;
+        Ok(true)
     }
 
-    /// Moves a file or folder. With `overwrite` what was at `to` is replaced, folders in whole.
+    /// Moves a file or folder. With `overwrite` what was at `to` is replaced, folders in whole. False if it is
+    /// there already.
     pub(crate) fn rename(
         &self,
         from: &RelPath,
         to: &RelPath,
         overwrite: bool,
-    ) -> Result<(), FileError> {
+    ) -> Result<bool, FileError> {
         let source = self.place(from)?;
         let moved = stat_name(&source.dir, source.name).during("move", from)?;
         if from == to {
-            return Ok(());
+            return Ok(false);
         }
         if from.is_within(to) || to.is_within(from) {
             return Err(FileError::IntoItself { path: shown(from) });
@@ -194,7 +200,8 @@ impl Volume {
                 return remove_other_name(&source, &target).during("move", from);
             }
         }
-        self.settle((source.dir.as_fd(), source.name), (&target, to), overwrite)
+        self.settle((source.dir.as_fd(), source.name), (&target, to), overwrite)?;
+        Ok(true)
     }
 
     /// Whether a folder holds another, however deep: paths tell that only where no link is in them.
@@ -295,12 +302,14 @@ impl Volume {
 }
 
 /// A rename of one name of a file over another of the same does nothing (POSIX), and it is to have moved.
-fn remove_other_name(source: &Place<'_>, target: &Place<'_>) -> Result<(), Errno> {
+/// False if both are one name.
+fn remove_other_name(source: &Place<'_>, target: &Place<'_>) -> Result<bool, Errno> {
     let same_folder = same_file(&rustix::fs::fstat(&source.dir)?, &rustix::fs::fstat(&target.dir)?);
     if same_folder && source.name == target.name {
-        return Ok(());
+        return Ok(false);
     }
-    rustix::fs::unlinkat(&source.dir, source.name, rustix::fs::AtFlags::empty())
+    rustix::fs::unlinkat(&source.dir, source.name, rustix::fs::AtFlags::empty())?;
+    Ok(true)
 }
 
 /// Renames without replacing anything.

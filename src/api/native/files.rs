@@ -225,9 +225,10 @@ async fn rename(
     let (from, to) = (source.clone(), destination.clone());
     let log = FileLog::new(&auth, &state, id);
     let work = move |volume: &Volume| {
-        volume.rename(&from, &to, body.overwrite)?;
-        let act = log.act(Action::FilesRename).with("source", from.as_str());
-        log.note(act.with("destination", to.as_str()));
+        if volume.rename(&from, &to, body.overwrite)? {
+            let act = log.act(Action::FilesRename).with("source", from.as_str());
+            log.note(act.with("destination", to.as_str()));
+        }
         Ok(())
     };
     state.files.run(id, work).await?;
@@ -359,9 +360,10 @@ async fn chmod(
     let mode = permissions(&body.mode)?;
     let (target, log) = (path.clone(), FileLog::new(&auth, &state, id));
     let work = move |volume: &Volume| {
-        volume.chmod(&target, mode)?;
-        let act = log.act(Action::FilesChmod).with("path", target.as_str());
-        log.note(act.with("mode", octal(mode)));
+        if volume.chmod(&target, mode)? {
+            let act = log.act(Action::FilesChmod).with("path", target.as_str());
+            log.note(act.with("mode", octal(mode)));
+        }
         Ok(())
     };
     state.files.run(id, work).await?;

@@ -157,11 +157,11 @@ fn rename_moves_and_replaces_only_when_told() {
     let volume = &scratch.volume;
     let refused = volume.rename(&rel("a"), &rel("b"), false);
     assert!(matches!(refused, Err(FileError::AlreadyExists { .. })), "{refused:?}");
-    volume.rename(&rel("a"), &rel("b"), true).expect("replace");
+    assert!(volume.rename(&rel("a"), &rel("b"), true).expect("replace"));
     assert_eq!(scratch.read("b"), b"a");
     volume.rename(&rel("b"), &rel("new/place"), false).expect("into a new folder");
     assert_eq!(scratch.read("new/place"), b"a");
-    volume.rename(&rel("new"), &rel("new"), false).expect("onto itself");
+    assert!(!volume.rename(&rel("new"), &rel("new"), false).expect("onto itself"));
     let refused = volume.rename(&rel("new"), &rel("new/below"), false);
     assert!(matches!(refused, Err(FileError::IntoItself { .. })), "{refused:?}");
     let refused = volume.rename(&rel("gone"), &rel("x"), false);
@@ -186,10 +186,15 @@ fn rename_replaces_folders_in_whole_and_never_across_kinds() {
 
 #[test]
 fn chmod_masks_special_bits_and_refuses_links_and_pipes() {
+    use std::os::unix::fs::PermissionsExt as _;
     let scratch = Scratch::new();
     put(&scratch.path("a"), b"");
-    scratch.volume.chmod(&rel("a"), 0o6751).expect("chmod");
-    assert_eq!(fs::metadata(scratch.path("a")).expect("stat").mode() & 0o7777, 0o751);
+    for is_news in [true, false] {
+        assert_eq!(scratch.volume.chmod(&rel("a"), 0o6751).expect("chmod"), is_news);
+        assert_eq!(fs::metadata(scratch.path("a")).expect("stat").mode() & 0o7777, 0o751);
+    }
+    fs::set_permissions(scratch.path("a"), fs::Permissions::from_mode(0o4751)).expect("a mode");
+    assert!(scratch.volume.chmod(&rel("a"), 0o751).expect("chmod"), "a bit more than these");
     let secret = scratch.outside().join("secret");
     let before = fs::metadata(&secret).expect("stat").mode();
     std::os::unix::fs::symlink(&secret, scratch.path("link")).expect("symlink");
@@ -285,9 +290,9 @@ fn one_name_of_a_file_moved_over_another_leaves_the_other() {
     scratch.write("one", b"content").expect("write");
     std::fs::hard_link(scratch.path("one"), scratch.path("two")).expect("a link");
     std::os::unix::fs::symlink(".", scratch.path("dot")).expect("symlink");
-    scratch.volume.rename(&rel("one"), &rel("two"), true).expect("move");
+    assert!(scratch.volume.rename(&rel("one"), &rel("two"), true).expect("move"));
     assert!(!scratch.path("one").exists());
     assert_eq!(scratch.read("two"), b"content");
-    scratch.volume.rename(&rel("two"), &rel("dot/two"), true).expect("to itself");
+    assert!(!scratch.volume.rename(&rel("two"), &rel("dot/two"), true).expect("to itself"));
     assert_eq!(scratch.read("two"), b"content");
 }

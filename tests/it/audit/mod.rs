@@ -91,7 +91,9 @@ async fn what_is_done_to_volumes_and_files_has_an_entry_each_and_what_changes_no
             ("POST", &at("copy"), moved("nothing", "c"), 404, ""),
             ("POST", &at("rename"), moved("b", "c"), 200, "files.rename"),
             ("POST", &at("rename"), moved("b", "c"), 404, ""),
+            ("POST", &at("rename"), moved("c", "c"), 200, ""),
             ("POST", &at("chmod"), json!({"path": "c", "mode": "0600"}), 200, "files.chmod"),
+            ("POST", &at("chmod"), json!({"path": "c", "mode": "0600"}), 200, ""),
             ("POST", &at("compress"), zip.clone(), 201, "archive.compress"),
             ("POST", &at("compress"), zip, 409, ""),
             (
