@@ -280,11 +280,15 @@ async fn there_are_no_more_tokens_than_the_node_takes() {
     };
     let full = one_more().await;
     assert!(matches!(full, Err(AccessError::Store(StoreError::TooManyTokens { most: 3 }))));
-    it.access.check(Some(once.token.expose()), home()).await.unwrap();
+    let mut grant = it.access.check(Some(once.token.expose()), home()).await.unwrap();
     one_more().await.unwrap();
-    assert_eq!(it.access.list(all()).await.unwrap().len(), 3, "what was used up made room");
+    assert_eq!(it.access.list(all()).await.unwrap().len(), 4, "what is used up counts no more");
+    let going_on = tokio::time::timeout(Duration::from_millis(50), grant.ended()).await;
+    assert!(going_on.is_err(), "and what it began goes on");
+    assert!(matches!(one_more().await, Err(AccessError::Store(StoreError::TooManyTokens { .. }))));
     let all_gone = it.access.revoke_all(None).await.unwrap();
-    assert_eq!((all_gone, it.access.list(all()).await.unwrap().len()), (3, 0));
+    assert_eq!((all_gone, it.access.list(all()).await.unwrap().len()), (4, 0));
+    assert_eq!(within_5_s("the end of what it began", grant.ended()).await, Ended::Revoked);
 }
 
 #[tokio::test]

@@ -66,7 +66,8 @@ const COLUMNS: &str = "id, prefix, scope_json, remove_on_use, created_at, expire
                        issued_from, last_used_at, last_used_from";
 
 impl Tx<'_> {
-    /// Stores a token, as long as no more than `most` are in force with it.
+    /// Stores a token, as long as no more than `most` are in force with it. One that is used up counts no more:
+    /// its row stays until its end for what hangs on it, and makes no room by going earlier.
     pub(crate) fn insert_token(
         &self,
         new: &NewToken,
@@ -74,10 +75,6 @@ impl Tx<'_> {
         most: u64,
     ) -> Result<(), StoreError> {
         self.delete_expired_tokens(now)?;
-        if self.count_tokens()? >= most {
-            // What is left of these is only what they were used for.
-            self.delete_tokens("remove_on_use AND last_used_at IS NOT NULL", [])?;
-        }
         if self.count_tokens()? >= most {
             return Err(StoreError::TooManyTokens { most });
         }
@@ -220,8 +217,11 @@ impl Tx<'_> {
             .query_row([id.to_string()], |row| Ok(token_of(row)))?
     }
 
+    /// How many may still be used.
     fn count_tokens(&self) -> Result<u64, StoreError> {
-        let mut count = self.connection.prepare_cached("SELECT count(*) FROM tokens")?;
+        let mut count = self.connection.prepare_cached(
+            "SELECT count(*) FROM tokens WHERE NOT (remove_on_use AND last_used_at IS NOT NULL)",
+        )?;
         Ok(from_sql(count.query_row([], |row| row.get(0))?))
     }
 }
