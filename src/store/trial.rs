@@ -52,13 +52,16 @@ impl Tx<'_> {
         })
     }
 
-    /// Says what keeps a container from having these ports.
+    /// Says what keeps a container from having these ports. One that is gone has none.
     pub(crate) fn try_rebind(
         &self,
         container: &ContainerId,
         wanted: &PortsWanted,
         terms: &PortTerms,
     ) -> Result<Tried, StoreError> {
+        if !self.container_exists(container)? {
+            return Err(StoreError::NoSuchContainer(container.clone()));
+        }
         self.undone(|tx| {
             let mut tried = Tried::default();
             tx.try_ports(container, wanted, terms, &mut tried)?;
@@ -220,6 +223,12 @@ mod tests {
         assert!(matches!(found.refused[0].1, StoreError::PortInUse { .. }));
         let ports = store.read("test", |rx| rx.ports_of(&id("a"))).await.unwrap();
         assert_eq!(ports.len(), 1);
+        let write = |tx: &Tx<'_>| {
+            tx.delete_container(&id("a"), &terms(NOW))?;
+            tx.try_rebind(&id("a"), &vec![named("10.0.0.1", 1000)].into(), &terms(NOW))
+        };
+        let gone = store.write("test", write).await;
+        assert!(matches!(gone, Err(StoreError::NoSuchContainer(of)) if of == id("a")));
     }
 
     #[tokio::test]
