@@ -138,6 +138,11 @@ impl Auth {
         allows(self.principal(), permission, Resource::Container(container))
     }
 
+    /// A refusal as this caller may hear it: it names another's container only to who may read that one.
+    pub(crate) fn told(&self, refusal: impl Into<ApiError>) -> ApiError {
+        refusal.into().naming(|by| self.may(Permission::ContainersRead, by))
+    }
+
     /// The container, if this caller may do that with it, for what this caller asks of it. Whether it
     /// exists is not told to others.
     pub(crate) fn container(

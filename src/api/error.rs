@@ -225,10 +225,13 @@ impl From<StoreError> for ApiError {
             StoreError::TooManySnapshots { .. } => conflict("too_many_snapshots"),
             StoreError::TooManyTokens { .. } => conflict("too_many_tokens"),
             StoreError::ContainerExists(_) => conflict("container_exists"),
-            StoreError::VolumeInUse { .. } => conflict("volume_in_use"),
+            StoreError::VolumeInUse { ref by, .. } => {
+                conflict("volume_in_use").in_use_by(by.clone())
+            }
             StoreError::PortExists(_) => conflict("port_exists"),
             StoreError::PortOverlaps { .. } => conflict("port_overlaps"),
-            StoreError::PortInUse { .. } | StoreError::PortMarked(_) => conflict("port_in_use"),
+            StoreError::PortInUse { ref by, .. } => conflict("port_in_use").in_use_by(by.clone()),
+            StoreError::PortMarked(_) => conflict("port_in_use"),
             StoreError::PortLeased(_) => conflict("port_reserved"),
             StoreError::PortRests { .. } => conflict("port_quarantined"),
             StoreError::PortHeld(_) => conflict("port_held_by_host"),

@@ -14,6 +14,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
+use crate::domain::ids::ContainerId;
 use crate::domain::path::InvalidPath;
 use crate::domain::spec::Problem;
 use crate::util::chain::Chain;
@@ -28,6 +29,8 @@ pub(crate) struct ApiError {
     code: &'static str,
     message: Cow<'static, str>,
     problems: Vec<Problem>,
+    /// Which container has what was asked for: not in the sentence unless the caller may read that one.
+    in_use_by: Option<Box<ContainerId>>,
     retry_after: Option<Duration>,
     source: Option<Box<dyn Error + Send + Sync>>,
 }
@@ -58,6 +61,7 @@ impl ApiError {
             code,
             message: message.into(),
             problems: Vec::new(),
+            in_use_by: None,
             retry_after: None,
             source: None,
         }
@@ -200,6 +204,19 @@ impl ApiError {
         Self { source: Some(source.into()), ..self }
     }
 
+    /// Adds which container has it, for [`ApiError::naming`].
+    pub(super) fn in_use_by(self, container: ContainerId) -> Self {
+        Self { in_use_by: Some(Box::new(container)), ..self }
+    }
+
+    /// Names the container that has what was asked for, if this caller may know of it.
+    pub(super) fn naming(mut self, may_know: impl FnOnce(&ContainerId) -> bool) -> Self {
+        if let Some(by) = self.in_use_by.take().filter(|by| may_know(by)) {
+            self.message = format!("{} by container {by}", self.message).into();
+        }
+        self
+    }
+
     /// The same, with all that is wrong beside it.
     pub(super) fn with_problems(self, problems: Vec<Problem>) -> Self {
         Self { problems, ..self }
@@ -291,6 +308,18 @@ mod tests {
         let (status, body) = body(ApiError::scope()).await;
         assert_eq!((status, &body["code"]), (403, &"scope".into()));
         assert!(body.get("problems").is_none());
+    }
+
+    #[test]
+    fn who_has_what_was_asked_for_is_named_to_whom_may_know() {
+        let taken = || {
+            let by = ContainerId::parse("theirs").unwrap();
+            ApiError::conflict("port_in_use", "port 7 is in use").in_use_by(by)
+        };
+        assert_eq!(taken().message(), "port 7 is in use");
+        assert_eq!(taken().naming(|_| false).message(), "port 7 is in use");
+        let told = taken().naming(|by| by.as_str() == "theirs");
+        assert_eq!(told.message(), "port 7 is in use by container theirs");
     }
 
     #[test]

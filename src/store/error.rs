@@ -49,7 +49,8 @@ pub(crate) enum StoreError {
     NoSuchContainer(ContainerId),
     #[error("there is no volume {0}")]
     NoSuchVolume(VolumeId),
-    #[error("volume {volume} is in use by container {by}")]
+    /// By whom is for those to hear who may read that one.
+    #[error("volume {volume} is in use")]
     VolumeInUse { volume: VolumeId, by: ContainerId },
 
     #[error("there is no snapshot {0}")]
@@ -66,7 +67,8 @@ pub(crate) enum StoreError {
     PortOverlaps { asked: HostPort, existing: HostPort },
     #[error("{} is not in the pool", show(.0))]
     PortNotInPool(HostPort),
-    #[error("{} is in use by container {by}", show(.port))]
+    /// By whom is for those to hear who may read that one.
+    #[error("{} is in use", show(.port))]
     PortInUse { port: HostPort, by: ContainerId },
     #[error("{} is marked as in use", show(.0))]
     PortMarked(HostPort),

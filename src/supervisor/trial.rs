@@ -77,12 +77,12 @@ impl Registry {
             what: "container that was just sketched",
             source: why.into(),
         })?;
-        let warnings = self.warnings(&spec, &tried.volume_used_by);
+        let warnings = self.warnings(&spec);
         Ok(Creation { problems, tried, warnings, snapshot: record.snapshot(0, None, false) })
     }
 
     /// What is allowed, and may not be meant.
-    fn warnings(&self, spec: &ContainerSpec, volume_used_by: &[ContainerId]) -> Vec<String> {
+    fn warnings(&self, spec: &ContainerSpec) -> Vec<String> {
         let mut warnings = Vec::new();
         let memory = |spec: &ContainerSpec| spec.limits.memory.unwrap_or(0);
         let has = self.services().capacity.memory_bytes;
@@ -95,10 +95,6 @@ impl Registry {
             warnings.push(format!(
                 "the memory limits of all containers would be {all} bytes in all; this node has {has}"
             ));
-        }
-        if !volume_used_by.is_empty() {
-            let ids: Vec<&str> = volume_used_by.iter().map(ContainerId::as_str).collect();
-            warnings.push(format!("the volume is used as well by {}", ids.join(", ")));
         }
         if !self.services().engine.health().borrow().is_reachable() {
             let why = "the container engine does not answer: it is installed when it does";

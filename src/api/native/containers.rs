@@ -97,7 +97,7 @@ async fn create(
         registry_auth: registry_auth.map(Into::into),
         actor: auth.actor(),
     };
-    state.supervisor.create(new).await?;
+    state.supervisor.create(new).await.map_err(|refusal| auth.told(refusal))?;
     if let Some(patience) = patience {
         return Ok(installed(&state, &id, patience).await);
     }

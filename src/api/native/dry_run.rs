@@ -21,6 +21,7 @@ use crate::api::error::ApiError;
 use crate::api::extract::Whole;
 use crate::api::openapi::schemas::IpAddress;
 use crate::api::state::AppState;
+use crate::domain::access::Permission;
 use crate::domain::ids::ContainerId;
 use crate::domain::lifecycle::Command;
 use crate::domain::spec::{PortBinding, Problem, Protocol};
@@ -131,9 +132,9 @@ impl Findings {
         Ok(())
     }
 
-    fn tried(&mut self, tried: &mut Tried) -> Result<(), ApiError> {
+    fn tried(&mut self, auth: &Auth, tried: &mut Tried) -> Result<(), ApiError> {
         for (field, error) in std::mem::take(&mut tried.refused) {
-            self.refused(&field, ApiError::binding(error))?;
+            self.refused(&field, auth.told(ApiError::binding(error)))?;
         }
         Ok(())
     }
@@ -196,10 +197,24 @@ pub(super) async fn create(
     let sketch = Sketch { id, volume, spec, ports: ports.clone() };
     let mut creation = state.supervisor.try_creation(sketch).await?;
     findings.add(creation.problems);
-    findings.tried(&mut creation.tried)?;
+    findings.tried(auth, &mut creation.tried)?;
     findings.verdict()?;
     let ports = WouldBePort::each(&ports.ports, &creation.tried);
-    Ok(answer(&creation.snapshot, Some(ports), Vec::new(), creation.warnings))
+    let mut warnings = creation.warnings;
+    warnings.extend(shared_volume(auth, &creation.tried.volume_used_by));
+    Ok(answer(&creation.snapshot, Some(ports), Vec::new(), warnings))
+}
+
+/// Who else uses the volume, as far as this caller may read of them.
+fn shared_volume(auth: &Auth, used_by: &[ContainerId]) -> Option<String> {
+    let known = used_by.iter().filter(|id| auth.may(Permission::ContainersRead, id));
+    let names: Vec<&str> = known.map(ContainerId::as_str).collect();
+    let others = match (names.len(), used_by.len()) {
+        (_, 0) => return None,
+        (known, all) if known == all => names.join(", "),
+        _ => "other containers".to_owned(),
+    };
+    Some(format!("the volume is used as well by {others}"))
 }
 
 /// The container as it would be after a request, or why it would be refused.
@@ -272,7 +287,7 @@ pub(super) async fn rebind(
     let wanted = wanted(auth, body.ports, body.lease_id);
     let ports = wanted.ports.clone();
     let mut tried = handle.try_ports(wanted).await?;
-    findings.tried(&mut tried)?;
+    findings.tried(auth, &mut tried)?;
     let before = handle.snapshot();
     let after = findings
         .owner(would_be(handle, Request::Rebind { ports: PortsWanted::default() }).await)?;

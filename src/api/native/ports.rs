@@ -371,7 +371,8 @@ async fn mark(
         claim,
         ends_any_lease: is_node && !body.in_use,
     };
-    let found = state.ports.by(auth.actor()).mark(protocol.on(address), mark).await?;
+    let marked = state.ports.by(auth.actor()).mark(protocol.on(address), mark).await;
+    let found = marked.map_err(|refusal| auth.told(refusal))?;
     Ok(JsonAnswer(MarkedView {
         message: if body.in_use { "Port marked as in use" } else { "Port marked as free" },
         ip: found.host.ip,
@@ -404,6 +405,7 @@ async fn delete(
     Query(protocol): Query<ProtocolQuery>,
 ) -> Result<JsonAnswer<DeletedView>, ApiError> {
     auth.require(Permission::NetworkWrite)?;
-    state.ports.by(auth.actor()).delete(protocol.on(address)).await?;
+    let deleted = state.ports.by(auth.actor()).delete(protocol.on(address)).await;
+    deleted.map_err(|refusal| auth.told(refusal))?;
     Ok(JsonAnswer(DeletedView { message: "Port deleted" }))
 }

@@ -156,7 +156,9 @@ async fn rebind(
         return Err(ApiError::invalid(problems));
     }
     let ports = wanted(&auth, body.ports, body.lease_id);
-    ask(&handle, Command::Rebind, Request::Rebind { ports }, patience).await
+    let asked = handle.send(Request::Rebind { ports }).await;
+    let accepted = asked.map_err(|refusal| auth.told(refusal))?;
+    Ok(waiting::answer(&handle, Command::Rebind, &accepted, patience).await)
 }
 
 #[derive(Debug, Deserialize, ToSchema)]

@@ -301,7 +301,8 @@ async fn remove(
             }
         }
     };
-    state.volumes.by(auth.actor()).remove(id, cancel).await?;
+    let removed = state.volumes.by(auth.actor()).remove(id, cancel).await;
+    removed.map_err(|refusal| auth.told(refusal))?;
     Ok(JsonAnswer(DeletedView { message: "Volume deleted", volume_id: id }))
 }
 

@@ -203,6 +203,44 @@ async fn a_scope_narrows_what_a_token_may_do_and_to_whom() {
 }
 
 #[tokio::test]
+async fn who_has_a_port_is_named_only_to_who_may_read_of_that_container() {
+    let daemon = Daemon::start().await;
+    let (mine, theirs, client) = (daemon.id("mine"), daemon.id("theirs"), daemon.client());
+    let port = crate::support::numbers::free_port();
+    client.post("/network/ports", json!({"ip": "127.0.0.1", "port": port})).await.is(201);
+    let ports = json!({"ports": [{"ip": "127.0.0.1", "port": port}]});
+    daemon.create(&theirs, ports.clone()).await;
+    daemon.create(&mine, json!({})).await;
+    let of = async |body: Value| client.with_token(token_of(&issue(&daemon, body).await));
+    let told = async |client: &Client| {
+        let path = format!("/containers/{mine}/rebind-network");
+        let tried = client.post(&format!("{path}?dry_run=true"), ports.clone()).await;
+        let done = client.post(&path, ports.clone()).await;
+        [tried.refused(409, "port_in_use"), done.refused(409, "port_in_use")].map(|body| {
+            let text = body.to_string();
+            assert!(text.contains(&format!("127.0.0.1:{port}/tcp is in use")), "{text}");
+            text.contains(&theirs)
+        })
+    };
+    assert_eq!(told(&client).await, [true, true], "the node's own token");
+    assert_eq!(told(&of(json!({})).await).await, [true, true], "one that may read all");
+    assert_eq!(told(&of(json!({"containers": [mine]})).await).await, [false, false]);
+    let writes = json!(["containers.write", "network.write"]);
+    let writer = of(json!({"permissions": writes})).await;
+    assert_eq!(told(&writer).await, [false, false]);
+    let taken = writer.delete(&format!("/network/ports/127.0.0.1/{port}")).await;
+    let taken = taken.refused(409, "port_in_use").to_string();
+    assert!(!taken.contains(&theirs), "{taken}");
+    let body = daemon.spec(&daemon.id("third"), ports.clone()).await;
+    for trial in ["", "?dry_run=true"] {
+        let taken = writer.post(&format!("/containers{trial}"), body.clone()).await;
+        let taken = taken.refused(409, "port_in_use").to_string();
+        assert!(!taken.contains(&theirs), "{taken}");
+    }
+    daemon.close().await;
+}
+
+#[tokio::test]
 async fn tokens_survive_a_restart_and_a_crash_of_the_daemon() {
     let mut daemon = Daemon::start().await;
     let kept = issue(&daemon, json!({"ttl": "1h"})).await;
