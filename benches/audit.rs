@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use rusqlite::Connection as Database;
 use tempfile::TempDir;
 
-use client::{Connection, Lightd, Result, write};
+use client::{Connection, Lightd, Result, between, write};
 
 const ROUNDS: usize = 9;
 const CALLS: usize = 200;
@@ -107,7 +107,12 @@ fn part_page() -> Result<()> {
         ("of one container", "container=c7".to_owned()),
         ("of one action of one container", "container=c7&action=container.stop".to_owned()),
         ("of the last minute", format!("since={}", now() - 60)),
-        ("none of such", "actor=anonymous".to_owned()),
+        ("of one action", "action=container.stop".to_owned()),
+        ("of an actor that did nothing", "actor=anonymous".to_owned()),
+        ("of a token that did nothing", "actor=lightd_nobody".to_owned()),
+        ("of an action that was not done", "action=port.add".to_owned()),
+        ("of actions that were not done, as far as a page looks", "action=port".to_owned()),
+        ("of a container and an action that was not done", "container=c7&action=port".to_owned()),
     ] {
         let mut times = Vec::new();
         for _ in 0..ROUNDS {
@@ -118,6 +123,20 @@ fn part_page() -> Result<()> {
         let ms = median(&mut times).as_secs_f64() * 1e3;
         println!("100 of {MANY_ROWS} entries, {what}: {ms:.2} ms");
     }
+    walk(&mut connection)
+}
+
+/// All pages of what is nowhere, to the end of the log.
+fn walk(connection: &mut Connection) -> Result<()> {
+    let (mut pages, mut cursor, began) = (0, String::new(), Instant::now());
+    loop {
+        let page = connection.get(&format!("/audit?limit=100&action=port{cursor}"))?;
+        pages += 1;
+        let Some(next) = between(&page, "\"next_cursor\":\"", "\"") else { break };
+        cursor = format!("&cursor={next}");
+    }
+    let took = began.elapsed().as_secs_f64() * 1e3;
+    println!("to the end of them in vain: {pages} pages, {took:.0} ms");
     Ok(())
 }
 

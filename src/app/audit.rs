@@ -93,7 +93,7 @@ async fn forget(store: &Store, kept: Audit) -> Result<(), StoreError> {
     let keep = i64::try_from(kept.keep.as_secs()).unwrap_or(i64::MAX);
     let oldest = UnixSeconds(UnixSeconds::now().0.saturating_sub(keep));
     let first =
-        store.read("count the audit log", move |rx| rx.first_of_audit(kept.max_rows)).await?;
+        store.read_long("count the audit log", move |rx| rx.first_of_audit(kept.max_rows)).await?;
     let forget = move |tx: &Tx<'_>| tx.forget_audit(oldest, first);
     while store.write("forget old acts", forget).await? {}
     Ok(())

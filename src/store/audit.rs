@@ -4,6 +4,9 @@
 //! and no row without its change, also across a crash. What one caller does many times in a row to one
 //! thing (an upload of a thousand files) is counted on the first row for [`COUNTED_SECONDS`]. Rows go by
 //! age and number only ([`Tx::forget_audit`]), a few at a time, so that no other write waits for long.
+//!
+//! A page is read along one index, of what is asked for that there is least of, and no further than
+//! [`LOOKED_AT`] rows: what it does not come to is the next page's ([`AuditPage::next`]).
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -26,6 +29,8 @@ const COUNTED_SECONDS: i64 = 10;
 /// Among how many of the latest rows of the same thing that row is looked for: so many may work on it at
 /// the same time.
 const COUNTED_AMONG: u32 = 8;
+/// Rows that are looked at for one page, whether or not they are asked for. Some milliseconds.
+const LOOKED_AT: usize = 20_000;
 /// Rows that one transaction forgets.
 const FORGOTTEN_AT_ONCE: u32 = 500;
 
@@ -62,6 +67,15 @@ pub(crate) struct AuditFilter {
     pub(crate) until: Option<UnixSeconds>,
     /// Rows older than this one.
     pub(crate) before: Option<i64>,
+}
+
+/// Some of the rows that are asked for, the newest first.
+#[derive(Debug, Default)]
+pub(crate) struct AuditPage {
+    pub(crate) rows: Vec<AuditRow>,
+    /// The rest is older than this one; `None`: there is none. It may be that a page ends early, even
+    /// empty, with rows left to be looked at.
+    pub(crate) next: Option<i64>,
 }
 
 /// Whose rows are asked for.
@@ -254,23 +268,48 @@ impl Tx<'_> {
 }
 
 impl Read<'_> {
-    /// Rows, the newest first.
+    /// Up to `limit` rows.
     pub(crate) fn audit(
         &self,
         filter: &AuditFilter,
         limit: usize,
-    ) -> Result<Vec<AuditRow>, StoreError> {
-        let (conditions, values) = filter.conditions();
-        let mut select = self.connection.prepare_cached(&format!(
-            "{COLUMNS} WHERE {conditions} ORDER BY id DESC LIMIT {limit}"
-        ))?;
-        let mut rows =
+    ) -> Result<AuditPage, StoreError> {
+        self.audit_within(filter, limit, LOOKED_AT)
+    }
+
+    /// The same, with a look at so many rows at most.
+    fn audit_within(
+        &self,
+        filter: &AuditFilter,
+        limit: usize,
+        looked_at: usize,
+    ) -> Result<AuditPage, StoreError> {
+        let (text, values) = filter.select();
+        let mut select = self.connection.prepare_cached(&text)?;
+        let mut walk =
             select.query(params_from_iter(values.iter().map(|value| value as &dyn ToSql)))?;
-        let mut found = Vec::new();
-        while let Some(row) = rows.next()? {
-            found.push(row_of(row)?);
+        let mut page = AuditPage::default();
+        for _ in 0..looked_at {
+            let Some(row) = walk.next()? else {
+                page.next = None;
+                return Ok(page);
+            };
+            let (id, is_asked_for) = (row.get(0)?, row.get(1)?);
+            if is_asked_for {
+                if page.rows.len() == limit {
+                    page.next = page.rows.last().map(|last| last.id);
+                    return Ok(page);
+                }
+                page.rows.push(self.audit_row(id)?);
+            }
+            page.next = Some(id);
         }
-        Ok(found)
+        Ok(page)
+    }
+
+    fn audit_row(&self, id: i64) -> Result<AuditRow, StoreError> {
+        let mut select = self.connection.prepare_cached(&format!("{COLUMNS} WHERE id = ?1"))?;
+        select.query_row([id], |row| Ok(row_of(row)))?
     }
 
     /// The oldest of the newest `most` rows; `None` if there are no more than that.
@@ -285,60 +324,90 @@ impl Read<'_> {
 }
 
 impl AuditFilter {
-    /// As SQL, with the values in the order of their marks. Only what is asked for stands there, so that
-    /// an index can serve it.
-    fn conditions(&self) -> (String, Vec<Sql>) {
-        let mut conditions = vec!["1 = 1".to_owned()];
-        let mut values = Vec::new();
-        let mut add = |condition: &str, value: Sql| {
-            conditions.push(condition.to_owned());
-            values.push(value);
-        };
+    /// The numbers of the rows that may be asked for, the newest first, and of each whether it is; with the
+    /// values in the order of their marks.
+    ///
+    /// What decides where is looked stands behind WHERE: one equality that an index has in the order of
+    /// numbers, and between which numbers. The rest only judges each row, so that it leads SQLite, which does
+    /// not know how many rows there are of what, to no other index.
+    fn select(&self) -> (String, Vec<Sql>) {
+        let mut equal = self.equalities();
+        let (mut look, mut look_values) = (vec!["1 = 1".to_owned()], Vec::new());
+        if !equal.is_empty() {
+            let (column, value) = equal.remove(0);
+            look.push(format!("{column} = ?"));
+            look_values.push(value);
+        }
+        let (mut judge, mut judge_values) = (vec!["1 = 1".to_owned()], Vec::new());
+        for (column, value) in equal {
+            // A row without one is none of it; nothing is not false.
+            judge.push(format!("{column} IS ?"));
+            judge_values.push(value);
+        }
         let among = |names: Vec<&str>| Sql::from(Value::from(names).to_string());
-        match self.containers.as_ref().map(|ids| ids.iter().map(ContainerId::as_str)) {
-            // Its index has them in order.
-            Some(mut ids) if ids.len() == 1 => {
-                let id = ids.next().unwrap_or_default();
-                add("container = ?", Sql::from(id.to_owned()));
-            }
-            Some(ids) => {
-                add("container IN (SELECT value FROM json_each(?))", among(ids.collect()));
-            }
-            None => {}
+        if let Some(ids) = self.containers.as_ref().filter(|ids| ids.len() != 1) {
+            judge.push(among_them("container"));
+            judge_values.push(among(ids.iter().map(ContainerId::as_str).collect()));
         }
-        if let Some(volume) = self.volume {
-            add("volume = ?", Sql::from(volume.to_string()));
+        if let Some(actions) = self.actions.as_ref().filter(|actions| actions.len() != 1) {
+            judge.push(among_them("action"));
+            judge_values.push(among(actions.iter().map(|action| action.as_str()).collect()));
         }
-        match &self.by {
-            Some(By::Kind(kind)) => add("actor = ?", Sql::from((*kind).to_owned())),
-            Some(By::Token(id)) => add("token_id = ?", Sql::from(id.to_string())),
-            Some(By::Prefix(prefix)) => add("token_prefix = ?", Sql::from(prefix.clone())),
-            None => {}
-        }
-        if let Some(actions) = &self.actions {
-            let names = actions.iter().map(|action| action.as_str()).collect();
-            add("action IN (SELECT value FROM json_each(?))", among(names));
+        if self.of_containers {
+            judge.push("container IS NOT NULL".to_owned());
         }
         // Numbers grow with time but for clocks that are set: the first and the last number that can be
-        // meant keep the look short, and the order of numbers is the answer's. By the index of times alone
-        // all that fits would be sorted for one page.
+        // meant keep the look short, and the order of numbers is the answer's.
         if let Some(UnixSeconds(since)) = self.since {
-            add("+last_at >= ?", Sql::from(since));
-            add("id >= (SELECT MIN(id) FROM audit WHERE last_at >= ?)", Sql::from(since));
+            judge.push("last_at >= ?".to_owned());
+            judge_values.push(Sql::from(since));
+            look.push("id >= (SELECT MIN(id) FROM audit WHERE last_at >= ?)".to_owned());
+            look_values.push(Sql::from(since));
         }
         if let Some(UnixSeconds(until)) = self.until {
             let counted_until = until.saturating_add(COUNTED_SECONDS);
-            add("created_at < ?", Sql::from(until));
-            add("id <= (SELECT MAX(id) FROM audit WHERE last_at < ?)", Sql::from(counted_until));
+            judge.push("created_at < ?".to_owned());
+            judge_values.push(Sql::from(until));
+            look.push("id <= (SELECT MAX(id) FROM audit WHERE last_at < ?)".to_owned());
+            look_values.push(Sql::from(counted_until));
         }
         if let Some(before) = self.before {
-            add("id < ?", Sql::from(before));
+            look.push("id < ?".to_owned());
+            look_values.push(Sql::from(before));
         }
-        if self.of_containers {
-            conditions.push("container IS NOT NULL".to_owned());
-        }
-        (conditions.join(" AND "), values)
+        let (judge, look) = (judge.join(" AND "), look.join(" AND "));
+        let text = format!("SELECT id, {judge} FROM audit WHERE {look} ORDER BY id DESC");
+        judge_values.append(&mut look_values);
+        (text, judge_values)
     }
+
+    /// Columns with an index each, and what they are to be: first what there is likely least of.
+    fn equalities(&self) -> Vec<(&'static str, Sql)> {
+        let mut equal = Vec::new();
+        match &self.by {
+            Some(By::Token(id)) => equal.push(("token_id", Sql::from(id.to_string()))),
+            Some(By::Prefix(prefix)) => equal.push(("token_prefix", Sql::from(prefix.clone()))),
+            Some(By::Kind(_)) | None => {}
+        }
+        if let Some(ids) = self.containers.as_ref().filter(|ids| ids.len() == 1) {
+            equal.extend(ids.iter().map(|id| ("container", Sql::from(id.as_str().to_owned()))));
+        }
+        if let Some(volume) = self.volume {
+            equal.push(("volume", Sql::from(volume.to_string())));
+        }
+        if let Some([action]) = self.actions.as_deref() {
+            equal.push(("action", Sql::from(action.as_str().to_owned())));
+        }
+        if let Some(By::Kind(kind)) = &self.by {
+            equal.push(("actor", Sql::from((*kind).to_owned())));
+        }
+        equal
+    }
+}
+
+/// A row without one is not among them; nothing is not false.
+fn among_them(column: &str) -> String {
+    format!("ifnull({column} IN (SELECT value FROM json_each(?)), 0)")
 }
 
 fn token_of(who: &Who) -> (Option<String>, Option<&str>) {

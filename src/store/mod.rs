@@ -10,6 +10,7 @@
 //!                                                      savepoint per closure
 //!                                                    COMMIT (one flush for all that waited)
 //!   read(op, |rx| ..)  --2 permits--> blocking thread with its own connection
+//!   read_long(op, ..)  --1 permit---> the same, for what may take a while
 //! ```
 //!
 //! Invariant: when `write` has answered `Ok`, the change is on the disk. A closure that fails, or
@@ -56,6 +57,8 @@ use self::token_index::TokenIndex;
 use self::writer::Writer;
 
 const READERS: usize = 2;
+/// Reads that may walk through many rows have a place of their own: a start waits for none of them.
+const LONG_READERS: usize = 1;
 /// A program that a killed lightd was about to start holds the lock until it has begun.
 const LOCK_TRIES: u32 = 50;
 const LOCK_AGAIN: Duration = Duration::from_millis(20);
@@ -76,9 +79,10 @@ struct Inner {
     writer: Writer,
     idle_readers: Mutex<Vec<Connection>>,
     reader_permits: Arc<Semaphore>,
+    long_reader_permits: Arc<Semaphore>,
     reserve: Reserve,
-    /// Held for the life of the store, so that two daemons never share one file.
-    _lock: File,
+    /// Held for the life of the store, so that two daemons never share one file. `None`: there is no file.
+    _lock: Option<File>,
 }
 
 /// The inside of a read: sees one unchanging state of the store.
@@ -107,6 +111,18 @@ impl Store {
     /// a few milliseconds.
     pub(crate) fn open(path: &Path) -> Result<Self, StoreError> {
         let lock = create_files(path)?;
+        Self::open_with(path, Some(lock))
+    }
+
+    /// As [`Store::open`], of one that is in memory and goes with its last handle: thousands of them need no
+    /// file each. Two of one name are the same.
+    #[cfg(feature = "benching")]
+    pub(crate) fn in_memory(name: &str) -> Result<Self, StoreError> {
+        Self::open_with(Path::new(&format!("file:/{name}?vfs=memdb")), None)
+    }
+
+    fn open_with(path: &Path, lock: Option<File>) -> Result<Self, StoreError> {
+        let is_file = lock.is_some();
         let mut connection = connect(path)?;
         // A new store need not wait for the disk: the first write that anyone counts on takes what was
         // before it along.
@@ -115,7 +131,7 @@ impl Store {
         let node_id = node_id(&connection)?;
         connection.pragma_update(None, "synchronous", "FULL")?;
         let reserve = Reserve::beside(path);
-        if let Err(error) = reserve.take() {
+        if is_file && let Err(error) = reserve.take() {
             tracing::warn!(%error, "no room is kept for what has to be stored on a full disk");
         }
         let tokens = Arc::new(TokenIndex::new(tokens::all_tokens(&connection)?));
@@ -129,6 +145,7 @@ impl Store {
                 writer,
                 idle_readers: Mutex::new(Vec::new()),
                 reader_permits: Arc::new(Semaphore::new(READERS)),
+                long_reader_permits: Arc::new(Semaphore::new(LONG_READERS)),
                 reserve,
                 _lock: lock,
             }),
@@ -175,8 +192,25 @@ impl Store {
         op: &'static str,
         f: impl FnOnce(&Read<'_>) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
-        let permits = Arc::clone(&self.inner.reader_permits);
-        let permit = permits.acquire_owned().await.map_err(|_| StoreError::Closed)?;
+        self.read_with(&self.inner.reader_permits, op, f).await
+    }
+
+    /// As [`Store::read`], beside those that somebody waits for who does something.
+    pub(crate) async fn read_long<T: Send + 'static>(
+        &self,
+        op: &'static str,
+        f: impl FnOnce(&Read<'_>) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        self.read_with(&self.inner.long_reader_permits, op, f).await
+    }
+
+    async fn read_with<T: Send + 'static>(
+        &self,
+        permits: &Arc<Semaphore>,
+        op: &'static str,
+        f: impl FnOnce(&Read<'_>) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let permit = Arc::clone(permits).acquire_owned().await.map_err(|_| StoreError::Closed)?;
         let inner = Arc::clone(&self.inner);
         let work = move || {
             let _permit = permit;
@@ -203,6 +237,7 @@ impl Store {
     /// Later writes are [`StoreError::Closed`]. Blocking; without it nothing is lost either.
     pub(crate) fn close(&self) {
         self.inner.reader_permits.close();
+        self.inner.long_reader_permits.close();
         self.inner.lock_readers().clear();
         self.inner.writer.close();
     }

@@ -22,7 +22,7 @@ use crate::domain::access::{
 use crate::domain::audit::{Action, Way, Who};
 use crate::domain::ids::{ContainerId, VolumeId};
 use crate::domain::units::UnixSeconds;
-use crate::store::audit::{AuditFilter, AuditRow, By};
+use crate::store::audit::{AuditFilter, AuditPage, AuditRow, By};
 
 pub(super) fn routes() -> Routes {
     Routes::default().routes(routes!(list))
@@ -111,9 +111,10 @@ fn before(cursor: &str) -> Result<i64, ApiError> {
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = AuditList)]
 struct AuditView {
-    /// The newest first.
+    /// The newest first. There may be fewer of them than asked for, or none, before the end: only so many
+    /// entries are looked at for a page.
     entries: Vec<EntryView>,
-    /// Give it as `cursor` for what is older; `null` at the end.
+    /// Give it as `cursor` for what is older; `null` at the end, and nowhere else.
     #[schema(required)]
     next_cursor: Option<String>,
 }
@@ -194,6 +195,7 @@ refusals!(ListRefusals: ; 400: "invalid_cursor");
 ///
 /// Whoever may see the node sees all of it; others what was done to containers that they may read, as far
 /// as they may read what it was done to: files with `files.read`, rules with `network.read`.
+/// A page ends also when it has looked at 20,000 entries for those that were asked for; `next_cursor` goes on.
 #[utoipa::path(
     get, path = "/audit", tag = "audit",
     params(AuditQuery),
@@ -209,13 +211,9 @@ async fn list(
         .or_else(|_| auth.require(Permission::Node))?;
     let (filter, limit) = query.read()?;
     let filter = visible(&auth, filter)?;
-    // One more than asked for says that there is another page.
-    let look = move |rx: &crate::store::Read<'_>| rx.audit(&filter, limit + 1);
-    let mut rows = state.store.read("read the audit log", look).await?;
-    let is_more = rows.len() > limit;
-    rows.truncate(limit);
-    let last = rows.last().filter(|_| is_more);
-    let next_cursor = last.map(|row| row.id.to_string());
+    let look = move |rx: &crate::store::Read<'_>| rx.audit(&filter, limit);
+    let AuditPage { rows, next } = state.store.read_long("read the audit log", look).await?;
+    let next_cursor = next.map(|id| id.to_string());
     Ok(Json(AuditView { entries: rows.into_iter().map(EntryView::from).collect(), next_cursor }))
 }
 

@@ -124,7 +124,7 @@ fn every_call_that_changes_something_has_its_action_or_a_reason_to_have_none() {
 /// What the log has of the node's token.
 async fn recorded(node: &Node) -> Vec<String> {
     let filter = AuditFilter { by: Some(By::Kind("node")), ..AuditFilter::default() };
-    let rows = node.state.store.read("test", move |rx| rx.audit(&filter, 100)).await.unwrap();
+    let rows = node.state.store.read("test", move |rx| rx.audit(&filter, 100)).await.unwrap().rows;
     rows.into_iter().map(|row| row.action).collect()
 }
 

@@ -25,7 +25,9 @@ async fn all(store: &Store) -> Vec<AuditRow> {
 }
 
 async fn rows(store: &Store, filter: AuditFilter) -> Vec<AuditRow> {
-    store.read("test", move |rx| rx.audit(&filter, 10_000)).await.unwrap()
+    let page = store.read("test", move |rx| rx.audit(&filter, 10_000)).await.unwrap();
+    assert_eq!(page.next, None);
+    page.rows
 }
 
 fn wrote(actor: Actor, volume: VolumeId, path: &str) -> Act {
@@ -229,13 +231,93 @@ fn some_filter(volumes: [VolumeId; 2]) -> impl Strategy<Value = AuditFilter> {
         })
 }
 
+#[tokio::test]
+async fn a_page_is_read_along_the_index_of_what_there_is_least_of() {
+    let (_folder, store) = open();
+    let (token, volume) = (TokenId(Uuid::from_u128(7)), VolumeId::random());
+    let none = AuditFilter::default;
+    let of_a = || AuditFilter { containers: Some([id("a")].into()), ..none() };
+    let by = |by| AuditFilter { by: Some(by), ..none() };
+    let actions = |name| AuditFilter { actions: Some(Action::named(name)), ..none() };
+    for (filter, wanted) in [
+        (none(), "SCAN audit"),
+        (by(By::Kind("anonymous")), "audit_by_actor (actor=?)"),
+        (by(By::Prefix("lightd_abcdef".to_owned())), "audit_by_prefix (token_prefix=?)"),
+        (by(By::Token(token)), "audit_by_token (token_id=?)"),
+        (actions("port.add"), "audit_by_action (action=?)"),
+        (actions("files"), "SCAN audit"),
+        (AuditFilter { before: Some(9), ..actions("port.add") }, "(action=? AND rowid<?)"),
+        (AuditFilter { before: Some(9), ..none() }, "PRIMARY KEY (rowid<?)"),
+        (of_a(), "audit_by_container (container=?)"),
+        (AuditFilter { by: Some(By::Kind("node")), ..of_a() }, "audit_by_container"),
+        (AuditFilter { actions: Some(Action::named("port.add")), ..of_a() }, "audit_by_container"),
+        (AuditFilter { volume: Some(volume), ..actions("files.write") }, "audit_by_volume"),
+        (AuditFilter { by: Some(By::Token(token)), ..of_a() }, "audit_by_token"),
+    ] {
+        let (text, values) = filter.select();
+        let plan = store.read("test", move |rx| {
+            let mut explain = rx.connection.prepare(&format!("EXPLAIN QUERY PLAN {text}"))?;
+            let values = params_from_iter(values.iter().map(|value| value as &dyn ToSql));
+            let lines = explain.query_map(values, |row| row.get::<_, String>(3))?;
+            Ok(lines.collect::<Result<Vec<_>, _>>()?.join("\n"))
+        });
+        let plan = plan.await.unwrap();
+        assert!(plan.contains(wanted), "{filter:?}: {plan}");
+        assert!(!plan.contains("TEMP B-TREE"), "{filter:?} is sorted: {plan}");
+    }
+}
+
+#[tokio::test]
+async fn a_page_ends_when_it_has_looked_far_enough_and_says_where_it_goes_on() {
+    let (_folder, store) = open();
+    for n in 0..10 {
+        let action = if n == 1 { Action::PortAdd } else { Action::ConfigReload };
+        record(&store, Act::new(Actor::lightd(), action).with("n", n), NOW).await;
+    }
+    // Two actions, so that no index has them in order.
+    let asked = AuditFilter { actions: Some(Action::named("port")), ..AuditFilter::default() };
+    let page = async |before, looked_at| {
+        let filter = AuditFilter { before, ..asked.clone() };
+        let look = move |rx: &Read<'_>| rx.audit_within(&filter, 5, looked_at);
+        let page = store.read("test", look).await.unwrap();
+        (page.rows.iter().map(|row| row.id).collect::<Vec<_>>(), page.next)
+    };
+    assert_eq!(page(None, 4).await, (vec![], Some(7)));
+    assert_eq!(page(Some(7), 4).await, (vec![], Some(3)));
+    assert_eq!(page(Some(3), 4).await, (vec![2], None));
+    assert_eq!(page(None, 100).await, (vec![2], None));
+}
+
+/// Whoever only reads what was done, as long as that takes, holds up nobody who reads for a start.
+#[tokio::test]
+async fn long_reads_have_a_place_of_their_own() {
+    let (_folder, store) = open();
+    let (go, wait) = std::sync::mpsc::channel::<()>();
+    let wait = Arc::new(std::sync::Mutex::new(wait));
+    let mut reads = tokio::task::JoinSet::new();
+    for _ in 0..4 {
+        let (store, wait) = (store.clone(), Arc::clone(&wait));
+        reads.spawn(async move {
+            store.read_long("test", move |_| Ok(wait.lock().unwrap().recv().is_ok())).await.unwrap()
+        });
+    }
+    let short = store.read("test", |rx| rx.volumes());
+    let short = tokio::time::timeout(Duration::from_secs(5), short).await;
+    assert!(short.is_ok(), "a read waits for the long ones");
+    for _ in 0..4 {
+        go.send(()).unwrap();
+    }
+    assert_eq!(reads.join_all().await, [true; 4]);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
 
     /// Whatever is done, its sum is in the rows; whatever is asked for, the pages hold exactly that, each
-    /// row once and the newest first, also while more is written.
+    /// row once and the newest first, however few rows are looked at for each, also while more is written.
     #[test]
     fn nothing_done_is_lost_and_pages_hold_what_is_asked_for(
+        looked_at in 1..20usize,
         (acts, filters) in Just([VolumeId::random(), VolumeId::random()]).prop_flat_map(|volumes| {
             (
                 proptest::collection::vec(some_act(volumes), 1..60),
@@ -260,12 +342,15 @@ proptest! {
                 let (mut paged, mut before) = (Vec::new(), known.first().map(|row| row.id + 1));
                 loop {
                     let page = AuditFilter { before, ..filter.clone() };
-                    let page = store.read("test", move |rx| rx.audit(&page, 3)).await.unwrap();
+                    let look = move |rx: &Read<'_>| rx.audit_within(&page, 3, looked_at);
+                    let page = store.read("test", look).await.unwrap();
+                    assert!(page.rows.len() <= 3.min(looked_at));
                     // More is done while somebody reads.
                     record(&store, Act::new(Actor::lightd(), Action::ConfigReload), now).await;
-                    let Some(last) = page.last() else { break };
-                    before = Some(last.id);
-                    paged.extend(page.iter().map(|row| row.id));
+                    paged.extend(page.rows.iter().map(|row| row.id));
+                    let Some(next) = page.next else { break };
+                    assert!(before.is_none_or(|before| next < before), "it goes on");
+                    before = Some(next);
                 }
                 assert_eq!(paged, wanted, "{filter:?}");
             }
