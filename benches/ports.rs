@@ -1,4 +1,5 @@
-//! What a port costs that is taken from a pool of 50,000, beside the plain statements on SQLite.
+//! What a port costs that is taken from a pool of 50,000, of one address or of ten, beside the plain statements
+//! on SQLite.
 //!
 //! ```text
 //! cargo bench --bench ports            # everything, about a minute
@@ -24,6 +25,9 @@ use client::{Connection, Lightd, Result, between};
 
 /// Not where lightd listens.
 const IP: &str = "127.0.0.2";
+const ADDRESSES: usize = 10;
+/// What a port may cost.
+const TARGET: Duration = Duration::from_millis(1);
 const FIRST: u16 = 10_001;
 const LAST: u16 = 60_000;
 const RANGE: u16 = 10_000;
@@ -35,9 +39,10 @@ type Part = fn(&mut Pool) -> Result<()>;
 fn main() -> Result<()> {
     let wanted: Vec<String> =
         std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
-    let parts: [(&str, Part); 5] = [
+    let parts: [(&str, Part); 6] = [
         ("random", part_random),
         ("allocate", part_allocate),
+        ("spread", part_spread),
         ("contiguous", part_contiguous),
         ("crowded", part_crowded),
         ("list", part_list),
@@ -60,6 +65,52 @@ fn part_random(pool: &mut Pool) -> Result<()> {
 fn part_allocate(pool: &mut Pool) -> Result<()> {
     let body = r#"{"reserve": "1h"}"#;
     pool.compare("POST allocate", "POST", "/network/ports/allocate", body, Plain::take)
+}
+
+/// Taking one where the same number of places is spread over ten addresses, beside one address with all of them.
+fn part_spread(one: &mut Pool) -> Result<()> {
+    let addresses: Vec<String> = (2..2 + ADDRESSES).map(|n| format!("127.0.0.{n}")).collect();
+    let each = (LAST - FIRST + 1) / u16::try_from(ADDRESSES)?;
+    let mut ten = Pool::of(&addresses, each)?;
+    let last = addresses.last().ok_or("no address")?;
+    let any = r#"{"reserve": "1h"}"#.to_owned();
+    let named = |ip: &str| format!(r#"{{"ip": "{ip}", "reserve": "1h"}}"#);
+    let (of_one, of_ten) = (named(IP), named(last));
+    let crowded = format!(r#"{{"ip": "{last}", "count": 1000, "reserve": "1h"}}"#);
+    let tell = |what: &str, pool: &mut Pool, body: &str| -> Result<()> {
+        let (mut times, mut pings) = (Vec::new(), Vec::new());
+        for _ in 0..CALLS {
+            let began = Instant::now();
+            pool.http.send("POST", "/network/ports/allocate", body)?;
+            times.push(began.elapsed());
+            let began = Instant::now();
+            pool.http.get("/api/v1/public/ping")?;
+            pings.push(began.elapsed());
+        }
+        times.sort_unstable();
+        let verdict = if times[CALLS / 2] < TARGET { "within" } else { "MISSES" };
+        println!("{what}: {}, a ping {}; {verdict} {TARGET:?}", spread(&times), spread(&pings));
+        Ok(())
+    };
+    tell("one address, any of 50,000         ", one, &any)?;
+    tell("ten addresses, any of 50,000       ", &mut ten, &any)?;
+    tell("one address, asked for by name     ", one, &of_one)?;
+    tell("ten addresses, one asked for       ", &mut ten, &of_ten)?;
+    // All but a few of that address are taken: what is left is found among the others' tens of thousands.
+    while ten.http.send("POST", "/network/ports/allocate", &crowded).is_ok() {}
+    let mut times = Vec::new();
+    let (few, mut freed) = (format!(r#"{{"ip": "{last}", "reserve": "1h"}}"#), 0);
+    for _ in 0..CALLS {
+        let began = Instant::now();
+        let taken = ten.http.send("POST", "/network/ports/allocate", &few);
+        times.push(began.elapsed());
+        if taken.is_err() {
+            break;
+        }
+        freed += 1;
+    }
+    println!("ten addresses, the last {freed} of one  : {}", spread(&times));
+    Ok(())
 }
 
 /// Taking several with following numbers, in a pool that has more and more gaps.
@@ -124,6 +175,11 @@ struct Pool {
 
 impl Pool {
     fn new() -> Result<Self> {
+        Self::of(&[IP.to_owned()], LAST - FIRST + 1)
+    }
+
+    /// Of so many ports on each of these addresses.
+    fn of(addresses: &[String], each: u16) -> Result<Self> {
         let below = std::env::var_os("BENCH_FOLDER").map_or_else(std::env::temp_dir, PathBuf::from);
         let folder = TempDir::with_prefix_in("lightd-bench-", below)?;
         let base = folder.path().display();
@@ -133,10 +189,12 @@ impl Pool {
         );
         let lightd = Lightd::start(folder.path(), &sections)?;
         let mut http = Connection::open(lightd.port)?;
-        for from in (FIRST..LAST).step_by(usize::from(RANGE)) {
-            let to = from + (RANGE - 1);
-            let body = format!(r#"{{"ip": "{IP}", "from": {from}, "to": {to}}}"#);
-            http.send("POST", "/network/ports", &body)?;
+        for ip in addresses {
+            for from in (FIRST..=FIRST + (each - 1)).step_by(usize::from(RANGE)) {
+                let to = (from + (RANGE - 1)).min(FIRST + (each - 1));
+                let body = format!(r#"{{"ip": "{ip}", "from": {from}, "to": {to}}}"#);
+                http.send("POST", "/network/ports", &body)?;
+            }
         }
         let plain = Plain::new(&folder.path().join("plain.db"))?;
         Ok(Self { http, plain, _lightd: lightd, _folder: folder })
