@@ -45,10 +45,11 @@ pub mod fuzzing {
     pub use crate::files::fuzzing::{path, unpack, unpack_tar};
 }
 
-/// The door for `benches/access.rs`.
+/// The doors for `benches/access.rs` and `benches/outbox`.
 #[cfg(feature = "benching")]
 pub mod benching {
     pub use crate::access::benching::TokenCheck;
+    pub use crate::panel::benching::Outboxes;
 }
 
 /// Reads the command line and does what it says.

@@ -1,8 +1,9 @@
 //! How fast the panel is told, what telling it costs, and what a panel hears from a whole fleet.
 //!
 //! ```text
-//! cargo bench --bench outbox             # everything, about a minute
+//! cargo bench --bench outbox             # drain and enqueue, about a minute
 //! cargo bench --bench outbox -- drain    # the parts whose name holds the word: drain, enqueue, fleet
+//! cargo bench --features benching --bench outbox -- fleet    # some three minutes
 //! ```
 //! Needs no containers and no Docker: lightd runs with a socket path at which there is none. The receiver is
 //! written by hand, in this process. The machine's noise is in every figure.
@@ -11,20 +12,14 @@
 
 #[path = "../client/mod.rs"]
 mod client;
-#[path = "../../src/panel/fleet.rs"]
-#[allow(dead_code, unused_imports, reason = "its tests run with the program's")]
+#[cfg(feature = "benching")]
 mod fleet;
-#[path = "../../src/panel/pace.rs"]
-#[allow(dead_code, unused_imports, reason = "the fleet needs a part of it")]
-mod pace;
 mod receiver;
-mod util;
 
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use client::{Connection, Lightd, Result, between};
-use fleet::Fleet;
 use receiver::Receiver;
 
 const UPDATES: u32 = 10_000;
@@ -47,10 +42,10 @@ fn main() -> Result<()> {
         enqueue()?;
     }
     if is_wanted("fleet") {
-        println!(
-            "\n== fleet: 5,000 lightds and a panel that is back after an hour, in simulated time"
-        );
-        simulate();
+        #[cfg(feature = "benching")]
+        fleet::back_from_an_outage()?;
+        #[cfg(not(feature = "benching"))]
+        println!("\n== fleet: needs --features benching");
     }
     Ok(())
 }
@@ -151,29 +146,4 @@ fn enqueue() -> Result<()> {
 fn median(times: &mut [f64]) -> f64 {
     times.sort_unstable_by(f64::total_cmp);
     times[times.len() / 2]
-}
-
-/// With and without jitter, side by side.
-fn simulate() {
-    let fleet = Fleet {
-        nodes: 5_000,
-        servers_per_node: 4,
-        updates_per_server: 5,
-        health_interval: Duration::from_secs(30),
-        outage: Duration::from_secs(3600),
-        answer: Duration::from_millis(5),
-    };
-    let (with, without) = (fleet.run(rand::random), fleet.run(|| 0.0));
-    println!(
-        "{} requests; evenly over the 30 s of the health check they would be {} a second",
-        with.total(),
-        with.total() / 30
-    );
-    println!("peak with jitter:    {:>7} requests a second", with.peak());
-    println!("peak without jitter: {:>7} requests a second", without.peak());
-    println!("second   with jitter   without");
-    for second in 0..with.per_second.len() {
-        let at = |load: &fleet::Load| load.per_second.get(second).copied().unwrap_or(0);
-        println!("{second:>6}  {:>12}  {:>8}", at(&with), at(&without));
-    }
 }

@@ -14,6 +14,8 @@ struct Heard {
     connections: usize,
     first: Option<Instant>,
     last: Option<Instant>,
+    /// When each request came, looks at the health among them.
+    requests: Vec<Instant>,
 }
 
 pub(crate) struct Receiver {
@@ -23,7 +25,14 @@ pub(crate) struct Receiver {
 
 impl Receiver {
     pub(crate) fn start() -> Result<Self> {
-        let listener = TcpListener::bind("127.0.0.1:0")?;
+        Self::start_on(0)
+    }
+
+    /// On this port, or one that is free.
+    pub(crate) fn start_on(port: u16) -> Result<Self> {
+        let listener = TcpListener::bind(("127.0.0.1", port))?;
+        // Thousands may come in one moment.
+        rustix::net::listen(&listener, 4096)?;
         let port = listener.local_addr()?.port();
         let heard = Arc::new(Mutex::new(Heard::default()));
         let shared = Arc::clone(&heard);
@@ -61,6 +70,20 @@ impl Receiver {
         heard.first.zip(heard.last).map_or(Duration::ZERO, |(first, last)| last - first)
     }
 
+    /// How many requests came in each second from `began` on.
+    #[cfg(feature = "benching")]
+    pub(crate) fn per_second(&self, began: Instant) -> Vec<usize> {
+        let mut seconds = Vec::new();
+        for at in &lock(&self.heard).requests {
+            let second = at.saturating_duration_since(began).as_secs() as usize;
+            if seconds.len() <= second {
+                seconds.resize(second + 1, 0);
+            }
+            seconds[second] += 1;
+        }
+        seconds
+    }
+
     pub(crate) fn update_connections(&self) -> usize {
         lock(&self.heard).connections
     }
@@ -91,14 +114,16 @@ fn serve(stream: TcpStream, heard: &Mutex<Heard>) -> Result<()> {
         }
         let mut body = vec![0; length];
         stream.read_exact(&mut body)?;
+        let mut heard = lock(heard);
+        heard.requests.push(Instant::now());
         if is_update {
-            let mut heard = lock(heard);
             heard.updates += 1;
             heard.connections += usize::from(!is_counted);
             is_counted = true;
             heard.first.get_or_insert_with(Instant::now);
             heard.last = Some(Instant::now());
         }
+        drop(heard);
         stream.get_mut().write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")?;
     }
 }

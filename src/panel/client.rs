@@ -73,6 +73,12 @@ impl Client {
         })
     }
 
+    /// The same for another node of this process, over the same connections.
+    #[cfg(feature = "benching")]
+    pub(super) fn of_node(&self, node: Uuid) -> Self {
+        Self { node, ..self.clone() }
+    }
+
     pub(super) async fn health(&self) -> Result<(), PanelError> {
         let response = self.send(self.http.get(format!("{}/health", self.base))).await?;
         let status = response.status();

@@ -47,6 +47,7 @@ pub(super) async fn drain(
     store: &Store,
     client: Client,
     status: &watch::Sender<PanelStatus>,
+    chance: pace::Chance,
     stop: &CancellationToken,
 ) {
     let (done, attempts) = mpsc::channel(NOTED_AT_ONCE);
@@ -54,7 +55,8 @@ pub(super) async fn drain(
     let places = Places::new();
     let answers = Arc::clone(&places.answers);
     let (told, stop_lane) = (status.subscribe(), stop.clone());
-    let lane = Lane { client, queue: queue.clone(), done, answers, status: told, stop: stop_lane };
+    let lane =
+        Lane { client, queue: queue.clone(), done, answers, status: told, chance, stop: stop_lane };
     let drain = Drain {
         store,
         status,

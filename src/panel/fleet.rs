@@ -1,9 +1,8 @@
-//! Many lightds and one panel that comes back from an outage, in simulated time: how much the panel hears
-//! in its first minutes, with the pauses that [`super::pace`] decides on.
+//! A model of many lightds and one panel that comes back after an hour, in simulated time: what the two
+//! functions of [`super::pace`] do to the panel's first minutes.
 //!
-//! Used by a test and by `benches/outbox`; not part of the program. A node is here what [`super::drain`]
-//! and [`super::health`] make of it: it looks at the panel's health, it tries the first update of each
-//! server again and again, and once the panel is found well it sends what waits, one after the other.
+//! A test's only, for what no bench can wait for. It knows nothing of [`super::drain`] and [`super::health`]
+//! but their pauses; that the real ones of 5,000 nodes spread as well is shown by `benches/outbox`.
 
 use std::time::Duration;
 

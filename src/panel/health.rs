@@ -25,9 +25,10 @@ pub(super) async fn watch(
     client: &Client,
     interval: Duration,
     status: &watch::Sender<PanelStatus>,
+    chance: pace::Chance,
 ) {
     look(store, client, status).await;
-    tokio::time::sleep(pace::pause_before_second_look(interval, rand::random())).await;
+    tokio::time::sleep(pace::pause_before_second_look(interval, chance())).await;
     let mut looks = tokio::time::interval(interval);
     looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {

@@ -70,6 +70,7 @@ pub(super) struct Lane {
     /// Counts what the panel has answered, of all lanes.
     pub(super) answers: Arc<AtomicU64>,
     pub(super) status: watch::Receiver<PanelStatus>,
+    pub(super) chance: pace::Chance,
     /// Ends it after the request that is under way.
     pub(super) stop: CancellationToken,
 }
@@ -120,7 +121,7 @@ impl Lane {
                 error.truncate(error.floor_char_boundary(ERROR_MAX_BYTES));
                 tracing::debug!(server = %row.server, error, "an update waits");
                 let failures = row.attempts.saturating_add(1);
-                let pause = pace::pause_before_retry(failures, asked, rand::random());
+                let pause = pace::pause_before_retry(failures, asked, (self.chance)());
                 let pause_ms = i64::try_from(pause.as_millis()).unwrap_or(i64::MAX);
                 // What it asks for in an outage ends with that.
                 let is_asked =

@@ -14,6 +14,8 @@
 //! again, with the same `X-Lightd-Delivery`. Changed settings take effect once what is under way has ended
 //! under the old ones. Without a panel nothing runs and no HTTP client exists.
 
+#[cfg(feature = "benching")]
+pub(crate) mod benching;
 mod client;
 mod drain;
 #[cfg(test)]
@@ -108,6 +110,7 @@ pub(crate) struct Panel {
     settings: watch::Receiver<Option<PanelSettings>>,
     status: watch::Sender<PanelStatus>,
     is_running: watch::Sender<bool>,
+    chance: pace::Chance,
 }
 
 impl Panel {
@@ -119,7 +122,8 @@ impl Panel {
             checked_at: None,
             delivered_at: None,
         });
-        Self { store, settings, status, is_running: watch::Sender::new(false) }
+        let is_running = watch::Sender::new(false);
+        Self { store, settings, status, is_running, chance: rand::random }
     }
 
     /// Delivers updates and watches the panel's health until cancelled; takes new settings over as
@@ -170,6 +174,15 @@ impl Panel {
         health::publish(&self.status, state, UnixSeconds::now(), error);
     }
 
+    /// Delivers updates and watches the panel's health.
+    async fn speak(&self, client: &Client, interval: Duration, until: &CancellationToken) {
+        let Self { store, status, chance, .. } = self;
+        tokio::join!(
+            drain::drain(store, client.clone(), status, *chance, until),
+            until.run_until_cancelled(health::watch(store, client, interval, status, *chance)),
+        );
+    }
+
     /// Runs with one set of settings.
     async fn serve(&self, settings: Option<PanelSettings>, until: &CancellationToken) {
         let Some(settings) = settings else {
@@ -178,14 +191,7 @@ impl Panel {
         };
         self.publish(PanelState::Unknown, None);
         match Client::new(&settings, self.store.node_id()) {
-            Ok(client) => {
-                let interval = settings.health_interval;
-                let watch = health::watch(&self.store, &client, interval, &self.status);
-                tokio::join!(
-                    drain::drain(&self.store, client.clone(), &self.status, until),
-                    until.run_until_cancelled(watch),
-                );
-            }
+            Ok(client) => self.speak(&client, settings.health_interval, until).await,
             Err(why) => {
                 tracing::error!(error = %Chain(&why), "the panel is told nothing");
                 self.publish(PanelState::Unreachable, Some(Chain(&why).to_string()));

@@ -1,11 +1,14 @@
 //! When the panel is spoken to again: what keeps thousands of lightds that lost it in the same moment from
 //! coming back in the same moment.
 //!
-//! Pure. `chance` is a number from 0 to 1, drawn anew for each decision; 0 is no jitter at all.
+//! Pure. `chance` is a number from 0 to 1, drawn anew for each decision by a [`Chance`]; 0 is no jitter at all.
 
 use std::time::Duration;
 
 use crate::util::backoff::Backoff;
+
+/// Where jitter comes from: `rand::random`, but where it is shown what that is good for.
+pub(super) type Chance = fn() -> f64;
 
 const BACKOFF: Backoff =
     Backoff { first: Duration::from_secs(1), longest: Duration::from_secs(300) };
