@@ -40,7 +40,7 @@ pub(crate) fn back_from_an_outage() -> Result<()> {
     let spread = runtime.block_on(outage(nodes, true))?;
     let together = runtime.block_on(outage(nodes, false))?;
     let peak = |seconds: &[usize]| seconds.iter().copied().max().unwrap_or(0);
-    let even = spread.iter().sum::<usize>() / HEALTH_INTERVAL.as_secs() as usize;
+    let even = spread.iter().sum::<usize>() as u64 / HEALTH_INTERVAL.as_secs();
     println!(
         "peak with jitter:    {:>6} requests a second; evenly they would be {even}",
         peak(&spread)
