@@ -215,7 +215,7 @@ impl Node {
              INSERT INTO audit (created_at, last_at, count, action, actor, way, address, request_id,
                 container, details_json)
              SELECT ?2 - ?1 + n, ?2 - ?1 + n, 1, iif(n % 2, 'container.start', 'container.stop'),
-                'node', 'rest', '192.0.2.' || n % 200, hex(n), 'c' || n / 2 % 100, '{}' FROM n",
+                'node', 'rest', '192.0.2.' || (n % 200), hex(n), 'c' || (n / 2 % 100), '{}' FROM n",
             (rows, until),
         )?;
         Ok(())

@@ -78,18 +78,22 @@ fn part_spread(one: &mut Pool) -> Result<()> {
     let (of_one, of_ten) = (named(IP), named(last));
     let crowded = format!(r#"{{"ip": "{last}", "count": 1000, "reserve": "1h"}}"#);
     let tell = |what: &str, pool: &mut Pool, body: &str| -> Result<()> {
-        let (mut times, mut pings) = (Vec::new(), Vec::new());
+        let (mut times, mut plain, mut pings) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..CALLS {
             let began = Instant::now();
             pool.http.send("POST", "/network/ports/allocate", body)?;
             times.push(began.elapsed());
+            let began = Instant::now();
+            pool.plain.take()?;
+            plain.push(began.elapsed());
             let began = Instant::now();
             pool.http.get("/api/v1/public/ping")?;
             pings.push(began.elapsed());
         }
         times.sort_unstable();
         let verdict = if times[CALLS / 2] < TARGET { "within" } else { "MISSES" };
-        println!("{what}: {}, a ping {}; {verdict} {TARGET:?}", spread(&times), spread(&pings));
+        println!("{what}: {}; {verdict} {TARGET:?}", spread(&times));
+        println!("  plain SQLite, one address {}, a ping {}", spread(&plain), spread(&pings));
         Ok(())
     };
     tell("one address, any of 50,000         ", one, &any)?;
