@@ -219,6 +219,7 @@ fn some_filter(volumes: [VolumeId; 2]) -> impl Strategy<Value = AuditFilter> {
             AuditFilter {
                 containers: containers.map(|names| names.into_iter().map(id).collect()),
                 of_containers,
+                of_present_holders: false,
                 volume,
                 by,
                 actions: actions.map(Action::named),
