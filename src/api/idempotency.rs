@@ -217,7 +217,7 @@ async fn begin(
         }
         Known::Answered { status, answer_sealed } => {
             let mut response = match open(state, key, &answer_sealed)? {
-                Kept { awaited: Some(awaited), answer } if wait.or(answer.waited()).is_some() => {
+                Kept { awaited: Some(awaited), answer } if wait.is_some() || answer.is_late() => {
                     let patience = wait.unwrap_or(Duration::ZERO);
                     keep(state, key, awaited.look_again(state, patience).await).await
                 }
@@ -348,10 +348,9 @@ enum Answer {
 }
 
 impl Answer {
-    /// It was waited for, in vain: whoever repeats it as it was gets a look at least.
-    fn waited(&self) -> Option<Duration> {
-        let Self::Read(answer) = self else { return None };
-        answer.get("done").map(|_| Duration::ZERO)
+    /// It was waited for, in vain: whoever asks again gets a look at least, however he asks.
+    fn is_late(&self) -> bool {
+        matches!(self, Self::Read(answer) if answer.get("done").is_some())
     }
 }
 
@@ -360,7 +359,7 @@ fn open(state: &AppState, key: &IdempotencyKey, sealed: &[u8]) -> Result<Kept, A
     let bytes = opened.map_err(ApiError::internal)?;
     // No answer of the API has fields of these names.
     let beside = serde_json::from_slice::<Kept>(&bytes).ok().filter(|kept| kept.awaited.is_some());
-    Ok(beside.unwrap_or_else(|| Kept { awaited: None, answer: Answer::Bytes(bytes) }))
+    Ok(beside.unwrap_or(Kept { awaited: None, answer: Answer::Bytes(bytes) }))
 }
 
 fn replay(status: u16, answer: Answer) -> Result<Response, ApiError> {

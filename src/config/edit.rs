@@ -39,7 +39,7 @@ impl Turn {
         // Of a link, the folder of what it leads to: that is what is replaced.
         let real = path.canonicalize().unwrap_or_else(|_| path.to_owned());
         let folder = real.parent().filter(|folder| !folder.as_os_str().is_empty());
-        let folder = File::open(folder.unwrap_or(Path::new("."))).map_err(failed)?;
+        let folder = File::open(folder.unwrap_or_else(|| Path::new("."))).map_err(failed)?;
         let mut tries = within.as_millis() / TURN_AGAIN.as_millis();
         loop {
             match flock(&folder, FlockOperation::NonBlockingLockExclusive) {
