@@ -18,11 +18,15 @@ use std::time::Duration;
 use super::settings::AttemptLimit;
 use crate::domain::client::ClientAddress;
 use crate::domain::units::UnixSeconds;
+use tokio::time::Instant;
+
 use governor::clock::{Clock as _, DefaultClock};
 use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
 
 /// Addresses whose failures are counted apart.
 const COUNTED_MAX: usize = 16_384;
+/// How often those whose budget is whole again are looked for, which takes a look at all.
+const TIDIED_EVERY: Duration = Duration::from_secs(1);
 /// The budget of all that come when there is no room for one of their own.
 const SHARED: IpAddr = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
 /// Addresses that are remembered for a good token; a node has one panel, and a few people.
@@ -48,6 +52,7 @@ struct Home {
 struct Failures {
     limit: AttemptLimit,
     budgets: DefaultKeyedRateLimiter<IpAddr>,
+    tidied_at: Option<Instant>,
 }
 
 impl Attempts {
@@ -58,7 +63,7 @@ impl Attempts {
             Some(failures) if failures.limit == limit => failures,
             stale => stale.insert(Failures::new(limit)),
         };
-        let key = failures.key_of(from);
+        let key = failures.key_of(from, Instant::now());
         let now = DefaultClock::default().now();
         failures.budgets.check_key(&key).map_err(|not_until| not_until.wait_time_from(now))
     }
@@ -100,13 +105,15 @@ impl Attempts {
 impl Failures {
     fn new(limit: AttemptLimit) -> Self {
         let quota = Quota::per_minute(limit.per_minute).allow_burst(limit.burst);
-        Self { limit, budgets: RateLimiter::keyed(quota) }
+        Self { limit, budgets: RateLimiter::keyed(quota), tidied_at: None }
     }
 
-    fn key_of(&self, from: ClientAddress) -> IpAddr {
-        if self.budgets.len() >= COUNTED_MAX {
+    fn key_of(&mut self, from: ClientAddress, now: Instant) -> IpAddr {
+        let is_due = |at: Instant| now.saturating_duration_since(at) >= TIDIED_EVERY;
+        if self.budgets.len() >= COUNTED_MAX && self.tidied_at.is_none_or(is_due) {
             // Whose budget is whole again need not be known.
             self.budgets.retain_recent();
+            self.tidied_at = Some(now);
         }
         if self.budgets.len() >= COUNTED_MAX { SHARED } else { from.network() }
     }
@@ -162,6 +169,21 @@ mod tests {
             assert!(attempts.welcome(address(number), NOW));
         }
         assert_eq!(attempts.homes().len(), HOMES_MAX);
+    }
+
+    #[test]
+    fn while_there_is_no_room_all_are_looked_at_once_a_second_and_no_more() {
+        let mut failures = Failures::new(limit(2));
+        let all = u32::try_from(COUNTED_MAX).unwrap();
+        for number in 0..all {
+            failures.budgets.check_key(&address(number).network()).unwrap();
+        }
+        let now = Instant::now();
+        for (after_ms, looked_at_ms) in [(0, 0), (1, 0), (999, 0), (1000, 1000), (1500, 1000)] {
+            let at = |ms| now + Duration::from_millis(ms);
+            assert_eq!(failures.key_of(address(all), at(after_ms)), SHARED);
+            assert_eq!(failures.tidied_at, Some(at(looked_at_ms)), "{after_ms}");
+        }
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! A right to be here, and its end.
 //!
 //! Made by [`super::Access`] from a checked token and held for as long as a request, a transfer or a
-//! socket lasts. Whoever holds one waits for [`Grant::ended`] beside its work.
+//! socket lasts. Whoever holds one waits for [`Grant::ended`] beside its work. It ends with the token, and,
+//! where the allow-list is asked about who uses it, with his place on that.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,6 +11,7 @@ use tokio::sync::{broadcast, watch};
 
 use super::settings::{AccessSettings, NodeTerm};
 use crate::domain::access::{Principal, TokenId};
+use crate::domain::client::ClientAddress;
 use crate::domain::units::{UnixSeconds, now_unix_ms};
 use crate::store::token_index::TokenIndex;
 use crate::store::tokens::TokenRow;
@@ -25,6 +27,14 @@ pub(crate) struct Grant {
     /// Of an issued token: what people know it by.
     pub(crate) prefix: Option<String>,
     hold: Hold,
+    /// The address that the allow-list must have, where it is held to that.
+    from: Option<UsedFrom>,
+}
+
+#[derive(Debug)]
+struct UsedFrom {
+    client: ClientAddress,
+    settings: watch::Receiver<AccessSettings>,
 }
 
 /// What a grant hangs on.
@@ -47,17 +57,19 @@ enum Hold {
 pub(crate) enum Ended {
     Expired,
     Revoked,
+    /// The allow-list no longer has the address that it is used from.
+    NotAdmitted,
 }
 
 impl Grant {
     pub(super) fn anonymous(settings: watch::Receiver<AccessSettings>) -> Self {
         let hold = Hold::AuthorizationOff(settings);
-        Self { principal: Principal::Anonymous, prefix: None, hold }
+        Self { principal: Principal::Anonymous, prefix: None, hold, from: None }
     }
 
     pub(super) fn node(settings: watch::Receiver<AccessSettings>, digest: SecretDigest) -> Self {
         let hold = Hold::NodeToken(settings, digest);
-        Self { principal: Principal::Node, prefix: None, hold }
+        Self { principal: Principal::Node, prefix: None, hold, from: None }
     }
 
     pub(super) fn issued(
@@ -70,21 +82,50 @@ impl Grant {
             principal: Principal::Token { id, scope: row.scope.clone() },
             prefix: Some(row.prefix.clone()),
             hold: Hold::Issued { id, expires_at, index, gone },
+            from: None,
         }
     }
 
-    /// Waits for the token's end. May be dropped and asked again.
+    /// Ends as well when the allow-list no longer has this address.
+    pub(super) fn used_from(
+        self,
+        client: ClientAddress,
+        settings: watch::Receiver<AccessSettings>,
+    ) -> Self {
+        Self { from: Some(UsedFrom { client, settings }), ..self }
+    }
+
+    /// Waits for its end. May be dropped and asked again.
     pub(crate) async fn ended(&mut self) -> Ended {
-        match &mut self.hold {
-            Hold::AuthorizationOff(settings) => authorization_on(settings).await,
-            Hold::NodeToken(settings, digest) => node_term_over(settings, *digest).await,
-            Hold::Issued { id, expires_at, index, gone } => {
+        let Self { hold, from, .. } = self;
+        tokio::select! {
+            ended = hold.over() => ended,
+            () = no_longer_admitted(from.as_mut()) => Ended::NotAdmitted,
+        }
+    }
+}
+
+impl Hold {
+    async fn over(&mut self) -> Ended {
+        match self {
+            Self::AuthorizationOff(settings) => authorization_on(settings).await,
+            Self::NodeToken(settings, digest) => node_term_over(settings, *digest).await,
+            Self::Issued { id, expires_at, index, gone } => {
                 tokio::select! {
                     () = revocation(*id, index, gone) => Ended::Revoked,
                     () = expiry(*expires_at) => Ended::Expired,
                 }
             }
         }
+    }
+}
+
+async fn no_longer_admitted(from: Option<&mut UsedFrom>) {
+    let Some(UsedFrom { client, settings }) = from else { return taken_down().await };
+    let client = *client;
+    let is_over = settings.wait_for(|now| !now.admits(client)).await.is_ok();
+    if !is_over {
+        taken_down().await;
     }
 }
 

@@ -22,7 +22,7 @@ use futures_util::FutureExt as _;
 use tokio::sync::{Semaphore, watch};
 
 use self::attempts::Attempts;
-pub(crate) use self::grant::Grant;
+pub(crate) use self::grant::{Ended, Grant};
 pub(crate) use self::settings::{AccessSettings, AttemptLimit, PreviousToken};
 use crate::domain::access::{Principal, Scope, TOKEN_PREFIX, TokenId, is_token};
 use crate::domain::audit::{Act, Action, Actor};
@@ -136,6 +136,11 @@ impl Access {
         }
         self.spend(from)?;
         self.node_grant(digest, from).ok_or(AccessError::BadToken)
+    }
+
+    /// The same grant, for as long as the allow-list has this address.
+    pub(crate) fn while_admitted(&self, grant: Grant, from: ClientAddress) -> Grant {
+        grant.used_from(from, self.settings.clone())
     }
 
     fn failed(&self, from: ClientAddress) -> AccessError {

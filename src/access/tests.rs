@@ -77,6 +77,30 @@ async fn anyone_gets_in_only_while_authorization_is_off() {
 }
 
 #[tokio::test]
+async fn a_grant_ends_when_the_allow_list_leaves_its_address_out() {
+    let it = fixture();
+    let listed = |list: &[&str]| AccessSettings {
+        allowed_ips: list.iter().map(|net| net.parse().unwrap()).collect(),
+        ..settings(true, NODE)
+    };
+    it.settings.send_replace(listed(&["203.0.113.0/24"]));
+    let issued = issue(&it.access, "1h", false).await;
+    for token in [NODE, issued.token.expose()] {
+        it.settings.send_replace(listed(&["203.0.113.0/24"]));
+        let on_the_node = it.access.check(Some(token), home()).await.unwrap();
+        let granted = it.access.check(Some(token), home()).await.unwrap();
+        let mut granted = it.access.while_admitted(granted, home());
+        it.settings.send_replace(listed(&["203.0.113.0/28"]));
+        assert!(futures_util::poll!(Box::pin(granted.ended())).is_pending(), "it is in there");
+        it.settings.send_replace(listed(&["203.0.113.128/25"]));
+        let why = within_5_s("the end of the grant", granted.ended()).await;
+        assert_eq!(why, Ended::NotAdmitted);
+        let mut on_the_node = on_the_node;
+        assert!(futures_util::poll!(Box::pin(on_the_node.ended())).is_pending());
+    }
+}
+
+#[tokio::test]
 async fn an_issued_token_carries_its_scope_and_never_shows_again() {
     let it = fixture();
     let scope = Scope {

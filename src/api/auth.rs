@@ -4,10 +4,13 @@
 //! table of [`super::permissions`] for the route, and by the handler for what the address names. An
 //! unknown route or method is answered before any of it, because only handlers that exist ask.
 
+use std::collections::BTreeSet;
+
 use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, Uri, header};
 
+use super::client::Local;
 use super::error::ApiError;
 use super::hold::GrantSlot;
 use super::layers::REQUEST_ID;
@@ -38,6 +41,8 @@ pub(crate) struct Auth {
 #[derive(Clone, Debug)]
 pub(crate) struct Caller {
     client: ClientAddress,
+    /// On the node itself.
+    is_local: bool,
     way: Way,
     request_id: Option<String>,
 }
@@ -57,7 +62,7 @@ impl StayingAuth {
         token: Option<&str>,
         caller: Caller,
     ) -> Result<Self, ApiError> {
-        let grant = state.access.check(token, caller.client).await?;
+        let grant = caller.grant(state, token).await?;
         Ok(Self { auth: Auth::new(&grant, caller), grant })
     }
 }
@@ -68,7 +73,15 @@ impl Caller {
         let text = |name| parts.headers.get(name).and_then(|value| value.to_str().ok());
         let is_cli = text(header::USER_AGENT).is_some_and(|agent| agent.starts_with(CLI));
         let request_id = text(REQUEST_ID).map(str::to_owned);
-        Ok(Self { client, way: if is_cli { Way::Cli } else { way }, request_id })
+        let is_local = parts.extensions.get::<Local>().is_some();
+        Ok(Self { client, is_local, way: if is_cli { Way::Cli } else { way }, request_id })
+    }
+
+    /// What this token gives here.
+    async fn grant(&self, state: &AppState, token: Option<&str>) -> Result<Grant, ApiError> {
+        let grant = state.access.check(token, self.client).await?;
+        let goes_by_list = !self.is_local;
+        Ok(if goes_by_list { state.access.while_admitted(grant, self.client) } else { grant })
     }
 }
 
@@ -76,7 +89,7 @@ impl Auth {
     /// What goes on for this caller hangs on its grant from here on.
     async fn check(parts: &mut Parts, state: &AppState) -> Result<Self, ApiError> {
         let caller = Caller::of(parts, state, Way::Rest).await?;
-        let grant = state.access.check(bearer(&parts.headers), caller.client).await?;
+        let grant = caller.grant(state, bearer(&parts.headers)).await?;
         let auth = Self::new(&grant, caller);
         if let Some(slot) = parts.extensions.get::<GrantSlot>() {
             slot.put(grant);
@@ -100,6 +113,14 @@ impl Auth {
         &self.principal
     }
 
+    /// The only containers that the caller's token is good for, if it names any.
+    pub(crate) fn named_containers(&self) -> Option<&BTreeSet<ContainerId>> {
+        match &self.principal {
+            Principal::Token { scope, .. } => scope.containers.as_ref(),
+            Principal::Node | Principal::Anonymous => None,
+        }
+    }
+
     /// Where the caller is.
     pub(crate) fn client(&self) -> ClientAddress {
         self.caller.client
@@ -112,7 +133,7 @@ impl Auth {
 
     /// Who acts, for the audit log.
     pub(crate) fn actor(&self) -> Actor {
-        let Caller { client, way, request_id } = self.caller();
+        let Caller { client, way, request_id, .. } = self.caller();
         Actor { who: self.who.clone(), way, address: Some(client), request_id }
     }
 

@@ -38,24 +38,30 @@ pub(super) async fn identify(
 pub(super) async fn admit(
     State(state): State<AppState>,
     client: ClientAddress,
-    request: Request,
+    mut request: Request,
     next: Next,
 ) -> Response {
     let own = state.config.current().server.address.ip();
-    let is_in = {
+    let (is_local, is_in) = {
         let settings = state.access.settings();
         let is_local = peer_of(&request).is_some_and(|peer| {
             let is_own = peer == client.ip() && (peer.is_loopback() || peer == own);
             is_own && !speaks_for_others(peer, request.headers(), &settings.trusted_proxies)
         });
-        is_local || settings.admits(client)
+        (is_local, is_local || settings.admits(client))
     };
-    if is_in {
-        return next.run(request).await;
+    if !is_in {
+        return ApiError::not_admitted().into_response();
     }
-    let message = "this address is not in authorization.allowed_ips";
-    ApiError::forbidden("address", message).into_response()
+    if is_local {
+        request.extensions_mut().insert(Local);
+    }
+    next.run(request).await
 }
+
+/// Marks a request from the node itself, which no allow-list concerns.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Local;
 
 impl<S: Sync> FromRequestParts<S> for ClientAddress {
     type Rejection = ApiError;

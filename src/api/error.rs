@@ -361,9 +361,10 @@ impl From<ConfigError> for ApiError {
                     .collect();
                 Self::invalid(problems).coded("invalid_config")
             }
-            ConfigError::Read { .. } | ConfigError::Write { .. } | ConfigError::Missing { .. } => {
-                Self::own_files(error)
-            }
+            ConfigError::Read { .. }
+            | ConfigError::Write { .. }
+            | ConfigError::Held { .. }
+            | ConfigError::Missing { .. } => Self::own_files(error),
         }
     }
 }

@@ -27,6 +27,10 @@ use crate::util::serde_words::without_text;
 
 /// Of one body, that are told at once.
 const PROBLEMS_MAX: usize = 64;
+/// What is read for that in all: each problem takes one more reading of the whole body.
+const READ_FOR_PROBLEMS_BYTES: usize = 32 << 20;
+/// A body from this size on is looked through on a thread that may take its time.
+const LONG_BYTES: usize = 64 << 10;
 const DISCARDED_MAX_BYTES: usize = 64 << 20;
 
 /// The largest body that is read into memory.
@@ -157,12 +161,26 @@ impl Whole {
     }
 
     /// Everything of it that can be read, and all that is wrong with the rest.
-    pub(crate) fn as_far_as_possible<T: DeserializeOwned>(
+    pub(crate) async fn as_far_as_possible<T: DeserializeOwned + Send + 'static>(
         &self,
         problems: &mut Vec<Problem>,
     ) -> Result<T, ApiError> {
+        if self.0.len() < LONG_BYTES {
+            return self.read_on(problems);
+        }
+        let (body, mut found) = (Self(self.0.clone()), Vec::new());
+        let reading = tokio::task::spawn_blocking(move || {
+            let read = body.read_on(&mut found);
+            (read, found)
+        });
+        let (read, found) = reading.await.map_err(ApiError::internal)?;
+        problems.extend(found);
+        read
+    }
+
+    fn read_on<T: DeserializeOwned>(&self, problems: &mut Vec<Problem>) -> Result<T, ApiError> {
         let mut value: Value = parse_object(&self.0)?;
-        for _ in 0..PROBLEMS_MAX {
+        for _ in 0..self.readings() {
             let (path, why) = match serde_path_to_error::deserialize(&value) {
                 Ok(read) => return Ok(read),
                 Err(error) => (error.path().clone(), error.into_inner().to_string()),
@@ -174,6 +192,10 @@ impl Whole {
             }
         }
         Err(all(problems))
+    }
+
+    fn readings(&self) -> usize {
+        (READ_FOR_PROBLEMS_BYTES / self.0.len().max(1)).clamp(1, PROBLEMS_MAX)
     }
 }
 
@@ -448,8 +470,28 @@ mod tests {
         (status.as_u16(), text("code"), field)
     }
 
-    #[test]
-    fn a_body_is_read_as_far_as_it_can_be_and_all_problems_are_told() {
+    #[tokio::test]
+    async fn a_long_body_is_read_fewer_times_and_elsewhere() {
+        #[derive(Debug, Default, Deserialize)]
+        #[serde(default, deny_unknown_fields)]
+        struct Read {
+            text: String,
+        }
+        let body = |bytes: usize| {
+            let wrong: Vec<String> = (0..100).map(|n| format!("\"x{n}\":1")).collect();
+            let text = "y".repeat(bytes);
+            Whole(format!("{{\"text\":\"{text}\",{}}}", wrong.join(",")).into())
+        };
+        for (bytes, told) in [(1, PROBLEMS_MAX), (1 << 20, 31), (40 << 20, 1)] {
+            let mut problems = Vec::new();
+            let read = body(bytes).as_far_as_possible::<Read>(&mut problems).await;
+            let told_of = read.map(|read| read.text.len()).unwrap_err().problems().len();
+            assert_eq!(told_of, told, "{bytes}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_body_is_read_as_far_as_it_can_be_and_all_problems_are_told() {
         #[derive(Debug, Default, Deserialize, PartialEq)]
         #[serde(default, deny_unknown_fields)]
         struct Port {
@@ -469,14 +511,14 @@ mod tests {
         });
         let mut problems = Vec::new();
         let whole = Whole(body.to_string().into());
-        let read: Read = whole.as_far_as_possible(&mut problems).unwrap();
+        let read: Read = whole.as_far_as_possible(&mut problems).await.unwrap();
         let mut fields: Vec<&str> = problems.iter().map(|found| found.field.as_str()).collect();
         fields.sort_unstable();
         assert_eq!(fields, ["env.A.B", "nam", "ports[0].port", "ports[1].prot", "words[1]"]);
         assert_eq!((read.name.as_str(), read.words.len(), read.env.len()), ("a", 0, 1));
         assert_eq!(read.ports, [Port::default(), Port { port: Some(1) }]);
         for (text, code) in [("[]", "invalid_json"), ("{", "invalid_json"), ("", "invalid_json")] {
-            let read = Whole(text.into()).as_far_as_possible::<Read>(&mut problems);
+            let read = Whole(text.into()).as_far_as_possible::<Read>(&mut problems).await;
             assert_eq!(read.unwrap_err().code(), code, "{text}");
         }
     }

@@ -127,6 +127,11 @@ impl ApiError {
         Self::unauthorized("the token has expired or was revoked")
     }
 
+    /// 403 for an address that the allow-list does not have.
+    pub(super) fn not_admitted() -> Self {
+        Self::forbidden("address", "this address is not in authorization.allowed_ips")
+    }
+
     pub(crate) fn forbidden(code: &'static str, message: &'static str) -> Self {
         Self::new(StatusCode::FORBIDDEN, code, message)
     }

@@ -1,8 +1,9 @@
 //! Requests and transfers hang on the grant that they came in with.
 //!
-//! When a token is revoked or expires, or the node's own one changes, what goes on under it ends: a
+//! When a token is revoked or expires, the node's own one changes, or `authorization.allowed_ips` no longer has
+//! the client's address, what goes on under it ends: a
 //! handler that still works, or takes in an upload, is dropped, as it is when its client goes away, and
-//! answered 401; an answer that is being sent is broken off, so that nobody takes half of it for the
+//! answered 401 (403 for the address); an answer that is being sent is broken off, so that nobody takes half of it for the
 //! whole. One layer does this for every route. Sockets and event streams hold their grant themselves,
 //! because they have a way to say why they end; work that was begun in the background goes on.
 //!
@@ -23,7 +24,7 @@ use hyper::body::{Frame, SizeHint};
 use tokio::sync::oneshot;
 
 use super::error::ApiError;
-use crate::access::Grant;
+use crate::access::{Ended, Grant};
 
 /// Where the check of the token leaves the grant of a request.
 #[derive(Clone, Debug)]
@@ -46,9 +47,9 @@ const LAST_WORDS: Duration = Duration::from_millis(500);
 pub(super) async fn hold(mut request: Request, next: Next) -> Response {
     let (sender, granted) = oneshot::channel();
     request.extensions_mut().insert(GrantSlot(Arc::new(Mutex::new(Some(sender)))));
-    let mut ended: BoxFuture<'static, ()> = Box::pin(async move {
+    let mut ended: BoxFuture<'static, Ended> = Box::pin(async move {
         match granted.await {
-            Ok(mut grant) => drop(grant.ended().await),
+            Ok(mut grant) => grant.ended().await,
             // Nobody was asked who he is.
             Err(_) => pending().await,
         }
@@ -58,12 +59,12 @@ pub(super) async fn hold(mut request: Request, next: Next) -> Response {
     let response = tokio::select! {
         biased;
         response = &mut running => response,
-        () = &mut ended => {
-            ended = Box::pin(ready(()));
+        why = &mut ended => {
+            ended = Box::pin(ready(why));
             let last_words = if brings_body { Duration::ZERO } else { LAST_WORDS };
             match tokio::time::timeout(last_words, running).await {
                 Ok(response) => response,
-                Err(_) => return ApiError::token_over().into_response(),
+                Err(_) => return refusal(why).into_response(),
             }
         }
     };
@@ -73,10 +74,17 @@ pub(super) async fn hold(mut request: Request, next: Next) -> Response {
     response.map(|body| Body::new(Held { body: Some(body), ended }))
 }
 
+fn refusal(why: Ended) -> ApiError {
+    match why {
+        Ended::Expired | Ended::Revoked => ApiError::token_over(),
+        Ended::NotAdmitted => ApiError::not_admitted(),
+    }
+}
+
 /// A body that ends with an error when its grant does.
 struct Held {
     body: Option<Body>,
-    ended: BoxFuture<'static, ()>,
+    ended: BoxFuture<'static, Ended>,
 }
 
 impl HttpBody for Held {
@@ -91,7 +99,7 @@ impl HttpBody for Held {
         let Some(body) = held else { return Poll::Ready(None) };
         if ended.as_mut().poll(context).is_ready() {
             *held = None;
-            let error = axum::Error::new("the token has expired or was revoked");
+            let error = axum::Error::new("the right to it has ended");
             return Poll::Ready(Some(Err(error)));
         }
         Pin::new(body).poll_frame(context)

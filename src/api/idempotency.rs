@@ -3,13 +3,18 @@
 //! The first request with a key is done and its answer kept for a day, encrypted, because an issued
 //! token stands in its own; the same request gets that answer again, another one with the same key is
 //! refused (422), and one that comes while the first is being done as well (409). A refusal is not kept:
-//! nothing has happened, and the request may be sent again. A key belongs to who sent it.
+//! nothing has happened, and the request may be sent again. A key belongs to who sent it. What an answer has
+//! left open, because its wait was over before the end, is looked at again for whoever asks again: how long he
+//! waits is his own matter each time.
+//!
+//! Where a key does not count, one is refused: who sends it believes himself safe.
 //!
 //! The request goes on to its end when its sender goes away: whoever asks again shall find out what
 //! became of it. One that lightd died in has an unknown end, and is not done a second time.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::extract::{FromRef, FromRequestParts, MatchedPath, Request, State};
@@ -17,6 +22,8 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header}
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use http_body_util::BodyExt as _;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::oneshot;
 use tokio_util::task::TaskTracker;
@@ -24,8 +31,10 @@ use tokio_util::task::TaskTracker;
 use super::auth::Auth;
 use super::error::ApiError;
 use super::extract::{BodyLimit, read_body};
+use super::layers::WAIT_MAX;
+use super::native::Awaited;
 use super::state::AppState;
-use crate::domain::units::UnixSeconds;
+use crate::domain::units::{Span, UnixSeconds};
 use crate::store::StoreError;
 use crate::store::idempotency::{IdempotencyKey, Known};
 
@@ -122,14 +131,28 @@ pub(super) async fn idempotent(
     request: Request,
     next: Next,
 ) -> Response {
-    let path = request.extensions().get::<MatchedPath>();
-    let counts = path.is_some_and(|path| KEYED.contains(&path.as_str()))
-        && request.method() == Method::POST
-        && request.headers().contains_key(KEY);
-    if !counts {
+    let changes = ![Method::GET, Method::HEAD, Method::OPTIONS].contains(request.method());
+    if !changes || !request.headers().contains_key(KEY) {
         return next.run(request).await;
     }
-    once(&state, request, next).await.unwrap_or_else(IntoResponse::into_response)
+    let path = request.extensions().get::<MatchedPath>();
+    let counts =
+        request.method() == Method::POST && path.is_some_and(|path| KEYED.contains(&path.as_str()));
+    let answer =
+        if counts { once(&state, request, next).await } else { Err(refuse(&state, request).await) };
+    answer.unwrap_or_else(IntoResponse::into_response)
+}
+
+/// Says that a key does not count here, to whoever may ask at all.
+async fn refuse(state: &AppState, request: Request) -> ApiError {
+    let (mut parts, _) = request.into_parts();
+    match Auth::from_request_parts(&mut parts, state).await {
+        Ok(_) => {
+            let message = "this call takes no Idempotency-Key; without one it is done each time";
+            ApiError::malformed("idempotency_unsupported", message)
+        }
+        Err(error) => error,
+    }
 }
 
 async fn once(state: &AppState, request: Request, next: Next) -> Result<Response, ApiError> {
@@ -180,6 +203,7 @@ async fn begin(
 ) -> Result<Response, ApiError> {
     let (begun, now) = (key.clone(), UnixSeconds::now());
     let begin = move |tx: &crate::store::Tx<'_>| tx.begin_idempotent(&begun, &fingerprint, now);
+    let wait = wait_of(request.uri().query());
     match state.store.write("begin a request", begin).await? {
         Known::New => {
             let response = next.run(request).await;
@@ -191,7 +215,17 @@ async fn begin(
                            look whether it was done, and send it with another key if it was not";
             Err(ApiError::conflict("idempotency_unknown", message))
         }
-        Known::Answered { status, answer_sealed } => replay(state, key, status, &answer_sealed),
+        Known::Answered { status, answer_sealed } => {
+            let mut response = match open(state, key, &answer_sealed)? {
+                Kept { awaited: Some(awaited), answer } if wait.is_some() || answer.is_late() => {
+                    let patience = wait.unwrap_or(Duration::ZERO);
+                    keep(state, key, awaited.look_again(state, patience).await).await
+                }
+                Kept { answer, .. } => replay(status, answer)?,
+            };
+            response.headers_mut().insert(REPLAYED, HeaderValue::from_static("true"));
+            Ok(response)
+        }
     }
 }
 
@@ -217,9 +251,15 @@ fn fingerprint(path: &str, query: Option<&str>, body: &[u8]) -> Vec<u8> {
     hash.finalize().to_vec()
 }
 
+fn wait_of(query: Option<&str>) -> Option<Duration> {
+    let wait = parameters(query).find_map(|pair| pair.strip_prefix("wait="));
+    wait.and_then(|text| Span::parse(text).ok()).map(|Span(wait)| wait.min(WAIT_MAX))
+}
+
 /// Stores a success, and what else stands; lets anything else be tried again.
 async fn keep(state: &AppState, key: &IdempotencyKey, response: Response) -> Response {
-    let (parts, body) = response.into_parts();
+    let (mut parts, body) = response.into_parts();
+    let awaited = parts.extensions.remove::<Awaited>();
     let fate = parts.extensions.get::<Fate>();
     let (outcome, body) = if let Some(Fate::Open) = fate {
         (Ok(()), body)
@@ -228,7 +268,7 @@ async fn keep(state: &AppState, key: &IdempotencyKey, response: Response) -> Res
         match body.collect().await {
             Ok(whole) => {
                 let bytes = whole.to_bytes();
-                (store(state, key, parts.status, &bytes).await, Body::from(bytes))
+                (store(state, key, parts.status, &bytes, awaited).await, Body::from(bytes))
             }
             // It was done all the same.
             Err(error) => return ApiError::internal(error).into_response(),
@@ -248,8 +288,9 @@ async fn store(
     key: &IdempotencyKey,
     status: StatusCode,
     body: &Bytes,
+    awaited: Option<Awaited>,
 ) -> Result<(), ApiError> {
-    let plain = kept(body).ok_or_else(|| ApiError::internal("it is too long"))?;
+    let plain = kept(body, awaited).ok_or_else(|| ApiError::internal("it is too long"))?;
     let (sealer_state, aad) = (state.clone(), context(key));
     let seal = move || sealer_state.supervisor.services().sealer.seal(&aad, &plain);
     let sealed = tokio::task::spawn_blocking(seal).await.map_err(ApiError::internal)?;
@@ -261,7 +302,13 @@ async fn store(
 
 /// What is kept of an answer: all of it, or what is left without the container, whose script alone may be
 /// longer than that and which anybody can look at who may have the answer.
-fn kept(body: &Bytes) -> Option<Bytes> {
+fn kept(body: &Bytes, awaited: Option<Awaited>) -> Option<Bytes> {
+    if let Some(awaited) = awaited {
+        let answer = serde_json::from_slice(body).ok()?;
+        let kept = Kept { awaited: Some(awaited), answer: Answer::Read(answer) };
+        let kept = serde_json::to_vec(&kept).ok()?;
+        return (kept.len() <= ANSWER_MAX_BYTES).then(|| kept.into());
+    }
     if body.len() <= ANSWER_MAX_BYTES {
         return Some(body.clone());
     }
@@ -284,18 +331,43 @@ fn context(key: &IdempotencyKey) -> Vec<u8> {
     format!("idempotency {} {}", key.principal, key.key).into_bytes()
 }
 
-fn replay(
-    state: &AppState,
-    key: &IdempotencyKey,
-    status: u16,
-    sealed: &[u8],
-) -> Result<Response, ApiError> {
+/// An answer as it is stored: by itself, or beside what it leaves open.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Kept {
+    awaited: Option<Awaited>,
+    answer: Answer,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(untagged)]
+enum Answer {
+    Read(Value),
+    #[serde(skip)]
+    Bytes(Vec<u8>),
+}
+
+impl Answer {
+    /// It was waited for, in vain: whoever asks again gets a look at least, however he asks.
+    fn is_late(&self) -> bool {
+        matches!(self, Self::Read(answer) if answer.get("done").is_some())
+    }
+}
+
+fn open(state: &AppState, key: &IdempotencyKey, sealed: &[u8]) -> Result<Kept, ApiError> {
     let opened = state.supervisor.services().sealer.open(&context(key), sealed);
-    let body = opened.map_err(ApiError::internal)?;
+    let bytes = opened.map_err(ApiError::internal)?;
+    // No answer of the API has fields of these names.
+    let beside = serde_json::from_slice::<Kept>(&bytes).ok().filter(|kept| kept.awaited.is_some());
+    Ok(beside.unwrap_or(Kept { awaited: None, answer: Answer::Bytes(bytes) }))
+}
+
+fn replay(status: u16, answer: Answer) -> Result<Response, ApiError> {
     let status = StatusCode::from_u16(status).map_err(ApiError::internal)?;
-    let headers = [
-        (header::CONTENT_TYPE, HeaderValue::from_static("application/json")),
-        (REPLAYED, HeaderValue::from_static("true")),
-    ];
-    Ok((status, headers, body).into_response())
+    let body = match answer {
+        Answer::Read(answer) => return Ok((status, axum::Json(answer)).into_response()),
+        Answer::Bytes(body) => body,
+    };
+    let kind = [(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))];
+    Ok((status, kind, body).into_response())
 }

@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use tokio::time::Instant;
@@ -110,16 +110,6 @@ fn request_id(headers: &HeaderMap) -> HeaderValue {
     // Writing to a String cannot fail.
     write!(text, "{:016x}", rand::random::<u64>()).ok();
     HeaderValue::from_maybe_shared(text).expect("invariant: hex digits are a header value")
-}
-
-/// Answers nothing but HTTP/1. One connection of a later version carries many streams, and of one whose client
-/// takes nothing neither the kernel nor anybody else would ever know: an event stream would keep its place for
-/// ever. A WebSocket is an upgrade of HTTP/1.1 anyway. The server takes both, or no upgrade.
-pub(super) async fn first_version(request: Request, next: Next) -> Response {
-    if request.version() > Version::HTTP_11 {
-        return StatusCode::HTTP_VERSION_NOT_SUPPORTED.into_response();
-    }
-    next.run(request).await
 }
 
 /// Ends a call that takes too long. What it had begun is dropped, so handlers hand lasting work over

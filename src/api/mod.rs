@@ -77,5 +77,4 @@ fn with_layers(routes: Router<AppState>, state: &AppState) -> Router<AppState> {
         .layer(from_fn_with_state(state.clone(), client::admit))
         .layer(from_fn(layers::observe))
         .layer(from_fn_with_state(state.clone(), client::identify))
-        .layer(from_fn(layers::first_version))
 }

@@ -3,8 +3,10 @@
 
 mod audit;
 mod containers;
+mod holders;
 mod idempotency;
 pub(super) mod node;
+mod operations;
 mod permissions;
 mod routes;
 mod sockets;

@@ -9,11 +9,12 @@
 //! and leaves workloads running.
 //!
 //! What a part needs of the configuration is in [`parts`], what runs all the time in [`tasks`], the
-//! certificate in [`tls`], how connections come in in [`connections`].
+//! certificate in [`tls`], the server in [`server`], who may come in in [`connections`].
 
 mod audit;
 mod connections;
 mod parts;
+mod server;
 mod tasks;
 mod tls;
 
@@ -21,8 +22,6 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum_server::Handle;
-use axum_server::tls_rustls::RustlsAcceptor;
 use futures_util::FutureExt as _;
 use futures_util::future::Either;
 use tokio::sync::{Notify, Semaphore, broadcast, watch};
@@ -30,7 +29,8 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use self::connections::{Gate, bound_heads, listen_soon};
+use self::connections::{Gate, listen_soon};
+use self::server::{Patience, Server};
 use self::tasks::Levers;
 use self::tls::Certificate;
 use crate::access::Access;
@@ -51,7 +51,7 @@ use crate::network::isolation::Isolation;
 use crate::network::pool::PortPool;
 use crate::network::ruleset;
 use crate::panel::Panel;
-use crate::store::{Store, StoreError};
+use crate::store::{Store, StoreError, Tx};
 use crate::supervisor::{Metering, Registry, Services, StartPace};
 use crate::telemetry::Telemetry;
 use crate::util::chain::Chain;
@@ -120,7 +120,8 @@ struct App {
     state: AppState,
     levers: Levers,
     left_over: LeftOver,
-    handle: Handle<SocketAddr>,
+    /// Ends the server.
+    end: CancellationToken,
     host_was_restarted: bool,
 }
 
@@ -168,7 +169,7 @@ impl App {
             supervisor: registry,
             store,
         });
-        Ok(Self { state, levers, left_over, handle: Handle::new(), host_was_restarted })
+        Ok(Self { state, levers, left_over, end: CancellationToken::new(), host_was_restarted })
     }
 
     /// Starts what lives as long as lightd. Each ends with `stop`.
@@ -221,35 +222,28 @@ impl App {
         tasks.spawn(tasks::expire_usage(metering, live, stop()));
     }
 
-    /// The server, listening; the future ends when the handle shuts it down.
+    /// The server, listening; the future ends some time after `end`.
     async fn serve(
         &self,
         listener: TcpListener,
         config: &Config,
         tasks: &mut JoinSet<()>,
     ) -> Result<impl Future<Output = std::io::Result<()>> + use<>, AppError> {
-        let service =
-            api::router(self.state.clone()).into_make_service_with_connect_info::<SocketAddr>();
-        let handle = self.handle.clone();
-        let served: futures_util::future::BoxFuture<'static, _> = match &config.server.tls {
+        let tls = match &config.server.tls {
             Some(files) => {
                 let certificate = Certificate::load(files.clone()).await.map_err(AppError::Tls)?;
-                let acceptor = RustlsAcceptor::new(certificate.served()).acceptor(Gate::new());
-                let server = axum_server::from_tcp(listener).map_err(AppError::Serve)?;
-                let mut server = server.acceptor(acceptor);
-                bound_heads(server.http_builder());
+                let served = certificate.served();
                 let reloaded = self.state.config.subscribe();
                 tasks.spawn(certificate.follow(reloaded, self.state.stop.clone()));
-                Box::pin(server.handle(handle).serve(service))
+                Some(served)
             }
-            None => {
-                let server = axum_server::from_tcp(listener).map_err(AppError::Serve)?;
-                let mut server = server.acceptor(Gate::new());
-                bound_heads(server.http_builder());
-                Box::pin(server.handle(handle).serve(service))
-            }
+            None => None,
         };
-        Ok(served)
+        let (end, ends_within) = (self.end.clone(), REQUESTS_END);
+        let (gate, patience) = (Gate::new(), Patience::default());
+        let server = Server { listener, tls, gate, patience, end, ends_within };
+        let router = api::router(self.state.clone());
+        Ok(server.serve(router.into_make_service_with_connect_info::<SocketAddr>()))
     }
 
     /// `serving` ends once the requests that are under way have.
@@ -260,7 +254,7 @@ impl App {
     ) -> std::io::Result<()> {
         tracing::info!("stopping; workloads run on");
         crate::shutdown::notify_stopping();
-        self.handle.graceful_shutdown(Some(REQUESTS_END));
+        self.end.cancel();
         self.state.stop.cancel();
         let end = async {
             tokio::join!(
@@ -338,11 +332,18 @@ async fn stored_operations(store: &Store) -> Result<Operations, StoreError> {
     let save = move |view: OperationView, act: Option<Act>| {
         let store = store.clone();
         async move {
-            let stored = store.write("store an operation", move |tx| {
+            let has_ended = view.finished_at.is_some();
+            let save = move |tx: &Tx<'_>| {
                 tx.save_operation(&view)?;
-                act.map_or(Ok(()), |act| tx.record(&act, UnixSeconds::now()))
-            });
-            stored.await.map_err(|error| {
+                act.as_ref().map_or(Ok(()), |act| tx.record(act, UnixSeconds::now()))
+            };
+            const OP: &str = "store an operation";
+            let stored = if has_ended {
+                store.write_done(OP, save).await
+            } else {
+                store.write(OP, save).await
+            };
+            stored.map_err(|error| {
                 tracing::warn!(error = %Chain(&error), "an operation is not stored");
                 match error {
                     StoreError::NoSpace { .. } => {

@@ -10,8 +10,9 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum_server::tls_rustls::RustlsConfig;
 use rustls::ServerConfig;
+use rustls_pki_types::pem::PemObject as _;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -24,7 +25,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(super) struct Certificate {
     files: TlsFiles,
-    served: RustlsConfig,
+    served: watch::Sender<Arc<ServerConfig>>,
     /// What was read last, good or not.
     read: Signatures,
 }
@@ -35,13 +36,13 @@ impl Certificate {
     pub(super) async fn load(files: TlsFiles) -> io::Result<Self> {
         // Before the reading: what is written meanwhile is another pair.
         let read = signatures(&files);
-        let served = RustlsConfig::from_config(read_pair(&files).await?);
+        let served = watch::Sender::new(read_pair(&files).await?);
         Ok(Self { files, served, read })
     }
 
     /// For the server; it follows what is read later.
-    pub(super) fn served(&self) -> RustlsConfig {
-        self.served.clone()
+    pub(super) fn served(&self) -> watch::Receiver<Arc<ServerConfig>> {
+        self.served.subscribe()
     }
 
     /// Takes up new files until `stop`.
@@ -72,7 +73,7 @@ impl Certificate {
         let TlsFiles { cert, key } = &self.files;
         match read_pair(&self.files).await {
             Ok(pair) => {
-                self.served.reload_from_config(pair);
+                self.served.send_replace(pair);
                 tracing::info!(cert = %cert.display(), "a new certificate is served");
             }
             Err(error) => tracing::error!(
@@ -83,12 +84,19 @@ impl Certificate {
     }
 }
 
-/// What the files say. Offers HTTP/1.1 and nothing else: no other is answered.
+/// What the files say. Offers HTTP/1.1 and nothing else: no other is spoken.
 async fn read_pair(TlsFiles { cert, key }: &TlsFiles) -> io::Result<Arc<ServerConfig>> {
-    let read = RustlsConfig::from_pem_file(cert, key).await?;
-    let mut config = ServerConfig::clone(&read.get_inner());
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Ok(Arc::new(config))
+    let (cert, key) = (cert.clone(), key.clone());
+    let read = move || {
+        let chain = CertificateDer::pem_file_iter(cert).map_err(io::Error::other)?;
+        let chain = chain.collect::<Result<Vec<_>, _>>().map_err(io::Error::other)?;
+        let key = PrivateKeyDer::from_pem_file(key).map_err(io::Error::other)?;
+        let config = ServerConfig::builder().with_no_client_auth().with_single_cert(chain, key);
+        let mut config = config.map_err(io::Error::other)?;
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        Ok(Arc::new(config))
+    };
+    tokio::task::spawn_blocking(read).await.map_err(io::Error::other)?
 }
 
 fn signatures(files: &TlsFiles) -> Signatures {

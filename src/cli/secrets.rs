@@ -1,7 +1,8 @@
 //! `lightd --token …` and `lightd admin-key …`: the secrets in the configuration file, shown and
 //! changed.
 //!
-//! A change is one atomic write; a running daemon sees a new token by itself. With `--grace` the token
+//! A change is one atomic write, and of several commands at once each goes on from what the one before it
+//! has written; a running daemon sees a new token by itself. With `--grace` the token
 //! before it stays good for a while, which the file says too, so that it counts across a restart. What
 //! cannot count is refused before anything is written: a token of the wrong format, any change while
 //! the environment overrides what the file says, a grace for nothing.
@@ -13,6 +14,7 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 use super::{AdminKeyAction, TokenAction};
+use crate::config::edit::Turn;
 use crate::config::source::{Source, new_token};
 use crate::config::{ConfigError, edit};
 use crate::domain::access::{TOKEN_FORMAT, is_token};
@@ -79,7 +81,9 @@ pub(crate) fn token(
         return show(grace, source, out);
     }
     refuse_if_overridden(source, TOKEN)?;
-    let kept = grace.map(|grace| kept_token(source, grace)).transpose()?;
+    let keep = || grace.map(|grace| kept_token(source, grace)).transpose();
+    // Nobody is asked for what will be refused.
+    keep()?;
     let new = match action {
         TokenAction::Set => ask()?,
         TokenAction::Reset | TokenAction::What => new_token(),
@@ -87,8 +91,9 @@ pub(crate) fn token(
     if !is_token(&new) {
         return Err(SecretError::BadFormat);
     }
+    let _turn = Turn::wait(source.path())?;
     // The same again needs no grace.
-    let kept = kept.filter(|(old, _)| *old != new);
+    let kept = keep()?.filter(|(old, _)| *old != new);
     let until = kept.as_ref().map(|(_, until)| *until);
     store_token(source, &new, kept)?;
     writeln!(out, "New Token: {new}")?;
@@ -162,6 +167,7 @@ pub(crate) fn admin_key(
         AdminKeyAction::Reset => {
             refuse_if_overridden(source, KEY)?;
             let new = random_text();
+            let _turn = Turn::wait(source.path())?;
             store(source, &[("admin_key", new.as_str().into())])?;
             Ok(writeln!(out, "New Admin Key: {new}")?)
         }
@@ -343,6 +349,22 @@ mod tests {
             assert_eq!(run(action, from, typed).unwrap_err().exit_code(), 2);
         }
         assert_eq!(std::fs::read_to_string(&path).unwrap(), before);
+    }
+
+    #[test]
+    fn of_several_resets_at_once_each_goes_on_from_the_one_before() {
+        let (_folder, path) = file();
+        let shown: Vec<String> = std::thread::scope(|scope| {
+            let reset = || with_grace(TokenAction::Reset, Some(600), &source(&path, None), "");
+            let resets: Vec<_> = (0..8).map(|_| scope.spawn(reset)).collect();
+            resets.into_iter().map(|reset| reset.join().unwrap().unwrap().0).collect()
+        });
+        let authorization = source(&path, None).load().unwrap().authorization;
+        let previous = authorization.previous.unwrap().token;
+        let is_shown = |token: &str| shown.iter().any(|line| line.trim_end().ends_with(token));
+        assert!(is_shown(authorization.token.expose()));
+        assert!(is_shown(previous.expose()), "the one before the last is good, and not the first");
+        assert_ne!(previous, authorization.token);
     }
 
     #[test]

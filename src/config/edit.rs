@@ -1,11 +1,17 @@
 //! Changes values in a configuration file and leaves the rest as it is written, order included.
 //!
 //! Called by the command line's verbs that set a secret. The file is replaced whole or not at all; a
-//! daemon that runs sees the new one within a second.
+//! daemon that runs sees the new one within a second. Whoever changes what he has read holds [`Turn`] from
+//! the reading to the writing: of two at once the second would take back what the first has written.
 
 use std::fmt;
+use std::fs::File;
+use std::io;
 use std::path::Path;
+use std::time::Duration;
 
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde::ser::{Serialize, SerializeMap, Serializer};
 use serde_json::Value;
@@ -13,6 +19,41 @@ use serde_json::Value;
 use super::error::ConfigError;
 use super::source::read_text;
 use crate::util::atomic_file;
+
+const TURN_COMES_WITHIN: Duration = Duration::from_secs(5);
+const TURN_AGAIN: Duration = Duration::from_millis(10);
+
+/// The right to change a configuration file, until dropped. A lock on its folder: the file itself is another
+/// one after each change. The kernel takes it back from whoever dies.
+#[derive(Debug)]
+pub(crate) struct Turn(#[expect(dead_code, reason = "held open")] File);
+
+impl Turn {
+    /// Waits for it, blocking, a few seconds at most.
+    pub(crate) fn wait(path: &Path) -> Result<Self, ConfigError> {
+        Self::wait_for(path, TURN_COMES_WITHIN)
+    }
+
+    fn wait_for(path: &Path, within: Duration) -> Result<Self, ConfigError> {
+        let failed = |source| ConfigError::Write { path: path.to_owned(), source };
+        // Of a link, the folder of what it leads to: that is what is replaced.
+        let real = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+        let folder = real.parent().filter(|folder| !folder.as_os_str().is_empty());
+        let folder = File::open(folder.unwrap_or_else(|| Path::new("."))).map_err(failed)?;
+        let mut tries = within.as_millis() / TURN_AGAIN.as_millis();
+        loop {
+            match flock(&folder, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Ok(Self(folder)),
+                Err(Errno::WOULDBLOCK | Errno::INTR) if tries > 0 => {
+                    tries -= 1;
+                    std::thread::sleep(TURN_AGAIN);
+                }
+                Err(Errno::WOULDBLOCK) => return Err(ConfigError::Held { path: path.to_owned() }),
+                Err(error) => return Err(failed(io::Error::from(error))),
+            }
+        }
+    }
+}
 
 /// Sets keys of a section: all at once, atomically, readable by the owner only. A link to the real
 /// file stays a link.
@@ -115,5 +156,24 @@ impl<'de> Visitor<'de> for NodeVisitor {
             entries.push(entry);
         }
         Ok(Node::Object(entries))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_turn_is_waited_for_and_not_for_ever() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("config.json");
+        let first = Turn::wait(&path).unwrap();
+        let second = Turn::wait_for(&path, TURN_AGAIN).unwrap_err();
+        assert!(matches!(second, ConfigError::Held { .. }), "{second:?}");
+        std::thread::scope(|scope| {
+            let waits = scope.spawn(|| Turn::wait(&path).map(drop));
+            drop(first);
+            waits.join().unwrap().unwrap();
+        });
     }
 }

@@ -27,6 +27,8 @@ pub(crate) enum ConfigError {
     Read { path: PathBuf, source: std::io::Error },
     #[error("cannot write the configuration {path}")]
     Write { path: PathBuf, source: std::io::Error },
+    #[error("{path} is being changed by another command; nothing was changed here")]
+    Held { path: PathBuf },
     #[error(
         "there is no configuration at {path}; name one with --config FILE, or start lightd, which makes one"
     )]

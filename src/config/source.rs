@@ -128,7 +128,11 @@ impl Source {
         self.ensure_exists()?;
         let mut file = self.read_json()?;
         if self.lacks_token(&file) {
-            edit::set(&self.path, "authorization", &[("token", new_token().into())])?;
+            let _turn = edit::Turn::wait(&self.path)?;
+            // A command may have set one meanwhile.
+            if self.lacks_token(&self.read_json()?) {
+                edit::set(&self.path, "authorization", &[("token", new_token().into())])?;
+            }
             file = self.read_json()?;
         }
         self.resolve(file, &[])

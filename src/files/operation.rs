@@ -278,6 +278,12 @@ impl Operations {
         Some(operation.view())
     }
 
+    /// Does something that belongs to an operation to its end, also when who waits for it goes away.
+    pub(crate) async fn see_to(&self, work: impl Future<Output = ()> + Send + 'static) {
+        // A panic in it is in the log.
+        self.tasks.spawn(work).await.ok();
+    }
+
     pub(crate) fn subscribe(&self) -> broadcast::Receiver<OperationView> {
         self.changes.subscribe()
     }

@@ -10,6 +10,9 @@
 //! One lane, and so one connection, does as long as the panel answers quickly; more are opened while
 //! others wait and it does not, so that a panel that hangs on one server leaves room for the rest.
 //!
+//! A `Retry-After` holds back the server whose update was answered with it; of a 503 it holds back all, until
+//! then or until somebody has updates tried again. The panel's health is looked at meanwhile.
+//!
 //! Which update is next, and when, stands in the store alone. So this may be ended and begun anew at any
 //! moment: what was delivered and not noted is sent again under its old delivery id. A store that fails
 //! stops it, and loses nothing.
@@ -55,8 +58,16 @@ pub(super) async fn drain(
     let places = Places::new();
     let answers = Arc::clone(&places.answers);
     let (told, stop_lane) = (status.subscribe(), stop.clone());
-    let lane =
-        Lane { client, queue: queue.clone(), done, answers, status: told, chance, stop: stop_lane };
+    let lane = Lane {
+        client,
+        queue: queue.clone(),
+        done,
+        answers,
+        all_wait_until_ms: Arc::default(),
+        status: told,
+        chance,
+        stop: stop_lane,
+    };
     let drain = Drain {
         store,
         status,
@@ -148,6 +159,10 @@ impl Drain<'_> {
         self.next_due_ms = next_due_ms;
         if self.clock.was_set_back(now_ms) {
             hurry(self.store).await;
+        }
+        if !batches.is_empty() {
+            // The store says that all may be told, if need be because somebody wants it so.
+            self.lane.all_wait_until_ms.store(0, Ordering::Relaxed);
         }
         let read_at = Instant::now();
         let batches: Vec<Batch> = batches

@@ -6,7 +6,7 @@
 //! noted soon. Aborted, it loses no more than that: those updates are sent again.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -15,16 +15,19 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::client::{Client, Outcome};
-use super::{PanelState, PanelStatus, pace};
+use super::{PanelError, PanelState, PanelStatus, pace};
 use crate::domain::ids::ContainerId;
 use crate::domain::units::now_unix_ms;
-use crate::store::outbox::{Attempts, Fate, OutboxRow};
+use crate::store::outbox::{Asked, Attempts, Fate, OutboxRow};
 use crate::util::chain::Chain;
 
 /// How long one server is sent for before what was delivered is noted.
 const BATCH_TIME: Duration = Duration::from_millis(250);
 /// What was read longer ago is read again: it may have been dropped meanwhile.
 const FRESH: Duration = Duration::from_secs(1);
+/// With a `Retry-After`, the panel as a whole is not to be spoken to. With any other refusal, 429 above all, it
+/// may speak for the one server: what would be too much of that must not hold up what concerns others.
+const SERVICE_UNAVAILABLE: u16 = 503;
 /// How much of an error is kept with an update.
 const ERROR_MAX_BYTES: usize = 1024;
 
@@ -69,6 +72,8 @@ pub(super) struct Lane {
     pub(super) done: mpsc::Sender<Attempts>,
     /// Counts what the panel has answered, of all lanes.
     pub(super) answers: Arc<AtomicU64>,
+    /// The panel wants to be told nothing until then, as the lanes have heard and the store may not yet know.
+    pub(super) all_wait_until_ms: Arc<AtomicI64>,
     pub(super) status: watch::Receiver<PanelStatus>,
     pub(super) chance: pace::Chance,
     /// Ends it after the request that is under way.
@@ -95,7 +100,8 @@ impl Lane {
             return fates;
         }
         for row in &batch.rows {
-            if self.stop.is_cancelled() || began.elapsed() > BATCH_TIME {
+            let is_asked_to_wait = self.all_wait_until_ms.load(Ordering::Relaxed) > now_unix_ms();
+            if self.stop.is_cancelled() || is_asked_to_wait || began.elapsed() > BATCH_TIME {
                 break;
             }
             let fate = self.fate_of(row, self.client.deliver(row).await);
@@ -117,6 +123,11 @@ impl Lane {
                 Fate::Refused { reason }
             }
             Outcome::Later { error, asked } => {
+                let concerns = match (&error, asked) {
+                    (_, None) => Asked::No,
+                    (PanelError::Status(SERVICE_UNAVAILABLE), Some(_)) => Asked::OfAll,
+                    (_, Some(_)) => Asked::OfServer,
+                };
                 let mut error = Chain(&error).to_string();
                 error.truncate(error.floor_char_boundary(ERROR_MAX_BYTES));
                 tracing::debug!(server = %row.server, error, "an update waits");
@@ -124,9 +135,13 @@ impl Lane {
                 let pause = pace::pause_before_retry(failures, asked, (self.chance)());
                 let pause_ms = i64::try_from(pause.as_millis()).unwrap_or(i64::MAX);
                 // What it asks for in an outage ends with that.
-                let is_asked =
-                    asked.is_some() && self.status.borrow().state != PanelState::Unreachable;
-                Fate::Later { error, due_ms: now_unix_ms().saturating_add(pause_ms), is_asked }
+                let is_away = self.status.borrow().state == PanelState::Unreachable;
+                let asked = if is_away { Asked::No } else { concerns };
+                let due_ms = now_unix_ms().saturating_add(pause_ms);
+                if asked == Asked::OfAll {
+                    self.all_wait_until_ms.fetch_max(due_ms, Ordering::Relaxed);
+                }
+                Fate::Later { error, due_ms, asked }
             }
         }
     }

@@ -10,14 +10,13 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Duration;
 
 use rusqlite::types::Value as Sql;
 use rusqlite::{OptionalExtension, Row, ToSql, params_from_iter};
 use serde_json::{Map, Value};
 
 use super::error::StoreError;
-use super::{Read, Store, Tx, from_sql, to_sql};
+use super::{BUSY_AGAIN, BUSY_TRIES, Read, Store, Tx, from_sql, to_sql};
 use crate::domain::access::TokenId;
 use crate::domain::audit::{Act, Action, Actor, Who};
 use crate::domain::ids::{ContainerId, VolumeId};
@@ -60,6 +59,8 @@ pub(crate) struct AuditFilter {
     pub(crate) containers: Option<BTreeSet<ContainerId>>,
     /// Rows that name a container at all.
     pub(crate) of_containers: bool,
+    /// Rows of containers that there are, and none from before they were made: an id may have been another's.
+    pub(crate) of_present_holders: bool,
     pub(crate) volume: Option<VolumeId>,
     pub(crate) by: Option<By>,
     pub(crate) actions: Option<Vec<Action>>,
@@ -118,23 +119,13 @@ impl Store {
     }
 
     async fn record_shared(&self, act: &Arc<Act>) -> Result<(), StoreError> {
-        let mut tries = 1..BUSY_TRIES;
-        loop {
-            match self.write(RECORD, recording(act)).await {
-                Err(StoreError::Busy) if tries.next().is_some() => {
-                    tokio::time::sleep(BUSY_AGAIN).await;
-                }
-                done => return done,
-            }
-        }
+        self.write_done(RECORD, recording(act)).await
     }
 }
 
 const RECORD: &str = "record what was done";
-const BUSY_TRIES: u32 = 100;
-const BUSY_AGAIN: Duration = Duration::from_millis(20);
 
-fn recording(act: &Arc<Act>) -> impl FnOnce(&Tx<'_>) -> Result<(), StoreError> + Send + use<> {
+fn recording(act: &Arc<Act>) -> impl Fn(&Tx<'_>) -> Result<(), StoreError> + Clone + Send + use<> {
     let act = Arc::clone(act);
     move |tx| tx.record(&act, UnixSeconds::now())
 }
@@ -355,6 +346,11 @@ impl AuditFilter {
         }
         if self.of_containers {
             judge.push("container IS NOT NULL".to_owned());
+        }
+        if self.of_present_holders {
+            let made = "EXISTS (SELECT 1 FROM containers AS present
+                WHERE present.id = audit.container AND audit.created_at >= present.created_at)";
+            judge.push(made.to_owned());
         }
         // Numbers grow with time but for clocks that are set: the first and the last number that can be
         // meant keep the look short, and the order of numbers is the answer's.

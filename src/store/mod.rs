@@ -60,6 +60,9 @@ const READERS: usize = 2;
 /// Reads that may walk through many rows have a place of their own: a start waits for none of them.
 const LONG_READERS: usize = 1;
 /// A program that a killed lightd was about to start holds the lock until it has begun.
+/// How often, and in what distance, a write that has to be is tried while the queue is full.
+const BUSY_TRIES: u32 = 100;
+const BUSY_AGAIN: Duration = Duration::from_millis(20);
 const LOCK_TRIES: u32 = 50;
 const LOCK_AGAIN: Duration = Duration::from_millis(20);
 /// Long enough for a backup tool that holds the file for a moment.
@@ -164,6 +167,27 @@ impl Store {
         f: impl FnOnce(&Tx<'_>) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
         self.inner.writer.write(op, f).await
+    }
+
+    /// As [`Store::write`], of what has happened and has to be known: tried again for a while when the store
+    /// is busy.
+    pub(crate) async fn write_done<T: Send + 'static, F>(
+        &self,
+        op: &'static str,
+        f: F,
+    ) -> Result<T, StoreError>
+    where
+        F: Fn(&Tx<'_>) -> Result<T, StoreError> + Clone + Send + 'static,
+    {
+        let mut tries = 1..BUSY_TRIES;
+        loop {
+            match self.write(op, f.clone()).await {
+                Err(StoreError::Busy) if tries.next().is_some() => {
+                    tokio::time::sleep(BUSY_AGAIN).await;
+                }
+                done => return done,
+            }
+        }
     }
 
     /// Gives up the room that is kept for what has to be stored on a full disk. False if there is none.

@@ -103,8 +103,12 @@ async fn a_full_queue_is_busy_and_not_a_wait() {
         assert!(waiting.len() <= 1000, "the queue has no end");
     };
     assert!(matches!(busy, Err(StoreError::Busy)));
+    // What has happened is noted all the same.
+    let mut done = Box::pin(store.write_done("note", |tx| tx.set_meta("done", "x")));
+    assert!(futures_util::poll!(&mut done).is_pending());
     release.send(()).unwrap();
     blocker.await.unwrap();
+    done.await.unwrap();
     for write in waiting {
         write.await.unwrap();
     }

@@ -1,6 +1,7 @@
 //! Whether this node takes a specification: everything wrong with it, before anything is stored.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::services::Services;
 use crate::domain::spec::{ContainerSpec, Mount, Problem};
@@ -9,10 +10,23 @@ use crate::domain::spec::{ContainerSpec, Mount, Problem};
 const TAKEN: &[&str] =
     &["/", "/home/container", "/mnt/server", "/app/data", "/tmp", "/proc", "/sys", "/dev"];
 
-pub(super) fn problems(spec: &ContainerSpec, services: &Services) -> Vec<Problem> {
-    let mut found = spec.problems(services.capacity);
-    found.extend(mount_problems(spec, &services.settings().allowed_mounts));
-    found
+/// Compiles patterns and looks at folders, on a thread that may take its time.
+pub(super) async fn problems(spec: &Arc<ContainerSpec>, services: &Services) -> Vec<Problem> {
+    let (spec, capacity) = (Arc::clone(spec), services.capacity);
+    let allowed = services.settings().allowed_mounts.clone();
+    let look = move || {
+        let mut found = spec.problems(capacity);
+        found.extend(mount_problems(&spec, &allowed));
+        found
+    };
+    match tokio::task::spawn_blocking(look).await {
+        Ok(found) => found,
+        Err(ended) => match ended.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            // The runtime is being taken down, and who asked with it.
+            Err(_) => std::future::pending().await,
+        },
+    }
 }
 
 /// Blocking: looks at the folders.

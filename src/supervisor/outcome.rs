@@ -8,13 +8,17 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
 use super::{ContainerHandle, Snapshot};
 use crate::domain::ids::RunId;
 use crate::domain::lifecycle::{AfterStop, Command, EndedBy, Phase, Rest};
 use crate::domain::spec::PortBinding;
 
-/// What somebody waits for.
-#[derive(Clone, Debug)]
+/// What somebody waits for. Can be kept, and waited for again by another process.
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) enum Goal {
     /// This run, or a later one, is up.
     Up(RunId),
@@ -29,7 +33,7 @@ pub(crate) enum Goal {
     Installed(RunId),
     /// It has these ports, and runs again if it did before.
     Rebound {
-        ports: Arc<[PortBinding]>,
+        ports: Vec<PortBinding>,
         up: Option<RunId>,
     },
     Deleted,
@@ -61,6 +65,8 @@ pub(crate) enum Waited {
     TimedOut(Arc<Snapshot>),
     /// lightd is.
     Stopping,
+    /// Whoever looks after the container is gone, and lightd is not stopping: a fault of its own.
+    Abandoned,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -91,7 +97,7 @@ impl Goal {
             Command::Rebind => {
                 let starts = matches!(decided.phase, Phase::Rebinding { start_after: true, .. });
                 let up = (stops || starts).then_some(next);
-                Self::Rebound { ports: Arc::clone(&decided.ports), up }
+                Self::Rebound { ports: decided.ports.to_vec(), up }
             }
             Command::Delete => Self::Deleted,
         }
@@ -240,22 +246,34 @@ fn rebound(ports: &[PortBinding], run: Option<RunId>, seen: &Snapshot) -> Verdic
 impl ContainerHandle {
     /// Waits until what was decided at this generation has happened, or can't any more. Changes nothing.
     pub(crate) async fn outcome(&self, goal: &Goal, generation: u64, patience: Duration) -> Waited {
-        let mut snapshots = self.watch();
-        let decided = snapshots
-            .wait_for(|seen| seen.generation >= generation && goal.judge(seen) != Verdict::Pending);
-        let seen = tokio::select! {
-            biased;
-            seen = decided => seen.map(|seen| Arc::clone(&seen)),
-            () = self.services.stop.cancelled() => return Waited::Stopping,
-            () = tokio::time::sleep(patience) => return Waited::TimedOut(self.snapshot()),
-        };
-        // The owner has left, and not because the container was deleted: that it says before.
-        let Ok(seen) = seen else { return Waited::Stopping };
-        match goal.judge(&seen) {
-            Verdict::Reached => Waited::Reached(seen),
-            Verdict::Never(why) => Waited::Unreached(why),
-            Verdict::Pending => Waited::TimedOut(seen),
-        }
+        outcome(self.watch(), goal, generation, patience, &self.services.stop).await
+    }
+}
+
+async fn outcome(
+    mut snapshots: watch::Receiver<Arc<Snapshot>>,
+    goal: &Goal,
+    generation: u64,
+    patience: Duration,
+    stop: &CancellationToken,
+) -> Waited {
+    let now = snapshots.clone();
+    let decided = snapshots
+        .wait_for(|seen| seen.generation >= generation && goal.judge(seen) != Verdict::Pending);
+    let seen = tokio::select! {
+        biased;
+        seen = decided => seen.map(|seen| Arc::clone(&seen)),
+        () = stop.cancelled() => return Waited::Stopping,
+        () = tokio::time::sleep(patience) => return Waited::TimedOut(Arc::clone(&now.borrow())),
+    };
+    // The owner has left, and not because the container was deleted: that it says before.
+    let Ok(seen) = seen else {
+        return if stop.is_cancelled() { Waited::Stopping } else { Waited::Abandoned };
+    };
+    match goal.judge(&seen) {
+        Verdict::Reached => Waited::Reached(seen),
+        Verdict::Never(why) => Waited::Unreached(why),
+        Verdict::Pending => Waited::TimedOut(seen),
     }
 }
 
@@ -364,6 +382,22 @@ mod tests {
 
     fn start_failed(text: &str) -> Verdict {
         Verdict::Never(Unreached::StartFailed(text.to_owned()))
+    }
+
+    #[tokio::test]
+    async fn an_owner_that_is_lost_is_not_taken_for_an_end_of_lightd() {
+        let (played, goal) = Played::starting();
+        let stop = CancellationToken::new();
+        let left = || {
+            let (sender, seen) = watch::channel(Arc::new(played.seen()));
+            drop(sender);
+            seen
+        };
+        let waited = outcome(left(), &goal, 0, Duration::from_secs(60), &stop).await;
+        assert!(matches!(waited, Waited::Abandoned), "{waited:?}");
+        stop.cancel();
+        let waited = outcome(left(), &goal, 0, Duration::from_secs(60), &stop).await;
+        assert!(matches!(waited, Waited::Stopping), "{waited:?}");
     }
 
     #[test]

@@ -126,13 +126,15 @@ impl Registry {
     /// Stores a container with its ports and begins its install.
     pub(crate) async fn create(
         self: &Arc<Self>,
-        new: CreateContainer,
+        mut new: CreateContainer,
     ) -> Result<Arc<Snapshot>, CreateError> {
         let services = &self.services;
         if services.stop.is_cancelled() {
             return Err(CreateError::Stopping);
         }
-        let problems = super::admission::problems(&new.spec, services);
+        let spec = Arc::new(new.spec);
+        let problems = super::admission::problems(&spec, services).await;
+        new.spec = Arc::unwrap_or_clone(spec);
         if !problems.is_empty() {
             return Err(CreateError::Invalid(problems));
         }

@@ -47,12 +47,13 @@ impl Registry {
         if let Some(volume) = sketch.volume {
             spec.volume_id = volume;
         }
-        let problems = admission::problems(&spec, services);
+        let spec = Arc::new(spec);
+        let problems = admission::problems(&spec, services).await;
         let (machine, _) = Machine::install();
         let rest = NewContainer {
             // Stands in where there is none.
             id: sketch.id.clone().unwrap_or_else(nobody),
-            spec: spec.clone(),
+            spec: ContainerSpec::clone(&spec),
             registry_auth_sealed: None,
             ports: sketch.ports.clone(),
             state: first_state(&machine),

@@ -52,7 +52,6 @@ const VENDORS: &[(&str, &[&str])] = &[
     ("bollard", &["engine"]),
     ("rusqlite", &["store"]),
     ("axum", &["api"]),
-    ("axum_server", &["app"]),
     ("utoipa", &["api"]),
     ("utoipa_axum", &["api"]),
     ("utoipa_swagger_ui", &["api"]),

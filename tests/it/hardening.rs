@@ -1,13 +1,16 @@
 //! What must hold against those who run things in containers, and when the node itself is short of something.
 
+use std::collections::VecDeque;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use base64::Engine as _;
+use reqwest::Method;
 use serde_json::json;
 use tokio::io::AsyncWriteExt as _;
+use tokio::net::TcpStream;
 
 use crate::support::SOON;
 use crate::support::numbers::free_ports;
@@ -315,8 +318,24 @@ async fn a_kill_on_a_full_disk_is_still_one_after_a_restart() {
     daemon.close().await;
 }
 
+/// Opens so many connections one after the other, each with half a head; the last ones stay open, more of them
+/// than the daemon has places.
+async fn flood(address: &str, connections: usize) -> VecDeque<TcpStream> {
+    let mut held = VecDeque::new();
+    for _ in 0..connections {
+        let mut stream = TcpStream::connect(address).await.expect("a connection");
+        // One that had to make room may be closed by now.
+        drop(stream.write_all(b"GET /livez HT").await);
+        held.push_back(stream);
+        if held.len() > 600 {
+            held.pop_front();
+        }
+    }
+    held
+}
+
 #[tokio::test]
-async fn connections_without_end_keep_nothing_from_going_on_but_more_connections() {
+async fn connections_without_end_keep_nobody_out_and_nothing_from_going_on() {
     let mut daemon = Daemon::prepare(|_| {}).await;
     daemon.set_wrapper(&["prlimit", "--nofile=400"]);
     daemon.launch().await;
@@ -326,18 +345,31 @@ async fn connections_without_end_keep_nothing_from_going_on_but_more_connections
     let client = daemon.client();
     client.get("/containers").await.is(200);
     let address = daemon.url().trim_start_matches("http://").to_owned();
-    let mut held = Vec::new();
-    for _ in 0..400 {
-        let mut stream = tokio::net::TcpStream::connect(&address).await.expect("a connection");
-        // One that is not let in may be closed by now.
-        drop(stream.write_all(b"GET /livez HT").await);
-        held.push(stream);
-    }
-    client.post_empty(&format!("/containers/{id}/kill?wait=10s")).await.is(200);
+    let calls = async {
+        let volume = client.post("/volumes", json!({})).await.is(201);
+        let files = format!("/volumes/{}/files", volume["id"].as_str().expect("an id"));
+        for round in 0..20 {
+            client.get("/readyz").await.is(200);
+            let file = json!({"path": format!("{round}"), "content": "x"});
+            client.post(&files, file).await.is(201);
+            // One who comes while they come in their hundreds may be pushed out, and comes again.
+            eventually("a newcomer is heard", SOON, async || {
+                let asked = daemon.client().request(Method::GET, "/containers").send().await;
+                asked.map(|answer| assert_eq!(answer.status(), 200))
+            })
+            .await;
+        }
+    };
+    let (held, ()) = tokio::join!(flood(&address, 2000), calls);
+    // As they stand, all at once.
+    daemon.client().get("/containers").await.is(200);
+    daemon.client().post_empty(&format!("/containers/{id}/kill?wait=10s")).await.is(200);
     client.post("/volumes", json!({})).await.is(201);
     client.get("/readyz").await.is(200);
     drop(held);
     daemon.state(&id, "offline").await;
+    let log = daemon.log();
+    assert!(!log.contains("Too many open files"), "{log}");
     daemon.close().await;
 }
 

@@ -227,6 +227,37 @@ async fn a_wish_with_a_key_is_carried_out_once_also_over_restarts_of_lightd() {
 }
 
 #[tokio::test]
+async fn a_key_that_is_sent_again_hears_what_has_come_of_the_wish_since() {
+    let mut daemon = Daemon::start().await;
+    let (id, client) = (daemon.id("since"), daemon.client());
+    let install = json!({
+        "install_script": "sleep 1", "startup_command": "guest wait 1500 -- say Ready -- forever",
+    });
+    let spec = daemon.spec(&id, install).await;
+    let made = keyed(&client, "c", "/containers?wait=0s", spec.clone()).await.is(202);
+    assert_eq!(made["done"], false, "{made}");
+    let again = keyed(&client, "c", "/containers?wait=50s", spec.clone()).await;
+    assert_eq!(again.headers["idempotent-replayed"], "true");
+    let installed = again.is(201);
+    assert_eq!((&installed["done"], &installed["state"]), (&json!(true), &json!("offline")));
+    assert_eq!(keyed(&client, "c", "/containers?wait=0s", spec).await.is(201), installed);
+
+    let path = |wait: &str| format!("/containers/{id}/start?wait={wait}");
+    let late = keyed(&client, "s", &path("0s"), json!({})).await.is(202);
+    assert_eq!(late["done"], false, "{late}");
+    // Whoever waits for it next may find another lightd.
+    daemon.restart().await;
+    let started = keyed(&client, "s", &path("50s"), json!({})).await;
+    assert_eq!(started.headers["idempotent-replayed"], "true");
+    let started = started.is(200);
+    assert_eq!((&started["done"], &started["state"]), (&json!(true), &json!("running")));
+    wish(&daemon, &id, "kill", "50s").await.is(200);
+    assert_eq!(keyed(&client, "s", &path("0s"), json!({})).await.is(200), started, "it stands");
+    assert_eq!(daemon.state(&id, "offline").await["state"], "offline", "and starts nothing");
+    daemon.close().await;
+}
+
+#[tokio::test]
 async fn a_wish_with_a_key_is_answered_and_not_carried_out_again_however_long_the_answer_is() {
     let daemon = Daemon::start().await;
     let (id, client) = (daemon.id("long"), daemon.client());

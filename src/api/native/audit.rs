@@ -16,9 +16,7 @@ use crate::api::openapi::Routes;
 use crate::api::openapi::refusals::refusals;
 use crate::api::openapi::schemas::IpAddress;
 use crate::api::state::AppState;
-use crate::domain::access::{
-    Permission, Principal, Resource, Scope, TOKEN_PREFIX, TokenId, allows, permits,
-};
+use crate::domain::access::{Permission, Resource, TOKEN_PREFIX, TokenId, allows, permits};
 use crate::domain::audit::{Action, Way, Who};
 use crate::domain::ids::{ContainerId, VolumeId};
 use crate::domain::units::UnixSeconds;
@@ -61,6 +59,7 @@ impl AuditQuery {
         let filter = AuditFilter {
             containers: self.container.map(|id| BTreeSet::from([id])),
             of_containers: false,
+            of_present_holders: false,
             volume: self.volume,
             by: self.actor.as_deref().map(by).transpose()?,
             actions: self.action.as_deref().map(actions).transpose()?,
@@ -194,7 +193,8 @@ refusals!(ListRefusals: ; 400: "invalid_cursor");
 /// Tells who did what, and from where: the newest first.
 ///
 /// Whoever may see the node sees all of it; others what was done to containers that they may read, as far
-/// as they may read what it was done to: files with `files.read`, rules with `network.read`.
+/// as they may read what it was done to: files with `files.read`, rules with `network.read`. To a token that
+/// names containers their entries begin with their making: an earlier container of the id was another's.
 /// A page ends also when it has looked at 20,000 entries for those that were asked for; `next_cursor` goes on.
 #[utoipa::path(
     get, path = "/audit", tag = "audit",
@@ -230,6 +230,7 @@ fn visible(auth: &Auth, mut filter: AuditFilter) -> Result<AuditFilter, ApiError
         return Err(ApiError::scope());
     }
     filter.actions = Some(told);
+    filter.of_present_holders = auth.named_containers().is_some();
     match &filter.containers {
         Some(asked) => {
             for id in asked {
@@ -238,9 +239,7 @@ fn visible(auth: &Auth, mut filter: AuditFilter) -> Result<AuditFilter, ApiError
         }
         None => {
             filter.of_containers = true;
-            if let Principal::Token { scope: Scope { containers, .. }, .. } = principal {
-                filter.containers = containers.clone();
-            }
+            filter.containers = auth.named_containers().cloned();
         }
     }
     Ok(filter)

@@ -3,6 +3,8 @@
 //! Read from the store, after what was measured in the last seconds has been put there. Costs are decimal
 //! numbers as texts, exact to the millionth; quantities are rounded for show alone.
 
+use std::collections::BTreeMap;
+
 use axum::Json as JsonAnswer;
 use axum::extract::State;
 use serde::{Deserialize, Serialize};
@@ -152,7 +154,8 @@ refusals!(ListRefusals: ; 400: "invalid_cursor");
 
 /// Shows what a container has used, by hours, days or months of UTC.
 ///
-/// Also of one that was deleted. `from` and `to` are rounded to whole steps; without them it is the last day of hours, the
+/// Also of one that was deleted; but to a token that names containers only from the hour (of days and months, the day)
+/// on in which the present one was made: an earlier container of the id was another's. `from` and `to` are rounded to whole steps; without them it is the last day of hours, the
 /// last month of days or the last year of months. Steps in which there was nothing are left out.
 #[utoipa::path(
     get, path = "/billing/usage/{id}/{step}", tag = "billing",
@@ -171,7 +174,13 @@ async fn usage(
 ) -> Result<JsonAnswer<UsageListView>, ApiError> {
     auth.require_on(Permission::ContainersRead, Resource::Container(&id))?;
     let limit = paging::limit(query.limit)?;
-    let period = period_of(step, &query, UnixSeconds::now())?;
+    let mut period = period_of(step, &query, UnixSeconds::now())?;
+    if auth.named_containers().is_some() {
+        // An earlier container of this id was another's.
+        let handle = state.supervisor.get(&id).ok_or_else(ApiError::no_such_container)?;
+        let made_in = step.min(Step::Day).floor(handle.snapshot().created_at);
+        period.from = period.from.max(made_in.min(period.to));
+    }
     let cursor = paging::cursor(query.cursor.as_deref(), |text| text.parse().ok())?;
     state.metering.freshen().await;
     let first = UnixSeconds(cursor.unwrap_or(period.from.0).max(period.from.0));
@@ -266,7 +275,8 @@ pub(super) struct ContainerUsageView {
 
 /// Shows what each container has used in a month, and what that comes to.
 ///
-/// Also of those that were deleted.
+/// Also of those that were deleted; but to a token that names containers only of those that there are, from the day
+/// on that they were made.
 #[utoipa::path(
     get, path = "/billing/containers", tag = "billing",
     params(ContainersQuery),
@@ -288,7 +298,24 @@ async fn containers(
     let after = paging::cursor(query.cursor.as_deref(), read_id)?;
     state.metering.freshen().await;
     let period = Period { from, to: Step::Month.next(from) };
-    let read = state.store.read("read a month's usage", move |rx| rx.usage_by_container(period));
+    // An earlier container of the same id was another's.
+    let made = |id: &ContainerId| {
+        let handle = state.supervisor.get(id)?;
+        Some((id.clone(), Step::Day.floor(handle.snapshot().created_at)))
+    };
+    let named: Option<BTreeMap<_, _>> =
+        auth.named_containers().map(|ids| ids.iter().filter_map(made).collect());
+    let read = state.store.read("read a month's usage", move |rx| {
+        let mut found = rx.usage_by_container(period)?;
+        let Some(made_on) = named else { return Ok(found) };
+        found.retain(|(id, _)| made_on.contains_key(id));
+        for (id, usage) in &mut found {
+            let from = made_on[id].max(period.from);
+            *usage = rx.usage_in(id, Step::Day, Period { from, ..period })?;
+        }
+        found.retain(|(_, usage)| *usage != Usage::default());
+        Ok(found)
+    });
     let mut found = read.await?;
     found.retain(|(id, _)| auth.may(Permission::ContainersRead, id));
     let total = found.iter().fold(Usage::default(), |sum, (_, usage)| sum.plus(*usage));

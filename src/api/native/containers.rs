@@ -14,7 +14,7 @@ use super::container_body::{CreateBody, Creation, PatchBody, waits_for_start};
 use super::container_view::ContainerView;
 use super::dry_run::{self, DryRunView};
 use super::port_body::wanted;
-use super::waiting::{self, WishQuery};
+use super::waiting::{self, Awaited, WishQuery};
 use crate::api::auth::Auth;
 use crate::api::error::ApiError;
 use crate::api::extract::{Path, Query, Whole};
@@ -97,12 +97,18 @@ async fn create(
         registry_auth: registry_auth.map(Into::into),
         actor: auth.actor(),
     };
-    state.supervisor.create(new).await.map_err(|refusal| auth.told(refusal))?;
+    let made = state.supervisor.create(new).await.map_err(|refusal| auth.told(refusal))?;
+    let goal = Goal::Installed(RunId::default().next());
     if let Some(patience) = patience {
-        return Ok(installed(&state, &id, patience).await);
+        let waited = match state.supervisor.get(&id) {
+            Some(handle) => handle.outcome(&goal, 0, patience).await,
+            None => Waited::Unreached(Unreached::Deleting),
+        };
+        return Ok(installed(&id, waited, &goal));
     }
     // The install may have begun, and even have ended, by now; the contract names the first state.
-    Ok((StatusCode::CREATED, axum::Json(CreatedView::installing(&id))).into_response())
+    let answer = (StatusCode::CREATED, axum::Json(CreatedView::installing(&id))).into_response();
+    Ok(Awaited::creation(&made, goal).of(answer))
 }
 
 impl<'a> CreatedView<'a> {
@@ -119,13 +125,8 @@ impl<'a> CreatedView<'a> {
 
 const INSTALLING: &str = "Container is installing";
 
-/// The answer once a new container's install is over.
-async fn installed(state: &AppState, id: &ContainerId, patience: Duration) -> Response {
-    let goal = Goal::Installed(RunId::default().next());
-    let waited = match state.supervisor.get(id) {
-        Some(handle) => handle.outcome(&goal, 0, patience).await,
-        None => Waited::Unreached(Unreached::Deleting),
-    };
+/// The answer once a new container's install was waited for.
+pub(super) fn installed(id: &ContainerId, waited: Waited, goal: &Goal) -> Response {
     let first = CreatedView::installing(id);
     match waited {
         Waited::Reached(seen) => {
@@ -138,13 +139,15 @@ async fn installed(state: &AppState, id: &ContainerId, patience: Duration) -> Re
             };
             (StatusCode::CREATED, axum::Json(view)).into_response()
         }
-        Waited::TimedOut(_) => {
+        Waited::TimedOut(seen) => {
             let view =
                 CreatedView { message: waiting::late(INSTALLING), done: Some(false), ..first };
-            (StatusCode::ACCEPTED, axum::Json(view)).into_response()
+            let answer = (StatusCode::ACCEPTED, axum::Json(view)).into_response();
+            Awaited::creation(&seen, goal.clone()).of(answer)
         }
         Waited::Unreached(why) => Fate::Stands.of(ApiError::from(why).into_response()),
         Waited::Stopping => waiting::stopping(),
+        Waited::Abandoned => waiting::abandoned(),
     }
 }
 
@@ -277,6 +280,7 @@ async fn delete(
     let (status, message) = match handle.outcome(&Goal::Deleted, generation, patience).await {
         Waited::Reached(_) => (StatusCode::OK, "Container deleted"),
         Waited::Stopping if asked.is_some() => return Ok(waiting::stopping()),
+        Waited::Abandoned => return Ok(waiting::abandoned()),
         Waited::TimedOut(_) | Waited::Unreached(_) | Waited::Stopping => {
             (StatusCode::ACCEPTED, "Container is being deleted")
         }

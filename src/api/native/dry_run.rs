@@ -189,7 +189,7 @@ pub(super) async fn create(
     body: &Whole,
 ) -> Result<Response, ApiError> {
     let mut findings = Findings::default();
-    let body: CreateBody = body.as_far_as_possible(&mut findings.problems)?;
+    let body: CreateBody = body.as_far_as_possible(&mut findings.problems).await?;
     let mut problems = Vec::new();
     let Draft { id, volume, spec, ports, lease, .. } = body.draft(&mut problems);
     findings.add(problems);
@@ -225,7 +225,7 @@ async fn would_be(handle: &ContainerHandle, request: Request) -> Result<Snapshot
 
 pub(super) async fn patch(handle: &ContainerHandle, body: &Whole) -> Result<Response, ApiError> {
     let mut findings = Findings::default();
-    let body: PatchBody = body.as_far_as_possible(&mut findings.problems)?;
+    let body: PatchBody = body.as_far_as_possible(&mut findings.problems).await?;
     let before = handle.snapshot();
     let mut problems = Vec::new();
     let patch = body.patch(&mut problems);
@@ -243,7 +243,7 @@ pub(super) async fn resources(
     body: &Whole,
 ) -> Result<Response, ApiError> {
     let mut findings = Findings::default();
-    let body: LimitsBody = body.as_far_as_possible(&mut findings.problems)?;
+    let body: LimitsBody = body.as_far_as_possible(&mut findings.problems).await?;
     let before = handle.snapshot();
     let answered = would_be(handle, Request::Resources(body.read())).await;
     let own_names = answered.map_err(super::resources::with_own_names);
@@ -263,7 +263,7 @@ pub(super) async fn reinstall(
     let body: ReinstallBody = if body.is_empty() {
         ReinstallBody::default()
     } else {
-        body.as_far_as_possible(&mut findings.problems)?
+        body.as_far_as_possible(&mut findings.problems).await?
     };
     let before = handle.snapshot();
     let after = findings.owner(would_be(handle, body.into()).await)?;
@@ -280,7 +280,7 @@ pub(super) async fn rebind(
     body: &Whole,
 ) -> Result<Response, ApiError> {
     let mut findings = Findings::default();
-    let body: super::power::RebindBody = body.as_far_as_possible(&mut findings.problems)?;
+    let body: super::power::RebindBody = body.as_far_as_possible(&mut findings.problems).await?;
     let mut problems = Vec::new();
     check_ports(&body.ports, &mut problems);
     findings.add(problems);

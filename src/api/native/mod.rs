@@ -50,6 +50,7 @@ mod waiting;
 
 pub(in crate::api) use self::container_list::STATES;
 pub(crate) use self::sync::SyncState;
+pub(in crate::api) use self::waiting::Awaited;
 use super::openapi::Routes;
 
 /// Calls that answer within the common deadline.

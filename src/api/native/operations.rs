@@ -226,12 +226,14 @@ async fn cancel(
     Path(id): Path<String>,
 ) -> Result<(StatusCode, JsonAnswer<OperationView>), ApiError> {
     let seen = find(&auth, &state, &id, may_cancel).await?;
-    if seen.state == OperationState::Running {
-        let act = FileLog::new(&auth, &state, seen.volume).act(Action::OperationCancel);
-        state.store.record(act.with("operation_id", seen.id.to_string())).await?;
-    }
     let mut changes = state.operations.subscribe();
     let mut seen = state.operations.cancel(seen.id).unwrap_or(seen);
+    if seen.state == OperationState::Running {
+        let act = FileLog::new(&auth, &state, seen.volume).act(Action::OperationCancel);
+        let (act, store) = (act.with("operation_id", seen.id.to_string()), state.store.clone());
+        // It is cancelled by now, so the entry is written whether anybody waits for that or not.
+        state.operations.see_to(async move { store.record_done(act).await }).await;
+    }
     let ended = async {
         while seen.state == OperationState::Running {
             match changes.recv().await {

@@ -2,7 +2,8 @@
 //!
 //! What is waited for is decided before; a caller that goes away, or whose time is over, cancels nothing. The
 //! time over is 202, what can't come any more a 409 with the reason. An `Idempotency-Key` keeps such a refusal:
-//! the wish was carried out, and is not to be carried out again.
+//! the wish was carried out, and is not to be carried out again. Of a wish whose end is not known yet it keeps
+//! what is waited for, as [`Awaited`]: who asks again is told what has come of it since.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -17,10 +18,11 @@ use crate::api::error::ApiError;
 use crate::api::idempotency::Fate;
 use crate::api::layers::WAIT_MAX;
 use crate::api::openapi::schemas::{ContainerState, EndedBy};
+use crate::api::state::AppState;
 use crate::domain::ids::ContainerId;
 use crate::domain::lifecycle::{Answer, Command};
-use crate::domain::units::Span;
-use crate::supervisor::{Accepted, ContainerHandle, Goal, Snapshot, Waited};
+use crate::domain::units::{Span, UnixSeconds};
+use crate::supervisor::{Accepted, ContainerHandle, Goal, Snapshot, Unreached, Waited};
 
 /// How a wish is to be answered.
 #[derive(Clone, Copy, Debug, Deserialize, IntoParams)]
@@ -71,6 +73,49 @@ pub(super) struct WishView<'a> {
     pub(super) container: Option<ContainerView<'a>>,
 }
 
+/// What a 202 leaves open, to be looked at again. It lies in the answer's extensions.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(in crate::api) struct Awaited {
+    id: ContainerId,
+    /// So that a later container of this id is not taken for it.
+    created_at: UnixSeconds,
+    wish: Wish,
+    goal: Goal,
+}
+
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+enum Wish {
+    Creation,
+    Command(Command),
+}
+
+impl Awaited {
+    pub(super) fn creation(seen: &Snapshot, goal: Goal) -> Self {
+        let (id, created_at) = (seen.id.clone(), seen.created_at);
+        Self { id, created_at, wish: Wish::Creation, goal }
+    }
+
+    /// Marks an answer that leaves it open.
+    pub(super) fn of(self, mut response: Response) -> Response {
+        response.extensions_mut().insert(self);
+        response
+    }
+
+    /// What has come of it, or comes of it within this time. An answer that leaves it open again is marked.
+    pub(in crate::api) async fn look_again(self, state: &AppState, patience: Duration) -> Response {
+        let same = |handle: &ContainerHandle| handle.snapshot().created_at == self.created_at;
+        let waited = match state.supervisor.get(&self.id).filter(same) {
+            // Whatever is published now came after the decision, if need be in another process.
+            Some(handle) => handle.outcome(&self.goal, 0, patience).await,
+            None => Waited::Unreached(Unreached::Deleting),
+        };
+        match self.wish {
+            Wish::Creation => super::containers::installed(&self.id, waited, &self.goal),
+            Wish::Command(command) => tell(command, &self.goal, waited, taken_on(command), None),
+        }
+    }
+}
+
 /// The answer to a wish that was taken on: at once, or after what came of it.
 pub(super) async fn answer(
     handle: &ContainerHandle,
@@ -83,28 +128,49 @@ pub(super) async fn answer(
         Answer::Accepted => taken_on(command),
         Answer::Satisfied => satisfied(command),
     };
+    let generation = accepted.decided.generation;
     let Some(patience) = patience else {
         let now = handle.snapshot();
-        let view = view(&now, taken_on.into(), accepted.decided.generation);
-        return (StatusCode::ACCEPTED, axum::Json(view)).into_response();
+        let view = view(&now, taken_on.into(), generation);
+        return open(command, goal, &now, view);
     };
-    let generation = accepted.decided.generation;
-    match handle.outcome(&goal, generation, patience).await {
+    let waited = handle.outcome(&goal, generation, patience).await;
+    tell(command, &goal, waited, taken_on, Some(generation))
+}
+
+fn open(command: Command, goal: Goal, seen: &Snapshot, view: WishView<'_>) -> Response {
+    let (id, created_at) = (seen.id.clone(), seen.created_at);
+    let awaited = Awaited { id, created_at, wish: Wish::Command(command), goal };
+    awaited.of((StatusCode::ACCEPTED, axum::Json(view)).into_response())
+}
+
+/// What came of a wish that was waited for. Without the decision's generation that of what was seen counts.
+fn tell(
+    command: Command,
+    goal: &Goal,
+    waited: Waited,
+    taken_on: &'static str,
+    decided: Option<u64>,
+) -> Response {
+    match waited {
         Waited::Reached(seen) => {
+            let generation = decided.unwrap_or(seen.generation);
             let view = WishView {
                 done: Some(true),
-                ended_by: ended_by(&goal, &seen),
+                ended_by: ended_by(goal, &seen),
                 container: Some(ContainerView::from(&*seen)),
                 ..view(&seen, happened(command, &seen), generation)
             };
             (StatusCode::OK, axum::Json(view)).into_response()
         }
         Waited::TimedOut(seen) => {
+            let generation = decided.unwrap_or(seen.generation);
             let view = WishView { done: Some(false), ..view(&seen, late(taken_on), generation) };
-            (StatusCode::ACCEPTED, axum::Json(view)).into_response()
+            open(command, goal.clone(), &seen, view)
         }
         Waited::Unreached(why) => Fate::Stands.of(ApiError::from(why).into_response()),
         Waited::Stopping => stopping(),
+        Waited::Abandoned => abandoned(),
     }
 }
 
@@ -124,6 +190,11 @@ fn view<'a>(seen: &'a Snapshot, message: Cow<'static, str>, generation: u64) -> 
 pub(super) fn stopping() -> Response {
     let message = "lightd is stopping; what was asked for stands";
     Fate::Open.of(ApiError::unavailable("stopping", message).into_response())
+}
+
+/// What was taken on is stored, and taken up by the next lightd; this one has lost whoever would do it.
+pub(super) fn abandoned() -> Response {
+    Fate::Open.of(ApiError::internal("the task that owns the container is gone").into_response())
 }
 
 pub(super) fn late(taken_on: &'static str) -> Cow<'static, str> {

@@ -67,6 +67,9 @@ pub(super) fn finish(part: &mut Value, deadline: Deadline) {
             // Parameters that it does not have.
             codes.entry(400).or_default().insert("invalid".to_owned());
         }
+        if ["post", "put", "patch", "delete"].contains(&method) && !creates {
+            codes.entry(400).or_default().insert("idempotency_unsupported".to_owned());
+        }
         shared.extend(tell_refusals(call, method, codes));
     }
     part["components"]["responses"] = shared.into();
@@ -125,7 +128,8 @@ fn take_key(call: &mut Value) {
     let key = json!({
         "name": "Idempotency-Key", "in": "header", "required": false,
         "description": "Of the caller's choice. The same request with the same key is done once: for a day it is answered \
-                        as it was the first time, with `Idempotent-Replayed: true`.",
+                        as it was the first time, or, where that left the end open, with what has come of it since, and \
+                        with `Idempotent-Replayed: true`.",
         "schema": {"type": "string", "minLength": 1, "maxLength": 255},
     });
     match call.get_mut("parameters").and_then(Value::as_array_mut) {

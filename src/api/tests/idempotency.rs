@@ -3,6 +3,8 @@ use axum::http::{Request, StatusCode};
 use serde_json::{Value, json};
 
 use super::node::{Node, TOKEN, answer, request};
+use crate::api::idempotency::KEYED;
+use crate::api::permissions::ROUTES;
 
 fn keyed(token: &str, key: &str, uri: &str, body: &Value) -> Request<Body> {
     let mut request = request(token, "POST", uri, body.clone());
@@ -72,6 +74,51 @@ async fn a_refusal_is_not_kept_and_a_token_that_is_good_once_is_used_once() {
     let (status, made, _) = send(&node, token, "k", "/volumes", &json!({})).await;
     assert_eq!(status.as_u16(), 201, "{made}");
     assert_eq!(send(&node, token, "k", "/volumes", &json!({})).await.0.as_u16(), 401);
+}
+
+#[tokio::test]
+async fn where_a_key_does_not_count_it_is_refused_and_nothing_is_done() {
+    let node = Node::new().await;
+    node.container("a").await;
+    for (method, path, _) in ROUTES {
+        let counts = *method == "POST" && KEYED.contains(path);
+        if counts || ["GET", "HEAD", "OPTIONS"].contains(method) {
+            continue;
+        }
+        let uri = path.replace("{ip}/{port}", "127.0.0.1/1").replace("{id}", "a");
+        let uri = uri.replace("{upload}", "x").replace("{sequence}", "1").replace("{name}", "x");
+        let with_key = |token: &str| {
+            let mut request = request(token, method, &uri, Value::Null);
+            request.headers_mut().insert("idempotency-key", "k".parse().unwrap());
+            node.send(request)
+        };
+        let (status, told) = answer(with_key(TOKEN).await).await;
+        let told = (status.as_u16(), told["code"].as_str().unwrap().to_owned());
+        assert_eq!(told, (400, "idempotency_unsupported".to_owned()), "{method} {path}");
+        let (status, _) = answer(with_key("lightd_wrong-wrong-wrong").await).await;
+        assert_eq!(status.as_u16(), 401, "{method} {path}");
+    }
+    assert_eq!(node.ask("GET", "/containers/a", Value::Null).await.0, 200);
+}
+
+#[tokio::test]
+async fn an_answer_that_leaves_the_end_open_is_looked_at_again() {
+    let node = Node::new().await;
+    let uri = |wait: &str| format!("/containers{wait}");
+    let body = node.spec("a");
+    let (status, first, _) = send(&node, TOKEN, "k", &uri("?wait=0s"), &body).await;
+    assert_eq!((status.as_u16(), &first["done"]), (202, &json!(false)), "{first}");
+    for wait in ["?wait=0s", "?wait=1s", ""] {
+        let (status, again, replayed) = send(&node, TOKEN, "k", &uri(wait), &body).await;
+        assert_eq!((status.as_u16(), replayed, &again["done"]), (202, true, &json!(false)));
+    }
+    // There is no engine that could install it; but its end can come.
+    assert!(node.ask("DELETE", "/containers/a?wait=0s", Value::Null).await.0.is_success());
+    let (status, ended, replayed) = send(&node, TOKEN, "k", &uri("?wait=9s"), &body).await;
+    assert_eq!((status.as_u16(), replayed), (409, true), "{ended}");
+    assert_eq!(ended["code"], "deleting");
+    let (status, again, replayed) = send(&node, TOKEN, "k", &uri("?wait=9s"), &body).await;
+    assert_eq!((status.as_u16(), replayed, again), (409, true, ended), "that stands");
 }
 
 #[tokio::test]

@@ -1,5 +1,5 @@
 use axum::body::Body;
-use axum::http::{Request, StatusCode, Version, header};
+use axum::http::{Request, StatusCode, header};
 use serde_json::{Value, json};
 
 use super::node::{Node, TOKEN, VENDOR, answer};
@@ -112,17 +112,6 @@ fn request(method: &str, uri: &str, headers: &[(header::HeaderName, &str)]) -> R
         request = request.header(name, *value);
     }
     request.body(Body::empty()).unwrap()
-}
-
-#[tokio::test]
-async fn what_is_asked_by_a_later_version_of_http_is_not_answered() {
-    let node = Node::new().await;
-    for (version, status) in
-        [(Version::HTTP_10, 200), (Version::HTTP_11, 200), (Version::HTTP_2, 505)]
-    {
-        let request = Request::builder().uri("/livez").version(version).body(Body::empty());
-        assert_eq!(node.send(request.unwrap()).await.status(), status, "{version:?}");
-    }
 }
 
 #[tokio::test]

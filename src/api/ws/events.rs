@@ -124,7 +124,7 @@ impl Events {
             // First what ends the stream: it may have waited for a slow reader.
             biased;
             () = self.stop.cancelled() => Err(End::Stopping),
-            _ = self.grant.ended() => Err(End::Unauthorized),
+            why = self.grant.ended() => Err(End::of(why)),
             frame = self.feed.next() => frame,
             _ = self.heartbeat.tick() => return (Bytes::from_static(b":\n\n"), true),
         };

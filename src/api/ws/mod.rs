@@ -80,7 +80,7 @@ refusals!(ConnectRefusals: CONTAINER; 400: "not_a_websocket"; 429: "too_many_soc
 /// A container's socket: what happens to it goes out, what the client asks comes in.
 ///
 /// Text frames, one JSON object each: lightd sends what `ServerFrame` says and takes what `ClientFrame` says. The present state comes
-/// first. It ends with 4401 (the token), 4404 (deleted), 4409 (suspended), 1001 (lightd stops), 1002 (what came is no frame), 1007 (a text
+/// first. It ends with 4401 (the token, or the address), 4404 (deleted), 4409 (suspended), 1001 (lightd stops), 1002 (what came is no frame), 1007 (a text
 /// that is not UTF-8), 1008 (a client that floods or is silent) or 1009 (a frame that is too large).
 #[utoipa::path(
     get, path = "/ws/{id}", tag = "live",

@@ -71,7 +71,7 @@ impl Session {
         loop {
             let step = tokio::select! {
                 () = stop.cancelled() => return End::Stopping,
-                _ = grant.ended() => return End::Unauthorized,
+                why = grant.ended() => return End::of(why),
                 frame = feed.next() => Step::Out(frame),
                 _ = self.ping.tick() => Step::Ping,
                 reply = finish(&mut work) => Step::Reply(reply),
@@ -89,7 +89,7 @@ impl Session {
             // A write may wait for a slow reader; what ends the socket does not.
             let taken = tokio::select! {
                 () = stop.cancelled() => return End::Stopping,
-                _ = grant.ended() => return End::Unauthorized,
+                why = grant.ended() => return End::of(why),
                 taken = self.take(socket, step) => taken,
             };
             match taken {

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use axum::extract::ws::{CloseFrame, Message, Utf8Bytes, WebSocket};
 
+use crate::access::Ended;
+
 /// A reader that takes nothing for so long is not there any more.
 const WRITE_DEADLINE: Duration = Duration::from_secs(30);
 /// Saying goodbye is a courtesy.
@@ -19,6 +21,8 @@ pub(super) enum End {
     /// The reader takes nothing, or gives no sign of life.
     Silent,
     Unauthorized,
+    /// The allow-list no longer has the client's address.
+    NotAdmitted,
     Deleted,
     Suspended,
     Stopping,
@@ -31,10 +35,18 @@ pub(super) enum End {
 }
 
 impl End {
+    pub(super) fn of(grant: Ended) -> Self {
+        match grant {
+            Ended::Expired | Ended::Revoked => Self::Unauthorized,
+            Ended::NotAdmitted => Self::NotAdmitted,
+        }
+    }
+
     /// The same as an event's code and words, where there are no close frames.
     pub(super) fn event(self) -> (&'static str, &'static str) {
         let code = match self {
             Self::Unauthorized => "unauthorized",
+            Self::NotAdmitted => "address",
             Self::Deleted => "deleted",
             Self::Suspended => "suspended",
             Self::Stopping => "stopping",
@@ -55,6 +67,7 @@ impl End {
             Self::Gone | Self::Left => None,
             Self::Silent => Some((1008, "no sign of life")),
             Self::Unauthorized => Some((4401, "the token has expired or was revoked")),
+            Self::NotAdmitted => Some((4401, "this address is not allowed any more")),
             Self::Deleted => Some((4404, "the container was deleted")),
             Self::Suspended => Some((4409, "the container is suspended")),
             Self::Stopping => Some((1001, "lightd is stopping")),

@@ -68,7 +68,7 @@ pub(crate) use self::run::{EndedBy, LastExit, RunTimes};
 pub(crate) type Uptime = Duration;
 
 /// A wish from outside. What it carries beside its name (an image, ports) is the owner task's to store.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Command {
     Start,
     Stop,

@@ -74,6 +74,10 @@ impl History {
 
     /// What is known of a time; nothing stands for when nothing ran.
     pub(crate) fn points(&self, range: Range) -> Vec<Point> {
+        if range.from >= range.to {
+            // Of a time without length, as is one of the future, there is not even the step it lies in.
+            return Vec::new();
+        }
         let width_s = i64::from(range.step_s.max(STEP_S));
         // Wide steps that end behind `from`, each with all that it has.
         let begin = step_of(UnixSeconds(range.from.0.div_euclid(width_s).saturating_mul(width_s)));
@@ -191,6 +195,8 @@ mod tests {
         assert_eq!(ats(&history.points(range(0, i64::MAX, 5))), [0, 5, 100, 105]);
         assert_eq!(ats(&history.points(range(START + 5, START + 105, 5))), [100, 105]);
         assert_eq!(History::default().points(range(0, i64::MAX, 5)), []);
+        // What is asked for from a moment of the future on is cut to now, which may lie in a step.
+        assert_eq!(history.points(range(START + 103, START + 103, 5)), []);
     }
 
     #[test]

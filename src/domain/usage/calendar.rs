@@ -13,7 +13,7 @@ pub(crate) const DAY_S: i64 = 24 * HOUR_S;
 const LAST: i64 = 253_370_764_800;
 
 /// How finely usage is asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 pub(crate) enum Step {
     #[serde(rename = "hourly")]
     Hour,

@@ -221,6 +221,7 @@ fn some_filter(volumes: [VolumeId; 2]) -> impl Strategy<Value = AuditFilter> {
             AuditFilter {
                 containers: containers.map(|names| names.into_iter().map(id).collect()),
                 of_containers,
+                of_present_holders: false,
                 volume,
                 by,
                 actions: actions.map(Action::named),
@@ -302,7 +303,7 @@ async fn long_reads_have_a_place_of_their_own() {
         });
     }
     let short = store.read("test", |rx| rx.volumes());
-    let short = tokio::time::timeout(Duration::from_secs(5), short).await;
+    let short = tokio::time::timeout(std::time::Duration::from_secs(5), short).await;
     assert!(short.is_ok(), "a read waits for the long ones");
     for _ in 0..4 {
         go.send(()).unwrap();

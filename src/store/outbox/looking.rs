@@ -3,6 +3,7 @@
 use rusqlite::types::Value;
 use rusqlite::{OptionalExtension as _, Row, params_from_iter};
 
+use super::sending::WAIT_UNTIL_SQL;
 use super::{COLUMNS, OutboxRow, outbox_row_of};
 use crate::domain::ids::ContainerId;
 use crate::domain::units::UnixSeconds;
@@ -74,13 +75,14 @@ impl Read<'_> {
     pub(crate) fn outbox_depth(&self) -> Result<OutboxDepth, StoreError> {
         let depth = self
             .connection
-            .prepare_cached(
+            .prepare_cached(&format!(
                 "SELECT (SELECT count(*) FROM outbox WHERE parked_reason IS NULL),
                     (SELECT count(*) FROM outbox WHERE parked_reason IS NOT NULL),
                     (SELECT created_at FROM outbox WHERE parked_reason IS NULL
                      ORDER BY sequence LIMIT 1),
-                    (SELECT min(due_ms) FROM outbox_servers WHERE due_ms IS NOT NULL)",
-            )?
+                    max((SELECT min(due_ms) FROM outbox_servers WHERE due_ms IS NOT NULL),
+                        {WAIT_UNTIL_SQL})"
+            ))?
             .query_row([], |row| {
                 Ok(OutboxDepth {
                     waiting: from_sql(row.get(0)?),
@@ -136,7 +138,7 @@ impl Read<'_> {
 
 impl Tx<'_> {
     /// Lets an update be tried at once: a parked one in its old place, of one that waits the first of its
-    /// server. Answers whose it is.
+    /// server. A pause that the panel has asked for everything is over with it. Answers whose it is.
     pub(crate) fn retry_update(&self, sequence: i64) -> Result<ContainerId, StoreError> {
         let server = self.server_of(sequence)?;
         self.connection
@@ -145,6 +147,7 @@ impl Tx<'_> {
             )?
             .execute([sequence])?;
         self.settle(&server, 0, false)?;
+        self.let_all_go()?;
         self.outbox_grew.set(true);
         Ok(server)
     }
@@ -164,6 +167,7 @@ impl Tx<'_> {
                     SELECT server FROM outbox WHERE ?1 IS NULL OR server = ?1)",
             )?
             .execute([server])?;
+        self.let_all_go()?;
         self.outbox_grew.set(true);
         let count = self
             .connection
@@ -200,7 +204,8 @@ impl Tx<'_> {
 
 fn select_entry() -> String {
     format!(
-        "SELECT {COLUMNS}, created_at, last_error, parked_reason, parked_at, due_ms
+        "SELECT {COLUMNS}, created_at, last_error, parked_reason, parked_at,
+            max(due_ms, {WAIT_UNTIL_SQL})
          FROM outbox LEFT JOIN outbox_servers ON outbox_servers.server = outbox.server"
     )
 }

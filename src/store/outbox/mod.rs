@@ -17,7 +17,7 @@ use rusqlite::Row;
 use uuid::Uuid;
 
 pub(crate) use self::looking::{OutboxDepth, OutboxEntry, OutboxFilter};
-pub(crate) use self::sending::{Attempts, Due, Fate, HowMany};
+pub(crate) use self::sending::{Asked, Attempts, Due, Fate, HowMany};
 use super::Tx;
 use super::error::StoreError;
 use super::volumes::container_id;

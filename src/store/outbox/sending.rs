@@ -24,10 +24,25 @@ pub(crate) enum Fate {
     Later {
         error: String,
         due_ms: i64,
-        /// The panel has asked for this pause, and is held to it.
-        is_asked: bool,
+        asked: Asked,
     },
 }
+
+/// Whether the panel has asked for a pause, and for whom. What it has asked for is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Asked {
+    No,
+    /// This server's updates.
+    OfServer,
+    /// All updates.
+    OfAll,
+}
+
+/// The fact in the store: until when the panel is told nothing, in Unix milliseconds.
+const ALL_WAIT_UNTIL: &str = "panel_asked_until_ms";
+/// The same in SQL, 0 where there is none.
+pub(super) const WAIT_UNTIL_SQL: &str =
+    "coalesce((SELECT CAST(value AS INTEGER) FROM meta WHERE key = 'panel_asked_until_ms'), 0)";
 
 /// What became of updates of one server, in their order; only the last one can be [`Fate::Later`].
 #[derive(Clone, Debug)]
@@ -63,6 +78,11 @@ impl Read<'_> {
         how_many: HowMany,
     ) -> Result<Due, StoreError> {
         let mut due = Due::default();
+        let all_wait_until_ms = self.all_wait_until_ms()?;
+        if all_wait_until_ms > now_ms {
+            due.next_due_ms = Some(all_wait_until_ms);
+            return Ok(due);
+        }
         let mut statement = self.connection.prepare_cached(
             "SELECT server, due_ms FROM outbox_servers WHERE due_ms IS NOT NULL
              ORDER BY due_ms, server",
@@ -85,6 +105,10 @@ impl Read<'_> {
             due.batches.push(self.waiting_of(&server, how_many.rows_each)?);
         }
         Ok(due)
+    }
+
+    fn all_wait_until_ms(&self) -> Result<i64, StoreError> {
+        Ok(self.meta(ALL_WAIT_UNTIL)?.and_then(|text| text.parse().ok()).unwrap_or(0))
     }
 
     fn waiting_of(&self, server: &ContainerId, limit: u32) -> Result<Vec<OutboxRow>, StoreError> {
@@ -116,10 +140,13 @@ impl Tx<'_> {
                 match fate {
                     Fate::Delivered => self.delete_update(*sequence)?,
                     Fate::Refused { reason } => self.park(*sequence, reason, now_ms)?,
-                    Fate::Later { error, due_ms, is_asked } => {
+                    Fate::Later { error, due_ms, asked } => {
+                        if *asked == Asked::OfAll && *due_ms > self.all_wait_until_ms()? {
+                            self.set_meta(ALL_WAIT_UNTIL, &due_ms.to_string())?;
+                        }
                         // What was dropped meanwhile holds up nothing.
                         if self.note_failure(*sequence, error)? {
-                            next = (*due_ms, *is_asked);
+                            next = (*due_ms, *asked != Asked::No);
                         }
                     }
                 }
@@ -181,8 +208,16 @@ impl Tx<'_> {
                  WHERE due_ms > 0 AND (is_asked = 0 OR due_ms > ?1)",
             )?
             .execute([asked_until_ms])?;
+        if self.all_wait_until_ms()? > asked_until_ms {
+            self.let_all_go()?;
+        }
         self.outbox_grew.set(true);
         Ok(())
+    }
+
+    /// Ends a pause that the panel has asked for all updates.
+    pub(super) fn let_all_go(&self) -> Result<(), StoreError> {
+        self.set_meta(ALL_WAIT_UNTIL, "0")
     }
 }
 

@@ -48,12 +48,12 @@ fn refused() -> Fate {
 }
 
 fn failed(seconds: i64) -> Fate {
-    later_by(seconds, false)
+    later_by(seconds, Asked::No)
 }
 
-fn later_by(seconds: i64, is_asked: bool) -> Fate {
+fn later_by(seconds: i64, asked: Asked) -> Fate {
     let due_ms = NOW_MS + seconds * 1000;
-    Fate::Later { error: "the panel answers 500".to_owned(), due_ms, is_asked }
+    Fate::Later { error: "the panel answers 500".to_owned(), due_ms, asked }
 }
 
 async fn hurry(store: &Store, asked_until_ms: i64) {
@@ -104,8 +104,8 @@ async fn a_pause_that_the_panel_asked_for_is_kept_when_there_is_a_hurry() {
     for server in ["a", "b"] {
         enqueue(&store, server, &[PanelUpdate::Installing]).await;
     }
-    note(&store, "a", vec![(1, later_by(600, true))]).await;
-    note(&store, "b", vec![(2, later_by(600, false))]).await;
+    note(&store, "a", vec![(1, later_by(600, Asked::OfServer))]).await;
+    note(&store, "b", vec![(2, later_by(600, Asked::No))]).await;
     hurry(&store, NOW_MS + 600_000).await;
     let of_b = vec![("b".to_owned(), vec![1])];
     assert_eq!(due(&store, NOW_MS, &[]).await, (of_b, Some(NOW_MS + 600_000)));
@@ -113,10 +113,10 @@ async fn a_pause_that_the_panel_asked_for_is_kept_when_there_is_a_hurry() {
     hurry(&store, NOW_MS + 599_999).await;
     assert_eq!(due(&store, NOW_MS, &[]).await.0.len(), 2);
     // By hand it is tried at once, and what comes of that counts.
-    note(&store, "a", vec![(1, later_by(600, true))]).await;
+    note(&store, "a", vec![(1, later_by(600, Asked::OfServer))]).await;
     store.write("retry", |tx| tx.retry_update(1)).await.unwrap();
     assert_eq!(due(&store, NOW_MS, &[]).await.0.len(), 2);
-    note(&store, "a", vec![(1, later_by(600, false))]).await;
+    note(&store, "a", vec![(1, later_by(600, Asked::No))]).await;
     hurry(&store, i64::MAX).await;
     assert_eq!(due(&store, NOW_MS, &[]).await.0.len(), 2);
 }

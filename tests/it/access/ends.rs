@@ -15,6 +15,7 @@ use crate::support::client::{Client, VENDOR, answer};
 use crate::support::process::Daemon;
 use crate::support::sse::EventStream;
 use crate::support::wait::eventually;
+use crate::support::ws::Socket;
 
 /// More than all buffers on the way hold.
 const LARGE_BYTES: u64 = 256 << 20;
@@ -100,6 +101,51 @@ async fn a_download_breaks_off_when_the_nodes_token_changes() {
     let ranged = daemon.client().request(Method::GET, &path).header("Range", "bytes=0-9999999");
     let whole = ranged.send().await.expect("an answer").bytes().await.expect("all of it");
     assert_eq!(whole.len(), 10_000_000);
+    daemon.close().await;
+}
+
+#[tokio::test]
+async fn what_an_address_has_under_way_ends_when_the_allow_list_leaves_it_out() {
+    let daemon = Daemon::start_with(|config| {
+        config["server"]["trusted_proxies"] = json!(["127.0.0.1"]);
+        config["authorization"]["allowed_ips"] = json!(["203.0.113.0/24"]);
+    })
+    .await;
+    let (id, client) = (daemon.id("listed"), daemon.client());
+    daemon.create(&id, json!({})).await;
+    let volume = volume_with_large_file(&daemon).await;
+    let (goes, stays) = ("203.0.113.9", "203.0.113.200");
+    let begin_for = async |address: &str, path: &str| {
+        let request = client.request(Method::GET, path).header("X-Forwarded-For", address);
+        let mut response = request.send().await.expect("an answer");
+        assert_eq!(response.status(), 200);
+        assert!(response.chunk().await.expect("bytes").is_some());
+        response
+    };
+    let file = format!("/volumes/{volume}/files/contents?path=large");
+    let download = begin_for(goes, &file).await;
+    let mut events = begin_for(goes, &format!("/containers/{id}/events")).await;
+    let url = daemon.ws_url(&id, &daemon.token, "");
+    let mut socket = Socket::open_for(&url, goes).await;
+    let mut kept = Socket::open_for(&url, stays).await;
+    let mut own = daemon.ws(&id).await;
+    daemon.edit_config(|config| {
+        config["authorization"]["allowed_ips"] = json!(["203.0.113.128/25"]);
+    });
+    let reloaded = client.post_empty("/remote/config/reload").await.is(200);
+    assert_eq!(reloaded["applied"], json!(["authorization.allowed_ips"]));
+    assert_eq!(socket.expect_close().await, 4401);
+    breaks_off(download).await;
+    let mut last = Vec::new();
+    while let Some(chunk) = timeout(SOON, events.chunk()).await.expect("an end").expect("text") {
+        last.extend_from_slice(&chunk);
+    }
+    let last = String::from_utf8_lossy(&last).into_owned();
+    assert!(last.contains("\"code\":\"address\""), "{last}");
+    for socket in [&mut kept, &mut own] {
+        socket.send(json!({"event": "request_logs"})).await;
+        socket.expect("an answer", |frame| frame["event"] == "logs").await;
+    }
     daemon.close().await;
 }
 

@@ -7,6 +7,7 @@ use futures_util::{SinkExt, StreamExt};
 use serde_json::Value;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
 use tokio_tungstenite::tungstenite::{self, Message};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
 
@@ -40,6 +41,14 @@ impl Socket {
             }
             Err(error) => panic!("{url}: {error}"),
         }
+    }
+
+    /// As a proxy passes it on for a client of this address.
+    pub(crate) async fn open_for(url: &str, address: &str) -> Self {
+        let mut request = url.into_client_request().expect("an address");
+        request.headers_mut().insert("x-forwarded-for", address.parse().expect("a header"));
+        let (stream, _) = tokio_tungstenite::connect_async(request).await.expect("a socket");
+        Self { stream, url: url.to_owned(), recent: VecDeque::new() }
     }
 
     /// Where the other side may be gone, or refuse.
