@@ -126,17 +126,10 @@ impl Registry {
     /// Stores a container with its ports and begins its install.
     pub(crate) async fn create(
         self: &Arc<Self>,
-        mut new: CreateContainer,
+        new: CreateContainer,
     ) -> Result<Arc<Snapshot>, CreateError> {
-        let services = &self.services;
-        if services.stop.is_cancelled() {
+        if self.services.stop.is_cancelled() {
             return Err(CreateError::Stopping);
-        }
-        let spec = Arc::new(new.spec);
-        let problems = super::admission::problems(&spec, services).await;
-        new.spec = Arc::unwrap_or_clone(spec);
-        if !problems.is_empty() {
-            return Err(CreateError::Invalid(problems));
         }
         let registry = Arc::clone(self);
         match self.creating.spawn(async move { registry.make(new).await }).await {
@@ -148,7 +141,16 @@ impl Registry {
         }
     }
 
-    async fn make(self: &Arc<Self>, new: CreateContainer) -> Result<Arc<Snapshot>, CreateError> {
+    async fn make(
+        self: &Arc<Self>,
+        mut new: CreateContainer,
+    ) -> Result<Arc<Snapshot>, CreateError> {
+        let spec = Arc::new(new.spec);
+        let problems = super::admission::problems(&spec, &self.services).await;
+        new.spec = Arc::unwrap_or_clone(spec);
+        if !problems.is_empty() {
+            return Err(CreateError::Invalid(problems));
+        }
         let sealed_auth = self.seal(&new).await?;
         let (machine, effects) = Machine::install();
         let row = self.insert(new, &machine, &effects, sealed_auth).await?;
