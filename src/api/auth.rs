@@ -12,7 +12,7 @@ use axum::http::{HeaderMap, Uri, header};
 
 use super::client::Local;
 use super::error::ApiError;
-use super::hold::GrantSlot;
+use super::hold::{GrantSlot, OnGrant};
 use super::layers::REQUEST_ID;
 use super::permissions;
 use super::state::AppState;
@@ -90,6 +90,7 @@ impl Auth {
     async fn check(parts: &mut Parts, state: &AppState) -> Result<Self, ApiError> {
         let caller = Caller::of(parts, state, Way::Rest).await?;
         let grant = caller.grant(state, bearer(&parts.headers)).await?;
+        keep_connection(parts).await;
         let auth = Self::new(&grant, caller);
         if let Some(slot) = parts.extensions.get::<GrantSlot>() {
             slot.put(grant);
@@ -204,8 +205,15 @@ impl FromRequestParts<AppState> for StayingAuth {
         let caller = Caller::of(parts, state, Way::WebSocket).await?;
         let token = token_in_query(&parts.uri).or_else(|| bearer(&parts.headers));
         let staying = Self::check(state, token, caller).await?;
+        keep_connection(parts).await;
         permissions::check(parts, staying.auth.principal())?;
         Ok(staying)
+    }
+}
+
+async fn keep_connection(parts: &Parts) {
+    if let Some(on_grant) = parts.extensions.get::<OnGrant>() {
+        on_grant.granted().await;
     }
 }
 

@@ -9,6 +9,7 @@
 //!
 //! An answer that lies in memory whole is not taken back.
 
+use std::fmt;
 use std::future::{pending, ready};
 use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -37,6 +38,32 @@ impl GrantSlot {
             // The layer may be gone, with the request; then nothing hangs on it.
             sender.send(grant).ok();
         }
+    }
+}
+
+/// Asks for the connection of this request to be kept until it is answered; its server has left it there. Without a
+/// good token nobody's is kept, when others need the place.
+#[derive(Clone)]
+pub(crate) struct OnGrant(Arc<dyn Fn() -> bool + Send + Sync>);
+
+impl OnGrant {
+    /// `keep` says `false` where it is too late: the connection is about to be broken off.
+    pub(crate) fn new(keep: impl Fn() -> bool + Send + Sync + 'static) -> Self {
+        Self(Arc::new(keep))
+    }
+
+    /// Comes back where the connection is kept. Nothing is begun for a client that is told nothing of it: where it
+    /// is not, this ends with the connection.
+    pub(crate) async fn granted(&self) {
+        if !(self.0)() {
+            pending().await
+        }
+    }
+}
+
+impl fmt::Debug for OnGrant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("OnGrant")
     }
 }
 
@@ -111,5 +138,33 @@ impl HttpBody for Held {
 
     fn size_hint(&self) -> SizeHint {
         self.body.as_ref().map_or_else(|| SizeHint::with_exact(0), HttpBody::size_hint)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::OnGrant;
+    use crate::api::tests::node::{Node, TOKEN, request};
+
+    #[tokio::test]
+    async fn nothing_is_begun_on_a_connection_that_another_has_the_place_of() {
+        let node = Node::new().await;
+        let given_up = |mut request: axum::extract::Request| {
+            request.extensions_mut().insert(OnGrant::new(|| false));
+            request
+        };
+        // Who has no good token is not asked about, and nothing is kept for him.
+        let stranger = given_up(request("lightd_nobodys", "GET", "/containers", Value::Null));
+        assert_eq!(node.send(stranger).await.status(), 401);
+        let asked = given_up(request(TOKEN, "POST", "/containers", node.spec("a")));
+        node.send_and_leave(asked).await;
+        node.send_and_leave(given_up(request(TOKEN, "GET", "/events", Value::Null))).await;
+        let mut kept = request(TOKEN, "GET", "/containers", Value::Null);
+        kept.extensions_mut().insert(OnGrant::new(|| true));
+        assert_eq!(node.send(kept).await.status(), 200);
+        let (_, list) = node.ask("GET", "/containers", Value::Null).await;
+        assert_eq!(list["containers"], json!([]), "it was begun");
     }
 }

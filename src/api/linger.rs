@@ -3,7 +3,8 @@
 //! Most refusals stand before the body has arrived. If the connection were closed on what is still on
 //! its way, the client's system would throw the answer away and report a reset. So the rest of a
 //! refused body is read and forgotten first, for a few seconds; a client that waits for `100 Continue`
-//! has sent nothing, and is answered at once.
+//! has sent nothing, and is answered at once. Whose token is not good has no place that is kept meanwhile, so that
+//! half a body holds none against others.
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};

@@ -35,6 +35,7 @@ use axum::middleware::{from_fn, from_fn_with_state};
 use tower_http::catch_panic::CatchPanicLayer;
 
 use self::error::ApiError;
+pub(crate) use self::hold::OnGrant;
 pub(crate) use self::idempotency::Idempotency;
 pub(crate) use self::native::SyncState;
 pub(crate) use self::openapi::text as openapi_text;

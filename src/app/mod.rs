@@ -11,6 +11,7 @@
 //! What a part needs of the configuration is in [`parts`], what runs all the time in [`tasks`], the
 //! certificate in [`tls`], the server in [`server`], who may come in in [`connections`].
 
+mod answering;
 mod audit;
 mod connections;
 mod parts;

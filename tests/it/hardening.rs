@@ -318,14 +318,18 @@ async fn a_kill_on_a_full_disk_is_still_one_after_a_restart() {
     daemon.close().await;
 }
 
-/// Opens so many connections one after the other, each with half a head; the last ones stay open, more of them
+/// Opens so many connections one after the other, each with half a head, half a body or a request that takes no
+/// token; the last ones stay open, more of them
 /// than the daemon has places.
 async fn flood(address: &str, connections: usize) -> VecDeque<TcpStream> {
     let mut held = VecDeque::new();
-    for _ in 0..connections {
+    let half_body = "POST /volumes HTTP/1.1\r\nHost: node\r\nContent-Length: 9\r\n\r\nhalf";
+    let whole = "GET /livez HTTP/1.1\r\nHost: node\r\n\r\n";
+    let said = ["GET /livez HT", half_body, whole].into_iter().cycle();
+    for said in said.take(connections) {
         let mut stream = TcpStream::connect(address).await.expect("a connection");
         // One that had to make room may be closed by now.
-        drop(stream.write_all(b"GET /livez HT").await);
+        drop(stream.write_all(said.as_bytes()).await);
         held.push_back(stream);
         if held.len() > 600 {
             held.pop_front();
