@@ -115,18 +115,23 @@ fn request_id(headers: &HeaderMap) -> HeaderValue {
 /// Ends a call that takes too long. What it had begun is dropped, so handlers hand lasting work over
 /// to its owner before they wait.
 pub(super) async fn deadline(request: Request, next: Next) -> Response {
-    let limit = CALL_DEADLINE + wait_of(request.uri());
+    // A wait that cannot be is refused by whoever knows the call.
+    let limit = CALL_DEADLINE + wait_of(request.uri()).ok().flatten().unwrap_or_default();
     tokio::time::timeout(limit, next.run(request)).await.unwrap_or_else(|_| {
         ApiError::unavailable("timeout", "the request took too long").into_response()
     })
 }
 
-/// How long the caller wants to wait for what it wishes.
-fn wait_of(uri: &Uri) -> Duration {
+/// How long the caller wants to wait for what it wishes, where something can be wished.
+pub(super) fn wait_of(uri: &Uri) -> Result<Option<Duration>, ApiError> {
     let pairs = uri.query().filter(|_| uri.path().starts_with("/containers")).unwrap_or_default();
     let wait = pairs.split('&').find_map(|pair| pair.strip_prefix("wait="));
-    let wait = wait.and_then(|text| Span::parse(text).ok());
-    wait.map_or(Duration::ZERO, |Span(wait)| wait.min(WAIT_MAX))
+    let Some(text) = wait else { return Ok(None) };
+    let Span(wait) = Span::parse(text).map_err(|why| ApiError::field("?wait", why.to_string()))?;
+    if wait > WAIT_MAX {
+        return Err(ApiError::field("?wait", format!("must be at most {}", Span(WAIT_MAX))));
+    }
+    Ok(Some(wait))
 }
 
 /// The answer to a panic; its message has gone to the log through the panic hook, and goes into the
@@ -289,12 +294,16 @@ mod tests {
 
     #[test]
     fn a_wish_that_is_waited_for_has_the_time_for_it() {
-        let wait = |uri: &'static str| wait_of(&Uri::from_static(uri)).as_secs();
-        assert_eq!(wait("/containers/a/start?x=1&wait=1m30s"), 90);
-        assert_eq!(wait("/containers?wait=1d"), 600);
-        assert_eq!(wait("/containers?wait=soon"), 0);
-        assert_eq!(wait("/containers"), 0);
-        assert_eq!(wait("/volumes?wait=1m"), 0);
+        let wait = |uri: &'static str| {
+            wait_of(&Uri::from_static(uri)).map(|wait| wait.map(|wait| wait.as_secs())).ok()
+        };
+        assert_eq!(wait("/containers/a/start?x=1&wait=1m30s"), Some(Some(90)));
+        assert_eq!(wait("/containers?wait=10m"), Some(Some(600)));
+        for bad in ["/containers?wait=1d", "/containers?wait=soon", "/containers?wait="] {
+            assert_eq!(wait(bad), None, "{bad}");
+        }
+        assert_eq!(wait("/containers"), Some(None));
+        assert_eq!(wait("/volumes?wait=1m"), Some(None));
     }
 
     #[test]

@@ -91,6 +91,8 @@ pub(crate) fn token(
     if !is_token(&new) {
         return Err(SecretError::BadFormat);
     }
+    // The folder of what is not there yet can't be held either.
+    source.ensure_exists()?;
     let _turn = Turn::wait(source.path())?;
     // The same again needs no grace.
     let kept = keep()?.filter(|(old, _)| *old != new);
@@ -142,7 +144,7 @@ fn store_token(
             values.push(("previous_token_until", until.to_string().into()));
         }
         // Keys that nobody has set are not added to the file.
-        None if source.ensure_exists().is_ok() && present(source, PREVIOUS)?.is_some() => {
+        None if present(source, PREVIOUS)?.is_some() => {
             values.push(("previous_token", "".into()));
             values.push(("previous_token_until", Value::Null));
         }
@@ -167,6 +169,7 @@ pub(crate) fn admin_key(
         AdminKeyAction::Reset => {
             refuse_if_overridden(source, KEY)?;
             let new = random_text();
+            source.ensure_exists()?;
             let _turn = Turn::wait(source.path())?;
             store(source, &[("admin_key", new.as_str().into())])?;
             Ok(writeln!(out, "New Admin Key: {new}")?)
@@ -190,7 +193,6 @@ fn present(source: &Source, key: &str) -> Result<Option<String>, SecretError> {
 }
 
 fn store(source: &Source, values: &[(&str, Value)]) -> Result<(), SecretError> {
-    source.ensure_exists()?;
     Ok(edit::set(source.path(), "authorization", values)?)
 }
 
@@ -354,29 +356,49 @@ mod tests {
     #[test]
     fn of_several_resets_at_once_each_goes_on_from_the_one_before() {
         let (_folder, path) = file();
-        let shown: Vec<String> = std::thread::scope(|scope| {
-            let reset = || with_grace(TokenAction::Reset, Some(600), &source(&path, None), "");
-            let resets: Vec<_> = (0..8).map(|_| scope.spawn(reset)).collect();
-            resets.into_iter().map(|reset| reset.join().unwrap().unwrap().0).collect()
+        // What is shown is shown under the lock: in the order in which it was written.
+        let (shown, told) = std::sync::mpsc::channel();
+        struct Shown(std::sync::mpsc::Sender<Vec<u8>>);
+        impl Write for Shown {
+            fn write(&mut self, text: &[u8]) -> io::Result<usize> {
+                self.0.send(text.to_vec()).unwrap();
+                Ok(text.len())
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                let (from, mut out) = (source(&path, None), Shown(shown.clone()));
+                let grace = Some(Duration::from_secs(600));
+                let ask = || Ok(String::new());
+                scope
+                    .spawn(move || token(TokenAction::Reset, grace, &from, ask, &mut out).unwrap());
+            }
         });
+        drop(shown);
+        let pieces: Vec<String> =
+            told.iter().map(|text| String::from_utf8(text).unwrap().trim().to_owned()).collect();
+        let made: Vec<&String> = pieces.iter().filter(|text| is_token(text)).collect();
+        assert_eq!(made.len(), 8, "{pieces:?}");
         let authorization = source(&path, None).load().unwrap().authorization;
-        let previous = authorization.previous.unwrap().token;
-        let is_shown = |token: &str| shown.iter().any(|line| line.trim_end().ends_with(token));
-        assert!(is_shown(authorization.token.expose()));
-        assert!(is_shown(previous.expose()), "the one before the last is good, and not the first");
-        assert_ne!(previous, authorization.token);
+        assert_eq!(authorization.token.expose(), made[7]);
+        assert_eq!(authorization.previous.unwrap().token.expose(), made[6]);
     }
 
     #[test]
     fn a_missing_file_is_made_by_a_reset_and_not_by_a_look() {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("config.json");
+        let path = folder.path().join("etc/lightd/config.json");
         let from = source(&path, None);
         assert_eq!(run(TokenAction::What, &from, "").unwrap_err().exit_code(), 1);
         assert!(!path.exists());
         let shown = run(TokenAction::Reset, &from, "").unwrap();
         let new = shown.strip_prefix("New Token: ").unwrap().trim_end();
         assert_eq!(from.load().unwrap().authorization.token.expose(), new);
+        let from = source(&folder.path().join("other/config.json"), None);
+        admin_key(AdminKeyAction::Reset, &from, &mut Vec::new()).unwrap();
     }
 
     #[test]

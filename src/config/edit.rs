@@ -170,10 +170,18 @@ mod tests {
         let first = Turn::wait(&path).unwrap();
         let second = Turn::wait_for(&path, TURN_AGAIN).unwrap_err();
         assert!(matches!(second, ConfigError::Held { .. }), "{second:?}");
+        let (begins, begun) = std::sync::mpsc::channel();
         std::thread::scope(|scope| {
-            let waits = scope.spawn(|| Turn::wait(&path).map(drop));
+            let waits = scope.spawn(|| {
+                begins.send(()).unwrap();
+                let began = std::time::Instant::now();
+                Turn::wait(&path).map(|_turn| began.elapsed())
+            });
+            begun.recv().unwrap();
+            let held = Turn::wait_for(&path, 3 * TURN_AGAIN).unwrap_err();
+            assert!(matches!(held, ConfigError::Held { .. }), "{held:?}");
             drop(first);
-            waits.join().unwrap().unwrap();
+            assert!(waits.join().unwrap().unwrap() >= 2 * TURN_AGAIN);
         });
     }
 }

@@ -63,7 +63,7 @@ pub(super) async fn drain(
         queue: queue.clone(),
         done,
         answers,
-        all_wait_until_ms: Arc::default(),
+        hold: Arc::default(),
         status: told,
         chance,
         stop: stop_lane,
@@ -77,6 +77,7 @@ pub(super) async fn drain(
         lanes: JoinSet::new(),
         attempts,
         busy: HashSet::new(),
+        noted_hold_ms: 0,
         places,
         is_more: true,
         next_due_ms: None,
@@ -96,6 +97,8 @@ struct Drain<'a> {
     attempts: mpsc::Receiver<Attempts>,
     /// Servers that are read and not yet noted.
     busy: HashSet<ContainerId>,
+    /// The longest pause for all that the store knows of.
+    noted_hold_ms: i64,
     places: Places,
     /// Something may be due that is not read.
     is_more: bool,
@@ -162,7 +165,7 @@ impl Drain<'_> {
         }
         if !batches.is_empty() {
             // The store says that all may be told, if need be because somebody wants it so.
-            self.lane.all_wait_until_ms.store(0, Ordering::Relaxed);
+            self.lane.hold.let_go(self.noted_hold_ms);
         }
         let read_at = Instant::now();
         let batches: Vec<Batch> = batches
@@ -197,6 +200,7 @@ impl Drain<'_> {
         }
         for attempts in ended.iter() {
             self.busy.remove(&attempts.server);
+            self.noted_hold_ms = self.noted_hold_ms.max(attempts.all_wait_until_ms());
         }
         self.is_more = true;
     }
@@ -225,6 +229,8 @@ impl Drain<'_> {
         let Err(why) = lane else { return };
         tracing::error!(error = %why, "a delivery to the panel panicked");
         self.lanes.shutdown().await;
+        // What a lane has heard and not reported is never noted.
+        self.lane.hold.let_go(i64::MAX);
         self.queue.clear();
         let mut ended = Vec::new();
         while let Ok(attempts) = self.attempts.try_recv() {

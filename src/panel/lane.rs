@@ -65,6 +65,28 @@ impl Queue {
     }
 }
 
+/// Until when the panel wants to be told nothing, as the lanes have heard and the store may not yet know.
+#[derive(Debug, Default)]
+pub(super) struct Hold(AtomicI64);
+
+impl Hold {
+    fn hear(&self, until_ms: i64) {
+        self.0.fetch_max(until_ms, Ordering::Relaxed);
+    }
+
+    fn is_on(&self, now_ms: i64) -> bool {
+        self.0.load(Ordering::Relaxed) > now_ms
+    }
+
+    /// Ends it, if the store knew of it when it said that all may be told. One that it does not know yet
+    /// stays: what the store says is older.
+    pub(super) fn let_go(&self, noted_ms: i64) {
+        let ends = |until_ms| (until_ms <= noted_ms).then_some(0);
+        // It stays where there is nothing to end.
+        self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, ends).ok();
+    }
+}
+
 #[derive(Clone, Debug)]
 pub(super) struct Lane {
     pub(super) client: Client,
@@ -72,8 +94,7 @@ pub(super) struct Lane {
     pub(super) done: mpsc::Sender<Attempts>,
     /// Counts what the panel has answered, of all lanes.
     pub(super) answers: Arc<AtomicU64>,
-    /// The panel wants to be told nothing until then, as the lanes have heard and the store may not yet know.
-    pub(super) all_wait_until_ms: Arc<AtomicI64>,
+    pub(super) hold: Arc<Hold>,
     pub(super) status: watch::Receiver<PanelStatus>,
     pub(super) chance: pace::Chance,
     /// Ends it after the request that is under way.
@@ -100,7 +121,7 @@ impl Lane {
             return fates;
         }
         for row in &batch.rows {
-            let is_asked_to_wait = self.all_wait_until_ms.load(Ordering::Relaxed) > now_unix_ms();
+            let is_asked_to_wait = self.hold.is_on(now_unix_ms());
             if self.stop.is_cancelled() || is_asked_to_wait || began.elapsed() > BATCH_TIME {
                 break;
             }
@@ -139,10 +160,30 @@ impl Lane {
                 let asked = if is_away { Asked::No } else { concerns };
                 let due_ms = now_unix_ms().saturating_add(pause_ms);
                 if asked == Asked::OfAll {
-                    self.all_wait_until_ms.fetch_max(due_ms, Ordering::Relaxed);
+                    self.hold.hear(due_ms);
                 }
                 Fate::Later { error, due_ms, asked }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pause_that_the_store_does_not_know_yet_is_not_forgotten() {
+        let hold = Hold::default();
+        hold.hear(1000);
+        // Read before it was noted, or noted by another lane's report that came first.
+        hold.let_go(0);
+        assert!(hold.is_on(999));
+        assert!(!hold.is_on(1000));
+        hold.hear(500);
+        hold.let_go(500);
+        assert!(hold.is_on(999), "of the longer one the store knows nothing");
+        hold.let_go(1000);
+        assert!(!hold.is_on(0), "somebody wants it so");
     }
 }

@@ -131,8 +131,15 @@ impl Panel {
     pub(crate) async fn run(&self, cancel: CancellationToken) {
         self.is_running.send_replace(true);
         let mut settings = self.settings.clone();
+        let mut told = None;
         while !cancel.is_cancelled() {
             let present = settings.borrow_and_update().clone();
+            if let Some(PanelSettings { url, .. }) = &present {
+                let before: Option<Url> = told.replace(url.clone());
+                if before.is_some_and(|before| before != *url) {
+                    self.forget_pause().await;
+                }
+            }
             let until = cancel.child_token();
             let serve = self.serve(present, &until);
             tokio::pin!(serve);
@@ -168,6 +175,13 @@ impl Panel {
     pub(crate) async fn report(&self) -> Result<PanelReport, StoreError> {
         let outbox = self.store.read("look at the outbox", |rx| rx.outbox_depth()).await?;
         Ok(PanelReport { status: self.status.borrow().clone(), outbox })
+    }
+
+    /// What one panel has asked for says nothing of another.
+    async fn forget_pause(&self) {
+        if let Err(why) = self.store.write("let updates go", |tx| tx.let_all_go()).await {
+            tracing::warn!(error = %Chain(&why), "the new panel is told when the one before wanted to be");
+        }
     }
 
     fn publish(&self, state: PanelState, error: Option<String>) {

@@ -59,10 +59,10 @@ use self::writer::Writer;
 const READERS: usize = 2;
 /// Reads that may walk through many rows have a place of their own: a start waits for none of them.
 const LONG_READERS: usize = 1;
-/// A program that a killed lightd was about to start holds the lock until it has begun.
 /// How often, and in what distance, a write that has to be is tried while the queue is full.
 const BUSY_TRIES: u32 = 100;
 const BUSY_AGAIN: Duration = Duration::from_millis(20);
+/// A program that a killed lightd was about to start holds the lock until it has begun.
 const LOCK_TRIES: u32 = 50;
 const LOCK_AGAIN: Duration = Duration::from_millis(20);
 /// Long enough for a backup tool that holds the file for a moment.

@@ -174,7 +174,7 @@ async fn a_stop_of_lightd_ends_waits_and_what_was_asked_stands() {
     daemon.launch().await;
     daemon.state(&id, "running").await;
     let again = client.request(Method::POST, &path).header("idempotency-key", "once");
-    answer(again).await.refused(409, "idempotency_unknown");
+    assert_eq!(answer(again).await.is(200)["state"], "running", "the wish was taken on");
     daemon.close().await;
 }
 
@@ -254,6 +254,85 @@ async fn a_key_that_is_sent_again_hears_what_has_come_of_the_wish_since() {
     wish(&daemon, &id, "kill", "50s").await.is(200);
     assert_eq!(keyed(&client, "s", &path("0s"), json!({})).await.is(200), started, "it stands");
     assert_eq!(daemon.state(&id, "offline").await["state"], "offline", "and starts nothing");
+    daemon.close().await;
+}
+
+#[tokio::test]
+async fn a_key_is_told_what_came_of_its_own_wish_whatever_others_wish_since() {
+    let daemon = Daemon::start().await;
+    let (id, client) = (daemon.id("own"), daemon.client());
+    let spec = daemon.spec(&id, json!({"install_script": "exit 0"})).await;
+    let made = keyed(&client, "c", "/containers", spec.clone()).await.is(201);
+    assert_eq!(made.get("done"), None, "{made}");
+    daemon.state(&id, "offline").await;
+    let path = |action: &str, wait: &str| format!("/containers/{id}/{action}?wait={wait}");
+
+    let to = |port: u16| json!({"ports": [{"ip": "127.0.0.1", "port": port}]});
+    let ports = [crate::support::numbers::free_port(), crate::support::numbers::free_port()];
+    for port in ports {
+        client.post("/network/ports", json!({"ip": "127.0.0.1", "port": port})).await.is(201);
+    }
+    let rebound = async |port: u16| {
+        eventually("the ports are changed", SOON, async || {
+            let seen = client.get(&format!("/containers/{id}")).await.is(200);
+            let is_so = seen["ports"][0]["port"] == port && seen["state"] == "offline";
+            if is_so { Ok(()) } else { Err(seen) }
+        })
+        .await;
+    };
+    keyed(&client, "r1", &path("rebind-network", "0s"), to(ports[0])).await;
+    rebound(ports[0]).await;
+    keyed(&client, "r2", &path("rebind-network", "50s"), to(ports[1])).await.is(200);
+    let told = keyed(&client, "r1", &path("rebind-network", "50s"), to(ports[0])).await.is(200);
+    assert_eq!(told["container"]["ports"][0]["port"], ports[0], "{told}");
+
+    wish(&daemon, &id, "start", "50s").await.is(200);
+    for (first, state, second, then) in
+        [("pause", "paused", "resume", "running"), ("suspend", "suspended", "unsuspend", "offline")]
+    {
+        keyed(&client, first, &path(first, "0s"), json!({})).await;
+        daemon.state(&id, state).await;
+        wish(&daemon, &id, second, "50s").await.is(200);
+        let told = keyed(&client, first, &path(first, "50s"), json!({})).await;
+        assert_eq!(told.headers["idempotent-replayed"], "true");
+        assert_eq!(told.is(200)["state"], state);
+        daemon.state(&id, then).await;
+    }
+
+    let patch = client.request(Method::PATCH, &format!("/containers/{id}"));
+    answer(patch.json(&json!({"install_script": "exit 7"}))).await.is(200);
+    wish(&daemon, &id, "reinstall", "50s").await.refused(409, "install_failed");
+    assert_eq!(keyed(&client, "c", "/containers", spec.clone()).await.is(201), made);
+    let installed = keyed(&client, "c", "/containers?wait=50s", spec.clone()).await.is(201);
+    assert_eq!((&installed["done"], &installed["state"]), (&json!(true), &json!("offline")));
+    assert_eq!(keyed(&client, "c", "/containers", spec).await.is(201), made, "the first answer");
+    daemon.close().await;
+}
+
+#[tokio::test]
+async fn who_is_cut_off_may_ask_again_at_once_and_a_failure_after_a_restart_is_told_and_not_kept() {
+    let mut daemon = Daemon::start().await;
+    let (id, client) = (daemon.id("cut"), daemon.client());
+    let spec = json!({
+        "startup_command": "guest forever", "start_pattern": "Never", "start_timeout": 600,
+    });
+    daemon.create(&id, spec).await;
+    let path = |wait: &str| format!("/containers/{id}/start?wait={wait}");
+    let first = client.request(Method::POST, &path("5m")).header("idempotency-key", "s");
+    let first = first.json(&json!({})).timeout(Duration::from_millis(300));
+    first.send().await.expect_err("it is still starting");
+    eventually("the key is free", SOON, async || {
+        let again = keyed(&client, "s", &path("0s"), json!({})).await;
+        if again.status == 202 { Ok(()) } else { Err(again.text) }
+    })
+    .await;
+    daemon.restart().await;
+    wish(&daemon, &id, "kill", "50s").await.is(200);
+    keyed(&client, "s", &path("50s"), json!({})).await.refused(409, "superseded");
+    let patch = client.request(Method::PATCH, &format!("/containers/{id}"));
+    answer(patch.json(&json!({"start_pattern": null}))).await.is(200);
+    wish(&daemon, &id, "start", "50s").await.is(200);
+    keyed(&client, "s", &path("50s"), json!({})).await.is(200);
     daemon.close().await;
 }
 

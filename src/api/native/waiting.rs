@@ -3,7 +3,7 @@
 //! What is waited for is decided before; a caller that goes away, or whose time is over, cancels nothing. The
 //! time over is 202, what can't come any more a 409 with the reason. An `Idempotency-Key` keeps such a refusal:
 //! the wish was carried out, and is not to be carried out again. Of a wish whose end is not known yet it keeps
-//! what is waited for, as [`Awaited`]: who asks again is told what has come of it since.
+//! what is waited for, as [`Awaited`], and watches on.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -73,7 +73,7 @@ pub(super) struct WishView<'a> {
     pub(super) container: Option<ContainerView<'a>>,
 }
 
-/// What a 202 leaves open, to be looked at again. It lies in the answer's extensions.
+/// What a 202 leaves open, to be watched on. It lies in the answer's extensions.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(in crate::api) struct Awaited {
     id: ContainerId,
@@ -81,6 +81,10 @@ pub(in crate::api) struct Awaited {
     created_at: UnixSeconds,
     wish: Wish,
     goal: Goal,
+    /// The generation of the decision, in the process that took it. Another process has seen nothing of what
+    /// came in between, wishes of others among it.
+    #[serde(skip)]
+    decided: Option<u64>,
 }
 
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
@@ -91,8 +95,12 @@ enum Wish {
 
 impl Awaited {
     pub(super) fn creation(seen: &Snapshot, goal: Goal) -> Self {
+        Self::of_wish(seen, Wish::Creation, goal, seen.generation)
+    }
+
+    fn of_wish(seen: &Snapshot, wish: Wish, goal: Goal, decided: u64) -> Self {
         let (id, created_at) = (seen.id.clone(), seen.created_at);
-        Self { id, created_at, wish: Wish::Creation, goal }
+        Self { id, created_at, wish, goal, decided: Some(decided) }
     }
 
     /// Marks an answer that leaves it open.
@@ -102,16 +110,43 @@ impl Awaited {
     }
 
     /// What has come of it, or comes of it within this time. An answer that leaves it open again is marked.
-    pub(in crate::api) async fn look_again(self, state: &AppState, patience: Duration) -> Response {
-        let same = |handle: &ContainerHandle| handle.snapshot().created_at == self.created_at;
-        let waited = match state.supervisor.get(&self.id).filter(same) {
-            // Whatever is published now came after the decision, if need be in another process.
-            Some(handle) => handle.outcome(&self.goal, 0, patience).await,
+    pub(in crate::api) async fn look(&self, state: &AppState, patience: Duration) -> Response {
+        let handle = self.container(state);
+        let waited = match &handle {
+            // Whatever another process publishes came after the decision.
+            Some(handle) => handle.outcome(&self.goal, self.decided.unwrap_or(0), patience).await,
             None => Waited::Unreached(Unreached::Deleting),
         };
+        match (waited, handle) {
+            (Waited::Unreached(why), Some(handle)) if self.decided.is_none() => {
+                // What it did not lead to may be what somebody has wished since.
+                let state = handle.snapshot().state_name();
+                let why = match why {
+                    Unreached::RebindFailed(_) => Unreached::Superseded(state),
+                    why => why,
+                };
+                Fate::Open.of(ApiError::from(why).into_response())
+            }
+            (waited, _) => self.tell(waited),
+        }
+    }
+
+    /// What to say to who will not wait any longer; `None` where its container is gone.
+    pub(in crate::api) fn late(&self, state: &AppState) -> Option<Response> {
+        Some(self.tell(Waited::TimedOut(self.container(state)?.snapshot())))
+    }
+
+    fn container(&self, state: &AppState) -> Option<ContainerHandle> {
+        let same = |handle: &ContainerHandle| handle.snapshot().created_at == self.created_at;
+        state.supervisor.get(&self.id).filter(same)
+    }
+
+    fn tell(&self, waited: Waited) -> Response {
         match self.wish {
             Wish::Creation => super::containers::installed(&self.id, waited, &self.goal),
-            Wish::Command(command) => tell(command, &self.goal, waited, taken_on(command), None),
+            Wish::Command(command) => {
+                tell(command, &self.goal, waited, taken_on(command), self.decided)
+            }
         }
     }
 }
@@ -139,8 +174,7 @@ pub(super) async fn answer(
 }
 
 fn open(command: Command, goal: Goal, seen: &Snapshot, view: WishView<'_>) -> Response {
-    let (id, created_at) = (seen.id.clone(), seen.created_at);
-    let awaited = Awaited { id, created_at, wish: Wish::Command(command), goal };
+    let awaited = Awaited::of_wish(seen, Wish::Command(command), goal, view.generation);
     awaited.of((StatusCode::ACCEPTED, axum::Json(view)).into_response())
 }
 

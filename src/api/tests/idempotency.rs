@@ -112,6 +112,8 @@ async fn an_answer_that_leaves_the_end_open_is_looked_at_again() {
         let (status, again, replayed) = send(&node, TOKEN, "k", &uri(wait), &body).await;
         assert_eq!((status.as_u16(), replayed, &again["done"]), (202, true, &json!(false)));
     }
+    let (status, bad, _) = send(&node, TOKEN, "k", &uri("?wait=soon"), &body).await;
+    assert_eq!((status.as_u16(), &bad["problems"][0]["field"]), (400, &json!("?wait")));
     // There is no engine that could install it; but its end can come.
     assert!(node.ask("DELETE", "/containers/a?wait=0s", Value::Null).await.0.is_success());
     let (status, ended, replayed) = send(&node, TOKEN, "k", &uri("?wait=9s"), &body).await;

@@ -133,6 +133,10 @@ impl Tx<'_> {
         attempts: &[Attempts],
         now_ms: i64,
     ) -> Result<usize, StoreError> {
+        // One that is over says no more when anything is due.
+        if (1..=now_ms).contains(&self.all_wait_until_ms()?) {
+            self.let_all_go()?;
+        }
         for Attempts { server, fates } in attempts {
             // Behind those that have been due for longer.
             let mut next = (now_ms, false);
@@ -216,12 +220,21 @@ impl Tx<'_> {
     }
 
     /// Ends a pause that the panel has asked for all updates.
-    pub(super) fn let_all_go(&self) -> Result<(), StoreError> {
+    pub(crate) fn let_all_go(&self) -> Result<(), StoreError> {
         self.set_meta(ALL_WAIT_UNTIL, "0")
     }
 }
 
 impl Attempts {
+    /// Until when the panel has asked to be told nothing at all, 0 if it has not.
+    pub(crate) fn all_wait_until_ms(&self) -> i64 {
+        let asked = |(_, fate): &(i64, Fate)| match fate {
+            Fate::Later { due_ms, asked: Asked::OfAll, .. } => Some(*due_ms),
+            _ => None,
+        };
+        self.fates.iter().filter_map(asked).max().unwrap_or(0)
+    }
+
     fn has_refusal(&self) -> bool {
         self.fates.iter().any(|(_, fate)| matches!(fate, Fate::Refused { .. }))
     }

@@ -239,3 +239,22 @@ async fn of_what_is_parked_only_old_power_states_make_room() {
     let oldest = read(&store, |rx| Ok(rx.outbox_entry(1450).is_err())).await;
     assert!(oldest, "the oldest power states are");
 }
+
+#[tokio::test]
+async fn a_pause_for_all_that_is_over_says_no_more_when_anything_is_due() {
+    let (_folder, store) = open();
+    enqueue(&store, "a", &[PanelUpdate::Ready]).await;
+    let until_ms = NOW_MS + 60_000;
+    let fate = Fate::Later { error: "503".to_owned(), due_ms: until_ms, asked: Asked::OfAll };
+    note(&store, "a", vec![(1, fate)]).await;
+    enqueue(&store, "b", &[PanelUpdate::Ready]).await;
+    let asked = Some(UnixSeconds::from_ms(until_ms));
+    assert_eq!(entry(&store, 2).await.due_at, asked);
+    let attempts = [Attempts { server: id("a"), fates: vec![(1, Fate::Delivered)] }];
+    let note = move |tx: &Tx<'_>| tx.note_attempts(&attempts, until_ms);
+    store.write("note", note).await.unwrap();
+    let at_once = Some(UnixSeconds::from_ms(NOW_MS));
+    assert_eq!(entry(&store, 2).await.due_at, at_once);
+    let depth = read(&store, |rx| rx.outbox_depth()).await;
+    assert_eq!(depth.next_attempt_at, at_once);
+}
