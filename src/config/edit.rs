@@ -174,7 +174,7 @@ mod tests {
         std::thread::scope(|scope| {
             let waits = scope.spawn(|| {
                 begins.send(()).unwrap();
-                let began = std::time::Instant::now();
+                let began = tokio::time::Instant::now();
                 Turn::wait(&path).map(|_turn| began.elapsed())
             });
             begun.recv().unwrap();
