@@ -160,7 +160,6 @@ mod tests {
         assert_eq!(node.send(stranger).await.status(), 401);
         let asked = given_up(request(TOKEN, "POST", "/containers", node.spec("a")));
         node.send_and_leave(asked).await;
-        node.send_and_leave(given_up(request(TOKEN, "GET", "/events", Value::Null))).await;
         let mut kept = request(TOKEN, "GET", "/containers", Value::Null);
         kept.extensions_mut().insert(OnGrant::new(|| true));
         assert_eq!(node.send(kept).await.status(), 200);
