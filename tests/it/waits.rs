@@ -296,9 +296,8 @@ async fn a_key_is_told_what_came_of_its_own_wish_whatever_others_wish_since() {
         daemon.state(&id, then).await;
     }
 
-    let patch = client.request(Method::PATCH, &format!("/containers/{id}"));
-    answer(patch.json(&json!({"install_script": "exit 7"}))).await.is(200);
-    wish(&daemon, &id, "reinstall", "50s").await.refused(409, "install_failed");
+    let fails = json!({"install_script": "exit 7"});
+    client.post(&path("reinstall", "50s"), fails).await.refused(409, "install_failed");
     assert_eq!(keyed(&client, "c", "/containers", spec.clone()).await.is(201), made);
     let installed = keyed(&client, "c", "/containers?wait=50s", spec.clone()).await.is(201);
     assert_eq!((&installed["done"], &installed["state"]), (&json!(true), &json!("offline")));
