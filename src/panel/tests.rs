@@ -124,6 +124,15 @@ impl Fixture {
         it
     }
 
+    /// As a lightd that is started again on the same store.
+    async fn restart(&mut self) {
+        self.cancel.cancel();
+        self.panel.ended().await;
+        self.cancel = CancellationToken::new();
+        self.panel = Arc::new(Panel::new(self.store.clone(), self.settings.subscribe()));
+        self.start();
+    }
+
     fn start(&mut self) {
         let (panel, cancel) = (Arc::clone(&self.panel), self.cancel.clone());
         self.tasks.spawn(async move { panel.run(cancel).await });
@@ -263,11 +272,7 @@ async fn a_panel_that_comes_back_is_told_at_once() {
     it.wait_for_depth(1, 0).await;
     let since = it.panel.status.borrow().since;
     // A daemon that is started again finds it, and knows since when the panel is away.
-    it.cancel.cancel();
-    it.panel.ended().await;
-    it.cancel = CancellationToken::new();
-    it.panel = Arc::new(Panel::new(it.store.clone(), it.settings.subscribe()));
-    it.start();
+    it.restart().await;
     it.wait_for_state(PanelState::Unreachable).await;
     assert_eq!(it.panel.status.borrow().since, since);
     *it.stub.healthy.lock().unwrap() = StatusCode::OK;
@@ -296,11 +301,7 @@ async fn what_the_panel_asked_for_is_kept_over_restarts_reloads_and_a_bad_look()
     };
     let asked = due(&it).await;
     // lightd is restarted.
-    it.cancel.cancel();
-    it.panel.ended().await;
-    it.cancel = CancellationToken::new();
-    it.panel = Arc::new(Panel::new(it.store.clone(), it.settings.subscribe()));
-    it.start();
+    it.restart().await;
     it.wait_for_state(PanelState::Reachable).await;
     // Its settings change.
     let mut other = it.present.clone();

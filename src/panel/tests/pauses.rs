@@ -33,11 +33,7 @@ async fn a_panel_that_is_unavailable_for_a_time_is_left_alone_by_all_servers() {
     assert!(next_in <= 661, "{next_in}");
     // What comes now waits as well, and a restart changes nothing.
     it.enqueue("new", &[PanelUpdate::Ready]).await;
-    it.cancel.cancel();
-    it.panel.ended().await;
-    it.cancel = CancellationToken::new();
-    it.panel = Arc::new(Panel::new(it.store.clone(), it.settings.subscribe()));
-    it.start();
+    it.restart().await;
     it.wait_for_state(PanelState::Reachable).await;
     let asked = it.stub.seen().len();
     // Lanes that were at work when it was said have sent theirs.
